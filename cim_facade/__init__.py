@@ -1,0 +1,1 @@
+"""CIM (WBEM) facade. Empty until its turn comes; see docs/roadmap.md."""

@@ -1,0 +1,195 @@
+"""The seam between the engine and whatever keeps blocks.
+
+``BlockDevice`` is what a reader or writer of blocks needs (an iSCSI LUN, the copy loop); ``Head`` is a writable
+one; ``VolumeStore`` makes, freezes, compares and removes them. ``engine.tvol`` is the native store; others fit
+the same seam.
+
+Two tiers. ``try_read`` and ``try_write`` run in the event loop's thread, never block and either do the whole
+extent at once or promise nothing (return False: use the coroutine). The coroutines take everything else.
+
+Rules that every implementation keeps:
+
+* Extents are whole 512-byte sectors within the device, else ``OutOfRange``.
+* A write is *acknowledged* when the coroutine returns, or when ``end_pass`` returns after ``try_write`` did:
+  then it survives the process. It survives power loss once a later ``flush`` (or its own ``fua``) returned.
+* Overlapping writes take effect in the order of the calls.
+* All methods are called from the loop's thread.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+
+class ExtentState(enum.Enum):
+    """What a range of a device holds."""
+
+    DATA = "data"
+    ZERO = "zero"  # reads zero, told apart from HOLE only because somebody wrote zeroes there
+    HOLE = "hole"  # never written, or discarded; reads zero
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A byte range of a device, in whole sectors."""
+
+    offset: int
+    length: int
+    state: ExtentState = ExtentState.DATA
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes of one node, in whole chunks.
+
+    ``mapped``: what the node's map refers to. ``unique``: what would come back if the node were deleted now.
+    """
+
+    mapped_bytes: int
+    unique_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCapabilities:
+    """What a store can do by itself; the engine supplies or refuses the rest."""
+
+    fast_path: bool
+    instant_epoch: bool
+    instant_rollback: bool
+    digests: bool
+    recovery_points: bool
+
+
+class BlockDevice(Protocol):
+    """Something with blocks. A frozen one answers writes with ``WriteProtected``."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def read_only(self) -> bool: ...
+
+    def try_read(self, offset: int, view: memoryview, /) -> bool:
+        """Fill ``view`` from ``offset`` now, or return False having promised nothing."""
+        ...
+
+    def try_write(self, offset: int, data: memoryview, /) -> bool:
+        """Write ``data`` now, or return False having done nothing. ``end_pass`` must follow before the answer."""
+        ...
+
+    def end_pass(self) -> None:
+        """Journal what ``try_write`` changed since the last call. Raises ``StoreFailed``: nothing may be answered."""
+        ...
+
+    async def read(self, offset: int, view: memoryview, /) -> None: ...
+    async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None: ...
+    async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None: ...
+    async def discard(self, offset: int, length: int, /) -> None: ...
+    async def flush(self) -> None:
+        """Everything acknowledged before the call is durable when it returns."""
+        ...
+
+    async def extents(self, offset: int, length: int, /) -> list[Extent]:
+        """The states of a range, merged, in order, without gaps."""
+        ...
+
+
+class Frozen(BlockDevice, Protocol):
+    """A snapshot as a device."""
+
+    @property
+    def guid(self) -> str:
+        """Identity of this recovery point: the same on every store that holds a copy of it."""
+        ...
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def created_at(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    @property
+    def volume_id(self) -> str:
+        """The volume that this is a snapshot of."""
+        ...
+
+
+class Head(BlockDevice, Protocol):
+    """A writable volume (or staging area) of a store."""
+
+    @property
+    def volume_id(self) -> str:
+        """Identity of the volume; stays with it across rollback, staging and a move."""
+        ...
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def store(self) -> VolumeStore: ...
+    async def resize(self, size_bytes: int, /) -> None: ...
+
+
+class VolumeStore(Protocol):
+    """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
+
+    @property
+    def capabilities(self) -> StoreCapabilities: ...
+
+    @property
+    def incarnation(self) -> int:
+        """Grows with each open for writing."""
+        ...
+
+    def volumes(self) -> Sequence[Head]: ...
+    def snapshots(self, volume_id: str | None = None) -> Sequence[Frozen]: ...
+
+    async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Frozen:
+        """Freeze the volume at this instant (an epoch flip in the call's first step) and return once durable.
+
+        Writes admitted before belong to the snapshot, later ones do not; nobody waits for it. ``guid`` is for
+        a recovery point that exists elsewhere already. ``hidden`` ones are the engine's own (common points).
+        """
+        ...
+
+    async def clone(self, source: Frozen, name: str) -> Head:
+        """A linked clone: a new volume that shares the snapshot's chunks."""
+        ...
+
+    async def rollback(self, head: Head, to: Frozen) -> Head:
+        """The volume reads as ``to`` from now on; what it was stays as a snapshot. Returns its new head."""
+        ...
+
+    async def delete_snapshot(self, snapshot: Frozen) -> None: ...
+    async def delete_volume(self, head: Head) -> None: ...
+    def changed(self, older: Frozen | None, newer: Frozen | Head) -> AsyncIterator[Extent]:
+        """Ranges whose pointers differ (discards included), in order. ``None``: against an empty device."""
+        ...
+
+    async def space(self, node: Frozen | Head) -> Space: ...
+
+    async def begin_staging(self, head: Head, base: Frozen | None) -> Head:
+        """A hidden writable area of ``head``'s volume, starting as ``base`` (or empty). Survives reopening."""
+        ...
+
+    def staging(self, volume_id: str) -> Head | None:
+        """The staging area of a volume, if one is open."""
+        ...
+
+    async def commit_staging(self, staging: Head, name: str, *, guid: str) -> tuple[Head, Frozen]:
+        """Freeze the staging area as recovery point ``guid`` and make it the volume's content: one atomic,
+        durable step. The old head is dropped. Returns the new head and the recovery point."""
+        ...
+
+    async def abort_staging(self, staging: Head) -> None: ...
+    async def close(self) -> None:
+        """Checkpoint and close; devices of this store answer ``StoreFailed`` afterwards."""
+        ...

@@ -1,0 +1,1 @@
+"""iSCSI target and a small initiator (RFC 7143)."""

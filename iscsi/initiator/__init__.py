@@ -1,0 +1,1 @@
+"""A small iSCSI initiator on the same wire codecs."""

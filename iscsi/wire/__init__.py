@@ -1,0 +1,1 @@
+"""Pure codecs of iSCSI PDUs: bytes in, objects out; no socket, clock or log."""
