@@ -1,0 +1,209 @@
+"""A deterministic asyncio loop without threads, sockets or wall clock, and the workers and clock that go with it.
+
+Time is counted in *turns*: one turn runs every callback that was ready at its start, in order, as asyncio does.
+Workers' calls take effect at a seeded turn and report at a later one, so that completions overtake each other
+and the loop's own work, as with a real pool. A timer fires when its second has come on the virtual clock, which
+jumps ahead when nothing else is left to do. One seed therefore fixes everything.
+
+A ``ProcessDied`` raised by a simulated file ends the loop at once: no callback runs after it, tasks stay as they
+are, as after ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+TURN_SECONDS = 1e-4
+"""What one turn takes on the virtual clock."""
+
+
+class ProcessDied(BaseException):
+    """The simulated process ended inside a file operation; nothing may run after it."""
+
+
+class Deadlock(AssertionError):
+    """The awaited task is not done and nothing is left that could wake it."""
+
+
+class SimLoop(asyncio.AbstractEventLoop):
+    """The part of an event loop that code without sockets and subprocesses needs."""
+
+    def __init__(self, *, turns_max: int = 200_000) -> None:
+        self.turn = 0
+        self.turns_max = turns_max
+        self.dead = False
+        self.errors: list[dict[str, Any]] = []
+        self._ready: deque[asyncio.Handle] = deque()
+        self._at_turn: list[tuple[int, int, asyncio.Handle]] = []
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
+        self._time = 0.0
+        self._closed = False
+        self._running = False
+
+    # What asyncio's tasks, futures and locks call.
+
+    def time(self) -> float:
+        return self._time
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def call_soon(self, callback, *args, context=None):
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_later(self, delay, callback, *args, context=None):
+        return self.call_at(self._time + delay, callback, *args, context=context)
+
+    def call_at(self, when, callback, *args, context=None):
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._order), handle))
+        return handle
+
+    def call_after_turns(self, turns: int, callback: Callable[..., object], *args: object) -> None:
+        """Run ``callback`` in the turn that is ``turns`` from now (at least one)."""
+        handle = asyncio.Handle(callback, args, self, contextvars.copy_context())
+        heapq.heappush(self._at_turn, (self.turn + max(1, turns), next(self._order), handle))
+
+    def _timer_handle_cancelled(self, handle) -> None:
+        return None
+
+    def create_future(self):
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro, *, name=None, context=None):
+        return asyncio.Task(coro, loop=self, name=name, context=context)
+
+    def call_exception_handler(self, context) -> None:
+        if not self.dead:
+            self.errors.append(context)
+
+    def default_exception_handler(self, context) -> None:
+        self.call_exception_handler(context)
+
+    # Driving.
+
+    def run_until_complete(self, coro: Coroutine[Any, Any, Any]) -> Any:
+        """Run until ``coro`` is done. Raises ProcessDied, Deadlock, or what ``coro`` raised."""
+        task = self.create_task(coro)
+        self._running = True
+        asyncio._set_running_loop(self)
+        try:
+            while not task.done():
+                self._one_turn()
+        finally:
+            asyncio._set_running_loop(None)
+            self._running = False
+        return task.result()
+
+    def die(self) -> None:
+        """The process is gone: nothing runs any more."""
+        self.dead = True
+
+    def close(self) -> None:
+        """Forget everything, silently, as the end of a process does."""
+        self.dead = True
+        self._closed = True
+        self._ready.clear()
+        self._at_turn.clear()
+        self._timers.clear()
+
+    def _one_turn(self) -> None:
+        if not self._ready:
+            self._wait()
+        self.turn += 1
+        self._time += TURN_SECONDS
+        if self.turn > self.turns_max:
+            raise Deadlock(f"not done after {self.turns_max} turns")
+        while self._at_turn and self._at_turn[0][0] <= self.turn:
+            self._ready.append(heapq.heappop(self._at_turn)[2])
+        while self._timers and self._timers[0][0] <= self._time:
+            self._ready.append(heapq.heappop(self._timers)[2])
+        for _ in range(len(self._ready)):
+            handle = self._ready.popleft()
+            if not handle.cancelled():
+                handle._run()
+            if self.dead:
+                raise ProcessDied
+
+    def _wait(self) -> None:
+        """Nothing is ready: go to the turn, or else to the second, of the next event."""
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+        if self._at_turn:
+            self.turn = max(self.turn, self._at_turn[0][0] - 1)
+        elif self._timers:
+            self._time = max(self._time, self._timers[0][0])
+        else:
+            raise Deadlock("nothing is left to run")
+
+
+class SimWorkers:
+    """The pool of ``engine.files.Workers``: each call happens at a seeded turn and reports at a later one."""
+
+    def __init__(self, loop: SimLoop, rng: random.Random, *, turns_max: int = 6) -> None:
+        self._loop = loop
+        self._rng = rng
+        self._turns_max = turns_max
+
+    async def run(self, call):
+        future = self._loop.create_future()
+        delay = self._rng.randrange(self._turns_max) if self._rng.random() < 0.7 else 0
+        self._loop.call_after_turns(delay, self._take_effect, call, future)
+        return await future
+
+    def _take_effect(self, call, future) -> None:
+        try:
+            result, error = call(), None
+        except ProcessDied:
+            self._loop.die()
+            return
+        except Exception as caught:
+            result, error = None, caught
+        self._loop.call_after_turns(self._rng.randrange(self._turns_max), self._report, future, result, error)
+
+    def _report(self, future, result, error) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+class SimClock:
+    """``engine.files.Clock`` on the loop's virtual time."""
+
+    EPOCH = 1_790_000_000.0
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    def boottime(self) -> float:
+        return self._loop.time()
+
+    def time(self) -> float:
+        return self.EPOCH + self._loop.time()

@@ -1,0 +1,195 @@
+"""What a volume may hold after a crash: for every sector, one certain value and a set of possible later ones.
+
+Every write carries a number that grows with each call anywhere in the family, and fills each of its sectors with
+(number, sector address, writer). A sector read back therefore names the write that made it.
+
+``Content`` keeps two floors per sector:
+
+* the *cached* floor: the last acknowledged operation (in the order of the calls). It survives the process.
+* the *durable* floor: the last one covered by a returned flush, FUA or snapshot. It survives power loss.
+
+A sector may hold the value at its floor, or that of any later operation on it: nothing older, nothing foreign,
+nothing torn inside. Between different sectors no order is demanded, as no disk promises one.
+
+Not checked here: how many of several unflushed writes survive; that is quality, not correctness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SECTOR = 512
+_WORDS = SECTOR // 8
+NO_LIMIT = 1 << 62
+
+
+class Violation(AssertionError):
+    """The store holds something that no order of the acknowledged operations explains."""
+
+
+def tagged(number: int, first_sector: int, sectors: int, writer: int) -> bytes:
+    """The bytes of one write."""
+    words = np.empty((sectors, _WORDS // 4, 4), dtype=np.uint64)
+    words[:, :, 0] = number
+    words[:, :, 1] = np.arange(first_sector, first_sector + sectors, dtype=np.uint64)[:, None]
+    words[:, :, 2] = writer
+    words[:, :, 3] = words[:, :, 0] ^ (words[:, :, 1] << np.uint64(20)) ^ np.uint64(0xA5A5A5A5A5A5A5A5)
+    return words.tobytes()
+
+
+@dataclass(slots=True)
+class Content:
+    """The candidates of each sector of one device, addressed from 0 without its gaps (see ``Windows``)."""
+
+    sectors: int
+    lineage: dict[int, int]
+    """Which writers' numbers may appear here: writer -> highest number (of this device itself: no limit)."""
+    cached_base: np.ndarray = field(init=False)
+    cached_floor: np.ndarray = field(init=False)
+    durable_base: np.ndarray = field(init=False)
+    durable_floor: np.ndarray = field(init=False)
+    zeroed: np.ndarray = field(init=False)
+    """Number of the latest operation that zeroed the sector or might have."""
+    ceiling: int = NO_LIMIT
+    """Operations numbered above it are not in here: the number at which a snapshot was taken."""
+
+    def __post_init__(self) -> None:
+        for name in ("cached_base", "cached_floor", "durable_base", "durable_floor", "zeroed"):
+            setattr(self, name, np.zeros(self.sectors, dtype=np.uint64))
+
+    def frozen_at(self, number: int) -> Content:
+        """A snapshot taken now: what was acknowledged is in it, what is under way may be, what follows is not."""
+        other = Content(self.sectors, {writer: min(limit, number) for writer, limit in self.lineage.items()})
+        other.cached_base = self.cached_base.copy()
+        other.cached_floor = self.cached_floor.copy()
+        other.durable_base = self.cached_base.copy()
+        other.durable_floor = self.cached_floor.copy()
+        other.zeroed = self.zeroed.copy()
+        other.ceiling = number
+        return other
+
+    def heir(self, writer: int, number: int) -> Content:
+        """A writable device that starts as what this one is at this number."""
+        other = self.frozen_at(number)
+        other.lineage[writer] = NO_LIMIT
+        other.ceiling = NO_LIMIT
+        return other
+
+    def resized(self, sectors: int, number: int) -> Content:
+        """With more or fewer sectors; new ones are zero for certain."""
+        other = Content(sectors, dict(self.lineage))
+        keep = min(sectors, self.sectors)
+        for name in ("cached_base", "cached_floor", "durable_base", "durable_floor", "zeroed"):
+            getattr(other, name)[:keep] = getattr(self, name)[:keep]
+        for name in ("cached_floor", "durable_floor"):
+            getattr(other, name)[keep:] = number
+        other.ceiling = self.ceiling
+        return other
+
+    def zeroing(self, start: int, end: int, number: int) -> None:
+        """A zeroing operation was called (or a discard that may zero)."""
+        self.zeroed[start:end] = number
+
+    def acknowledged(self, start: int, end: int, number: int, *, value: int, durable: bool = False) -> None:
+        end = min(end, self.sectors)
+        _raise_floor(self.cached_base[start:end], self.cached_floor[start:end], number, value)
+        if durable:
+            _raise_floor(self.durable_base[start:end], self.durable_floor[start:end], number, value)
+
+    def flushing(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a flush called now will make durable."""
+        return self.cached_base.copy(), self.cached_floor.copy()
+
+    def flushed(self, captured: tuple[np.ndarray, np.ndarray]) -> None:
+        base, floor = captured
+        keep = min(len(base), self.sectors)
+        newer = floor[:keep] > self.durable_floor[:keep]
+        self.durable_base[:keep][newer] = base[:keep][newer]
+        self.durable_floor[:keep][newer] = floor[:keep][newer]
+
+    def floor_of(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The cached floor as it is now, for a read that begins now."""
+        return self.cached_base[start:end].copy(), self.cached_floor[start:end].copy()
+
+    def verify(
+        self, data: bytes | bytearray | memoryview, start: int, floor: tuple[np.ndarray, np.ndarray], what: str
+    ) -> np.ndarray:
+        """The values of the sectors in ``data``. Raises Violation unless each may stand there above ``floor``."""
+        base, number = floor
+        words = np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS // 4, 4)
+        first = words[:, 0, :]
+        values = first[:, 0].copy()
+        self._need((words == first[:, None, :]).all(axis=(1, 2)), values, start, what, "is torn inside a sector", base)
+        written = values != 0
+        address = np.arange(start, start + len(values), dtype=np.uint64)
+        seal = values ^ (address << np.uint64(20)) ^ np.uint64(0xA5A5A5A5A5A5A5A5)
+        right = np.where(written, (first[:, 1] == address) & (first[:, 3] == seal), (first == 0).all(axis=1))
+        self._need(right, values, start, what, "holds bytes that were never written there", base)
+        limit = np.zeros(len(values), dtype=np.uint64)
+        for writer, highest in self.lineage.items():
+            limit[first[:, 2] == writer] = min(highest, self.ceiling)
+        later_zero = self.zeroed[start : start + len(values)]
+        zero_ok = ~written & (later_zero > number)
+        later_ok = written & (values > number) & (values <= limit)
+        self._need(
+            (values == base) | zero_ok | later_ok, values, start, what, "holds a value that may not be there", base
+        )
+        return values
+
+    def _need(self, good, values, start: int, what: str, message: str, base) -> None:
+        if good.all():
+            return
+        at = int(np.argmin(good))
+        bad = int((~good).sum())
+        raise Violation(
+            f"{what}: sector {start + at} {message}: found write {int(values[at])}, certain is {int(base[at])}; "
+            f"{bad} such sectors"
+        )
+
+    def crashed(self, *, power_lost: bool) -> None:
+        """From now on only what survives is certain."""
+        if power_lost:
+            self.cached_base = self.durable_base.copy()
+            self.cached_floor = self.durable_floor.copy()
+
+    def observed(self, values: np.ndarray, number: int, *, durable: bool) -> None:
+        """All sectors were read when nothing was under way: these values stay until a later operation."""
+        self.cached_base = values.copy()
+        self.cached_floor = np.full(self.sectors, number, dtype=np.uint64)
+        if durable:
+            self.durable_base = values.copy()
+            self.durable_floor = self.cached_floor.copy()
+
+
+def _raise_floor(base: np.ndarray, floor: np.ndarray, number: int, value: int) -> None:
+    newer = floor < number
+    base[newer] = value
+    floor[newer] = number
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The parts of a large device that a test uses, as (offset, length) in bytes, seen as one small device.
+
+    They lie where the store's structures change: the start, both sides of a map leaf's border, the end.
+    """
+
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def sectors(self) -> int:
+        return sum(length for _, length in self.parts) // SECTOR
+
+    def within(self, sector: int, count: int) -> list[tuple[int, int, int]]:
+        """Split a range of the small device: (sector there, offset in the real device, length in bytes)."""
+        pieces = []
+        begin = 0
+        for offset, length in self.parts:
+            size = length // SECTOR
+            low, high = max(sector, begin), min(sector + count, begin + size)
+            if low < high:
+                pieces.append((low, offset + (low - begin) * SECTOR, (high - low) * SECTOR))
+            begin += size
+        return pieces
