@@ -6,11 +6,31 @@ Simulated implementations live in ``tests/support``; everything else in the engi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    InUse,
+    MediumError,
+    NotFound,
+    OutOfSpace,
+    PermissionDenied,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -37,9 +57,12 @@ class BlockFile(Protocol):
         """fdatasync. Raises MediumError; the caller makes that sticky."""
         ...
 
-    def punch(self, offset: int, length: int, /) -> None: ...
+    def punch(self, offset: int, length: int, /) -> None:
+        """Give a range back to the host; it reads zero afterwards. The size of the file does not change."""
+        ...
+
     def allocate(self, offset: int, length: int, /) -> None:
-        """Reserve space so that a later write there cannot meet OutOfSpace."""
+        """Reserve space so that a later write there cannot meet OutOfSpace. The file grows to hold it."""
         ...
 
     def truncate(self, size: int, /) -> None: ...
@@ -54,11 +77,14 @@ class FileSystem(Protocol):
         ...
 
     def open(self, path: Path, /, *, writable: bool) -> BlockFile:
-        """Raises NotFound, InUse (another process has it for writing), PermissionDenied."""
+        """Raises NotFound, InUse (another opener has it for writing), PermissionDenied."""
         ...
 
     def remove(self, path: Path, /) -> None: ...
-    def sync_directory(self, path: Path, /) -> None: ...
+    def sync_directory(self, path: Path, /) -> None:
+        """fsync of a directory: names made or removed in it are durable afterwards."""
+        ...
+
     def boot_id(self) -> str:
         """Identity of this boot: the page cache of an earlier process survives only within it."""
         ...
@@ -67,7 +93,10 @@ class FileSystem(Protocol):
 class Workers(Protocol):
     """A bounded pool of threads for calls that release the GIL."""
 
-    async def run(self, call: Callable[[], T], /) -> T: ...
+    async def run(self, call: Callable[[], T], /) -> T:
+        """Run ``call`` in a thread. A cancelled caller gets its CancelledError only when the call has ended, so
+        that nobody takes its buffers or its place in the file while it still runs."""
+        ...
 
 
 class Clock(Protocol):
@@ -81,3 +110,237 @@ class Clock(Protocol):
     def time(self) -> float:
         """Seconds since the epoch."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoreEnv:
+    """The machine as a store sees it."""
+
+    files: FileSystem
+    workers: Workers
+    clock: Clock
+
+
+# --- the real ones ----------------------------------------------------------------------------------------------
+
+_SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_MAX_BUFFERS = 1024
+"""IOV_MAX of Linux."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+
+def translate(error: OSError, what: str) -> EngineError:
+    """The engine's error for ``error``; ``what`` says what was tried on which file."""
+    text = f"{what}: {error.strerror or error}"
+    if error.errno in _SPACE_ERRORS:
+        return OutOfSpace(text)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionDenied(text)
+    return MediumError(text)
+
+
+class RealFile:
+    """A ``BlockFile`` over a descriptor that this object owns."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+        self._nowait = self._probe_nowait()
+
+    def _probe_nowait(self) -> bool:
+        """Whether this file system takes RWF_NOWAIT (tmpfs does not); without it ``read_now`` always declines."""
+        try:
+            os.preadv(self._fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        return True
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+        try:
+            for first in range(0, len(buffers), _MAX_BUFFERS):
+                some = buffers[first : first + _MAX_BUFFERS]
+                wanted = sum(map(len, some))
+                got = os.preadv(self._fd, some, offset)
+                while got < wanted:
+                    rest = _after(some, got)
+                    more = os.preadv(self._fd, rest, offset + got)
+                    if not more:
+                        for view in rest:
+                            view[:] = bytes(len(view))
+                        break
+                    got += more
+                offset += wanted
+        except OSError as error:
+            raise translate(error, f"reading {self.path} at {offset}") from error
+
+    def read_now(self, buffers: Sequence[memoryview], offset: int, /) -> bool:
+        if not self._nowait:
+            return False
+        try:
+            got = os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN; a real error comes back from the blocking read that follows
+            return False
+        return got == (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
+
+    def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+        try:
+            for first in range(0, len(buffers), _MAX_BUFFERS):
+                some = buffers[first : first + _MAX_BUFFERS]
+                wanted = len(some[0]) if len(some) == 1 else sum(map(len, some))
+                done = os.pwritev(self._fd, some, offset)
+                while done < wanted:
+                    done += os.pwritev(self._fd, _after(some, done), offset + done)
+                offset += wanted
+        except OSError as error:
+            raise translate(error, f"writing {self.path} at {offset}") from error
+
+    def sync_data(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise MediumError(f"fdatasync of {self.path}: {error.strerror}") from error
+
+    def punch(self, offset: int, length: int, /) -> None:
+        self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def allocate(self, offset: int, length: int, /) -> None:
+        self._fallocate(0, offset, length)
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> None:
+        code = _fallocate_call()(self._fd, mode, offset, length)
+        if code:
+            raise translate(OSError(code, os.strerror(code)), f"fallocate {mode} of {self.path} at {offset}+{length}")
+
+    def truncate(self, size: int, /) -> None:
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise translate(error, f"truncating {self.path} to {size}") from error
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of ``buffers`` when their first ``done`` bytes are through."""
+    rest = []
+    for view in buffers:
+        if done < len(view):
+            rest.append(view[done:])
+            done = 0
+        else:
+            done -= len(view)
+    return rest
+
+
+@functools.cache
+def _fallocate_call() -> Callable[[int, int, int, int], int]:
+    """fallocate(2) through libc, since ``os`` has only posix_fallocate; ctypes releases the GIL in the call."""
+    import ctypes  # only a process that opens a data file pays for the import
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+    def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+        """0 or the errno."""
+        return 0 if call(fd, mode, offset, length) == 0 else ctypes.get_errno()
+
+    return fallocate
+
+
+class RealFileSystem:
+    """Files of the host. A lock (flock) on the open file keeps a second writer out, in this process too."""
+
+    def create(self, path: Path, /) -> BlockFile:
+        return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, fcntl.LOCK_EX)
+
+    def open(self, path: Path, /, *, writable: bool) -> BlockFile:
+        if writable:
+            return self._open(path, os.O_RDWR, fcntl.LOCK_EX)
+        return self._open(path, os.O_RDONLY, fcntl.LOCK_SH)
+
+    def _open(self, path: Path, flags: int, lock: int) -> BlockFile:
+        try:
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise NotFound("file", str(path)) from None
+        except FileExistsError:
+            raise AlreadyExists("file", str(path)) from None
+        except OSError as error:
+            raise translate(error, f"opening {path}") from error
+        try:
+            fcntl.flock(fd, lock | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno == errno.EWOULDBLOCK:
+                raise InUse(f"{path} is open elsewhere; close it there first") from None
+            raise translate(error, f"locking {path}") from error
+        return RealFile(path, fd)
+
+    def remove(self, path: Path, /) -> None:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            raise NotFound("file", str(path)) from None
+        except OSError as error:
+            raise translate(error, f"removing {path}") from error
+
+    def sync_directory(self, path: Path, /) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise translate(error, f"fsync of directory {path}") from error
+
+    def boot_id(self) -> str:
+        try:
+            return _BOOT_ID.read_text().strip()
+        except OSError:
+            return str(uuid.uuid4())  # unknown: never equal to an earlier one, so unsynced records are not trusted
+
+
+class ThreadWorkers:
+    """``Workers`` over a pool of threads of its own."""
+
+    def __init__(self, threads: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="twinvol-io")
+
+    async def run(self, call: Callable[[], T], /) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # taken, so that asyncio does not report it as forgotten
+            raise
+
+    def close(self) -> None:
+        """Wait for the running calls and end the threads."""
+        self._pool.shutdown(wait=True)
+
+
+class SystemClock:
+    """The host's clocks."""
+
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
+
+    def boottime(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def real_env(threads: int = 8) -> StoreEnv:
+    """The host's files, ``threads`` worker threads, the host's clock."""
+    return StoreEnv(RealFileSystem(), ThreadWorkers(threads), SystemClock())
