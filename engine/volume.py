@@ -41,14 +41,14 @@ class Identity:
 
     serial: str
     """16 hexadecimal digits (VPD page 80h)."""
-    naa: str
-    """NAA identifier of type 3h, locally assigned, as 16 hexadecimal digits (SPC-4 section 7.8.6.6.4)."""
+    naa: int
+    """NAA identifier of type 3h, locally assigned, 64 bits (SPC-4 section 7.8.6.6.4)."""
 
     @classmethod
     def of(cls, guid: str) -> Identity:
         """The identity of the volume or recovery point with that UUID."""
         digest = hashlib.sha256(guid.encode()).hexdigest()
-        return cls(serial=digest[:16], naa="3" + digest[16:31])
+        return cls(serial=digest[:16], naa=int("3" + digest[16:31], 16))
 
 
 class VolumeEvent(enum.Enum):

@@ -1,0 +1,286 @@
+"""The operations that everybody outside the engine uses, and the values they exchange.
+
+``EngineApi`` has two implementations: ``engine.local_api.LocalApi`` in the data process, and ``twinvol.api.client``
+over the pool's Unix socket. The command line, the management process and the CIM facade are written against the
+protocol and know neither. All values are JSON values, lists of them, or frozen dataclasses of them, so that the
+socket's client and server need nothing but the type hints below. Refusals are ``engine.errors``.
+
+Names of volumes and snapshots: 1-64 of ``[a-z0-9.-]``, beginning with a letter or digit. Sizes are bytes, times are
+seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    """``state``: ok, read-only, failed (a sync failed: STORE section 2) or damaged (not served); ``reason`` says why.
+
+    ``target`` and ``lun``: where initiators find it first, when it is exposed. ``origin``: VOLUME@SNAPSHOT of a
+    linked clone. ``file``: its family's file.
+    """
+
+    name: str
+    volume_id: str
+    size_bytes: int
+    state: str
+    reason: str | None
+    serial: str
+    naa: str
+    physical_block_bytes: int
+    write_cache: bool
+    read_only: bool
+    removable: bool
+    snapshots: int
+    origin: str | None
+    file: str
+    target: str | None
+    lun: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """``target`` and ``lun`` when it is exposed (read-only)."""
+
+    volume: str
+    name: str
+    guid: str
+    size_bytes: int
+    created_at: float
+    serial: str
+    naa: str
+    target: str | None
+    lun: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSpace:
+    """``unique_bytes`` would come back if this snapshot alone were deleted."""
+
+    name: str
+    mapped_bytes: int
+    unique_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceInfo:
+    """Bytes in whole chunks. ``file_bytes``: what the family's file takes on the host, all members together."""
+
+    name: str
+    size_bytes: int
+    mapped_bytes: int
+    unique_bytes: int
+    file_bytes: int
+    snapshots: list[SnapshotSpace]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentInfo:
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiffInfo:
+    """Extents that changed between two points of one volume, in order. ``next_offset``: ask again from there."""
+
+    volume: str
+    older: str | None
+    newer: str | None
+    extents: list[ExtentInfo]
+    changed_bytes: int
+    next_offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LunInfo:
+    lun: int
+    volume: str
+    snapshot: str | None
+    size_bytes: int
+    serial: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """``initiators``: the access list; empty admits all."""
+
+    name: str
+    portals: list[str]
+    luns: list[LunInfo]
+    initiators: list[str]
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits."""
+
+    target: str
+    initiator: str
+    isid: str
+    tsih: int
+    address: str
+    portal: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """``state`` and ``state_number``: CIM_ConcreteJob.JobState. ``version`` grows with each visible change.
+
+    ``error``: name of the engine error that ended it; its text is ``message``. ``result``: what the work yields.
+    """
+
+    job: int
+    kind: str
+    subject: str
+    state: str
+    state_number: int
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_s: float
+    eta_s: float | None
+    created_at: float
+    finished_at: float | None
+    message: str
+    error: str | None
+    result: dict[str, Any]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventInfo:
+    """``severity``: info, warning or error."""
+
+    at: float
+    severity: str
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusInfo:
+    """``health``: ok, or degraded with ``reasons``. ``free_bytes``: what the host's file system has left."""
+
+    pool: str
+    pid: int
+    version: str
+    started_at: float
+    health: str
+    reasons: list[str]
+    iscsi: list[str]
+    volumes: int
+    snapshots: int
+    targets: int
+    sessions: int
+    jobs_running: int
+    provisioned_bytes: int
+    stored_bytes: int
+    total_bytes: int
+    free_bytes: int
+
+
+class EngineApi(Protocol):
+    """See the module. Every method may raise ``EngineError``; what is named below is what callers tell apart."""
+
+    async def status(self) -> StatusInfo: ...
+    async def event_list(self, limit: int = 100) -> list[EventInfo]:
+        """The newest events, oldest of them first."""
+        ...
+
+    async def volume_create(
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        chunk_bytes: int = 65536,
+        physical_block_bytes: int = 4096,
+        removable: bool = False,
+        read_only: bool = False,
+        write_cache: bool = True,
+        expose: bool = False,
+    ) -> VolumeInfo:
+        """Make an empty volume. ``expose`` also makes a target of its name with the volume as LUN 0.
+
+        Raises InvalidArgument, AlreadyExists, OutOfSpace.
+        """
+        ...
+
+    async def volume_list(self) -> list[VolumeInfo]: ...
+    async def volume_show(self, name: str) -> VolumeInfo: ...
+    async def volume_resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> VolumeInfo:
+        """Change the size; making it smaller loses what lies beyond and needs ``shrink``."""
+        ...
+
+    async def volume_delete(self, name: str, *, force: bool = False) -> None:
+        """Delete a volume and its exposure. Raises InUse: sessions, snapshots or linked clones hold it.
+
+        ``force`` ends the sessions and deletes the snapshots; linked clones hold it always.
+        """
+        ...
+
+    async def volume_space(self, name: str) -> SpaceInfo: ...
+
+    async def snapshot_create(self, volume: str, name: str, *, expose: bool = False) -> SnapshotInfo: ...
+    async def snapshot_list(self, volume: str) -> list[SnapshotInfo]: ...
+    async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
+        """Raises InUse: sessions are on its target (``force`` ends them), or clones come from it."""
+        ...
+
+    async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
+        """The volume reads as the snapshot from now on; what it was stays as a snapshot.
+
+        Raises InUse: sessions are on the volume. ``force`` does it under them, with a unit attention.
+        """
+        ...
+
+    async def snapshot_diff(
+        self, volume: str, older: str | None, newer: str | None, *, offset: int = 0, limit: int = 10_000
+    ) -> DiffInfo:
+        """What changed from ``older`` (None: from nothing) to ``newer`` (None: to the volume as it is)."""
+        ...
+
+    async def clone_create(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> VolumeInfo:
+        """A linked clone of a snapshot; without one, of a snapshot made now and named after the clone."""
+        ...
+
+    async def clone_list(self) -> list[VolumeInfo]:
+        """The linked clones."""
+        ...
+
+    async def target_create(self, name: str, *, initiators: list[str] | None = None) -> TargetInfo:
+        """An empty target. ``name``: an iSCSI name, or the part of it behind the pool's prefix."""
+        ...
+
+    async def target_list(self) -> list[TargetInfo]: ...
+    async def target_show(self, name: str) -> TargetInfo: ...
+    async def target_delete(self, name: str, *, force: bool = False) -> None:
+        """Raises InUse: it has sessions; ``force`` ends them."""
+        ...
+
+    async def target_lun_add(
+        self, target: str, volume: str, *, snapshot: str | None = None, lun: int | None = None
+    ) -> TargetInfo:
+        """Show a volume or snapshot as a LUN, by default the lowest free one."""
+        ...
+
+    async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo: ...
+    async def target_access(self, target: str, *, add: list[str], remove: list[str]) -> TargetInfo:
+        """Change the access list. Sessions that it no longer admits are ended."""
+        ...
+
+    async def session_list(self, target: str | None = None) -> list[SessionInfo]: ...
+
+    async def job_list(self) -> list[JobInfo]: ...
+    async def job_show(self, job: int) -> JobInfo: ...
+    async def job_wait(self, job: int, *, after_version: int = 0, timeout_s: float = 30.0) -> JobInfo:
+        """The job once its version is above ``after_version``, it is over, or the time is up."""
+        ...
+
+    async def job_cancel(self, job: int) -> JobInfo:
+        """Cancel and wait for its end. Raises InvalidState: it is over."""
+        ...

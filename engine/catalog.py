@@ -1,0 +1,400 @@
+"""The pool's catalogue: what the volume files do not know.
+
+SQLite, WAL, synchronous=FULL, one file per pool; this module holds the project's only SQL. Targets, access lists,
+policies, mirrors, jobs and events are true here. Which volumes exist, their identity and their sizes are true in
+the volume files (STORE section 4): ``replace_volumes`` rewrites those rows at each opening of the pool, keeping
+the policies, and the rows serve to name what a damaged file held.
+
+Every call runs in one dedicated thread, in the order of the calls: SQLite and its fsync never run in the loop, and
+the connection has one owner. Each method is one transaction, durable when it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from engine.errors import AlreadyExists, NotSupported, StoreCorrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+
+JOB_HISTORY_MAX = 1000
+"""Jobs kept; the oldest finished ones go first."""
+
+EVENT_HISTORY_MAX = 10_000
+"""Events kept; the oldest go first."""
+
+_SCHEMA = """
+CREATE TABLE volumes (
+    volume_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, file TEXT NOT NULL,
+    physical_block INTEGER NOT NULL, write_cache INTEGER NOT NULL, read_only INTEGER NOT NULL,
+    removable INTEGER NOT NULL, origin TEXT NOT NULL);
+CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL);
+CREATE TABLE luns (
+    target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, lun INTEGER NOT NULL,
+    volume_id TEXT NOT NULL, snapshot_guid TEXT, PRIMARY KEY (target, lun));
+CREATE TABLE access (
+    target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, initiator TEXT NOT NULL,
+    PRIMARY KEY (target, initiator));
+CREATE TABLE mirrors (
+    name TEXT PRIMARY KEY, source_id TEXT NOT NULL, target_id TEXT NOT NULL, mode TEXT NOT NULL,
+    state TEXT NOT NULL);
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, subject TEXT NOT NULL, state INTEGER NOT NULL,
+    done_bytes INTEGER NOT NULL, total_bytes INTEGER NOT NULL, created_at REAL NOT NULL, finished_at REAL,
+    message TEXT NOT NULL, error TEXT, result TEXT NOT NULL);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, severity TEXT NOT NULL, subject TEXT NOT NULL,
+    text TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRow:
+    """A volume and its policies.
+
+    ``file``: name of its family's file within the pool's ``volumes`` folder. ``origin``: what it was cloned from,
+    as VOLUME@SNAPSHOT; empty otherwise.
+    """
+
+    volume_id: str
+    name: str
+    file: str
+    physical_block_bytes: int = 4096
+    write_cache: bool = True
+    read_only: bool = False
+    removable: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LunRow:
+    """A volume, or one of its snapshots, under a number of a target."""
+
+    target: str
+    lun: int
+    volume_id: str
+    snapshot_guid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow:
+    """An iSCSI target. An empty access list admits every initiator."""
+
+    name: str
+    created_at: float
+    luns: Sequence[LunRow] = ()
+    initiators: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorRow:
+    """A mirror. ``state`` is the mirror engine's own durable record."""
+
+    name: str
+    source_id: str
+    target_id: str
+    mode: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job as last recorded. ``error``: class name of the engine error that ended it; its text is ``message``."""
+
+    job_id: int
+    kind: str
+    subject: str
+    state: int
+    done_bytes: int
+    total_bytes: int
+    created_at: float
+    finished_at: float | None
+    message: str
+    error: str | None
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """Something that somebody may want to know later. ``severity``: info, warning or error."""
+
+    event_id: int
+    at: float
+    severity: str
+    subject: str
+    text: str
+
+
+class Catalog:
+    """See the module. Made by ``open``."""
+
+    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._database = database
+        self._thread = thread
+
+    @classmethod
+    async def open(cls, path: Path) -> Catalog:
+        """Open the catalogue, making it when missing.
+
+        Raises:
+            StoreCorrupt: the file is no catalogue or damaged.
+            NotSupported: a newer twinvol made it.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="catalog")
+        try:
+            database = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(database, thread)
+
+    async def close(self) -> None:
+        await self._run(lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def transaction() -> T:
+            with self._database:
+                return work(self._database)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+
+    # --- volumes ----------------------------------------------------------------------------------------------
+
+    async def volumes(self) -> list[VolumeRow]:
+        def work(database: sqlite3.Connection) -> list[VolumeRow]:
+            rows = database.execute("SELECT * FROM volumes ORDER BY name")
+            return [VolumeRow(r[0], r[1], r[2], r[3], bool(r[4]), bool(r[5]), bool(r[6]), r[7]) for r in rows]
+
+        return await self._run(work)
+
+    async def put_volume(self, row: VolumeRow) -> None:
+        await self._run(lambda database: _put_volume(database, row))
+
+    async def replace_volumes(self, rows: Sequence[VolumeRow]) -> None:
+        """Make exactly these the known volumes: what the files say, joined with the policies known before."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM volumes")
+            for row in rows:
+                _put_volume(database, row)
+
+        await self._run(work)
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """Forget a volume and the LUNs that showed it or its snapshots."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM luns WHERE volume_id = ?", (volume_id,))
+            database.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
+
+        await self._run(work)
+
+    # --- targets ----------------------------------------------------------------------------------------------
+
+    async def targets(self) -> list[TargetRow]:
+        def work(database: sqlite3.Connection) -> list[TargetRow]:
+            luns: dict[str, list[LunRow]] = {}
+            for row in database.execute("SELECT target, lun, volume_id, snapshot_guid FROM luns ORDER BY lun"):
+                luns.setdefault(row[0], []).append(LunRow(*row))
+            access: dict[str, list[str]] = {}
+            for target, initiator in database.execute("SELECT target, initiator FROM access ORDER BY initiator"):
+                access.setdefault(target, []).append(initiator)
+            return [
+                TargetRow(name, created_at, tuple(luns.get(name, ())), tuple(access.get(name, ())))
+                for name, created_at in database.execute("SELECT name, created_at FROM targets ORDER BY name")
+            ]
+
+        return await self._run(work)
+
+    async def add_target(self, row: TargetRow) -> None:
+        """A target with its LUNs and access list. Raises AlreadyExists."""
+
+        def work(database: sqlite3.Connection) -> None:
+            try:
+                database.execute("INSERT INTO targets VALUES (?, ?)", (row.name, row.created_at))
+            except sqlite3.IntegrityError as error:
+                raise AlreadyExists("target", row.name) from error
+            for lun in row.luns:
+                database.execute("INSERT INTO luns VALUES (?, ?, ?, ?)", _lun_values(lun))
+            for initiator in row.initiators:
+                database.execute("INSERT INTO access VALUES (?, ?)", (row.name, initiator))
+
+        await self._run(work)
+
+    async def remove_target(self, name: str) -> None:
+        await self._run(lambda database: database.execute("DELETE FROM targets WHERE name = ?", (name,)))
+
+    async def add_lun(self, row: LunRow) -> None:
+        """Raises AlreadyExists: the target has that LUN."""
+
+        def work(database: sqlite3.Connection) -> None:
+            try:
+                database.execute("INSERT INTO luns VALUES (?, ?, ?, ?)", _lun_values(row))
+            except sqlite3.IntegrityError as error:
+                raise AlreadyExists("LUN", f"{row.target} {row.lun}") from error
+
+        await self._run(work)
+
+    async def remove_lun(self, target: str, lun: int) -> None:
+        await self._run(
+            lambda database: database.execute("DELETE FROM luns WHERE target = ? AND lun = ?", (target, lun))
+        )
+
+    async def set_access(self, target: str, initiators: Sequence[str]) -> None:
+        """Replace the access list of a target."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM access WHERE target = ?", (target,))
+            for initiator in initiators:
+                database.execute("INSERT INTO access VALUES (?, ?)", (target, initiator))
+
+        await self._run(work)
+
+    # --- mirrors ----------------------------------------------------------------------------------------------
+
+    async def mirrors(self) -> list[MirrorRow]:
+        def work(database: sqlite3.Connection) -> list[MirrorRow]:
+            rows = database.execute("SELECT name, source_id, target_id, mode, state FROM mirrors ORDER BY name")
+            return [MirrorRow(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+
+        return await self._run(work)
+
+    async def put_mirror(self, row: MirrorRow) -> None:
+        """Record a mirror or its new state."""
+        values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state))
+        await self._run(
+            lambda database: database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?)", values)
+        )
+
+    async def remove_mirror(self, name: str) -> None:
+        await self._run(lambda database: database.execute("DELETE FROM mirrors WHERE name = ?", (name,)))
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    async def add_job(self, kind: str, subject: str, state: int, created_at: float) -> int:
+        """Record a new job; returns its number. Removes what exceeds the history."""
+
+        def work(database: sqlite3.Connection) -> int:
+            cursor = database.execute(
+                "INSERT INTO jobs (kind, subject, state, done_bytes, total_bytes, created_at, message, result)"
+                " VALUES (?, ?, ?, 0, 0, ?, '', '{}')",
+                (kind, subject, state, created_at),
+            )
+            job_id = cursor.lastrowid
+            assert job_id is not None
+            database.execute("DELETE FROM jobs WHERE finished_at IS NOT NULL AND id <= ?", (job_id - JOB_HISTORY_MAX,))
+            return job_id
+
+        return await self._run(work)
+
+    async def save_job(self, row: JobRow) -> None:
+        values = (
+            row.state,
+            row.done_bytes,
+            row.total_bytes,
+            row.finished_at,
+            row.message,
+            row.error,
+            json.dumps(row.result),
+            row.job_id,
+        )
+        await self._run(
+            lambda database: database.execute(
+                "UPDATE jobs SET state = ?, done_bytes = ?, total_bytes = ?, finished_at = ?, message = ?,"
+                " error = ?, result = ? WHERE id = ?",
+                values,
+            )
+        )
+
+    async def jobs(self) -> list[JobRow]:
+        """All recorded jobs, oldest first."""
+
+        def work(database: sqlite3.Connection) -> list[JobRow]:
+            rows = database.execute(
+                "SELECT id, kind, subject, state, done_bytes, total_bytes, created_at, finished_at, message, error,"
+                " result FROM jobs ORDER BY id"
+            )
+            return [JobRow(*[*row[:10], json.loads(row[10])]) for row in rows]
+
+        return await self._run(work)
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    async def add_event(self, at: float, severity: str, subject: str, text: str) -> None:
+        def work(database: sqlite3.Connection) -> None:
+            cursor = database.execute(
+                "INSERT INTO events (at, severity, subject, text) VALUES (?, ?, ?, ?)", (at, severity, subject, text)
+            )
+            assert cursor.lastrowid is not None
+            database.execute("DELETE FROM events WHERE id <= ?", (cursor.lastrowid - EVENT_HISTORY_MAX,))
+
+        await self._run(work)
+
+    async def events(self, limit: int) -> list[EventRow]:
+        """The newest ``limit`` events, oldest of them first."""
+
+        def work(database: sqlite3.Connection) -> list[EventRow]:
+            rows = database.execute("SELECT * FROM events ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+            return [EventRow(*row) for row in reversed(rows)]
+
+        return await self._run(work)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # check_same_thread stays on: the connection is made and used in the catalogue's thread only.
+    database = sqlite3.connect(path)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA foreign_keys = ON")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise NotSupported(f"{path} has schema {version}, made by a newer twinvol; this one knows {SCHEMA_VERSION}")
+        if version == 0:
+            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise StoreCorrupt(str(path), str(error)) from error
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _put_volume(database: sqlite3.Connection, row: VolumeRow) -> None:
+    try:
+        database.execute(
+            "INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET"
+            " name = excluded.name, file = excluded.file, physical_block = excluded.physical_block,"
+            " write_cache = excluded.write_cache, read_only = excluded.read_only, removable = excluded.removable,"
+            " origin = excluded.origin",
+            (
+                row.volume_id,
+                row.name,
+                row.file,
+                row.physical_block_bytes,
+                row.write_cache,
+                row.read_only,
+                row.removable,
+                row.origin,
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise AlreadyExists("volume", row.name) from error
+
+
+def _lun_values(row: LunRow) -> tuple[str, int, str, str | None]:
+    return (row.target, row.lun, row.volume_id, row.snapshot_guid)
