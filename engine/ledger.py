@@ -1,0 +1,201 @@
+"""The crash-safe record of what a copy has already verified, so that nothing recorded is sent twice.
+
+A file of records, only ever appended to, until the copy is complete and the file is removed:
+
+    record = magic, type, payload length, checksum; payload
+    the first record says what is copied (``LedgerKey``), every other one lists verified ranges with their digests
+
+Invariants:
+
+* A checksum covers the payload *and the checksum of the record before it*, so a record left behind by an earlier
+  use of the same bytes never continues a newer chain. Reading stops at the first record that does not verify.
+* ``record`` is called only with ranges that the target has made durable **before** the call: a range that is found
+  in a ledger is at the target, whatever crashed since.
+* A ledger counts only for its own key: same source instant, same base, same target and the same staging area. Any
+  other file in its place is removed, durably, before a new one is begun. Whoever discards the target's staging area
+  removes the ledger first.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from engine.errors import NotFound
+from engine.hash_tree import DIGEST_BYTES, LEAF_BYTES, HashTree
+from engine.units import MIB, align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from engine.files import BlockFile, FileSystem, Workers
+    from engine.stores import Extent
+
+INTERVAL_BYTES = 64 * MIB
+"""At most this much is copied between two records; after a power loss at most this much is copied again."""
+
+MAX_PAYLOAD_BYTES = 16 * MIB
+"""A length above this is damage, not a record: an interval of 64 KiB leaves needs 1/4096 of its size."""
+
+_HEADER = struct.Struct("<4sHHII")
+_MAGIC = b"TVLG"
+_KEY, _RANGES = 1, 2
+_RANGE = struct.Struct("<QI")
+_KEY_FIXED = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerKey:
+    """What exactly is copied where.
+
+    ``source``: GUID of the frozen source. ``base``: GUID of the point that the target's staging area started as, or
+    empty. ``target``: identity of the target volume (for a file: its path). ``size_bytes``: of the source.
+    """
+
+    source: str
+    base: str
+    target: str
+    size_bytes: int
+
+    def serialize(self) -> bytes:
+        return _KEY_FIXED.pack(self.size_bytes) + "\0".join((self.source, self.base, self.target)).encode()
+
+
+class Ledger:
+    """See the module. Made by ``Ledger.open``.
+
+    ``tree`` holds the digests of everything recorded; ``done_bytes`` is how much that is.
+    """
+
+    def __init__(self, files: FileSystem, workers: Workers, path: Path, key: LedgerKey) -> None:
+        self.path = path
+        self.key = key
+        self.tree = HashTree(key.size_bytes)
+        self.done_bytes = 0
+        self.resumed = False
+        self._files = files
+        self._workers = workers
+        self._file: BlockFile | None = None
+        self._done = bytearray(self.tree.leaves)
+        self._end = 0
+        self._chain = 0
+
+    @classmethod
+    async def open(cls, files: FileSystem, workers: Workers, path: Path, key: LedgerKey) -> Ledger:
+        """Continue the ledger at ``path`` if it is this key's, else begin a new one there, durably."""
+        ledger = cls(files, workers, path, key)
+        await workers.run(ledger._open)
+        return ledger
+
+    @classmethod
+    async def discard(cls, files: FileSystem, workers: Workers, path: Path) -> None:
+        """Remove whatever ledger is at ``path``, durably. Also right when there is none."""
+        await workers.run(lambda: _remove(files, path))
+
+    def is_done(self, offset: int, length: int) -> bool:
+        """Whether all leaves of a range are recorded."""
+        first, end = offset // LEAF_BYTES, align_up(offset + length, LEAF_BYTES) // LEAF_BYTES
+        return self._done.find(0, first, end) < 0
+
+    async def record(self, ranges: Sequence[tuple[Extent, bytes]]) -> None:
+        """Append verified ranges and return once they are durable.
+
+        Args:
+            ranges: leaf-aligned ranges, each with the digests of its leaves. The target has made them durable.
+        """
+        if not ranges:
+            return
+        payload = b"".join([_RANGE.pack(extent.offset, len(digests)) + digests for extent, digests in ranges])
+        await self._workers.run(lambda: self._append(_RANGES, payload))
+        self._take(payload)
+
+    async def remove(self) -> None:
+        """The copy is complete, or given up: close the file and remove it, durably."""
+        await self.close()
+        await Ledger.discard(self._files, self._workers, self.path)
+
+    async def close(self) -> None:
+        """Close the file, which stays for the next attempt."""
+        file, self._file = self._file, None
+        if file is not None:
+            await self._workers.run(file.close)
+
+    def _open(self) -> None:
+        """In a worker: read what is there, or begin anew."""
+        try:
+            self._file = self._files.open(self.path, writable=True)
+        except NotFound:
+            self._begin()
+            return
+        if self._read(self._file):
+            self.resumed = True
+            return
+        self._file.close()
+        _remove(self._files, self.path)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file = self._files.create(self.path)
+        self._append(_KEY, self.key.serialize())
+        self._files.sync_directory(self.path.parent)
+
+    def _read(self, file: BlockFile) -> bool:
+        """Take over every valid record. False if this is not a ledger of this key."""
+        size, first = file.size(), True
+        while self._end + _HEADER.size <= size:
+            header = bytearray(_HEADER.size)
+            file.read_into([memoryview(header)], self._end)
+            magic, kind, _, length, checksum = _HEADER.unpack(header)
+            if magic != _MAGIC or length > MAX_PAYLOAD_BYTES or self._end + _HEADER.size + length > size:
+                break
+            payload = bytearray(length)
+            file.read_into([memoryview(payload)], self._end + _HEADER.size)
+            if checksum != _checksum(self._chain, kind, bytes(payload)):
+                break
+            if first and (kind != _KEY or bytes(payload) != self.key.serialize()):
+                return False
+            if kind == _RANGES:
+                self._take(bytes(payload))
+            first = False
+            self._chain = checksum
+            self._end += _HEADER.size + length
+        return not first
+
+    def _append(self, kind: int, payload: bytes) -> None:
+        assert self._file is not None
+        assert len(payload) <= MAX_PAYLOAD_BYTES
+        checksum = _checksum(self._chain, kind, payload)
+        header = _HEADER.pack(_MAGIC, kind, 0, len(payload), checksum)
+        self._file.write([memoryview(header), memoryview(payload)], self._end)
+        self._file.sync_data()
+        self._chain = checksum
+        self._end += len(header) + len(payload)
+
+    def _take(self, payload: bytes) -> None:
+        at = 0
+        while at < len(payload):
+            offset, length = _RANGE.unpack_from(payload, at)
+            at += _RANGE.size
+            self.tree.put(offset, payload[at : at + length])
+            at += length
+            first, end = offset // LEAF_BYTES, offset // LEAF_BYTES + length // DIGEST_BYTES
+            self.done_bytes += self._done.count(0, first, end) * LEAF_BYTES
+            if end == self.tree.leaves and not self._done[-1]:
+                self.done_bytes -= -self.key.size_bytes % LEAF_BYTES  # the last leaf is short
+            self._done[first:end] = b"\1" * (end - first)
+
+
+def _checksum(chain: int, kind: int, payload: bytes) -> int:
+    return int(google_crc32c.value(struct.pack("<IHI", chain, kind, len(payload)) + payload))
+
+
+def _remove(files: FileSystem, path: Path) -> None:
+    try:
+        files.remove(path)
+    except NotFound:
+        return
+    files.sync_directory(path.parent)

@@ -1,0 +1,157 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from engine.copy_job import CopyControl, CopyOptions, copy_extents, whole_leaves
+from engine.errors import IntegrityError, InvalidArgument, MediumError
+from engine.files import real_env
+from engine.hash_tree import LEAF_BYTES
+from engine.ledger import Ledger, LedgerKey
+from engine.stores import Extent
+from engine.units import KIB, MIB
+from tests.support.memory_store import MemoryNode, MemoryStore
+
+SIZE = 6 * MIB + 512
+
+
+async def frozen_source(seed: int = 1, writes: int = 12) -> MemoryNode:
+    rng = random.Random(seed)
+    store = MemoryStore()
+    head = store.create_volume("source", SIZE)
+    for _ in range(writes):
+        length = rng.randrange(1, 600) * 512
+        offset = rng.randrange(0, (SIZE - length) // 512) * 512
+        await head.write(offset, memoryview(rng.randbytes(length)))
+    await head.write_zeroes(2 * MIB, 256 * KIB)  # stored zeroes
+    return await store.snapshot(head, "s")
+
+
+def blank_target() -> MemoryNode:
+    return MemoryStore().create_volume("target", SIZE)
+
+
+async def test_a_copy_is_equal_durable_and_says_its_root():
+    source, target = await frozen_source(), blank_target()
+    result = await copy_extents(source, target, options=CopyOptions(blank_target=True))
+    assert target.content(0, SIZE) == source.content(0, SIZE)
+    assert target.store.durable[target].chunks == target.chunks
+    again = await copy_extents(source, blank_target())
+    assert result.tree.root() == again.tree.root()
+    assert 2 * MIB // LEAF_BYTES not in target.chunks, "stored zeroes are not written"
+
+
+async def test_holes_and_zeroes_clear_what_the_target_held():
+    source, target = await frozen_source(), blank_target()
+    await target.write(0, memoryview(b"\xaa" * SIZE))
+    await copy_extents(source, target)
+    assert target.content(0, SIZE) == source.content(0, SIZE)
+
+
+async def test_only_the_planned_extents_are_touched():
+    source, target = await frozen_source(), blank_target()
+    await copy_extents(source, target, [Extent(MIB + 512, 512), Extent(SIZE - 512, 512)])
+    expected = bytearray(SIZE)
+    for start, end in ((MIB, MIB + LEAF_BYTES), (SIZE - 512, SIZE)):
+        expected[start:end] = source.content(start, end - start)
+    assert target.content(0, SIZE) == expected
+
+
+async def test_compare_first_writes_only_what_differs():
+    source, target = await frozen_source(), blank_target()
+    await copy_extents(source, target)
+    await target.write(512, memoryview(b"x" * 512))
+    control = CopyControl()
+    result = await copy_extents(source, target, options=CopyOptions(compare_first=True), control=control)
+    assert target.content(0, SIZE) == source.content(0, SIZE)
+    assert control.progress.written_bytes <= 256 * KIB
+    assert control.progress.equal_bytes > 0
+    assert result.progress.done_bytes == result.progress.total_bytes
+
+
+class Corrupting:
+    """A target that loses a bit of one sector."""
+
+    def __init__(self, node: MemoryNode, offset: int) -> None:
+        self.node = node
+        self.offset = offset
+
+    def __getattr__(self, name):
+        return getattr(self.node, name)
+
+    async def write(self, offset, data, *, fua=False):
+        payload = bytearray(data)
+        if offset <= self.offset < offset + len(payload):
+            payload[self.offset - offset] ^= 1
+        await self.node.write(offset, memoryview(payload), fua=fua)
+
+
+async def test_a_target_that_returns_other_bytes_ends_the_copy_with_both_digests(tmp_path: Path):
+    source, target = await frozen_source(writes=60), blank_target()
+    env = real_env()
+    key = LedgerKey(source.guid, "", "t", SIZE)
+    ledger = await Ledger.open(env.files, env.workers, tmp_path / "l", key)
+    data = next(e for e in await source.extents(0, SIZE) if e.state.value == "data" and e.length > 512)
+    with pytest.raises(IntegrityError) as caught:
+        await copy_extents(source, Corrupting(target, data.offset + 5), ledger=ledger)
+    assert caught.value.offset == data.offset
+    assert caught.value.expected != caught.value.actual
+    assert not ledger.is_done(data.offset, 512), "what did not verify is copied again"
+    result = await copy_extents(source, target, ledger=ledger)
+    assert target.content(0, SIZE) == source.content(0, SIZE)
+    await ledger.remove()
+    assert result.tree.root() == (await copy_extents(source, blank_target())).tree.root()
+
+
+async def test_a_resumed_copy_reads_nothing_again_that_was_recorded(tmp_path: Path):
+    source, target = await frozen_source(writes=60), blank_target()
+    env = real_env()
+    key = LedgerKey(source.guid, "", "t", SIZE)
+    ledger = await Ledger.open(env.files, env.workers, tmp_path / "l", key)
+    writes: list[int] = []
+
+    async def fail_late(operation, node, offset, length):
+        if operation == "write":
+            writes.append(offset)
+            if len(writes) == 12:
+                raise MediumError("the target fails")
+
+    target.store.pace = fail_late
+    first = CopyControl()
+    with pytest.raises(MediumError):
+        await copy_extents(source, target, ledger=ledger, control=first)
+    await ledger.close()
+
+    done_before = ledger.done_bytes
+    assert done_before > 0
+    ledger = await Ledger.open(env.files, env.workers, tmp_path / "l", key)
+    assert ledger.done_bytes == done_before
+    writes.clear()
+    second = CopyControl()
+    seen: list[int] = []
+    second.on_progress = lambda progress: seen.append(progress.done_bytes)
+    target.store.pace = MemoryStore().pace
+    result = await copy_extents(source, target, ledger=ledger, control=second)
+    assert second.progress.resumed_bytes == done_before
+    assert seen == sorted(seen)
+    assert seen[0] == done_before
+    assert seen[-1] == result.progress.total_bytes
+    third = CopyControl()
+    source.store.pace = target.store.pace = fail_late
+    await copy_extents(source, target, ledger=ledger, control=third)
+    assert third.progress.resumed_bytes == third.progress.total_bytes
+    assert writes == []
+    await ledger.remove()
+
+
+async def test_a_smaller_target_is_refused():
+    with pytest.raises(InvalidArgument):
+        await copy_extents(await frozen_source(), MemoryStore().create_volume("small", MIB))
+
+
+def test_extents_are_widened_to_leaves_and_merged():
+    assert whole_leaves([Extent(LEAF_BYTES * 3, 512), Extent(0, 512), Extent(LEAF_BYTES - 512, 1024)], SIZE) == [
+        Extent(0, 2 * LEAF_BYTES),
+        Extent(3 * LEAF_BYTES, LEAF_BYTES),
+    ]
+    assert whole_leaves([Extent(SIZE - 512, 512)], SIZE) == [Extent(SIZE - 512, 512)]
