@@ -1,0 +1,57 @@
+"""What a figure was measured on: a figure without its machine and commit says nothing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+BUILD = ROOT / "bench" / "build"
+
+
+def cpu_model() -> str:
+    """The processor's own name, or the architecture where /proc does not say."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def filesystem_of(path: Path) -> str:
+    """Type of the file system that holds ``path`` (the longest mount point that is above it)."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _, mount_point, fs_type, *_ = line.split()
+        inside = path.resolve() == Path(mount_point) or Path(mount_point) in path.resolve().parents
+        if inside and len(mount_point) >= len(best):
+            best, kind = mount_point, fs_type
+    return kind
+
+
+def commit() -> str:
+    """The commit of this tree, with ``+`` behind it when the tree differs from it."""
+    described = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def facts(work: Path) -> dict[str, object]:
+    """Machine, system and commit, for the head of a result file. ``work`` is where the volumes lie."""
+    return {
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "filesystem": filesystem_of(work),
+        "load_average": os.getloadavg()[0],
+    }
