@@ -30,11 +30,14 @@ class ScsiCommand:
     ``cdb``: the CDB bytes (16, or longer with an AHS). ``data_out``: everything the initiator sent for it, at
     most its expected data transfer length; valid until ``execute`` returns. ``data_in_limit``: how many
     bytes the initiator will take (expected data transfer length of a read), 0 without R bit.
+    ``data_out_expected``: the expected data transfer length of a write, where the transport gathered less than that
+    because the CDB wants no more; None when ``data_out`` is all.
     """
 
     cdb: bytes
     data_out: memoryview
     data_in_limit: int
+    data_out_expected: int | None = None
 
 
 @dataclass(slots=True)

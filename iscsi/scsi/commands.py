@@ -1,0 +1,241 @@
+"""All supported commands, by the table that ``LogicalUnit`` runs them from.
+
+Usage masks follow the CDB layouts of SPC-4 section 6 and SBC-3 section 5. A group number is taken and ignored; NACA,
+link bits, protection fields and obsolete fields are not in any mask and so are refused when set.
+"""
+
+from __future__ import annotations
+
+from iscsi.scsi import mode, persistent_reserve, provisioning, sbc, spc
+from iscsi.scsi.dispatch import CommandSpec, CommandTable, Sharing
+from iscsi.scsi.sense import Effect
+
+
+def _usage(*parts: str) -> bytes:
+    return bytes.fromhex("".join(parts))
+
+
+_LBA4, _LBA8, _LENGTH4 = "ffffffff", "ffffffffffffffff", "ffffffff"
+_GROUP = "3f"
+
+_COMMON = (
+    CommandSpec(
+        "TEST UNIT READY", _usage("000000000000"), spc.test_unit_ready, sharing=Sharing.PERSISTENT, needs_medium=True
+    ),
+    CommandSpec(
+        "REQUEST SENSE",
+        _usage("03010000ff00"),
+        spc.request_sense,
+        sharing=Sharing.ALWAYS,
+        ignores_unit_attention=True,
+    ),
+    CommandSpec("INQUIRY", _usage("1201ffffff00"), spc.inquiry, sharing=Sharing.ALWAYS, ignores_unit_attention=True),
+    CommandSpec(
+        "REPORT LUNS",
+        _usage("a000ff000000", _LENGTH4, "0000"),
+        spc.report_luns,
+        sharing=Sharing.ALWAYS,
+        ignores_unit_attention=True,
+    ),
+    CommandSpec("SEND DIAGNOSTIC", _usage("1d0400000000"), spc.send_diagnostic, sharing=Sharing.NEVER),
+    CommandSpec("LOG SENSE", _usage("4d00ffff000000ffff00"), spc.log_sense, sharing=Sharing.PERSISTENT),
+    CommandSpec("START STOP UNIT", _usage("1b01000ff700"), spc.start_stop_unit, sharing=Sharing.NEVER),
+    CommandSpec(
+        "PREVENT ALLOW MEDIUM REMOVAL", _usage("1e0000000300"), spc.prevent_allow_medium_removal, sharing=Sharing.NEVER
+    ),
+    CommandSpec("MODE SENSE(6)", _usage("1a08ffffff00"), mode.mode_sense_6),
+    CommandSpec("MODE SENSE(10)", _usage("5a18ffff000000ffff00"), mode.mode_sense_10),
+    CommandSpec(
+        "MODE SELECT(6)",
+        _usage("15100000ff00"),
+        mode.mode_select_6,
+        sharing=Sharing.NEVER,
+        data_out=mode.parameter_list_length_6,
+    ),
+    CommandSpec(
+        "MODE SELECT(10)",
+        _usage("55100000000000ffff00"),
+        mode.mode_select_10,
+        sharing=Sharing.NEVER,
+        data_out=mode.parameter_list_length_10,
+    ),
+    CommandSpec(
+        "REPORT TARGET PORT GROUPS",
+        _usage("a3ff00000000", _LENGTH4, "0000"),
+        spc.report_target_port_groups,
+        sharing=Sharing.PERSISTENT,
+        service_action=0x0A,
+    ),
+    CommandSpec(
+        "REPORT SUPPORTED OPERATION CODES",
+        _usage("a31f87ffffff", _LENGTH4, "0000"),
+        spc.report_supported_operation_codes,
+        sharing=Sharing.PERSISTENT,
+        service_action=0x0C,
+    ),
+    CommandSpec(
+        "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+        _usage("a31f80000000", _LENGTH4, "0000"),
+        spc.report_task_management_functions,
+        sharing=Sharing.PERSISTENT,
+        service_action=0x0D,
+    ),
+)
+
+# Reservations
+
+_LEGACY_RESERVATIONS = (
+    CommandSpec("RESERVE(6)", _usage("160000000000"), persistent_reserve.reserve_6, sharing=Sharing.PERSISTENT),
+    CommandSpec("RELEASE(6)", _usage("170000000000"), persistent_reserve.release_6, sharing=Sharing.ALWAYS),
+)
+_RESERVE_IN = tuple(
+    CommandSpec(
+        f"PERSISTENT RESERVE IN: {name}",
+        _usage("5e1f0000000000ffff00"),
+        handler,
+        sharing=Sharing.PERSISTENT,
+        service_action=action,
+    )
+    for action, name, handler in (
+        (0, "READ KEYS", persistent_reserve.read_keys),
+        (1, "READ RESERVATION", persistent_reserve.read_reservation),
+        (2, "REPORT CAPABILITIES", persistent_reserve.report_capabilities),
+        (3, "READ FULL STATUS", persistent_reserve.read_full_status),
+    )
+)
+_RESERVE_OUT = tuple(
+    CommandSpec(
+        f"PERSISTENT RESERVE OUT: {name}",
+        _usage("5f1fff0000ffffffff00"),
+        handler,
+        sharing=Sharing.PERSISTENT,
+        service_action=action,
+        data_out=persistent_reserve.parameter_list_length,
+    )
+    for action, name, handler in (
+        (0, "REGISTER", persistent_reserve.register),
+        (1, "RESERVE", persistent_reserve.reserve),
+        (2, "RELEASE", persistent_reserve.release),
+        (3, "CLEAR", persistent_reserve.clear),
+        (4, "PREEMPT", persistent_reserve.preempt),
+        (5, "PREEMPT AND ABORT", persistent_reserve.preempt_and_abort),
+        (6, "REGISTER AND IGNORE EXISTING KEY", persistent_reserve.register_and_ignore_existing_key),
+        (7, "REGISTER AND MOVE", persistent_reserve.register_and_move),
+    )
+)
+
+# Capacity and the like
+
+_MEDIUM = (
+    CommandSpec(
+        "READ CAPACITY(10)",
+        _usage("25000000000000000000"),
+        sbc.read_capacity_10,
+        sharing=Sharing.ALWAYS,
+        needs_medium=True,
+    ),
+    CommandSpec(
+        "READ CAPACITY(16)",
+        _usage("9e1f", "0000000000000000", _LENGTH4, "0000"),
+        sbc.read_capacity_16,
+        sharing=Sharing.ALWAYS,
+        service_action=0x10,
+        needs_medium=True,
+    ),
+    CommandSpec(
+        "GET LBA STATUS",
+        _usage("9e1f", _LBA8, _LENGTH4, "0000"),
+        provisioning.get_lba_status,
+        effect=Effect.READ,
+        service_action=0x12,
+    ),
+    CommandSpec("READ DEFECT DATA(10)", _usage("37001f00000000ffff00"), sbc.read_defect_data_10, needs_medium=True),
+    CommandSpec(
+        "READ DEFECT DATA(12)",
+        _usage("b71f", "00000000", _LENGTH4, "0000"),
+        sbc.read_defect_data_12,
+        needs_medium=True,
+    ),
+    CommandSpec("PRE-FETCH(10)", _usage("3402", _LBA4, _GROUP, "ffff00"), sbc.prefetch, effect=Effect.READ),
+    CommandSpec("PRE-FETCH(16)", _usage("9002", _LBA8, _LENGTH4, _GROUP, "00"), sbc.prefetch, effect=Effect.READ),
+    CommandSpec(
+        "SYNCHRONIZE CACHE(10)",
+        _usage("3506", _LBA4, _GROUP, "ffff00"),
+        sbc.synchronize_cache,
+        effect=Effect.FLUSH,
+        sharing=Sharing.NEVER,
+    ),
+    CommandSpec(
+        "SYNCHRONIZE CACHE(16)",
+        _usage("9106", _LBA8, _LENGTH4, _GROUP, "00"),
+        sbc.synchronize_cache,
+        effect=Effect.FLUSH,
+        sharing=Sharing.NEVER,
+    ),
+)
+
+# Reads, writes and verifications; byte 1 is DPO and FUA, or DPO and BYTCHK.
+
+_READS = tuple(
+    CommandSpec(name, mask, sbc.read, effect=Effect.READ)
+    for name, mask in (
+        ("READ(6)", _usage("081fffffff00")),
+        ("READ(10)", _usage("2818", _LBA4, _GROUP, "ffff00")),
+        ("READ(12)", _usage("a818", _LBA4, _LENGTH4, _GROUP, "00")),
+        ("READ(16)", _usage("8818", _LBA8, _LENGTH4, _GROUP, "00")),
+    )
+)
+_VERIFIES = tuple(
+    CommandSpec(name, mask, sbc.verify, effect=Effect.READ, data_out=sbc.verify_bytes)
+    for name, mask in (
+        ("VERIFY(10)", _usage("2f16", _LBA4, _GROUP, "ffff00")),
+        ("VERIFY(12)", _usage("af16", _LBA4, _LENGTH4, _GROUP, "00")),
+        ("VERIFY(16)", _usage("8f16", _LBA8, _LENGTH4, _GROUP, "00")),
+    )
+)
+_WRITES = tuple(
+    CommandSpec(name, mask, handler, effect=Effect.WRITE, sharing=Sharing.NEVER, data_out=data_out)
+    for name, mask, handler, data_out in (
+        ("WRITE(6)", _usage("0a1fffffff00"), sbc.write, sbc.transfer_bytes),
+        ("WRITE(10)", _usage("2a18", _LBA4, _GROUP, "ffff00"), sbc.write, sbc.transfer_bytes),
+        ("WRITE(12)", _usage("aa18", _LBA4, _LENGTH4, _GROUP, "00"), sbc.write, sbc.transfer_bytes),
+        ("WRITE(16)", _usage("8a18", _LBA8, _LENGTH4, _GROUP, "00"), sbc.write, sbc.transfer_bytes),
+        ("WRITE AND VERIFY(10)", _usage("2e16", _LBA4, _GROUP, "ffff00"), sbc.write_and_verify, sbc.transfer_bytes),
+        (
+            "WRITE AND VERIFY(12)",
+            _usage("ae16", _LBA4, _LENGTH4, _GROUP, "00"),
+            sbc.write_and_verify,
+            sbc.transfer_bytes,
+        ),
+        (
+            "WRITE AND VERIFY(16)",
+            _usage("8e16", _LBA8, _LENGTH4, _GROUP, "00"),
+            sbc.write_and_verify,
+            sbc.transfer_bytes,
+        ),
+        ("ORWRITE(16)", _usage("8b18", _LBA8, _LENGTH4, _GROUP, "00"), sbc.or_write, sbc.transfer_bytes),
+        (
+            "COMPARE AND WRITE",
+            _usage("8918", _LBA8, "000000ff", _GROUP, "00"),
+            sbc.compare_and_write,
+            sbc.compare_and_write_bytes,
+        ),
+        (
+            "WRITE SAME(10)",
+            _usage("4118", _LBA4, _GROUP, "ffff00"),
+            provisioning.write_same,
+            provisioning.write_same_bytes,
+        ),
+        (
+            "WRITE SAME(16)",
+            _usage("9319", _LBA8, _LENGTH4, _GROUP, "00"),
+            provisioning.write_same,
+            provisioning.write_same_bytes,
+        ),
+        ("UNMAP", _usage("42000000", "0000", _GROUP, "ffff00"), provisioning.unmap, provisioning.unmap_bytes),
+    )
+)
+
+COMMANDS = CommandTable(
+    (*_COMMON, *_LEGACY_RESERVATIONS, *_RESERVE_IN, *_RESERVE_OUT, *_MEDIUM, *_READS, *_VERIFIES, *_WRITES)
+)

@@ -1,0 +1,385 @@
+"""A logical unit: one block device as a SCSI disk, and the I_T_L nexuses through which initiators reach it.
+
+How a command runs: ``LogicalUnit.execute`` finds it in ``commands.COMMANDS``, checks in the order of SAM-5 (known
+command, unit attention, reservation, CDB fields, medium, write protection) and awaits its handler. Handlers are the
+functions of ``spc.py``, ``mode.py``, ``sbc.py``, ``provisioning.py`` and ``reservations.py``; state that all nexuses
+share is here.
+
+The transport's fast path does not come here at all. It looks only at four slots of the nexus, and this module
+keeps the invariant:
+
+* ``fast_device`` is the device exactly when a READ of this nexus would be served now: no unit attention pends, no
+  reservation refuses it, the medium is there. Else None.
+* ``fast_writable`` is True only if ``fast_device`` is set and a WRITE without FUA would be served: not write
+  protected, not refused by a reservation, write cache on, and no read-modify-write command running (``write_order``).
+* ``blocks`` and ``block_shift`` are the device's capacity in logical blocks and the logarithm of the block's length.
+
+Every change of that state ends in ``refresh``. Everything runs in the loop's thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError
+from iscsi.scsi.command import ScsiResult, Status
+from iscsi.scsi.commands import COMMANDS
+from iscsi.scsi.inquiry import absent_inquiry
+from iscsi.scsi.mode import ModeParameters
+from iscsi.scsi.reservations import Reservations
+from iscsi.scsi.sense import (
+    INTERNAL_FAILURE,
+    Asc,
+    CheckCondition,
+    Effect,
+    ReservationConflict,
+    Sense,
+    SenseKey,
+    sense_for,
+)
+from iscsi.scsi.spc import lun_inventory
+from iscsi.scsi.write_order import WriteOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from engine.stores import BlockDevice
+    from iscsi.scsi.command import ScsiCommand
+    from iscsi.scsi.dispatch import CommandSpec
+
+_log = logging.getLogger(__name__)
+
+MAX_UNIT_ATTENTIONS = 8
+"""Per nexus. More than these have one meaning for a host: look again at everything; power on then stands for all."""
+
+MAX_NEXUSES = 1024
+"""Per logical unit, far above what the target's session limit lets in."""
+
+_REQUEST_SENSE, _INQUIRY, _REPORT_LUNS = 0x03, 0x12, 0xA0
+
+
+@dataclass(frozen=True, slots=True)
+class LunIdentity:
+    """Who the disk says it is. It travels with the volume.
+
+    ``serial``: printable ASCII, at most 36 characters (VPD 80h). ``naa``: 64 bits, NAA type 3h, locally assigned.
+    """
+
+    serial: str
+    naa: int
+    vendor: str = "TWINVOL"
+    product: str = "VIRTUAL-DISK"
+    revision: str = "0001"
+
+    def __post_init__(self) -> None:
+        assert self.naa >> 60 == 3, "NAA must be of type 3h (locally assigned)"
+        assert len(self.serial) <= 36
+        assert len(self.vendor) <= 8
+        assert len(self.product) <= 16
+        assert len(self.revision) <= 4
+
+
+@dataclass(frozen=True, slots=True)
+class ItNexus:
+    """An I_T nexus by name: initiator port and target port (RFC 7143 section 4.4.1). Reservations belong to it."""
+
+    initiator_name: str
+    isid: bytes
+    target_name: str
+    portal_group_tag: int = 1
+
+    @property
+    def initiator_port(self) -> str:
+        return f"{self.initiator_name},i,0x{self.isid.hex()}"
+
+    @property
+    def target_port(self) -> str:
+        return f"{self.target_name},t,0x{self.portal_group_tag:04x}"
+
+
+def _lun_0_only() -> Sequence[int]:
+    return (0,)
+
+
+async def _nothing_to_abort() -> None:
+    return
+
+
+class Nexus:
+    """One session's view of one logical unit. Made by ``LogicalUnit.attach``.
+
+    ``abort_tasks`` may be set by the transport: it ends all this nexus's commands on the unit and returns when none
+    of them can touch the medium any more; PREEMPT AND ABORT awaits it.
+    """
+
+    __slots__ = (
+        "abort_tasks",
+        "block_shift",
+        "blocks",
+        "fast_device",
+        "fast_writable",
+        "it_nexus",
+        "lu",
+        "luns",
+        "prevents_removal",
+        "unit_attentions",
+    )
+
+    def __init__(self, lu: LogicalUnit, it_nexus: ItNexus, luns: Callable[[], Sequence[int]]) -> None:
+        self.lu = lu
+        self.it_nexus = it_nexus
+        self.luns = luns
+        self.fast_device: BlockDevice | None = None
+        self.fast_writable = False
+        self.blocks = 0
+        self.block_shift = lu.block_shift
+        self.unit_attentions: list[Asc] = [Asc.POWER_ON_OCCURRED]
+        self.prevents_removal = False
+        self.abort_tasks: Callable[[], Awaitable[None]] = _nothing_to_abort
+
+    def establish_unit_attention(self, asc: Asc) -> None:
+        """Report ``asc`` with the next command that may report it (SAM-5 section 5.14)."""
+        pending = self.unit_attentions
+        if asc in pending:
+            return
+        if len(pending) >= MAX_UNIT_ATTENTIONS:
+            pending[:] = [Asc.POWER_ON_OCCURRED]
+        else:
+            pending.append(asc)
+        self.lu.refresh(self)
+
+    def take_unit_attention(self) -> Sense | None:
+        """The oldest pending unit attention, which is thereby reported."""
+        if not self.unit_attentions:
+            return None
+        asc = self.unit_attentions.pop(0)
+        self.lu.refresh(self)
+        return Sense(SenseKey.UNIT_ATTENTION, asc)
+
+
+class LogicalUnit:
+    """A block device with a SCSI face. Targets map it to a LUN; sessions attach."""
+
+    def __init__(
+        self,
+        device: BlockDevice,
+        identity: LunIdentity,
+        *,
+        logical_block: int = 512,
+        physical_block: int = 4096,
+        removable: bool = False,
+        read_only: bool = False,
+        write_cache: bool = True,
+        thin: bool = True,
+    ) -> None:
+        """
+        Args:
+            logical_block, physical_block: bytes, powers of two, 512 <= logical <= physical.
+            read_only: refuse writes here, whatever the device allows.
+            write_cache: whether a write may be answered before it is durable; tells WCE.
+            thin: whether to offer UNMAP and tell LBPME.
+        """
+        assert logical_block in (512, 4096)
+        assert physical_block >= logical_block
+        assert physical_block & (physical_block - 1) == 0
+        self.device = device
+        self.identity = identity
+        self.logical_block = logical_block
+        self.physical_block = physical_block
+        self.block_shift = logical_block.bit_length() - 1
+        self.removable = removable
+        self.thin = thin
+        self.started = True
+        self.loaded = True
+        self.commands = COMMANDS
+        self.mode = ModeParameters(write_cache=write_cache)
+        self.reservations = Reservations()
+        self.write_order = WriteOrder(self.refresh_all)
+        self.nexuses: list[Nexus] = []
+        self._read_only = read_only
+        self._blocks = device.size_bytes >> self.block_shift
+
+    @property
+    def blocks(self) -> int:
+        """Capacity in logical blocks, as last told to the initiators."""
+        return self._blocks
+
+    @property
+    def write_protected(self) -> bool:
+        return self._read_only or self.device.read_only or self.mode.software_write_protect
+
+    # -- nexuses
+
+    def attach(self, it_nexus: ItNexus, luns: Callable[[], Sequence[int]] = _lun_0_only) -> Nexus:
+        """A session of ``it_nexus`` begins. ``luns`` answers REPORT LUNS: what this session may see, now.
+
+        The nexus starts with the unit attention POWER ON (SPC-4 section 5.8.2).
+        """
+        assert len(self.nexuses) < MAX_NEXUSES
+        nexus = Nexus(self, it_nexus, luns)
+        self.nexuses.append(nexus)
+        self.refresh(nexus)
+        return nexus
+
+    def detach(self, nexus: Nexus) -> None:
+        """The session ended (I_T nexus loss). Persistent reservations stay; RESERVE(6) and PREVENT end with it."""
+        self.nexuses.remove(nexus)
+        nexus.fast_device = None
+        nexus.fast_writable = False
+        self.reservations.nexus_lost(nexus)
+        self.refresh_all()
+
+    def refresh(self, nexus: Nexus) -> None:
+        """Recompute what the fast path of a nexus may do."""
+        ready = not nexus.unit_attentions and self.started and self.loaded
+        readable = ready and not self.reservations.forbid(nexus, Effect.READ)
+        nexus.blocks = self._blocks
+        nexus.fast_device = self.device if readable else None
+        nexus.fast_writable = (
+            readable
+            and not self.write_protected
+            and self.mode.write_cache
+            and not self.write_order.exclusive_count
+            and not self.reservations.forbid(nexus, Effect.WRITE)
+        )
+
+    def refresh_all(self) -> None:
+        for nexus in self.nexuses:
+            self.refresh(nexus)
+
+    def establish_unit_attention(self, asc: Asc, *, by: Nexus | None = None) -> None:
+        """For every nexus but ``by``."""
+        for nexus in self.nexuses:
+            if nexus is not by:
+                nexus.establish_unit_attention(asc)
+
+    # -- events from outside
+
+    def capacity_changed(self) -> None:
+        """The device has another size now: tell every nexus (SBC-3 section 4.5, 2Ah/09h)."""
+        self._blocks = self.device.size_bytes >> self.block_shift
+        self.establish_unit_attention(Asc.CAPACITY_DATA_CHANGED)
+        self.refresh_all()
+
+    def content_replaced(self, device: BlockDevice | None = None) -> None:
+        """Rollback, restore or failover put other data under the hosts: 28h/00h. ``device``: where it is, if new."""
+        if device is not None:
+            self.device = device
+        self._blocks = self.device.size_bytes >> self.block_shift
+        self.establish_unit_attention(Asc.MEDIUM_MAY_HAVE_CHANGED)
+        self.refresh_all()
+
+    def write_protection_changed(self, *, read_only: bool | None = None) -> None:
+        """The device became read-only or writable, or this unit shall be. Hosts see it in MODE SENSE."""
+        if read_only is not None:
+            self._read_only = read_only
+        self.establish_unit_attention(Asc.MODE_PARAMETERS_CHANGED)
+        self.refresh_all()
+
+    def reset(self, *, by: Nexus | None = None) -> None:
+        """Logical unit reset (SAM-5 section 6.3.3), after the transport has ended the unit's commands.
+
+        Releases RESERVE(6), restores mode parameters, allows removal; persistent reservations stay. Every nexus but
+        the one that asked gets 29h/03h.
+        """
+        self.reservations.reset()
+        self.mode.reset()
+        self.started = True
+        for nexus in self.nexuses:
+            nexus.prevents_removal = False
+        self.establish_unit_attention(Asc.BUS_DEVICE_RESET_OCCURRED, by=by)
+        self.refresh_all()
+
+    # -- commands
+
+    def data_out_length(self, cdb: bytes) -> int:
+        """Bytes which the CDB asks of the initiator; 0 for none or an unknown command.
+
+        A transport gathers at most ``MAX_TRANSFER_BYTES``; what asks for more is executed at once, without data,
+        and gets refused.
+        """
+        cdb = _padded(cdb)
+        spec = self.commands.find(cdb)
+        return 0 if spec is None or spec.data_out is None else spec.data_out(self, cdb)
+
+    async def execute(self, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
+        """Run one command. Failures are results; only cancellation leaves by an exception."""
+        cdb = _padded(command.cdb)
+        if cdb is not command.cdb:
+            command = dataclasses.replace(command, cdb=cdb)
+        spec = self.commands.find(cdb)
+        try:
+            if spec is None:
+                raise self.commands.unknown(cdb)
+            self._admit(nexus, spec, cdb)
+            result = await spec.handler(self, nexus, command)
+        except CheckCondition as failure:
+            result = self._check_condition(failure.sense)
+        except ReservationConflict:
+            result = ScsiResult(Status.RESERVATION_CONFLICT)
+        except EngineError as error:
+            effect = Effect.NONE if spec is None else spec.effect
+            _log.warning("opcode %02Xh failed: %s", cdb[0], error)
+            result = self._check_condition(sense_for(error, effect))
+        except Exception:
+            # Ours, not the peer's: the command fails visibly, the session and its other commands go on.
+            _log.exception("opcode %02Xh met an internal error", cdb[0])
+            result = self._check_condition(INTERNAL_FAILURE)
+        if spec is not None and spec.data_out is not None:
+            result.data_out_wanted = spec.data_out(self, cdb)
+        return result
+
+    def _admit(self, nexus: Nexus, spec: CommandSpec, cdb: bytes) -> None:
+        """The checks common to all commands, in their order of precedence (SAM-5 section 5.3.3, SPC-4 section 5.9)."""
+        if nexus.unit_attentions and not spec.ignores_unit_attention:
+            sense = nexus.take_unit_attention()
+            assert sense is not None
+            raise CheckCondition(sense)
+        self.reservations.check(nexus, spec)
+        spec.check_fields(cdb)
+        if spec.effect is not Effect.NONE or spec.needs_medium:
+            self.require_medium()
+        if spec.effect is Effect.WRITE and self.write_protected:
+            raise CheckCondition(Sense(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED))
+
+    def start_stop(self, *, started: bool, loaded: bool, by: Nexus) -> None:
+        """A removable medium is spun up or down, loaded or ejected by ``by``; loading means 28h/00h for the others."""
+        inserted = loaded and not self.loaded
+        self.started, self.loaded = started, loaded
+        if inserted:
+            self.establish_unit_attention(Asc.MEDIUM_MAY_HAVE_CHANGED, by=by)
+        self.refresh_all()
+
+    def require_medium(self) -> None:
+        """Raises NOT READY when the medium is ejected or the unit is stopped."""
+        if not self.loaded:
+            raise CheckCondition(Sense(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT))
+        if not self.started:
+            raise CheckCondition(Sense(SenseKey.NOT_READY, Asc.NOT_READY_INITIALIZING_COMMAND_REQUIRED))
+
+    def _check_condition(self, sense: Sense) -> ScsiResult:
+        return ScsiResult(Status.CHECK_CONDITION, sense=sense.serialize(descriptor=self.mode.descriptor_sense))
+
+
+def execute_absent(command: ScsiCommand, luns: Sequence[int]) -> ScsiResult:
+    """Answer a command to a LUN that maps to nothing (SAM-5 section 5.11). ``luns``: what exists."""
+    cdb = _padded(command.cdb)
+    not_supported = Sense(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
+    try:
+        if cdb[0] == _REPORT_LUNS:
+            return lun_inventory(cdb, luns)
+        if cdb[0] == _INQUIRY and not cdb[1] & 1:
+            return ScsiResult(data_in=absent_inquiry()[: int.from_bytes(cdb[3:5], "big")])
+        if cdb[0] == _REQUEST_SENSE:
+            return ScsiResult(data_in=not_supported.serialize(descriptor=bool(cdb[1] & 1))[: cdb[4]])
+    except CheckCondition as failure:
+        return ScsiResult(Status.CHECK_CONDITION, sense=failure.sense.serialize())
+    return ScsiResult(Status.CHECK_CONDITION, sense=not_supported.serialize())
+
+
+def _padded(cdb: bytes) -> bytes:
+    """At least 16 bytes, so that every field of every supported CDB can be read."""
+    return cdb if len(cdb) >= 16 else cdb.ljust(16, b"\0")
