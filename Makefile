@@ -1,25 +1,54 @@
-# One page of everything: see CONTRIBUTING.md.
+# Everything is one command and does its own set-up; CONTRIBUTING.md says what each is for.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SEED ?= 1
-N ?= 200
+STAMP := $(VENV)/.stamp
+PYTEST ?= $(BIN)/python -m pytest
+ROUNDS ?= 200
 
-.PHONY: check test format clean
-$(VENV)/.stamp: pyproject.toml
-	test -e $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
-	touch $@
+.PHONY: help demo test check format bench kill9 clients clean
 
-check: $(VENV)/.stamp
+help:
+	@echo "make demo     the main job end to end on temporary files, under a minute"
+	@echo "make test     all tests; installs the real clients they use where it may, else says what it skips"
+	@echo "make check    formatting, lint, types, import contracts"
+	@echo "make format   apply the formatting and the safe lint fixes"
+	@echo "make bench    side by side with tgtd and others, micro benchmarks (BENCH=--quick for a look)"
+	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
+	@echo "make clean    remove what these made"
+
+# venv, the package (editable) and all tools; again when the dependencies change.
+$(STAMP): pyproject.toml
+	PYTHON='$(PYTHON)' .ci/setup-venv $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	@.ci/setup-clients demo
+	$(BIN)/twinvol demo
+
+test: $(STAMP) clients
+	$(PYTEST) $(PYTEST_FLAGS)
+
+clients: $(STAMP)
+	@.ci/setup-clients test
+	@$(BIN)/python -m tests.support.clients || test "$$TWINVOL_REQUIRE_CLIENTS" != 1
+
+check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.stamp
+format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.stamp
-	$(BIN)/pytest
+bench: $(STAMP)
+	@.ci/setup-clients bench
+	$(BIN)/python -m bench.side_by_side $(BENCH)
+
+kill9: $(STAMP) clients
+	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py --timeout=7200 -s
+
+clean:
+	rm -rf $(VENV) build bench/build bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

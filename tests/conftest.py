@@ -1,0 +1,32 @@
+"""What every test can rely on: the real clients it names are there, or it says so.
+
+``@pytest.mark.client("qemu-img", ...)`` names what a test needs that pip cannot install. Where one is missing the test
+skips, naming it and its Debian package; with ``TWINVOL_REQUIRE_CLIENTS=1`` (CI) it fails instead, so that nothing
+can go unproven there without being seen.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.clients import missing
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or in CI fail, a test whose real client is not here."""
+    reasons = [reason for mark in item.iter_markers("client") for name in mark.args if (reason := missing(name))]
+    if not reasons:
+        return
+    text = "; ".join(dict.fromkeys(reasons))
+    if os.environ.get("TWINVOL_REQUIRE_CLIENTS") == "1":
+        pytest.fail(f"TWINVOL_REQUIRE_CLIENTS=1 and {text}", pytrace=False)
+    pytest.skip(text)
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool named in the environment must not be what a test works on."""
+    monkeypatch.delenv("TWINVOL_POOL", raising=False)

@@ -1,0 +1,87 @@
+"""The real clients that tests use, where they are, and what installs them.
+
+One table, read by the ``client`` marker and by ``python -m tests.support.clients``, which ``make test`` runs to say
+beforehand what will be skipped and why.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+"""The folder of shared test material, beside the repository."""
+
+INITIATOR_VM = SHARED / "initiator_vm" / "initiator-vm"
+CONFORMANCE = SHARED / "conformance" / "iscsi-conformance"
+
+Check = Callable[[], str | None]
+"""Returns what is missing and how it comes, or None."""
+
+
+def _program(name: str, package: str) -> Check:
+    return lambda: None if shutil.which(name) else f"{name} is not installed (Debian: {package})"
+
+
+def _file(pattern: str, what: str, package: str) -> Check:
+    return lambda: None if glob.glob(pattern) else f"{what} is not installed (Debian: {package})"  # noqa: PTH207
+
+
+def _shared(path: Path) -> Check:
+    return lambda: None if path.exists() else f"../shared/{path.relative_to(SHARED)} is not beside this repository"
+
+
+def _guest_image() -> str | None:
+    cache = os.environ.get("INITIATOR_VM_CACHE")
+    folder = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "initiator-vm")
+    if (folder / "image.json").exists():
+        return None
+    return "the initiator VM's guest image is not built (../shared/initiator_vm/build-guest)"
+
+
+CLIENTS: dict[str, tuple[Check, ...]] = {
+    "qemu-img": (_program("qemu-img", "qemu-utils"),),
+    "qemu-iscsi": (
+        _program("qemu-img", "qemu-utils"),
+        _program("qemu-io", "qemu-utils"),
+        _file("/usr/lib/*/qemu/block-iscsi.so", "qemu's iscsi driver", "qemu-block-extra"),
+    ),
+    "mkfs.ext4": (_program("mkfs.ext4", "e2fsprogs"), _program("e2fsck", "e2fsprogs")),
+    "loadgen": (
+        _program("gcc", "gcc libc6-dev"),
+        _file("/usr/include/iscsi/iscsi.h", "libiscsi's header", "libiscsi-dev"),
+    ),
+    "iscsi-ls": (_program("iscsi-ls", "libiscsi-bin"),),
+    "iscsi-conformance": (_shared(CONFORMANCE), _program("iscsi-test-cu", "libiscsi-bin")),
+    "initiator-vm": (
+        _shared(INITIATOR_VM),
+        _program("qemu-system-x86_64", "qemu-system-x86"),
+        _guest_image,
+    ),
+    "tgtd": (_program("tgtd", "tgt"),),
+}
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """Why the client cannot be used here, or None. KeyError for a name that no table row has."""
+    reasons = [reason for check in CLIENTS[name] if (reason := check())]
+    return f"client {name}: {', '.join(reasons)}" if reasons else None
+
+
+def main() -> int:
+    """Print one line per client that is missing; 1 when there is one."""
+    reasons = [reason for name in CLIENTS if (reason := missing(name))]
+    for reason in reasons:
+        print(f"tests that need it will be skipped: {reason}")
+    return 1 if reasons else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
