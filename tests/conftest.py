@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 from tests.support.clients import missing
 
@@ -30,3 +31,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _no_pool_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool named in the environment must not be what a test works on."""
     monkeypatch.delenv("TWINVOL_POOL", raising=False)
+
+
+# Examples are not timed: what a property test does under a loaded machine must not decide whether it passes.
+settings.register_profile("twinvol", deadline=None, print_blob=True)
+settings.load_profile("twinvol")

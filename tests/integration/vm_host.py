@@ -1,0 +1,78 @@
+"""What the initiator VM's scenarios have done on this machine: ``python -m tests.integration.vm_host VERB POOL ...``.
+
+    kill POOL                       kill -9 of the daemon that ``start`` left running
+    start POOL HOST:PORT            start it again; ends when it is ready, leaves it running
+    snapshot POOL VOLUME NUMBER     snapshot VOLUME, exposed; prints SNAP_TARGET= and SNAP_LUN= for the guest
+
+The daemon's pid is in ``POOL.pid``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.daemon import PROGRAM, ROOT, twinvol
+
+
+def pid_file(pool: Path) -> Path:
+    return pool.with_name(pool.name + ".pid")
+
+
+def start(pool: Path, portal: str) -> None:
+    """Leave a daemon running; SystemExit with the end of its log when it does not become ready."""
+    log_path = pool.with_name(pool.name + ".log")
+    command = [*PROGRAM, "serve", "--iscsi", portal, "--pool", str(pool)]
+    with log_path.open("a", encoding="utf-8") as log:
+        daemon = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # not the harness's to stop
+        )
+    pid_file(pool).write_text(str(daemon.pid), encoding="ascii")
+    assert daemon.stdout is not None
+    line = daemon.stdout.readline()
+    if not line or json.loads(line)["event"] != "ready":
+        sys.exit(f"the daemon did not become ready: {log_path.read_text(encoding='utf-8')[-2000:]}")
+
+
+def kill(pool: Path) -> None:
+    """SIGKILL, and wait until it is gone. Nothing to do when no daemon was started."""
+    if not pid_file(pool).exists():
+        return
+    pid = int(pid_file(pool).read_text(encoding="ascii"))
+    pid_file(pool).unlink()
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    stat = Path(f"/proc/{pid}/stat")
+    # It is not always this process's child: gone is when /proc says so, or when nobody but its parent is left to ask.
+    while stat.exists() and stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+
+
+def snapshot(pool: Path, volume: str, number: str) -> None:
+    made = twinvol("snapshot", "create", volume, f"vm{number}", "--expose", "--json", "--pool", str(pool))
+    if made.returncode != 0:
+        sys.exit(f"snapshot create: {made.stderr}")
+    answer = json.loads(made.stdout)
+    print(f"SNAP_TARGET={answer['target']}\nSNAP_LUN={answer['lun']}")
+
+
+def main() -> None:
+    verb, pool, *rest = sys.argv[1:]
+    {"start": start, "kill": kill, "snapshot": snapshot}[verb](Path(pool), *rest)
+
+
+if __name__ == "__main__":
+    main()
