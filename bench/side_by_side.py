@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -25,8 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.machine import BUILD, RESULTS, facts
-from bench.targets import BenchError, Endpoint, tgtd, twinvol, why_no_tgtd
+from bench.loadgen import BenchError, Loadgen, build
+from bench.machine import RESULTS, facts
+from bench.targets import Endpoint, tgtd, twinvol, why_no_tgtd
 
 SERVER_CPU, CLIENT_CPU = 0, 1
 GIB = 1 << 30
@@ -82,46 +81,21 @@ class Row:
         return rate_ok and (self.wanted_cpu is None or self.cpu_ratio <= self.wanted_cpu)
 
 
-def build_loadgen() -> Path:
-    """Compile the load generator when it is older than its source. Raises BenchError, naming what is missing."""
-    source, program = Path(__file__).with_name("loadgen.c"), BUILD / "loadgen"
-    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
-        return program
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise BenchError("no C compiler (Debian: apt-get install gcc libc6-dev libiscsi-dev)")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    made = subprocess.run(
-        [compiler, "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-o", program, source, "-liscsi"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode != 0:
-        raise BenchError(f"bench/loadgen.c does not build (Debian: libiscsi-dev libc6-dev):\n{made.stderr}")
-    return program
-
-
 class Client:
-    """The load generator, with one ledger per endpoint."""
+    """The load generator on its own core, with one ledger per endpoint."""
 
     def __init__(self, program: Path, work: Path) -> None:
         self._program = program
         self._work = work
 
     def run(self, endpoint: Endpoint, command: str, **options: object) -> dict[str, Any]:
-        """One run of the generator; its JSON. Raises BenchError on wrong bytes or a lost target."""
-        arguments = [str(self._program), command, endpoint.url]
-        arguments += ["--ledger", str(self._work / f"{endpoint.name}.ledger"), "--cpu", str(CLIENT_CPU)]
-        for name, value in options.items():
-            arguments += [f"--{name}", str(value)]
-        for pid in endpoint.pids:
-            arguments += ["--cpu-of", str(pid)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BenchError(f"{endpoint.name}: {command} ended with {done.returncode}: {done.stdout}{done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        """One run against ``endpoint``; its figures. Raises BenchError on wrong bytes or a lost target."""
+        ledger = self._work / f"{endpoint.name}.ledger"
+        generator = Loadgen(self._program, endpoint.url, ledger, cpu=CLIENT_CPU, cpu_of=tuple(endpoint.pids))
+        outcome = generator.run(command, **options)
+        if outcome.code != 0:
+            raise BenchError(f"{endpoint.name}: {command}: {outcome.explain()}")
+        return outcome.figures
 
 
 def measure(
@@ -224,7 +198,7 @@ def main() -> int:
     rounds: dict[str, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinvol-bench-")))
-        client = Client(build_loadgen(), work)
+        client = Client(build(), work)
         peer = stack.enter_context(tgtd(work, "tgtd", options.size, SERVER_CPU, tuned=options.tuned_peer))
         if options.subject == "twinvol":
             subject = stack.enter_context(twinvol(work, "twinvol", options.size, SERVER_CPU))

@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from bench.loadgen import BenchError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_TIMEOUT_S = 20.0
-
-
-class BenchError(Exception):
-    """A target could not be set up; the message says what is missing or what the target said."""
 
 
 @dataclass(slots=True)
