@@ -152,7 +152,7 @@ _MEDIUM = (
     CommandSpec("READ DEFECT DATA(10)", _usage("37001f00000000ffff00"), sbc.read_defect_data_10, needs_medium=True),
     CommandSpec(
         "READ DEFECT DATA(12)",
-        _usage("b71f", "00000000", _LENGTH4, "0000"),
+        _usage("b71f", _LBA4, _LENGTH4, "0000"),
         sbc.read_defect_data_12,
         needs_medium=True,
     ),

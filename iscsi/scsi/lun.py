@@ -192,7 +192,6 @@ class LogicalUnit:
         self.block_shift = logical_block.bit_length() - 1
         self.removable = removable
         self.thin = thin
-        self.started = True
         self.loaded = True
         self.commands = COMMANDS
         self.mode = ModeParameters(write_cache=write_cache)
@@ -234,7 +233,7 @@ class LogicalUnit:
 
     def refresh(self, nexus: Nexus) -> None:
         """Recompute what the fast path of a nexus may do."""
-        ready = not nexus.unit_attentions and self.started and self.loaded
+        ready = not nexus.unit_attentions and self.loaded
         readable = ready and not self.reservations.forbid(nexus, Effect.READ)
         nexus.blocks = self._blocks
         nexus.fast_device = self.device if readable else None
@@ -287,7 +286,6 @@ class LogicalUnit:
         """
         self.reservations.reset()
         self.mode.reset()
-        self.started = True
         for nexus in self.nexuses:
             nexus.prevents_removal = False
         self.establish_unit_attention(Asc.BUS_DEVICE_RESET_OCCURRED, by=by)
@@ -345,20 +343,18 @@ class LogicalUnit:
         if spec.effect is Effect.WRITE and self.write_protected:
             raise CheckCondition(Sense(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED))
 
-    def start_stop(self, *, started: bool, loaded: bool, by: Nexus) -> None:
-        """A removable medium is spun up or down, loaded or ejected by ``by``; loading means 28h/00h for the others."""
+    def set_loaded(self, loaded: bool, *, by: Nexus) -> None:
+        """A removable medium is loaded or ejected by ``by``; loading means 28h/00h for the others."""
         inserted = loaded and not self.loaded
-        self.started, self.loaded = started, loaded
+        self.loaded = loaded
         if inserted:
             self.establish_unit_attention(Asc.MEDIUM_MAY_HAVE_CHANGED, by=by)
         self.refresh_all()
 
     def require_medium(self) -> None:
-        """Raises NOT READY when the medium is ejected or the unit is stopped."""
+        """Raises NOT READY when the medium is ejected."""
         if not self.loaded:
             raise CheckCondition(Sense(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT))
-        if not self.started:
-            raise CheckCondition(Sense(SenseKey.NOT_READY, Asc.NOT_READY_INITIALIZING_COMMAND_REQUIRED))
 
     def _check_condition(self, sense: Sense) -> ScsiResult:
         return ScsiResult(Status.CHECK_CONDITION, sense=sense.serialize(descriptor=self.mode.descriptor_sense))

@@ -126,7 +126,7 @@ async def read(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResul
     """READ(6/10/12/16). FUA: what the write cache holds for the range goes to the medium first (SBC-3 table 65)."""
     cdb = command.cdb
     lba, blocks = _extent(lu, cdb)
-    if cdb[0] >> 5 and cdb[1] & _FUA and not lu.write_protected:
+    if cdb[0] >> 5 and cdb[1] & _FUA:
         await lu.device.flush()
     return ScsiResult(data_in=memoryview(await read_blocks(lu, lba, blocks)))
 
@@ -223,8 +223,7 @@ async def synchronize_cache(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand)
     """SYNCHRONIZE CACHE(10/16): the whole device whatever the range. IMMED is waited for: nobody can be told later."""
     lba, blocks = lba_of(command.cdb), blocks_of(command.cdb)
     check_range(lu, lba, blocks)
-    if not lu.device.read_only:
-        await lu.device.flush()
+    await lu.device.flush()
     return ScsiResult()
 
 
@@ -253,4 +252,4 @@ async def read_defect_data_10(lu: LogicalUnit, nexus: Nexus, command: ScsiComman
 async def read_defect_data_12(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
     cdb = command.cdb
     header = bytes((0, cdb[1] & 0x1F)) + bytes(6)
-    return ScsiResult(data_in=header[: int.from_bytes(cdb[10:14], "big")])
+    return ScsiResult(data_in=header[: int.from_bytes(cdb[6:10], "big")])

@@ -22,6 +22,8 @@ _REPORT_LUNS_WELL_KNOWN_ONLY = 0x01
 _TARGET_PORT_GROUP = 1
 _LOG_PAGE_SUPPORTED = 0x00
 
+_START, _LOEJ, _NO_FLUSH = 0x01, 0x02, 0x04  # byte 4 of START STOP UNIT
+
 _TASK_MANAGEMENT = 0x80 | 0x40 | 0x10 | 0x08
 """ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET (SPC-4 table 311)."""
 
@@ -163,24 +165,23 @@ async def send_diagnostic(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -
 
 
 async def start_stop_unit(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """SBC-3 section 5.25.
+    """SBC-3 section 5.25: LOEJ loads or ejects a removable medium. There is nothing else to start or to stop.
 
-    A medium that cannot be removed is never stopped: hosts send STOP when they shut down, and others may be using
-    the unit. The cache is flushed all the same, unless NO_FLUSH.
+    Hosts send STOP when they shut down, and others may be using the unit, so it stays ready; STOP flushes the cache
+    unless NO_FLUSH. A power condition makes LOEJ and START ignored.
     """
     action = command.cdb[4]
-    if action >> 4:
-        raise invalid_cdb_field(4, 7)
-    start, load_eject = bool(action & 0x01), bool(action & 0x02)
+    power_condition, start, load_eject = action >> 4, bool(action & _START), bool(action & _LOEJ)
+    if power_condition:
+        return ScsiResult()
     if load_eject and not lu.removable:
         raise invalid_cdb_field(4, 1)
     if load_eject and any(other.prevents_removal for other in lu.nexuses):
-        key = SenseKey.ILLEGAL_REQUEST
-        raise CheckCondition(Sense(key, Asc.MEDIUM_REMOVAL_PREVENTED))
-    if not start and not action & 0x04 and not lu.write_protected:
+        raise CheckCondition(Sense(SenseKey.ILLEGAL_REQUEST, Asc.MEDIUM_REMOVAL_PREVENTED))
+    if not start and not action & _NO_FLUSH:
         await lu.device.flush()
-    if lu.removable:
-        lu.start_stop(started=start, loaded=start if load_eject else lu.loaded, by=nexus)
+    if load_eject:
+        lu.set_loaded(start, by=nexus)
     return ScsiResult()
 
 

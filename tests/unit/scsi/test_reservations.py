@@ -1,0 +1,357 @@
+"""RESERVE(6) and persistent reservations between several initiators."""
+
+import asyncio
+
+import pytest
+
+from iscsi.scsi.reservations import MAX_REGISTRATIONS
+from tests.support.memory_device import MemoryDevice
+from tests.support.scsi_host import (
+    GOOD,
+    INVALID_FIELD_IN_CDB,
+    INVALID_FIELD_IN_PARAMETER_LIST,
+    PARAMETER_LIST_LENGTH_ERROR,
+    RESERVATION_CONFLICT,
+    Expect,
+    Host,
+    attention,
+    disk,
+    illegal,
+)
+
+READ = "28 00 00 00 00 00 00 00 01 00"
+WRITE = "2a 00 00 00 00 00 00 00 01 00"
+TEST_UNIT_READY = "00 00 00 00 00 00"
+REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE, MOVE = range(8)
+WE, EA, WERO, EARO, WEAR, EAAR = 1, 3, 5, 6, 7, 8
+
+
+async def prout(
+    host: Host, action: int, key: int = 0, other: int = 0, kind: int = 0, *, flags: int = 0, expect: Expect = GOOD
+) -> None:
+    data = key.to_bytes(8, "big") + other.to_bytes(8, "big") + bytes((0, 0, 0, 0, flags, 0, 0, 0))
+    await host.send(f"5f {action:02x} {kind:02x} 00 00 00 00 00 18 00", data, expect)
+
+
+async def prin(host: Host, action: int) -> bytes:
+    return await host.data(f"5e {action:02x} 00 00 00 00 00 20 00 00")
+
+
+async def keys(host: Host) -> tuple[int, list[int]]:
+    data = await prin(host, 0)
+    assert int.from_bytes(data[4:8], "big") == len(data) - 8
+    return int.from_bytes(data[:4], "big"), [int.from_bytes(data[at : at + 8], "big") for at in range(8, len(data), 8)]
+
+
+async def hosts(count: int = 2, **options) -> list[Host]:
+    """Initiators 1, 2, ... with a registration under the key of their number, but for the last, which has none."""
+    lu = disk(**options)
+    made = [Host(lu, number) for number in range(1, count + 2)]
+    for number, host in enumerate(made[:-1], 1):
+        await prout(host, REGISTER, 0, number)
+    return made
+
+
+async def may(host: Host) -> tuple[bool, bool]:
+    """Whether a host may read and write; the fast path's slots must say the same."""
+    readable, writable = [
+        (await host.send(cdb, data, expect=None)).status == 0 for cdb, data in ((READ, b""), (WRITE, bytes(512)))
+    ]
+    assert (host.nexus.fast_device is not None, host.nexus.fast_writable) == (readable, writable)
+    return readable, writable
+
+
+# -- RESERVE(6)
+
+
+async def test_reserve_6_excludes_the_others_until_released():
+    lu = disk()
+    one, two = Host(lu, 1), Host(lu, 2)
+    for _ in range(2):
+        await one.send("16 00 00 00 00 00")
+    for cdb in ("16 00 00 00 00 00", TEST_UNIT_READY, READ, "1a 00 3f 00 ff 00", "5e 00 00 00 00 00 00 10 00 00"):
+        await two.send(cdb, expect=RESERVATION_CONFLICT)
+    for cdb in ("12 00 00 00 24 00", "03 00 00 00 12 00", "a0 00 00 00 00 00 00 00 10 00 00 00", "17 00 00 00 00 00"):
+        await two.send(cdb)
+    assert (await may(one), await may(two)) == ((True, True), (False, False))
+    await one.send("17 00 00 00 00 00")
+    assert await may(two) == (True, True)
+
+
+async def test_reserve_6_ends_with_a_reset_and_with_the_session():
+    lu = disk()
+    one, two = Host(lu, 1), Host(lu, 2)
+    await one.send("16 00 00 00 00 00")
+    lu.reset(by=two.nexus)
+    await two.send("16 00 00 00 00 00")
+    lu.detach(two.nexus)
+    one.nexus.take_unit_attention()
+    assert await may(one) == (True, True)
+
+
+async def test_reserve_6_conflicts_with_registrations():
+    one, stranger = await hosts(1)
+    await one.send("16 00 00 00 00 00", expect=RESERVATION_CONFLICT)
+    await stranger.send("17 00 00 00 00 00", expect=RESERVATION_CONFLICT)
+
+
+# -- registrations
+
+
+async def test_register_needs_the_existing_key():
+    one, stranger = await hosts(1)
+    assert await keys(one) == (1, [1])
+    await prout(one, REGISTER, 2, 3, expect=RESERVATION_CONFLICT)
+    await prout(one, REGISTER, 1, 3)
+    await prout(stranger, REGISTER, 1, 3, expect=RESERVATION_CONFLICT)
+    assert await keys(one) == (2, [3])
+    await prout(one, REGISTER, 3, 0)
+    assert await keys(one) == (3, [])
+    await prout(one, REGISTER, 0, 0)
+    assert await keys(one) == (3, [])
+
+
+async def test_register_and_ignore_existing_key_needs_none():
+    one, _ = await hosts(1)
+    await prout(one, REGISTER_AND_IGNORE, 77, 5)
+    assert await keys(one) == (2, [5])
+    await prout(one, REGISTER_AND_IGNORE, 77, 0)
+    assert (await keys(one))[1] == []
+
+
+@pytest.mark.parametrize("flags", [0x01, 0x04, 0x08])
+async def test_aptpl_all_target_ports_and_spec_i_pt_are_refused(flags):
+    one, _ = await hosts(1)
+    await prout(one, REGISTER, 1, 2, flags=flags, expect=INVALID_FIELD_IN_PARAMETER_LIST)
+
+
+async def test_the_parameter_list_has_24_bytes():
+    host = Host(disk())
+    await host.send("5f 00 00 00 00 00 00 00 17 00", bytes(23), PARAMETER_LIST_LENGTH_ERROR)
+    await host.send("5f 00 00 00 00 00 00 00 19 00", bytes(25), PARAMETER_LIST_LENGTH_ERROR)
+    await host.send("5f 00 00 00 00 00 00 00 18 00", bytes(23), PARAMETER_LIST_LENGTH_ERROR)
+
+
+async def test_registrations_are_bounded():
+    lu = disk()
+    for number in range(MAX_REGISTRATIONS):
+        host = Host(lu, number % 256)
+        host.nexus.it_nexus = type(host.it_nexus)(f"iqn.2026-11.example:{number}", bytes(6), "iqn.2026-11.example:t")
+        await prout(host, REGISTER, 0, 1)
+    await prout(Host(lu, 1), REGISTER, 0, 1, expect=illegal(0x5504))
+
+
+async def test_registrations_survive_the_session_and_a_reset():
+    one, two, _ = await hosts(2)
+    lu = one.lu
+    await prout(one, RESERVE, 1, kind=EA)
+    lu.reset(by=one.nexus)
+    lu.detach(one.nexus)
+    two.nexus.take_unit_attention()
+    assert await may(two) == (False, False)
+    one.nexus = lu.attach(one.it_nexus)
+    one.nexus.take_unit_attention()
+    assert await may(one) == (True, True)
+
+
+# -- reservations
+
+
+@pytest.mark.parametrize(
+    ("kind", "registrant", "stranger"),
+    [
+        (WE, (True, False), (True, False)),
+        (EA, (False, False), (False, False)),
+        (WERO, (True, True), (True, False)),
+        (EARO, (True, True), (False, False)),
+        (WEAR, (True, True), (True, False)),
+        (EAAR, (True, True), (False, False)),
+    ],
+)
+async def test_who_may_do_what(kind, registrant, stranger):
+    one, two, third = await hosts(2)
+    await prout(one, RESERVE, 1, kind=kind)
+    assert [await may(host) for host in (one, two, third)] == [(True, True), registrant, stranger]
+    await third.send(TEST_UNIT_READY)
+    await third.send("35 00 00 00 00 00 00 00 00 00", expect=RESERVATION_CONFLICT)
+    key = 0 if kind in (WEAR, EAAR) else 1
+    assert (await prin(two, 1))[8:] == key.to_bytes(8, "big") + bytes((0, 0, 0, 0, 0, kind, 0, 0))
+    await prout(one, RELEASE, 1, kind=kind)
+    assert len(await prin(third, 1)) == 8
+    two.nexus.take_unit_attention()
+    assert [await may(host) for host in (one, two, third)] == [(True, True)] * 3
+
+
+async def test_reserve_conflicts_and_repeats():
+    one, two, third = await hosts(2)
+    await prout(third, RESERVE, 0, kind=WE, expect=RESERVATION_CONFLICT)
+    await prout(one, RESERVE, 2, kind=WE, expect=RESERVATION_CONFLICT)
+    await prout(one, RESERVE, 1, kind=WE)
+    await prout(one, RESERVE, 1, kind=WE)
+    await prout(one, RESERVE, 1, kind=EA, expect=RESERVATION_CONFLICT)
+    await prout(two, RESERVE, 2, kind=WE, expect=RESERVATION_CONFLICT)
+    await prout(two, RELEASE, 2, kind=WE)
+    await prout(one, RELEASE, 1, kind=EA, expect=illegal(0x2604))
+    assert (await keys(one))[0] == 2
+    await prout(one, RESERVE, 1, kind=2, expect=INVALID_FIELD_IN_CDB)
+    await prout(one, RESERVE, 1, kind=0x11, expect=INVALID_FIELD_IN_CDB)
+
+
+@pytest.mark.parametrize(("kind", "told"), [(WE, False), (EA, False), (WERO, True), (EARO, True), (WEAR, True)])
+async def test_a_release_is_told_to_the_other_registrants_of_shared_types(kind, told):
+    one, two, third = await hosts(2)
+    await prout(one, RESERVE, 1, kind=kind)
+    await prout(one, RELEASE, 1, kind=kind)
+    await one.send(TEST_UNIT_READY)
+    await two.send(TEST_UNIT_READY, expect=attention(0x2A04) if told else GOOD)
+    await third.send(TEST_UNIT_READY)
+
+
+async def test_unregistering_the_holder_releases():
+    one, two, _ = await hosts(2)
+    await prout(one, RESERVE, 1, kind=WERO)
+    await prout(one, REGISTER, 1, 0)
+    await two.send(TEST_UNIT_READY, expect=attention(0x2A04))
+    assert len(await prin(two, 1)) == 8
+
+
+async def test_all_registrants_hold_until_the_last_unregisters():
+    one, two, _ = await hosts(2)
+    await prout(one, RESERVE, 1, kind=WEAR)
+    await prout(one, REGISTER, 1, 0)
+    assert len(await prin(two, 1)) == 24
+    await prout(two, REGISTER, 2, 0)
+    assert len(await prin(two, 1)) == 8
+
+
+async def test_clear_removes_everything_and_tells_the_others():
+    one, two, third = await hosts(2)
+    await prout(one, RESERVE, 1, kind=EA)
+    await prout(third, CLEAR, 0, expect=RESERVATION_CONFLICT)
+    await prout(two, CLEAR, 2)
+    await one.send(TEST_UNIT_READY, expect=attention(0x2A03))
+    assert await keys(one) == (3, [])
+    assert [await may(host) for host in (one, two, third)] == [(True, True)] * 3
+
+
+# -- preempting
+
+
+async def test_preempt_takes_the_reservation_over():
+    one, two, _ = await hosts(2)
+    await prout(one, RESERVE, 1, kind=WERO)
+    await prout(two, PREEMPT, 2, 1, kind=EA)
+    await one.send(TEST_UNIT_READY, expect=attention(0x2A05))
+    assert await keys(two) == (3, [2])
+    assert (await prin(two, 1))[8:16] == (2).to_bytes(8, "big")
+    assert [await may(host) for host in (one, two)] == [(False, False), (True, True)]
+
+
+async def test_preempt_of_a_registrant_only_removes_it():
+    one, two, third = await hosts(2)
+    await prout(third, REGISTER, 0, 2)
+    await prout(one, RESERVE, 1, kind=EARO)
+    await prout(one, PREEMPT, 1, 2, kind=WE)
+    assert await keys(one) == (4, [1])
+    assert (await prin(one, 1))[21] == EARO
+    for host in (two, third):
+        await host.send(TEST_UNIT_READY, expect=attention(0x2A05))
+
+
+async def test_preempt_without_victim_conflicts_and_key_0_is_for_all_registrants_only():
+    one, two, _ = await hosts(2)
+    await prout(one, PREEMPT, 1, 9, kind=WE, expect=RESERVATION_CONFLICT)
+    await prout(one, PREEMPT, 1, 0, kind=WE, expect=INVALID_FIELD_IN_PARAMETER_LIST)
+    await prout(two, RESERVE, 2, kind=EAAR)
+    await prout(one, PREEMPT, 1, 0, kind=WE)
+    assert await keys(one) == (3, [1])
+    assert (await prin(one, 1))[8:] == (1).to_bytes(8, "big") + bytes((0, 0, 0, 0, 0, WE, 0, 0))
+
+
+async def test_a_changed_type_is_told_to_the_remaining_registrants():
+    one, two, third = await hosts(2)
+    await prout(third, REGISTER, 0, 3)
+    await prout(one, RESERVE, 1, kind=WERO)
+    await prout(two, PREEMPT, 2, 1, kind=EARO)
+    await third.send(TEST_UNIT_READY, expect=attention(0x2A04))
+
+
+async def test_preempting_oneself_changes_the_type_and_keeps_the_registration():
+    one, _, _ = await hosts(2)
+    await prout(one, RESERVE, 1, kind=WE)
+    await prout(one, PREEMPT, 1, 1, kind=EA)
+    assert (await keys(one))[1] == [1, 2]
+    assert (await prin(one, 1))[21] == EA
+
+
+async def test_preempt_and_abort_answers_after_the_victims_commands_have_ended():
+    device = MemoryDevice(1 << 20)
+    one, two, _ = await hosts(2, device=device)
+    order: list[str] = []
+    device.gate = asyncio.Event()
+    write = asyncio.create_task(one.send(WRITE, bytes(512)))
+    await asyncio.sleep(0)
+
+    async def abort() -> None:
+        await write
+        order.append("aborted")
+
+    one.nexus.abort_tasks = abort
+    preempt = asyncio.create_task(prout(two, PREEMPT_AND_ABORT, 2, 1, EA))
+    preempt.add_done_callback(lambda _: order.append("answered"))
+    await asyncio.sleep(0)
+    assert one.nexus.fast_device is None or not one.nexus.fast_writable
+    device.gate.set()
+    await preempt
+    await asyncio.sleep(0)
+    assert order == ["aborted", "answered"]
+
+
+# -- move, status
+
+
+def transport_id(name: str) -> bytes:
+    padded = name.encode() + b"\0"
+    padded = padded.ljust(max(20, -(-len(padded) // 4) * 4), b"\0")
+    return b"\x45\0" + len(padded).to_bytes(2, "big") + padded
+
+
+async def move(host: Host, key: int, new_key: int, name: bytes, *, unregister: bool = False, expect=GOOD) -> None:
+    data = key.to_bytes(8, "big") + new_key.to_bytes(8, "big") + bytes((0, 2 * unregister, 0, 1))
+    data += len(name).to_bytes(4, "big") + name
+    await host.send(f"5f 07 00 00 00 {len(data):08x} 00", data, expect)
+
+
+async def test_register_and_move_hands_the_reservation_over():
+    one, two, third = await hosts(2)
+    await prout(one, RESERVE, 1, kind=EA)
+    name = transport_id(third.it_nexus.initiator_port)
+    await move(two, 2, 9, name, expect=RESERVATION_CONFLICT)
+    await move(one, 1, 0, name, expect=INVALID_FIELD_IN_PARAMETER_LIST)
+    await move(one, 1, 9, b"\x05" + name[1:], expect=INVALID_FIELD_IN_PARAMETER_LIST)
+    await move(one, 1, 9, transport_id("no port"), expect=INVALID_FIELD_IN_PARAMETER_LIST)
+    await move(one, 1, 9, transport_id(one.it_nexus.initiator_port), expect=INVALID_FIELD_IN_PARAMETER_LIST)
+    await move(one, 1, 9, name, unregister=True)
+    assert (await keys(third))[1] == [2, 9]
+    assert [await may(host) for host in (one, third)] == [(False, False), (True, True)]
+
+
+async def test_full_status_names_every_registrant_and_the_holder():
+    one, _, _ = await hosts(2)
+    await prout(one, RESERVE, 1, kind=WE)
+    data = await prin(one, 3)
+    assert int.from_bytes(data[4:8], "big") == len(data) - 8
+    name = transport_id("iqn.2026-11.example:host1,i,0x00023d000001")
+    first = (1).to_bytes(8, "big") + bytes((0, 0, 0, 0, 1, WE, 0, 0, 0, 0, 0, 1)) + len(name).to_bytes(4, "big") + name
+    assert data[8 : 8 + len(first)] == first
+    assert data[8 + len(first) :][12:14] == bytes(2)
+
+
+async def test_capabilities_claim_no_persistence_through_power_loss():
+    assert await prin(Host(disk()), 2) == bytes.fromhex("0008 00 80 ea01 0000")
+
+
+async def test_unknown_service_actions_are_invalid():
+    host = Host(disk())
+    for action in range(4, 32):
+        await host.send(f"5e {action:02x} 00 00 00 00 00 20 00 00", expect=INVALID_FIELD_IN_CDB)
