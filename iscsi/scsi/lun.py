@@ -55,9 +55,6 @@ _log = logging.getLogger(__name__)
 MAX_UNIT_ATTENTIONS = 8
 """Per nexus. More than these have one meaning for a host: look again at everything; power on then stands for all."""
 
-MAX_NEXUSES = 1024
-"""Per logical unit, far above what the target's session limit lets in."""
-
 _REQUEST_SENSE, _INQUIRY, _REPORT_LUNS = 0x03, 0x12, 0xA0
 
 
@@ -217,7 +214,6 @@ class LogicalUnit:
 
         The nexus starts with the unit attention POWER ON (SPC-4 section 5.8.2).
         """
-        assert len(self.nexuses) < MAX_NEXUSES
         nexus = Nexus(self, it_nexus, luns)
         self.nexuses.append(nexus)
         self.refresh(nexus)
