@@ -1,0 +1,52 @@
+"""Rules for the names and sizes that users choose."""
+
+from __future__ import annotations
+
+import re
+
+from engine.errors import InvalidArgument
+from engine.units import CHUNK_SIZES, SECTOR_SIZE
+
+NAME_MAX = 64
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_ISCSI_NAME = re.compile(
+    r"iqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:[a-z0-9.:-]+)?|eui\.[0-9a-f]{16}|naa\.([0-9a-f]{16}|[0-9a-f]{32})"
+)
+_ISCSI_NAME_MAX = 223
+"""RFC 7143 section 4.2.7.1."""
+
+
+def check_name(kind: str, name: str) -> str:
+    """``name`` when a volume or snapshot may have it. An iSCSI name, which it becomes part of, allows no more."""
+    if len(name) > NAME_MAX or not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} is no {kind} name: 1-{NAME_MAX} of a-z, 0-9, '.' and '-', beginning with a letter or digit"
+        )
+    return name
+
+
+def check_iscsi_name(name: str) -> str:
+    """``name`` in lower case when it is an iSCSI name (RFC 7143 section 4.2.7, without the non-ASCII ones)."""
+    name = name.lower()
+    if len(name) > _ISCSI_NAME_MAX or not _ISCSI_NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is no iSCSI name, such as iqn.2026-11.org.example:name")
+    return name
+
+
+def check_size(size_bytes: int) -> int:
+    """``size_bytes`` when a volume may have it as far as its users are concerned; the store may allow less."""
+    if size_bytes <= 0 or size_bytes % SECTOR_SIZE:
+        raise InvalidArgument(f"a size of {size_bytes} bytes makes no sense: whole {SECTOR_SIZE}-byte sectors, above 0")
+    return size_bytes
+
+
+def check_choice(what: str, value: int, choices: tuple[int, ...]) -> int:
+    """``value`` when it is one of ``choices``."""
+    if value not in choices:
+        raise InvalidArgument(f"{what} is {value}; it may be {' or '.join(map(str, choices))}")
+    return value
+
+
+def check_chunk(chunk_bytes: int) -> int:
+    return check_choice("chunk size", chunk_bytes, CHUNK_SIZES)
