@@ -256,7 +256,8 @@ class SimBlockFile:
         if self._step("allocate", offset, length):
             self._check_writable()
             self._reserve(offset, length)
-            self._system.reserved += length
+            for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
+                self._inode.live.pages.setdefault(number, bytearray(PAGE))
             if offset + length > self._inode.live.size:
                 self._inode.issue(Effect("truncate", 0, offset + length))
 
@@ -306,6 +307,7 @@ class SimBlockFile:
             if self._system.rng.random() < 0.5:
                 effect.apply(self._inode.durable)
         self._inode.pending.clear()
+        self._system.cache_lies = True
 
 
 class SimFileSystem:
@@ -316,10 +318,11 @@ class SimFileSystem:
         self.cold_read_chance = cold_read_chance
         self.faults: list[Fault] = []
         self.quota_bytes: int | None = None
-        self.reserved = 0
         self.operations = 0
         self.counts: dict[str, int] = {}
         self.dead = False
+        self.cache_lies = False
+        """A sync has failed since the last power loss: the cache shows what the medium will never get."""
         self.life = 1
         """Number of the process."""
         self.on_death: Callable[[], None] = lambda: None
@@ -439,6 +442,7 @@ class SimFileSystem:
     def lose_power(self) -> str:
         """The machine is gone and comes back with what the medium has. Returns the pattern of the loss."""
         self.dead = True
+        self.cache_lies = False
         self._boot += 1
         for path, inode in self._removed.items():
             if self.rng.random() < 0.5:

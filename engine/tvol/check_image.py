@@ -1,0 +1,326 @@
+"""A volume file as ``twinvol check`` sees it: read once, every reference verified on the way, into plain arrays.
+
+Nothing here trusts a number from the file: each is held against the file's size and the format's limits before it
+is used. What does not verify becomes a finding and reads as absent, so that one fault does not hide the next.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from xxhash import xxh3_64_intdigest as checksum64
+
+from engine.errors import EngineError
+from engine.tvol import layout
+from engine.tvol.layout import LayoutError, PageRef, RootType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from engine.files import BlockFile
+
+    Words = npt.NDArray[np.uint32]
+
+MAX_FINDINGS = 200
+"""More of them say nothing new; the rest is only counted."""
+MAX_NODES = 1 << 20
+
+
+class Severity(enum.Enum):
+    """How bad a finding is."""
+
+    NOTE = "note"
+    DAMAGE = "damage"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    severity: Severity
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.severity.value}: {self.where}: {self.reason}"
+
+
+@dataclass(slots=True)
+class Findings:
+    """Findings in the order of their discovery."""
+
+    items: list[Finding] = field(default_factory=list)
+    left_out: int = 0
+
+    def damage(self, where: str, reason: str) -> None:
+        self._add(Finding(Severity.DAMAGE, where, reason))
+
+    def note(self, where: str, reason: str) -> None:
+        self._add(Finding(Severity.NOTE, where, reason))
+
+    def _add(self, finding: Finding) -> None:
+        if len(self.items) < MAX_FINDINGS:
+            self.items.append(finding)
+        else:
+            self.left_out += 1
+
+    @property
+    def damaged(self) -> bool:
+        return any(item.severity is Severity.DAMAGE for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """``LEAF_ENTRIES`` map entries. ``page`` is 0 for one that only the journal has."""
+
+    page: int
+    birth: int
+    checksum: int
+    entries: Words
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the family and its map; leaf index -> leaf, absent ones left out."""
+
+    record: layout.NodeRecord
+    leaves: dict[int, Leaf]
+    dead: dict[int, Words]
+    """Deadlist: birth -> entries."""
+
+    @property
+    def where(self) -> str:
+        kind = "snapshot" if self.record.kind == layout.NodeKind.SNAPSHOT else "head"
+        return f"node {self.record.node} ({kind} {self.record.name!r})"
+
+
+@dataclass(slots=True)
+class Image:
+    """Everything that the superblock in force refers to."""
+
+    superblock: layout.Superblock
+    slot: int
+    file_chunks: int
+    file: layout.FileRecord
+    births: Words
+    nodes: dict[int, Node]
+    reclaim: Words
+    pages: dict[int, str]
+    """Every page in use and who uses it."""
+
+
+_NO_WORDS: Words = np.zeros(0, dtype=np.uint32)
+
+
+class Loader:
+    """Reads an ``Image``; what it cannot read goes to ``findings``."""
+
+    def __init__(self, file: BlockFile, findings: Findings) -> None:
+        self._file = file
+        self._findings = findings
+        self._size = file.size()
+        self._leaves: dict[tuple[int, int], Words] = {}
+        self._pages: dict[int, str] = {}
+        self._leaf_pages: set[int] = set()
+
+    def load(self) -> Image | None:
+        """None: nothing below the superblocks or the root stream can be reached."""
+        chosen = self._superblock()
+        if chosen is None:
+            return None
+        slot, superblock = chosen
+        stream = self._root_stream(superblock)
+        if stream is None:
+            return None
+        image = Image(
+            superblock, slot, -(-self._size // superblock.chunk_bytes), layout.FileRecord(0, 0, 0),
+            _NO_WORDS, {}, _NO_WORDS, self._pages,
+        )  # fmt: skip
+        if not self._records(image, stream):
+            return None
+        return image
+
+    def bytes_at(self, offset: int, length: int, where: str) -> bytes | None:
+        buffer = bytearray(length)
+        try:
+            self._file.read_into([memoryview(buffer)], offset)
+        except EngineError as error:
+            self._findings.damage(where, f"cannot be read: {error}")
+            return None
+        return bytes(buffer)
+
+    # Superblocks and root stream
+
+    def _superblock(self) -> tuple[int, layout.Superblock] | None:
+        good: list[tuple[int, layout.Superblock]] = []
+        bad: list[tuple[str, str]] = []
+        for slot, offset in enumerate(layout.SUPERBLOCK_OFFSETS):
+            where = f"superblock {slot}"
+            data = self.bytes_at(offset, layout.SUPERBLOCK_SIZE, where)
+            if data is None:
+                continue
+            try:
+                superblock = layout.Superblock.parse(data)
+                self._sane(superblock)
+            except LayoutError as error:
+                bad.append((where, str(error)))
+            else:
+                good.append((slot, superblock))
+        for where, reason in bad:
+            if good:
+                self._findings.note(where, f"{reason}; the other slot is used, the next opening for writing repairs it")
+            else:
+                self._findings.damage(where, reason)
+        if not good:
+            return None
+        if len(good) == 2 and good[0][1].family != good[1][1].family:
+            self._findings.damage("superblocks", "the two slots belong to different families")
+        return max(good, key=lambda item: item[1].sequence)
+
+    def _sane(self, superblock: layout.Superblock) -> None:
+        """Raises LayoutError for what no writer of this version writes."""
+        unknown = superblock.incompatible
+        if unknown:
+            raise LayoutError(f"incompatible features {unknown:#x} are not known to this program")
+        if superblock.chunk_bytes not in (64 * 1024, 256 * 1024):
+            raise LayoutError(f"chunks of {superblock.chunk_bytes} bytes")
+        journal = superblock.journal_chunks * superblock.chunk_bytes
+        if not layout.MIN_JOURNAL_BYTES <= journal <= layout.MAX_JOURNAL_BYTES:
+            raise LayoutError(f"a journal of {journal} bytes")
+        if superblock.journal_offset >= journal or superblock.journal_offset % layout.RECORD_UNIT:
+            raise LayoutError(f"journal begins at byte {superblock.journal_offset} of {journal}")
+        if superblock.end_chunk > layout.MAX_CHUNKS:
+            raise LayoutError(f"durable end at chunk {superblock.end_chunk}")
+        capacity = len(superblock.root_index) * layout.REFS_PER_INDEX_PAGE * layout.PAGE_SIZE
+        if superblock.root_length > min(capacity, self._size):
+            raise LayoutError(
+                f"root stream of {superblock.root_length} bytes in {len(superblock.root_index)} index pages"
+            )
+
+    def _root_stream(self, superblock: layout.Superblock) -> bytes | None:
+        pages = -(-superblock.root_length // layout.PAGE_SIZE)
+        refs: list[PageRef] = []
+        for number, ref in enumerate(superblock.root_index):
+            data = self.page(ref, f"root index page {number}")
+            if data is None:
+                return None
+            count = min(layout.REFS_PER_INDEX_PAGE, pages - len(refs))
+            refs.extend(layout.unpack_refs(data, 0, count))
+        parts = [self.page(ref, f"root stream page {number}") for number, ref in enumerate(refs)]
+        if any(part is None for part in parts):
+            return None
+        return b"".join(part for part in parts if part is not None)[: superblock.root_length]
+
+    def _records(self, image: Image, stream: bytes) -> bool:
+        nodes: list[layout.NodeRecord] = []
+        seen: set[int] = set()
+        try:
+            for kind, flags, payload in layout.iter_root_records(stream):
+                if kind in seen and kind != RootType.NODE:
+                    raise LayoutError(f"two records of type {kind}")
+                seen.add(kind)
+                if kind == RootType.FILE:
+                    image.file = layout.FileRecord.parse(payload)
+                elif kind == RootType.BIRTHS:
+                    image.births = self._words(layout.WordsRecord.parse(payload), "births")
+                elif kind == RootType.RECLAIM:
+                    image.reclaim = self._words(layout.WordsRecord.parse(payload), "reclaim queue")
+                elif kind == RootType.NODE:
+                    nodes.append(layout.NodeRecord.parse(payload))
+                elif not flags & layout.ROOT_OPTIONAL:
+                    raise LayoutError(f"a record of unknown type {kind}")
+        except LayoutError as error:
+            self._findings.damage("root stream", str(error))
+            return False
+        for wanted in (RootType.FILE, RootType.BIRTHS):
+            if wanted not in seen:
+                self._findings.damage("root stream", f"has no {wanted.name} record")
+                return False
+        for record in nodes:
+            if record.node in image.nodes:
+                self._findings.damage("root stream", f"has node {record.node} twice")
+                continue
+            image.nodes[record.node] = Node(record, {}, {})
+        for node in image.nodes.values():
+            self._map(node)
+            self._deadlist(node)
+        return True
+
+    # Pages
+
+    def page(self, ref: PageRef, where: str, *, shared: bool = False) -> bytes | None:
+        """A page's bytes if they verify. ``shared``: others may use it too (a leaf)."""
+        if ref.page == 0 or (ref.page + 1) * layout.PAGE_SIZE > self._size:
+            self._findings.damage(where, f"refers to page {ref.page}, which the file does not have")
+            return None
+        other = self._pages.setdefault(ref.page, where)
+        if other == where and shared:
+            self._leaf_pages.add(ref.page)
+        elif other != where and not (shared and ref.page in self._leaf_pages):
+            self._findings.damage(where, f"uses page {ref.page}, which is also {other}")
+        data = self.bytes_at(ref.page * layout.PAGE_SIZE, layout.PAGE_SIZE, where)
+        if data is not None and checksum64(data) != ref.checksum:
+            self._findings.damage(where, f"page {ref.page} has a wrong checksum")
+            return None
+        return data
+
+    def _words(self, record: layout.WordsRecord, where: str) -> Words:
+        return self._stream_of_words(record.pages, record.count, where)
+
+    def _stream_of_words(self, pages: Sequence[PageRef], count: int, where: str) -> Words:
+        """Missing pages read as zeroes, so that positions stay right."""
+        words = np.zeros(len(pages) * layout.WORDS_PER_PAGE, dtype=np.uint32)
+        for number, ref in enumerate(pages):
+            data = self.page(ref, f"{where}, page {number}")
+            if data is not None:
+                start = number * layout.WORDS_PER_PAGE
+                words[start : start + layout.WORDS_PER_PAGE] = np.frombuffer(data, dtype="<u4")
+        return words[:count]
+
+    # Nodes
+
+    def _map(self, node: Node) -> None:
+        for index, (page, birth, checksum) in enumerate(self._top_entries(node)):
+            if page == 0:
+                continue
+            key = (page, checksum)
+            entries = self._leaves.get(key)
+            if entries is None:
+                data = self.page(PageRef(page, checksum), f"{node.where}, map leaf {index}", shared=True)
+                if data is None:
+                    continue
+                entries = self._leaves[key] = np.frombuffer(data, dtype="<u4")
+            node.leaves[index] = Leaf(page, birth, checksum, entries)
+
+    def _top_entries(self, node: Node) -> Iterator[tuple[int, int, int]]:
+        left = node.record.leaf_count
+        for number, ref in enumerate(node.record.top_pages):
+            data = self.page(ref, f"{node.where}, map top {number}")
+            count = min(left, layout.TOP_ENTRIES)
+            left -= count
+            if data is None:
+                yield from [(0, 0, 0)] * count
+            else:
+                yield from layout.TOP_ENTRY.iter_unpack(data[: count * layout.TOP_ENTRY.size])
+
+    def _deadlist(self, node: Node) -> None:
+        record = node.record
+        where = f"{node.where}, deadlist"
+        words = self._stream_of_words(record.deadlist_pages, record.deadlist_words, where)
+        at = 2 * record.deadlist_buckets
+        if at > len(words):
+            self._findings.damage(where, f"{record.deadlist_buckets} buckets in {len(words)} words")
+            return
+        for birth, count in words[:at].reshape(-1, 2).tolist():
+            if at + count > len(words) or birth in node.dead:
+                self._findings.damage(where, f"bucket of birth {birth} with {count} entries does not fit")
+                return
+            node.dead[birth] = words[at : at + count]
+            at += count
+        if at != len(words):
+            self._findings.damage(where, f"{len(words) - at} words belong to no bucket")

@@ -1,0 +1,356 @@
+"""The journal as ``twinvol check`` replays it: into plain arrays, with the simplest meaning of every record.
+
+Deadlists and the order of reclaiming follow from maps and generations, so they are not kept here: once a record has
+removed something, a chunk that no map names any more is free. What remains to be verified is what a record itself
+claims: nodes that exist, places within a map, chunks that nothing else names.
+
+The chain ends at the first bytes that are not the expected record, as it does for a recovery. ``committed`` are the
+records that a power loss leaves in force, ``soft`` those that only an opening on the same boot takes over. Where the
+chain ends, but a later COMMIT of the same incarnation says that what should stand there was durable, it was damaged.
+(A COMMIT that rots while nothing later vouches for it cannot be told from one that was never written.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import EngineError
+from engine.tvol import layout
+from engine.tvol.check_image import Leaf, Node
+from engine.tvol.layout import LayoutError, NodeFlag, NodeKind, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from engine.files import BlockFile
+    from engine.tvol.check_image import Findings, Image
+
+    Words = npt.NDArray[np.uint32]
+
+MAX_GROWTH_CHUNKS = 1 << 20
+"""How far behind the end of the file a record may place a chunk whose data a crash has taken."""
+
+
+def read_chain(file: BlockFile, image: Image, findings: Findings) -> tuple[list[layout.Record], list[layout.Record]]:
+    """The valid records from the superblock's position on: (committed, soft)."""
+    superblock = image.superblock
+    size = superblock.journal_chunks * superblock.chunk_bytes
+    ring = memoryview(bytearray(size))
+    try:
+        file.read_into([ring], layout.JOURNAL_FIRST_CHUNK * superblock.chunk_bytes)
+    except EngineError as error:
+        findings.damage("journal", f"cannot be read: {error}")
+        return [], []
+    records: list[layout.Record] = []
+    covered = consumed = 0
+    offset, seq, previous = superblock.journal_offset, superblock.journal_seq, superblock.journal_previous
+    while True:
+        record = layout.parse_record(ring, offset, seq, superblock.incarnation, previous)
+        if record is None:
+            break
+        consumed += record.length
+        if record.length == 0 or consumed > size:
+            findings.damage("journal", f"record {seq} runs over the begin of its own chain")
+            break
+        records.append(record)
+        offset, seq, previous = (offset + record.length) % size, seq + 1, record.checksum
+        if record.type == RecordType.COMMIT:
+            covered = max(covered, _covers(record))
+    witness = _later_commit(ring, seq, superblock.incarnation)
+    if witness is not None:
+        findings.damage("journal", f"record {seq} does not verify, but record {witness} says that it was durable")
+    committed = sum(record.seq <= covered for record in records)
+    return records[:committed], records[committed:]
+
+
+def _later_commit(ring: memoryview, end_seq: int, incarnation: int) -> int | None:
+    """The number of a valid COMMIT anywhere in the ring that covers ``end_seq``, at which the chain ended."""
+    words = np.frombuffer(ring, dtype="<u4").reshape(-1, layout.RECORD_UNIT // 4)
+    for unit in np.flatnonzero(words[:, 2] == layout.RECORD_MAGIC).tolist():
+        offset = unit * layout.RECORD_UNIT
+        header: tuple[int, ...] = layout.RECORD_HEADER.unpack_from(ring, offset)
+        _, _, kind, _, _, _, seq, made_in, _, previous = header
+        if kind == RecordType.COMMIT and made_in == incarnation and seq > end_seq:
+            record = layout.parse_record(ring, offset, seq, incarnation, previous)
+            if record is not None and _covers(record) >= end_seq:
+                return seq
+    return None
+
+
+def _covers(record: layout.Record) -> int:
+    """Up to which record a COMMIT says that all is durable; 0 if it says nonsense (found when it is replayed)."""
+    if len(record.payload) < layout.COMMIT.size:
+        return 0
+    (covers,) = layout.unpack_fields(layout.COMMIT, record.payload)
+    return covers if covers < record.seq else 0
+
+
+class Replay:
+    """Applies records to an image, in place."""
+
+    def __init__(self, image: Image, findings: Findings) -> None:
+        self._image = image
+        self._findings = findings
+        self._private: set[tuple[int, int]] = set()
+        """(node, leaf) whose array no other map shares."""
+        self._apply: dict[int, Callable[[layout.Record], None]] = {
+            RecordType.PAD: lambda record: None,
+            RecordType.COMMIT: self._commit,
+            RecordType.MAP: self._map,
+            RecordType.SNAPSHOT_BEGIN: self._snapshot_begin,
+            RecordType.SNAPSHOT_SEAL: self._snapshot_seal,
+            RecordType.CLONE: self._clone,
+            RecordType.ROLLBACK: self._rollback,
+            RecordType.DELETE: self._delete,
+            RecordType.MERGE: self._merge,
+            RecordType.RECLAIM: lambda record: None,
+            RecordType.RESIZE: self._resize,
+            RecordType.RENAME: self._rename,
+            RecordType.STAGING_BEGIN: self._staging_begin,
+            RecordType.STAGING_COMMIT: self._staging_commit,
+            RecordType.METADATA: self._metadata,
+        }
+        image.births = image.births.copy()
+        self._free_unnamed()
+
+    def run(self, records: list[layout.Record]) -> None:
+        """Apply them; the first that cannot be meant ends it with a finding."""
+        for record in records:
+            apply = self._apply.get(record.type)
+            try:
+                if apply is None:
+                    raise LayoutError(f"unknown type {record.type}")
+                apply(record)
+            except LayoutError as error:
+                self._findings.damage(f"journal record {record.seq}", str(error))
+                return
+
+    def _free_unnamed(self) -> None:
+        """What is waiting to be reclaimed counts as free, and so does what no map names."""
+        image = self._image
+        for number in [n for n, node in image.nodes.items() if node.record.flags & NodeFlag.RECLAIMING]:
+            del image.nodes[number]
+        image.reclaim = image.reclaim[:0]
+        named = image.births == layout.BIRTH_METADATA
+        for node in image.nodes.values():
+            for leaf in node.leaves.values():
+                named[leaf.entries[leaf.entries < len(named)]] = True
+        image.births[~named] = layout.BIRTH_FREE
+
+    def _node(self, number: int) -> Node:
+        try:
+            return self._image.nodes[number]
+        except KeyError:
+            raise LayoutError(f"no node {number}") from None
+
+    def _change(self, changed: Node, /, **fields: object) -> None:
+        changed.record = replace(changed.record, **fields)  # type: ignore[arg-type]
+
+    def _children(self, node: Node) -> list[Node]:
+        return [other for other in self._image.nodes.values() if other.record.parent == node.record.node]
+
+    def _floor(self, node: Node) -> int:
+        parent = self._image.nodes.get(node.record.parent)
+        return parent.record.generation if parent else 0
+
+    def _share(self, source: Node) -> dict[int, Leaf]:
+        """A copy of a map; neither owns a leaf afterwards."""
+        self._private -= {(source.record.node, index) for index in source.leaves}
+        return dict(source.leaves)
+
+    def _grow_generation(self) -> int:
+        file = self._image.file
+        self._image.file = replace(file, generation=file.generation + 1)
+        return file.generation
+
+    # Maps
+
+    def _entries(self, node: Node, index: int) -> Words:
+        """A leaf of the node that may be changed."""
+        key = (node.record.node, index)
+        leaf = node.leaves.get(index)
+        if leaf is None or key not in self._private:
+            entries = np.zeros(layout.LEAF_ENTRIES, np.uint32) if leaf is None else leaf.entries.copy()
+            leaf = node.leaves[index] = Leaf(0, 0, 0, entries)
+            self._private.add(key)
+        return leaf.entries
+
+    def _commit(self, record: layout.Record) -> None:
+        (covers,) = layout.unpack_fields(layout.COMMIT, record.payload)
+        if covers >= record.seq:
+            raise LayoutError(f"COMMIT covers record {covers}, which comes later")
+
+    def _map(self, record: layout.Record) -> None:
+        number, items = layout.unpack_map(record.payload)
+        node = self._node(number)
+        chunks = -(-node.record.size_bytes // self._image.superblock.chunk_bytes)
+        for first, count, entry in items:
+            if first + count > chunks:
+                raise LayoutError(f"maps {first}+{count} of the {chunks} chunks of {node.where}")
+            if entry >= layout.FIRST_CHUNK_ENTRY:
+                self._place(node, entry, count)
+            for step in range(count):
+                value = entry + step if entry >= layout.FIRST_CHUNK_ENTRY else entry
+                self._set(node, first + step, value)
+
+    def _place(self, node: Node, entry: int, count: int) -> None:
+        image = self._image
+        end = entry + count
+        if end > min(layout.MAX_CHUNKS, image.file_chunks + MAX_GROWTH_CHUNKS):
+            raise LayoutError(f"places chunk {end - 1} in a file of {image.file_chunks}")
+        if end > len(image.births):
+            image.births = np.concatenate([image.births, np.zeros(end - len(image.births), np.uint32)])
+        taken = np.flatnonzero(image.births[entry:end] != layout.BIRTH_FREE)
+        if len(taken):
+            raise LayoutError(f"places chunk {entry + int(taken[0])} in {node.where}, but it is in use")
+        image.births[entry:end] = node.record.generation or image.file.generation
+
+    def _set(self, node: Node, index: int, value: int) -> None:
+        leaf, slot = divmod(index, layout.LEAF_ENTRIES)
+        entries = self._entries(node, leaf)
+        old = int(entries[slot])
+        entries[slot] = value
+        for child in self._chain_below(node):  # a write of an old epoch, published late
+            if child.record.size_bytes <= index * self._image.superblock.chunk_bytes:
+                break
+            below = self._entries(child, leaf)
+            if int(below[slot]) != old:
+                break
+            below[slot] = value
+        if old >= layout.FIRST_CHUNK_ENTRY and self._image.births[old] > self._floor(node):
+            self._image.births[old] = layout.BIRTH_FREE
+
+    def _chain_below(self, node: Node) -> list[Node]:
+        chain = []
+        while node.record.kind == NodeKind.SNAPSHOT:
+            children = self._children(node)
+            if len(children) != 1:
+                break
+            node = children[0]
+            chain.append(node)
+        return chain
+
+    def _resize(self, record: layout.Record) -> None:
+        number, size = layout.unpack_fields(layout.RESIZE, record.payload)
+        node = self._node(number)
+        chunk_bytes = self._image.superblock.chunk_bytes
+        old, new = -(-node.record.size_bytes // chunk_bytes), -(-size // chunk_bytes)
+        for leaf in [leaf for leaf in node.leaves if (leaf + 1) * layout.LEAF_ENTRIES > new]:
+            for slot in np.flatnonzero(node.leaves[leaf].entries).tolist():
+                if new <= leaf * layout.LEAF_ENTRIES + slot < old:
+                    self._set(node, leaf * layout.LEAF_ENTRIES + slot, layout.EMPTY)
+        self._change(node, size_bytes=size)
+
+    def _metadata(self, record: layout.Record) -> None:
+        first, count = layout.unpack_fields(layout.METADATA, record.payload)
+        image = self._image
+        if first + count > min(layout.MAX_CHUNKS, image.file_chunks + MAX_GROWTH_CHUNKS):
+            raise LayoutError(f"reserves chunks {first}+{count} in a file of {image.file_chunks}")
+        if first + count > len(image.births):
+            image.births = np.concatenate([image.births, np.zeros(first + count - len(image.births), np.uint32)])
+        if (image.births[first : first + count] != layout.BIRTH_FREE).any():
+            raise LayoutError(f"reserves chunks {first}+{count} for metadata, but one is in use")
+        image.births[first : first + count] = layout.BIRTH_METADATA
+
+    # The tree
+
+    def _new(self, number: int, template: Node, leaves: dict[int, Leaf], **fields: object) -> None:
+        if number in self._image.nodes or number == 0:
+            raise LayoutError(f"makes node {number}, which exists")
+        node = Node(template.record, leaves, {})
+        self._change(node, node=number, flags=0, generation=0, guid="", **fields)
+        self._image.nodes[number] = node
+
+    def _snapshot_of(self, number: int) -> Node:
+        node = self._node(number)
+        if node.record.kind != NodeKind.SNAPSHOT:
+            raise LayoutError(f"node {number} is not a snapshot")
+        return node
+
+    def _head_of(self, number: int) -> Node:
+        node = self._node(number)
+        if node.record.kind != NodeKind.HEAD:
+            raise LayoutError(f"node {number} is not a head")
+        return node
+
+    def _snapshot_begin(self, record: layout.Record) -> None:
+        head_id, number, flags, _ = layout.unpack_fields(layout.SNAPSHOT_BEGIN, record.payload)
+        (_, name), _ = layout.unpack_text(record.payload, layout.SNAPSHOT_BEGIN.size, 2)
+        head = self._head_of(head_id)
+        self._new(number, head, self._share(head), kind=NodeKind.SNAPSHOT, name=name)
+        self._change(self._node(number), generation=self._grow_generation(), flags=flags | NodeFlag.UNSEALED)
+        self._change(head, parent=number)
+
+    def _snapshot_seal(self, record: layout.Record) -> None:
+        (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)
+        node = self._snapshot_of(number)
+        self._change(node, flags=node.record.flags & ~NodeFlag.UNSEALED)
+
+    def _clone(self, record: layout.Record) -> None:
+        source_id, number, _ = layout.unpack_fields(layout.CLONE, record.payload)
+        (volume_id, name), _ = layout.unpack_text(record.payload, layout.CLONE.size, 2)
+        source = self._snapshot_of(source_id)
+        self._new(
+            number, source, self._share(source), kind=NodeKind.HEAD, parent=source_id, volume_id=volume_id, name=name
+        )
+        self._grow_generation()
+
+    def _become(self, head: Node, target: Node) -> None:
+        """A head that has nothing of its own shows a snapshot from now on."""
+        self._grow_generation()
+        head.leaves = self._share(target)
+        self._change(head, parent=target.record.node, size_bytes=target.record.size_bytes)
+
+    def _rollback(self, record: layout.Record) -> None:
+        head_id, target_id = layout.unpack_fields(layout.ROLLBACK, record.payload)
+        head = self._head_of(head_id)
+        floor = self._floor(head)
+        for leaf in head.leaves.values():
+            chunks = leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY]
+            if (self._image.births[chunks] > floor).any():
+                raise LayoutError(f"rolls back {head.where}, which has chunks of its own")
+        self._become(head, self._snapshot_of(target_id))
+
+    def _delete(self, record: layout.Record) -> None:
+        for (number,) in layout.NODE_ID.iter_unpack(record.payload):
+            node = self._node(number)
+            self._change(node, flags=node.record.flags | NodeFlag.DELETED)
+
+    def _merge(self, record: layout.Record) -> None:
+        (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)
+        node = self._node(number)
+        children = self._children(node)
+        if not node.record.flags & NodeFlag.DELETED or len(children) > 1:
+            raise LayoutError(f"merges {node.where}, which is not deleted or has {len(children)} children")
+        for child in children:
+            self._change(child, parent=node.record.parent)
+        del self._image.nodes[number]
+        self._free_unnamed()
+
+    def _rename(self, record: layout.Record) -> None:
+        (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)
+        (name,), _ = layout.unpack_text(record.payload, layout.NODE_ID.size, 1)
+        self._change(self._node(number), name=name)
+
+    def _staging_begin(self, record: layout.Record) -> None:
+        head_id, base_id, number, _ = layout.unpack_fields(layout.STAGING_BEGIN, record.payload)
+        head = self._head_of(head_id)
+        base = self._snapshot_of(base_id) if base_id else None
+        size = base.record.size_bytes if base else head.record.size_bytes
+        self._new(number, head, self._share(base) if base else {}, parent=base_id, size_bytes=size)
+        self._change(self._node(number), flags=NodeFlag.STAGING)
+        self._grow_generation()
+
+    def _staging_commit(self, record: layout.Record) -> None:
+        staging_id, head_id, old_id, _ = layout.unpack_fields(layout.STAGING_COMMIT, record.payload)
+        (_, name), _ = layout.unpack_text(record.payload, layout.STAGING_COMMIT.size, 2)
+        staging, head = self._head_of(staging_id), self._head_of(head_id)
+        self._new(old_id, head, self._share(head))
+        self._change(self._node(old_id), flags=NodeFlag.DELETED)
+        self._change(staging, kind=NodeKind.SNAPSHOT, flags=0, name=name, generation=self._grow_generation())
+        self._become(head, staging)
