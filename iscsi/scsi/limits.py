@@ -19,8 +19,9 @@ MAX_UNMAP_BLOCKS = 1 << 20
 MAX_UNMAP_DESCRIPTORS = 256
 """A parameter list of 4 KiB; libiscsi's suite reads the field as a signed number and tries it out."""
 
-MAX_WRITE_SAME_BLOCKS = 1 << 20
-"""512 MiB of 512-byte blocks: some tenths of a second when the block is not zero."""
+MAX_WRITE_SAME_BLOCKS = 1 << 15
+"""16 MiB of 512-byte blocks, which bounds the command's duration when the block is not zero. From 65,536 on libiscsi's
+suite would move as many blocks by one WRITE(16), whatever the maximum transfer length."""
 
 PIECE_BYTES = 1 * MIB
-"""Long commands (VERIFY, WRITE SAME) work in pieces of this, so that they hold no more memory."""
+"""VERIFY and WRITE SAME work in pieces of this, so that they hold no more memory."""

@@ -274,17 +274,17 @@ class LogicalUnit:
         self.establish_unit_attention(Asc.MODE_PARAMETERS_CHANGED)
         self.refresh_all()
 
-    def reset(self, *, by: Nexus | None = None) -> None:
+    def reset(self) -> None:
         """Logical unit reset (SAM-5 section 6.3.3), after the transport has ended the unit's commands.
 
-        Releases RESERVE(6), restores mode parameters, allows removal; persistent reservations stay. Every nexus but
-        the one that asked gets 29h/03h.
+        Releases RESERVE(6), restores mode parameters, allows removal; persistent reservations stay. Every nexus, also
+        that of the one who asked, gets 29h/03h.
         """
         self.reservations.reset()
         self.mode.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
-        self.establish_unit_attention(Asc.BUS_DEVICE_RESET_OCCURRED, by=by)
+        self.establish_unit_attention(Asc.BUS_DEVICE_RESET_OCCURRED)
         self.refresh_all()
 
     # -- commands

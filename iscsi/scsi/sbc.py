@@ -55,12 +55,11 @@ def check_range(lu: LogicalUnit, lba: int, blocks: int) -> None:
         raise illegal_request(Asc.LBA_OUT_OF_RANGE, information=max(lba, lu.blocks))
 
 
-def _extent(lu: LogicalUnit, cdb: bytes, limit_blocks: int | None = None) -> tuple[int, int]:
-    """LBA and number of blocks, within the medium and the command's maximum."""
+def _extent(lu: LogicalUnit, cdb: bytes) -> tuple[int, int]:
+    """LBA and number of blocks, within the medium and the maximum transfer length."""
     lba, blocks = lba_of(cdb), blocks_of(cdb)
     check_range(lu, lba, blocks)
-    limit = limits.MAX_TRANSFER_BYTES >> lu.block_shift if limit_blocks is None else limit_blocks
-    if blocks > limit:
+    if blocks > limits.MAX_TRANSFER_BYTES >> lu.block_shift:
         raise invalid_cdb_field(_LENGTH_FIELD[cdb[0] >> 5][0])
     return lba, blocks
 
@@ -163,12 +162,12 @@ async def write_and_verify(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) 
 
 
 async def verify(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """VERIFY(10/12/16), in pieces; without BYTCHK as long as a WRITE SAME may be."""
+    """VERIFY(10/12/16), in pieces."""
     cdb = command.cdb
     check = cdb[1] >> _BYTCHK_SHIFT & _BYTCHK_MASK
     if check not in (_MEDIUM_ONLY, _COMPARE, _COMPARE_ONE_BLOCK):
         raise invalid_cdb_field(1, 2)
-    lba, blocks = _extent(lu, cdb, None if check == _COMPARE else limits.MAX_WRITE_SAME_BLOCKS)
+    lba, blocks = _extent(lu, cdb)
     data = require_exactly(command, verify_bytes(lu, cdb)) if check else memoryview(b"")
     piece = limits.PIECE_BYTES >> lu.block_shift
     same = memoryview(bytes(data) * min(piece, blocks)) if check == _COMPARE_ONE_BLOCK else data

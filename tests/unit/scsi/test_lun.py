@@ -85,12 +85,12 @@ async def test_replaced_content_means_that_the_medium_may_have_changed():
     assert (host.nexus.fast_device, host.nexus.blocks) == (other, 1024)
 
 
-async def test_a_reset_is_told_to_all_but_the_one_that_asked():
+async def test_a_reset_is_told_to_every_nexus():
     lu = disk()
     one, two = Host(lu, 1), Host(lu, 2)
-    lu.reset(by=one.nexus)
-    await one.send(TEST_UNIT_READY)
-    await two.send(TEST_UNIT_READY, expect=attention(0x2903))
+    lu.reset()
+    for host in (one, two):
+        await host.send(TEST_UNIT_READY, expect=attention(0x2903))
 
 
 async def test_too_many_unit_attentions_become_power_on():

@@ -82,10 +82,11 @@ async def test_reserve_6_ends_with_a_reset_and_with_the_session():
     lu = disk()
     one, two = Host(lu, 1), Host(lu, 2)
     await one.send("16 00 00 00 00 00")
-    lu.reset(by=two.nexus)
+    lu.reset()
+    one.nexus.take_unit_attention()
+    two.nexus.take_unit_attention()
     await two.send("16 00 00 00 00 00")
     lu.detach(two.nexus)
-    one.nexus.take_unit_attention()
     assert await may(one) == (True, True)
 
 
@@ -145,7 +146,7 @@ async def test_registrations_survive_the_session_and_a_reset():
     one, two, _ = await hosts(2)
     lu = one.lu
     await prout(one, RESERVE, 1, kind=EA)
-    lu.reset(by=one.nexus)
+    lu.reset()
     lu.detach(one.nexus)
     two.nexus.take_unit_attention()
     assert await may(two) == (False, False)

@@ -93,7 +93,7 @@ async def test_block_limits():
     fields = [int.from_bytes(data[at : at + 4], "big") for at in range(8, 36, 4)]
     assert fields == [16384, 2048, 0, 1 << 20, 256, 8, 0x80000000]
     assert int.from_bytes(data[6:8], "big") == 8
-    assert int.from_bytes(data[36:44], "big") == 1 << 20
+    assert int.from_bytes(data[36:44], "big") == 1 << 15
 
 
 async def test_provisioning_page_of_a_thin_and_of_a_thick_unit():
@@ -226,7 +226,8 @@ async def test_descriptor_sense():
     out_of_range = "88 00 0000000000001000 00000001 00 00"
     result = await host.send(out_of_range, expect=LBA_OUT_OF_RANGE)
     assert result.sense == bytes.fromhex("72 05 21 00 000000 0c 000a8000 0000000000001000")
-    host.lu.reset(by=host.nexus)
+    host.lu.reset()
+    host.nexus.take_unit_attention()
     assert (await host.send(out_of_range, expect=LBA_OUT_OF_RANGE)).sense[0] & 0x7F == 0x70
 
 
