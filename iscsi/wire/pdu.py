@@ -100,7 +100,7 @@ class Framer:
         """Cut the PDU at ``offset``, or None while it is incomplete.
 
         Raises:
-            ProtocolError: too long, or a wrong header digest (section 7.7): the connection ends.
+            ProtocolError: too long, or a wrong header digest (section 7.8): the connection ends.
         """
         if len(buffer) - offset < BHS_SIZE:
             return None

@@ -1,7 +1,8 @@
 """PDUs that a target sends (RFC 7143 sections 11.4, 11.6 to 11.9, 11.11, 11.13, 11.15, 11.17, 11.19).
 
 One frozen dataclass per PDU type; its BHS layout stands before it. Every one carries ``exp_cmd_sn`` and
-``max_cmd_sn``, the command window (section 4.2.2.1).
+``max_cmd_sn``, the command window (section 4.2.2.1). Those and ``stat_sn`` may be left for whoever sends the PDU:
+``dataclasses.replace`` puts them in.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class NopIn(Pdu):
     HAS_DATA: ClassVar[bool] = True
 
     itt: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     ttt: int = RESERVED_TAG
     lun: int = 0
     data: Buffer = b""
@@ -68,9 +69,9 @@ class ScsiResponsePdu(Pdu):
 
     itt: int
     status: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     response: int = ResponseCode.COMPLETED
     flags: int = 0
     residual: int = 0
@@ -133,9 +134,9 @@ class TaskManagementResponse(Pdu):
 
     itt: int
     response: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
 
     @classmethod
     def _parse(cls, bhs: Buffer, ahs: Buffer, data: Buffer) -> Self:
@@ -160,9 +161,9 @@ class LoginResponse(Pdu):
     isid: bytes
     tsih: int
     itt: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     status: int = LoginStatus.SUCCESS
     csg: int = Stage.SECURITY
     nsg: int = 0
@@ -218,9 +219,9 @@ class TextResponse(Pdu):
     HAS_DATA: ClassVar[bool] = True
 
     itt: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     ttt: int = RESERVED_TAG
     lun: int = 0
     final: bool = True
@@ -264,12 +265,12 @@ class DataIn(Pdu):
     HAS_DATA: ClassVar[bool] = True
 
     itt: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
     data_sn: int
     buffer_offset: int
-    status: int | None = None
     stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
+    status: int | None = None
     flags: int = 0
     residual: int = 0
     final: bool = True
@@ -328,9 +329,9 @@ class LogoutResponse(Pdu):
     OPCODE: ClassVar[Opcode] = Opcode.LOGOUT_RESPONSE
 
     itt: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     response: int = LogoutResult.CLOSED
     time2wait: int = 0
     time2retain: int = 0
@@ -357,18 +358,18 @@ class R2T(Pdu):
 
     itt: int
     ttt: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
     r2t_sn: int
     buffer_offset: int
     desired_length: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     lun: int = 0
 
     @classmethod
     def _parse(cls, bhs: Buffer, ahs: Buffer, data: Buffer) -> Self:
         _, _, _, _, _, lun, itt, ttt, stat_sn, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length = _R2T.unpack(bhs)
-        return cls(itt, ttt, stat_sn, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length, lun)
+        return cls(itt, ttt, r2t_sn, offset, length, stat_sn, exp_cmd_sn, max_cmd_sn, lun)
 
     def serialize(self) -> bytes:
         numbers = (self.itt, self.ttt, self.stat_sn, self.exp_cmd_sn, self.max_cmd_sn, self.r2t_sn)
@@ -390,9 +391,9 @@ class AsyncMessage(Pdu):
     HAS_DATA: ClassVar[bool] = True
 
     event: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     lun: int = 0
     vendor_code: int = 0
     parameter1: int = 0
@@ -427,9 +428,9 @@ class Reject(Pdu):
     HAS_DATA: ClassVar[bool] = True
 
     reason: int
-    stat_sn: int
-    exp_cmd_sn: int
-    max_cmd_sn: int
+    stat_sn: int = 0
+    exp_cmd_sn: int = 0
+    max_cmd_sn: int = 0
     data_sn: int = 0
     data: Buffer = b""
 

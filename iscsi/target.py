@@ -1,0 +1,271 @@
+"""Targets: names, the logical units behind each, and who may use them; SendTargets (RFC 7143 sections 4.2.7 and 13.3).
+
+``TargetRegistry`` holds all targets of a server and may change at any time: logins, SendTargets and REPORT LUNS look at
+it when they are asked. Sessions that exist already learn of changes through ``subscribe``.
+
+All portals of a server are one portal group with one tag, so any of them reaches any target.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+import unicodedata
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from engine.errors import AlreadyExists, InvalidArgument, NotFound
+from iscsi.wire.lun import MAX_LUN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from iscsi.scsi.lun import LogicalUnit
+
+PORTAL_GROUP_TAG = 1
+DEFAULT_PORT = 3260  # section 4.1 (IANA)
+MAX_NAME_BYTES = 223  # section 4.2.7.1
+MAX_ALIAS_BYTES = 255  # section 13.6
+MAX_LUNS = 256  # per target; what initiators scan without being told otherwise
+
+_IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[a-z0-9.:-]+)?")
+_EUI = re.compile(r"eui\.[0-9a-f]{16}")
+_NAA = re.compile(r"naa\.([0-9a-f]{16}|[0-9a-f]{32})")
+
+Address = tuple[str, int]
+"""A host's numeric address, IPv4 or IPv6, and a port."""
+
+
+def normalize_name(name: str) -> str:
+    """An iSCSI name as it is compared: compatibility forms folded, lower case (section 4.2.7.2, RFC 3722)."""
+    return unicodedata.normalize("NFKC", name).lower()
+
+
+def validate_name(name: str) -> str:
+    """The normalized form of a node name that we give ourselves (section 4.2.7).
+
+    Raises:
+        InvalidArgument: not of a form that the RFC allows.
+    """
+    normalized = normalize_name(name)
+    if len(normalized.encode()) > MAX_NAME_BYTES:
+        raise InvalidArgument(f"an iSCSI name has at most {MAX_NAME_BYTES} bytes: {name!r}")
+    if not any(form.fullmatch(normalized) for form in (_IQN, _EUI, _NAA)):
+        raise InvalidArgument(f"{name!r} is no iSCSI name; write iqn.YYYY-MM.reversed.domain:name")
+    return normalized
+
+
+def is_plausible_name(name: str) -> bool:
+    """Whether a peer may call itself that. Laxer than ``validate_name``: real initiators use underscores and more."""
+    return 0 < len(name.encode()) <= MAX_NAME_BYTES and name.isprintable() and " " not in name
+
+
+class TargetChange(enum.Enum):
+    """What a subscriber is told."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    LUNS = "luns"  # the LUN inventory: REPORTED LUNS DATA HAS CHANGED for every session
+    ACCESS = "access"  # who is admitted
+
+
+class Target:
+    """An iSCSI target node: one name, its LUNs, its access list. Made here, served once a registry has it."""
+
+    __slots__ = ("_initiators", "_luns", "_watchers", "alias", "name")
+
+    def __init__(self, name: str, *, alias: str = "", initiators: Iterable[str] | None = None) -> None:
+        """
+        Args:
+            name: an iSCSI name; normalized.
+            initiators: names of those that may log in; None admits every initiator.
+
+        Raises:
+            InvalidArgument: the name or the alias is not allowed.
+        """
+        if len(alias.encode()) > MAX_ALIAS_BYTES or "\0" in alias:
+            raise InvalidArgument(f"a target alias has at most {MAX_ALIAS_BYTES} bytes")
+        self.name = validate_name(name)
+        self.alias = alias
+        self._luns: dict[int, LogicalUnit] = {}
+        self._initiators = _names(initiators)
+        self._watchers: list[Callable[[Target, TargetChange], None]] = []
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def luns(self) -> Mapping[int, LogicalUnit]:
+        """The LUN map, live and read-only."""
+        return MappingProxyType(self._luns)
+
+    @property
+    def initiators(self) -> frozenset[str] | None:
+        """Who may log in; None: everybody."""
+        return self._initiators
+
+    def admits(self, initiator_name: str) -> bool:
+        """Whether this initiator may log in and be told of the target."""
+        return self._initiators is None or normalize_name(initiator_name) in self._initiators
+
+    def admit(self, initiators: Iterable[str] | None) -> None:
+        """Replace the access list (None: everybody). Whoever drops out loses its sessions (subscribers see to it)."""
+        self._initiators = _names(initiators)
+        self._notify(TargetChange.ACCESS)
+
+    def map_lun(self, lun: int, unit: LogicalUnit) -> None:
+        """Show ``unit`` at ``lun``.
+
+        Raises:
+            InvalidArgument: no such LUN can be, or the target is full.
+            AlreadyExists: the LUN is taken.
+        """
+        if not 0 <= lun <= MAX_LUN:
+            raise InvalidArgument(f"LUN {lun} is not within 0..{MAX_LUN}")
+        if lun in self._luns:
+            raise AlreadyExists("LUN", f"{self.name}/{lun}")
+        if len(self._luns) >= MAX_LUNS:
+            raise InvalidArgument(f"target {self.name} has {MAX_LUNS} LUNs already")
+        self._luns[lun] = unit
+        self._notify(TargetChange.LUNS)
+
+    def unmap_lun(self, lun: int) -> LogicalUnit:
+        """Take a LUN away; returns what was there.
+
+        Raises:
+            NotFound: nothing was.
+        """
+        if lun not in self._luns:
+            raise NotFound("LUN", f"{self.name}/{lun}")
+        unit = self._luns.pop(lun)
+        self._notify(TargetChange.LUNS)
+        return unit
+
+    def subscribe(self, watcher: Callable[[Target, TargetChange], None]) -> Callable[[], None]:
+        """Have ``watcher`` called in the same step as each change. Returns what ends that."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def _notify(self, change: TargetChange) -> None:
+        for watcher in list(self._watchers):
+            watcher(self, change)
+
+
+class TargetRegistry:
+    """All targets of a server, by name."""
+
+    def __init__(self) -> None:
+        self._targets: dict[str, Target] = {}
+        self._unsubscribe: dict[str, Callable[[], None]] = {}
+        self._watchers: list[Callable[[Target, TargetChange], None]] = []
+        self.portals: list[Address] = []
+        """Where the server listens, as bound; the shell sets it. Wildcard addresses are allowed."""
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(list(self._targets.values()))
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def find(self, name: str) -> Target | None:
+        """The target of that name, in any spelling that means the same."""
+        return self._targets.get(normalize_name(name))
+
+    def add(self, target: Target) -> None:
+        """Serve a target.
+
+        Raises:
+            AlreadyExists: one of that name is served.
+        """
+        if target.name in self._targets:
+            raise AlreadyExists("target", target.name)
+        self._targets[target.name] = target
+        self._unsubscribe[target.name] = target.subscribe(self._notify)
+        self._notify(target, TargetChange.ADDED)
+
+    def remove(self, name: str) -> Target:
+        """Serve a target no more. Its sessions end (subscribers see to it).
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        target = self.find(name)
+        if target is None:
+            raise NotFound("target", name)
+        del self._targets[target.name]
+        self._unsubscribe.pop(target.name)()
+        self._notify(target, TargetChange.REMOVED)
+        return target
+
+    def subscribe(self, watcher: Callable[[Target, TargetChange], None]) -> Callable[[], None]:
+        """Have ``watcher`` called in the same step as each change of any target. Returns what ends that."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def send_targets(self, asker: str, portal: Address, which: str = "All") -> list[tuple[str, str]]:
+        """The answer to a SendTargets key: pairs of TargetName and TargetAddress (section 13.3, appendix C).
+
+        Args:
+            asker: the initiator's name; it hears only of targets that admit it.
+            portal: the address that it reached us at.
+            which: "All" (discovery session), or one target's name.
+        """
+        if which == "All":
+            targets = sorted(self._targets.values(), key=lambda target: target.name)
+        else:
+            found = self.find(which)
+            targets = [] if found is None else [found]
+        addresses = [f"{format_address(one)},{PORTAL_GROUP_TAG}" for one in self._addresses(portal)]
+        pairs: list[tuple[str, str]] = []
+        for target in targets:
+            if target.admits(asker):
+                pairs.append(("TargetName", target.name))
+                pairs.extend(("TargetAddress", address) for address in addresses)
+        return pairs
+
+    def _addresses(self, portal: Address) -> list[Address]:
+        """Portals that somebody who reached ``portal`` may try: that one first, then the others it can mean.
+
+        A wildcard portal is told as the address that was reached. Loopback is told to loopback only.
+        """
+        reached = (_plain(portal[0]), portal[1])
+        addresses = [reached]
+        for host, port in self.portals:
+            address = ipaddress.ip_address(_plain(host))
+            if address.is_unspecified:
+                other = (reached[0], port)
+            elif address.is_loopback and not ipaddress.ip_address(reached[0]).is_loopback:
+                continue
+            else:
+                other = (str(address), port)
+            if other not in addresses:
+                addresses.append(other)
+        return addresses
+
+    def _notify(self, target: Target, change: TargetChange) -> None:
+        for watcher in list(self._watchers):
+            watcher(target, change)
+
+
+def format_address(address: Address) -> str:
+    """``host:port`` with IPv6 in brackets (section 13.8)."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _plain(host: str) -> str:
+    """A numeric address without its scope; IPv4 mapped into IPv6 as IPv4."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def _names(initiators: Iterable[str] | None) -> frozenset[str] | None:
+    if initiators is None:
+        return None
+    names = frozenset(normalize_name(name) for name in initiators)
+    for name in names:
+        if not is_plausible_name(name):
+            raise InvalidArgument(f"{name!r} is no initiator name")
+    return names

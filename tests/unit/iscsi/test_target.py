@@ -1,0 +1,125 @@
+"""Targets, access and SendTargets."""
+
+import pytest
+
+from engine.errors import AlreadyExists, InvalidArgument, NotFound
+from iscsi.target import Target, TargetChange, TargetRegistry, validate_name
+
+IQN = "iqn.2026-11.org.twinvol:disk"
+ASKER = "iqn.1993-08.org.debian:01:abc"
+UNIT = object()  # what lies behind a LUN is of no interest here
+
+
+@pytest.mark.parametrize(
+    "name",
+    [IQN, "iqn.2001-04.com.example", "iqn.2001-04.com.example:a:b.c-d", "eui.02004567a425678d", "naa.52004567ba64678d"],
+)
+def test_names_of_the_three_forms_are_taken(name):
+    assert validate_name(name) == name
+
+
+def test_a_name_is_compared_in_lower_case():
+    assert validate_name("IQN.2026-11.org.TwinVol:Disk") == IQN
+    registry = TargetRegistry()
+    registry.add(Target(IQN))
+    assert registry.find("iqn.2026-11.ORG.twinvol:DISK") is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "disk",
+        "iqn.2026-13.org.x",
+        "iqn.2026-11.",
+        "iqn.2026-11.org.x:",
+        "iqn.2026-11.org.x:a_b",
+        "iqn.2026-11.org.x:a b",
+        "eui.0200",
+        "naa.123",
+        "iqn.2026-11.org.x:" + "a" * 224,
+        "iqn.2026-11.org.x:a\n",
+    ],
+)
+def test_other_names_are_refused(name):
+    with pytest.raises(InvalidArgument):
+        validate_name(name)
+
+
+def test_luns_are_mapped_once_and_changes_are_told():
+    target = Target(IQN)
+    registry = TargetRegistry()
+    seen = []
+    unsubscribe = registry.subscribe(lambda about, change: seen.append((about.name, change)))
+    registry.add(target)
+    target.map_lun(3, UNIT)
+    with pytest.raises(AlreadyExists):
+        target.map_lun(3, UNIT)
+    with pytest.raises(InvalidArgument):
+        target.map_lun(-1, UNIT)
+    assert dict(target.luns) == {3: UNIT}
+    assert target.unmap_lun(3) is UNIT
+    with pytest.raises(NotFound):
+        target.unmap_lun(3)
+    target.admit([ASKER])
+    registry.remove(IQN)
+    target.map_lun(0, UNIT)  # not served any more: nobody hears of it
+    changes = [TargetChange.ADDED, TargetChange.LUNS, TargetChange.LUNS, TargetChange.ACCESS, TargetChange.REMOVED]
+    assert seen == [(IQN, change) for change in changes]
+    registry.add(target)
+    unsubscribe()
+    target.unmap_lun(0)
+    assert len(seen) == 6
+
+
+def test_a_registry_has_each_name_once():
+    registry = TargetRegistry()
+    registry.add(Target(IQN))
+    with pytest.raises(AlreadyExists):
+        registry.add(Target(IQN))
+    with pytest.raises(NotFound):
+        registry.remove(IQN + "x")
+
+
+def served(portals, *targets):
+    registry = TargetRegistry()
+    registry.portals = portals
+    for target in targets:
+        registry.add(target)
+    return registry
+
+
+def test_send_targets_tells_only_what_the_asker_may_use():
+    mine = Target(IQN + "-mine", initiators=[ASKER.upper()])
+    others = Target(IQN + "-others", initiators=["iqn.2001-04.com.example:other"])
+    everybodys = Target(IQN)
+    registry = served([("127.0.0.1", 3260)], others, mine, everybodys)
+    assert registry.send_targets(ASKER, ("127.0.0.1", 3260)) == [
+        ("TargetName", IQN),
+        ("TargetAddress", "127.0.0.1:3260,1"),
+        ("TargetName", IQN + "-mine"),
+        ("TargetAddress", "127.0.0.1:3260,1"),
+    ]
+    assert registry.send_targets(ASKER, ("127.0.0.1", 3260), IQN + "-others") == []
+    assert registry.send_targets(ASKER, ("127.0.0.1", 3260), IQN)[0] == ("TargetName", IQN)
+
+
+def addresses(registry, portal):
+    return [value for key, value in registry.send_targets(ASKER, portal) if key == "TargetAddress"]
+
+
+def test_a_wildcard_portal_is_told_as_the_address_that_was_reached():
+    registry = served([("0.0.0.0", 3260), ("0.0.0.0", 3261)], Target(IQN))
+    assert addresses(registry, ("192.0.2.7", 3260)) == ["192.0.2.7:3260,1", "192.0.2.7:3261,1"]
+
+
+def test_loopback_is_not_told_to_others():
+    registry = served([("127.0.0.1", 3260), ("192.0.2.7", 3260), ("2001:db8::1", 3260)], Target(IQN))
+    assert addresses(registry, ("192.0.2.7", 3260)) == ["192.0.2.7:3260,1", "[2001:db8::1]:3260,1"]
+    assert addresses(registry, ("127.0.0.1", 3260))[0] == "127.0.0.1:3260,1"
+
+
+def test_mapped_and_scoped_addresses_are_written_plainly():
+    registry = served([("::", 3260)], Target(IQN))
+    assert addresses(registry, ("::ffff:192.0.2.7", 3260)) == ["192.0.2.7:3260,1"]
+    assert addresses(registry, ("fe80::1%eth0", 3260)) == ["[fe80::1]:3260,1"]
