@@ -44,11 +44,16 @@ class Daemon:
     ready: dict[str, Any]
     log: Path
 
+    @staticmethod
+    def command(pool: Path, *arguments: str, iscsi: str = "127.0.0.1:0") -> list[str]:
+        """The command line that serves ``pool``."""
+        return [*PROGRAM, "serve", "--iscsi", iscsi, *arguments, "--pool", str(pool)]
+
     @classmethod
     def start(cls, pool: Path, *arguments: str, iscsi: str = "127.0.0.1:0") -> Daemon:
         """Start one on ``pool`` and wait for its ready line. AssertionError with its log when there is none."""
         log = pool.with_name(pool.name + ".log")
-        command = [*PROGRAM, "serve", "--iscsi", iscsi, *arguments, "--pool", str(pool)]
+        command = cls.command(pool, *arguments, iscsi=iscsi)
         with log.open("a", encoding="utf-8") as stderr:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True
