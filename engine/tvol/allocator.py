@@ -1,0 +1,131 @@
+"""Which free chunks may be used now, and when a freed one becomes free (STORE section 3).
+
+A freed chunk passes through these stages, and only in this order:
+
+1. *deferred*: freed by a journal record that is not durable yet, or seen by a read or write that was in flight when
+   it was freed. Nobody touches it.
+2. *dirty*: free, content unknown. A whole-chunk write may take it; a partial write must zero the rest first. All free
+   chunks below the durable end start here when a file is opened.
+3. *zero*: punched in this incarnation, or never below the end of the file. A punch that is not durable yet is enough:
+   the fdatasync before the commit of whatever uses the chunk next covers the punch as well.
+
+Chunks are handed out in ascending order where possible, so that sequential writes lie contiguously.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import OutOfSpace
+from engine.tvol.layout import BIRTH_FREE, MAX_CHUNKS
+from engine.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from engine.files import BlockFile
+    from engine.tvol.births import Births
+
+_GROW_BYTES = 16 * MIB
+"""The file's size grows by it (no space is taken): a read near the end of the file must not come short."""
+
+
+class Allocator:
+    """The pools of free chunks and the end of the file."""
+
+    def __init__(self, file: BlockFile, births: Births, chunk_bytes: int) -> None:
+        self._file = file
+        self._births = births
+        self._chunk_bytes = chunk_bytes
+        self._file_chunks = file.size() // chunk_bytes
+        self.end = births.count
+        """The first chunk that was never used."""
+        self._deferred: deque[tuple[int, int, array[int]]] = deque()
+        self._dirty: array[int] = array("I", births.with_birth(BIRTH_FREE)[::-1].tobytes())
+        """Descending, so that ``pop`` hands out ascending numbers; the same for ``_zero``."""
+        self._zero: array[int] = array("I")
+
+    def take(self, *, whole: bool) -> tuple[int, bool]:
+        """A free chunk, and whether it reads zero. ``whole``: the caller overwrites all of it, so that a dirty one
+        will do. Raises OutOfSpace when the file may grow no more."""
+        if whole and self._dirty:
+            return self._dirty.pop(), False
+        if self._zero:
+            return self._zero.pop(), True
+        if self._dirty:
+            return self._dirty.pop(), False
+        return self.extend(1), True
+
+    def extend(self, count: int) -> int:
+        """The first of ``count`` chunks that were never used."""
+        first = self.end
+        if first + count > MAX_CHUNKS:
+            raise OutOfSpace(f"{self._file.path} has {MAX_CHUNKS} chunks, the most that the format allows")
+        if first + count > self._file_chunks:
+            wanted = first + count + _GROW_BYTES // self._chunk_bytes
+            self._file.truncate(wanted * self._chunk_bytes)
+            self._file_chunks = wanted
+        self.end += count
+        self._births.extend_to(self.end)
+        return first
+
+    def give_back(self, chunks: Iterable[int]) -> None:
+        """Chunks that were taken and not published; something may have been written to them."""
+        self._dirty.extend(chunks)
+
+    def defer(self, seq: int, last_operation: int, chunks: array[int]) -> None:
+        """Chunks freed by record ``seq``, while operations up to ``last_operation`` may be using them."""
+        self._deferred.append((seq, last_operation, chunks))
+
+    @property
+    def has_deferred(self) -> bool:
+        return bool(self._deferred)
+
+    def release(self, durable_seq: int, oldest_operation: int | None) -> bool:
+        """Let go of deferred chunks whose record is durable and whose users have ended. True if there were any."""
+        released = False
+        while self._deferred:
+            seq, operation, chunks = self._deferred[0]
+            if seq > durable_seq or (oldest_operation is not None and oldest_operation <= operation):
+                break
+            self._deferred.popleft()
+            self._dirty.extend(sorted(chunks, reverse=True))
+            released = True
+        return released
+
+    def next_dirty(self, limit: int) -> array[int]:
+        """Take up to ``limit`` dirty chunks out, to punch them."""
+        at = max(0, len(self._dirty) - limit)
+        chunks = self._dirty[at:]
+        del self._dirty[at:]
+        return chunks
+
+    def add_zero(self, chunks: Iterable[int]) -> None:
+        """Chunks that were punched."""
+        self._zero.extend(sorted(chunks, reverse=True))
+
+    @property
+    def free_count(self) -> int:
+        """Chunks that may be used now."""
+        return len(self._dirty) + len(self._zero)
+
+    @property
+    def dirty_count(self) -> int:
+        return len(self._dirty)
+
+
+def runs(chunks: array[int], longest: int) -> list[tuple[int, int]]:
+    """(first, count) of the runs of consecutive numbers, each at most ``longest``, ascending."""
+    if not chunks:
+        return []
+    ordered = np.sort(np.frombuffer(chunks, np.uint32))
+    breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
+    return [
+        (int(part[at]), min(longest, len(part) - at))
+        for part in np.split(ordered, breaks)
+        for at in range(0, len(part), longest)
+    ]

@@ -1,0 +1,374 @@
+"""What all devices of one open volume file share: the pass, the journal, flushes, the sticky failure.
+
+Everything runs in the loop's thread except the calls handed to workers, which get plain extents and buffers.
+
+Order of effects of a change (STORE section 2):
+
+1. the data is written to chunks that nobody else reads, or in place where the chunk is the head's own;
+2. the mapping is published in memory (``publish``, ``publish_fill``);
+3. ``end_pass`` writes one MAP record for all that was published: now the change survives the process;
+4. ``flush``: everything up to sequence N is captured -> data synced -> COMMIT(N) written -> synced: now it survives
+   power loss;
+5. chunks that those records freed are let go when N is durable and every operation in flight at the time has ended.
+
+A failed sync or journal write makes the store *failed* for good: what the host dropped from its cache is unknown. No
+commit record is written, nothing is retried on this descriptor; writes and flushes raise StoreFailed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, OutOfSpace, StoreFailed
+from engine.tvol import layout
+from engine.tvol.allocator import runs
+from engine.tvol.journal import COMMIT_ROOM
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_MAP_ITEMS, RecordType
+from engine.tvol.pages import MARGIN, WRITE_STEP, PagePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engine.files import BlockFile, StoreEnv
+    from engine.tvol.allocator import Allocator
+    from engine.tvol.checkpoint import Checkpointer
+    from engine.tvol.journal import Journal
+    from engine.tvol.tree import Family, Node
+
+MAX_PASS_BYTES = 8 * 1024
+"""Journal bytes that a pass may gather before the fast path declines."""
+TREE_RECORD_BYTES = 4 * 1024
+"""More than any record of a tree operation takes (names are bounded)."""
+PUNCH_BYTES = 4 * 1024 * 1024
+"""Longest piece that is punched at once (STORE section 3)."""
+GROW_CHUNKS_BYTES = 1024 * 1024
+"""Metadata space is reserved in steps of it."""
+
+
+class Core:
+    """The shared state of an open file."""
+
+    def __init__(
+        self, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, allocator: Allocator, pages: PagePool
+    ) -> None:
+        self.env = env
+        self.file = file
+        self.family = family
+        self.journal = journal
+        self.allocator = allocator
+        self.pages = pages
+        self.chunk_bytes = family.chunk_bytes
+        self.chunk_shift = family.chunk_bytes.bit_length() - 1
+        self.checkpointer: Checkpointer
+        """Set by whoever builds both."""
+        self.failed: StoreFailed | None = None
+        self.on_failure: list[Callable[[], None]] = []
+        self.on_tree_change: list[Callable[[], None]] = []
+        """Called in the step in which a tree operation was done."""
+        self.on_work: Callable[[], None] = _nothing
+        """Called when there may be something to do in the background."""
+        self.durable_seq = journal.last_seq
+        """Everything up to it survives power loss."""
+        self.last_change_seq = journal.last_seq
+        """The last record that was neither COMMIT nor PAD."""
+        self._pass: list[tuple[int, array[int]]] = []
+        """Changes published and not journaled: (node, items) in order of publication."""
+        self._pass_bytes = 0
+        self._operations: dict[int, None] = {}
+        self._last_operation = 0
+        self._quiet: asyncio.Event | None = None
+        self._next_flush: asyncio.Future[None] | None = None
+        self._flusher: asyncio.Task[None] | None = None
+        self._growing: asyncio.Lock = asyncio.Lock()
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    # --- failure ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises StoreFailed once the store has failed or was closed."""
+        if self.failed:
+            raise StoreFailed(str(self.failed))
+
+    def fail(self, cause: Exception | str) -> StoreFailed:
+        """Make the failure sticky; returns it."""
+        if self.failed is None:
+            self.failed = (
+                cause
+                if isinstance(cause, StoreFailed)
+                else StoreFailed(f"{self.path}: {cause}; close it, run a check, and reopen it")
+            )
+            for callback in self.on_failure:
+                callback()
+        return self.failed
+
+    # --- operations in flight -----------------------------------------------------------------------------------
+
+    def begin_operation(self) -> int:
+        """Register a read or write that holds chunk numbers across a wait; ``end_operation`` must follow."""
+        self._last_operation += 1
+        self._operations[self._last_operation] = None
+        return self._last_operation
+
+    def end_operation(self, operation: int) -> None:
+        del self._operations[operation]
+        if self._quiet and not self._operations:
+            self._quiet.set()
+        if self.allocator.has_deferred:
+            self.release_freed()
+
+    async def quiet(self) -> None:
+        """Wait until no operation is in flight."""
+        while self._operations:
+            self._quiet = asyncio.Event()
+            await self._quiet.wait()
+        self._quiet = None
+
+    def release_freed(self) -> None:
+        if self.allocator.release(self.durable_seq, next(iter(self._operations), None)):
+            self.on_work()
+
+    # --- publication and the pass -------------------------------------------------------------------------------
+
+    def publish(self, node: Node, index: int, entry: int) -> None:
+        """Point one index of a node at a chunk whose data was written (or at EMPTY, ZERO)."""
+        self.family.set_entry(node, index, entry)
+        items = self._items(node.id)
+        # Sequential writes make one item: the same node, the next index, the next chunk.
+        if len(items) and entry >= FIRST_CHUNK_ENTRY:
+            count = items[-2]
+            if items[-3] + count == index and items[-1] + count == entry and items[-1] >= FIRST_CHUNK_ENTRY:
+                items[-2] = count + 1
+                return
+        items.extend((index, 1, entry))
+        self._pass_bytes += layout.MAP_ITEM.size
+
+    def publish_fill(self, node: Node, first: int, count: int, value: int) -> None:
+        """Make a run of indexes EMPTY or ZERO."""
+        self.family.fill(node, first, count, value)
+        self._items(node.id).extend((first, count, value))
+        self._pass_bytes += layout.MAP_ITEM.size
+
+    def _items(self, node_id: int) -> array[int]:
+        """Where the next item of a node goes. Items of different nodes keep their order, since a late write of an
+        old epoch and the head's own next write may concern the same index."""
+        if self._pass and self._pass[-1][0] == node_id:
+            return self._pass[-1][1]
+        items: array[int] = array("I")
+        self._pass.append((node_id, items))
+        self._pass_bytes += 2 * layout.RECORD_UNIT
+        return items
+
+    def ready_for_change(self) -> bool:
+        """Whether the fast path may publish a few entries now: room in the journal and pages for the checkpoint."""
+        return (
+            self._pass_bytes < MAX_PASS_BYTES
+            and self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES)
+            and self.pages.headroom() > MARGIN + WRITE_STEP
+        )
+
+    def end_pass(self) -> None:
+        """Journal what was published since the last call. Raises StoreFailed; then nothing may be acknowledged."""
+        if self.failed:
+            raise StoreFailed(str(self.failed))
+        if not self._pass:
+            return
+        groups, self._pass, self._pass_bytes = self._pass, [], 0
+        try:
+            for node_id, items in groups:
+                for at in range(0, len(items), 3 * MAX_MAP_ITEMS):
+                    part = items[at : at + 3 * MAX_MAP_ITEMS].tobytes()
+                    self.last_change_seq = self.journal.append(RecordType.MAP, layout.pack_map(node_id, part))
+        except EngineError as error:
+            raise self.fail(error) from error
+        self._stamp_freed()
+        if self.journal.used * 2 > self.journal.ring_bytes:
+            self.checkpointer.start()
+        elif self.pages.headroom() < 2 * MARGIN:
+            self.on_work()
+
+    def _stamp_freed(self) -> None:
+        """What the last record freed waits for it to be durable, and for whoever may still use it."""
+        if self.family.freed:
+            self.allocator.defer(self.last_change_seq, self._last_operation, self.family.freed)
+            self.family.freed = array("I")
+
+    def log(self, kind: RecordType, payload: bytes) -> int:
+        """Journal a tree operation and do it, in this order in one step; its sequence number.
+
+        The caller has awaited ``make_room``. Raises StoreFailed.
+        """
+        self.end_pass()
+        try:
+            self.last_change_seq = self.journal.append(kind, payload)
+        except EngineError as error:
+            raise self.fail(error) from error
+        self.family.apply(kind, payload)
+        self._stamp_freed()
+        for callback in self.on_tree_change:
+            callback()
+        return self.last_change_seq
+
+    # --- room ---------------------------------------------------------------------------------------------------
+
+    def ready_for_tree_record(self) -> bool:
+        """Whether a flip may happen at once."""
+        return self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES) and self.pages.headroom() > MARGIN
+
+    async def make_room(
+        self, *, pages: int = WRITE_STEP, record_bytes: int = TREE_RECORD_BYTES, reserved: bool = False
+    ) -> None:
+        """Return when a record and ``pages`` more dirty pages can be admitted; act before the next await.
+
+        ``reserved``: deletes, discards and flips may use up the margin. Raises OutOfSpace, StoreFailed.
+        """
+        tries = 0
+        while True:
+            self.check()
+            floor = 0 if reserved else MARGIN
+            if not self.journal.has_room(self._pass_bytes + record_bytes):
+                await self.checkpointer.run()
+            elif self.pages.headroom() >= pages + floor:
+                return
+            elif not await self.grow_pages(pages + MARGIN):
+                # The disk is full: a checkpoint returns the pages of the state before the last one.
+                if self.pages.headroom() >= pages + floor:
+                    return
+                if tries == 2:
+                    raise OutOfSpace(f"{self.path}: no space for metadata; free space on the host")
+                tries += 1
+                await self.checkpointer.run()
+
+    async def grow_pages(self, pages: int) -> bool:
+        """Reserve metadata chunks for ``pages`` more pages at least. False when the disk is full."""
+        per_chunk = self.chunk_bytes // layout.PAGE_SIZE
+        count = max(-(-pages // per_chunk), GROW_CHUNKS_BYTES // self.chunk_bytes)
+        async with self._growing:
+            if self.pages.headroom() >= pages + MARGIN:
+                return True
+            for wanted in (count, 1):
+                if await self._grow_by(wanted):
+                    return True
+        return False
+
+    async def _grow_by(self, count: int) -> bool:
+        try:
+            first = self.allocator.extend(count)
+        except OutOfSpace:
+            return False
+        offset, length = first << self.chunk_shift, count << self.chunk_shift
+        try:
+            await self.env.workers.run(lambda: self.file.allocate(offset, length))
+        except OutOfSpace:
+            self.allocator.give_back(range(first + count - 1, first - 1, -1))
+            return False
+        except BaseException:
+            self.allocator.give_back(range(first + count - 1, first - 1, -1))
+            raise
+        while not self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES):
+            await self.checkpointer.run()
+        self.log(RecordType.METADATA, layout.METADATA.pack(first, count))
+        self.pages.add_chunks(first, count)
+        return True
+
+    async def free_space(self) -> bool:
+        """Have everything that is free already given back to the host. False when there was nothing."""
+        if not (self.allocator.has_deferred or self.allocator.dirty_count):
+            return False
+        await self.flush()
+        while self.allocator.dirty_count:
+            await self.punch_some()
+        return True
+
+    async def punch_some(self) -> None:
+        """Punch up to 4 MiB of dirty chunks in a worker; they read zero afterwards."""
+        longest = PUNCH_BYTES // self.chunk_bytes
+        chunks = self.allocator.next_dirty(longest)
+        pieces = runs(chunks, longest)
+        try:
+            await self.env.workers.run(lambda: self._punch(pieces))
+        except BaseException:
+            self.allocator.give_back(chunks)
+            raise
+        self.allocator.add_zero(chunks)
+
+    def _punch(self, pieces: list[tuple[int, int]]) -> None:
+        for first, count in pieces:
+            self.file.punch(first << self.chunk_shift, count << self.chunk_shift)
+
+    # --- flush --------------------------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Everything acknowledged before the call is durable when it returns. Raises StoreFailed.
+
+        A caller joins the group that has not started its data sync yet; groups run one after the other.
+        """
+        self.end_pass()
+        if self._next_flush is None:
+            self._next_flush = asyncio.get_running_loop().create_future()
+        group = self._next_flush
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush_groups(), name=f"flush {self.path.name}")
+        await asyncio.shield(group)
+
+    async def _flush_groups(self) -> None:
+        try:
+            while self._next_flush is not None:
+                group, self._next_flush = self._next_flush, None
+                try:
+                    await self._commit_group()
+                except asyncio.CancelledError:
+                    group.cancel()
+                    raise
+                except Exception as error:
+                    group.set_exception(self.fail(error))
+                    group.exception()  # taken, since the callers may all have been cancelled
+                else:
+                    group.set_result(None)
+        finally:
+            self._flusher = None
+
+    async def _commit_group(self) -> None:
+        self.check()
+        self.end_pass()
+        captured = self.last_change_seq
+        await self.env.workers.run(self._sync_data_before_commit)
+        if captured > self.durable_seq:
+            while not self.journal.used + COMMIT_ROOM <= self.journal.ring_bytes:
+                await self.checkpointer.run()
+            self.check()
+            self._write_commit_record(captured)
+            await self.env.workers.run(self._sync_commit_record)
+            self.check()
+            self.became_durable(captured)
+
+    def _sync_data_before_commit(self) -> None:
+        """Data and soft records are durable before a commit record that vouches for them exists."""
+        self.file.sync_data()
+
+    def _write_commit_record(self, covers: int) -> None:
+        self.journal.commit(covers)
+
+    def _sync_commit_record(self) -> None:
+        """The commit record is durable before the flush is answered and before freed chunks are let go."""
+        self.file.sync_data()
+
+    def became_durable(self, seq: int) -> None:
+        """A commit or a checkpoint has made everything up to ``seq`` durable."""
+        if seq > self.durable_seq:
+            self.durable_seq = seq
+            self.release_freed()
+
+    async def idle(self) -> None:
+        """Wait for the running flush to end, whatever its outcome."""
+        while self._flusher is not None:
+            await asyncio.wait([self._flusher])
+
+
+def _nothing() -> None:
+    """No background work is wanted yet."""

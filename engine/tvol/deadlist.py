@@ -1,0 +1,87 @@
+"""What was killed in a node but is still referenced by an older snapshot, in buckets by birth.
+
+Deleting a snapshot and saying what a delete would give back are sums over buckets, not scans. Buckets only grow or
+leave as a whole, so a checkpoint captures one by its length.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from engine.tvol.layout import PageRef
+
+
+class Deadlist:
+    """Chunks by birth generation."""
+
+    __slots__ = ("buckets", "dirty", "pages")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, array[int]] = {}
+        self.dirty = True
+        """Changed since a checkpoint captured it."""
+        self.pages: tuple[PageRef, ...] = ()
+        """Its pages in the last checkpoint; of no meaning while dirty."""
+
+    def add(self, birth: int, chunk: int) -> None:
+        bucket = self.buckets.get(birth)
+        if bucket is None:
+            bucket = self.buckets[birth] = array("I")
+        bucket.append(chunk)
+        self.dirty = True
+
+    def extend(self, birth: int, chunks: Iterable[int]) -> None:
+        self.buckets.setdefault(birth, array("I")).extend(chunks)
+        self.dirty = True
+
+    def count_above(self, generation: int) -> int:
+        return sum(len(bucket) for birth, bucket in self.buckets.items() if birth > generation)
+
+    def take_above(self, generation: int) -> list[array[int]]:
+        """Remove and return the buckets born after ``generation``, oldest first."""
+        births = sorted(birth for birth in self.buckets if birth > generation)
+        self.dirty = self.dirty or bool(births)
+        return [self.buckets.pop(birth) for birth in births]
+
+    def absorb(self, other: Deadlist) -> None:
+        """Take over the entries of the node that is merged into this one's."""
+        for birth, bucket in other.buckets.items():
+            self.extend(birth, bucket)
+
+    def capture(self) -> list[tuple[int, array[int], int]]:
+        """(birth, bucket, length) of each bucket now, by birth; later appends do not change what this means."""
+        return [(birth, bucket, len(bucket)) for birth, bucket in sorted(self.buckets.items())]
+
+    def words(self) -> int:
+        """Length of the stored stream in uint32."""
+        return sum(2 + len(bucket) for bucket in self.buckets.values())
+
+
+def pack_buckets(captured: list[tuple[int, array[int], int]]) -> array[int]:
+    """The stream of uint32 that is stored: (birth, count) of each bucket, then the entries."""
+    stream = array("I")
+    for birth, _, length in captured:
+        stream.extend((birth, length))
+    for _, bucket, length in captured:
+        stream += bucket[:length]
+    return stream
+
+
+def unpack_buckets(stream: array[int], count: int) -> Deadlist:
+    """The reverse. Raises ValueError when the counts do not add up."""
+    dead = Deadlist()
+    at = 2 * count
+    if at > len(stream):
+        raise ValueError(f"{count} buckets in {len(stream)} words")
+    for number in range(count):
+        birth, length = stream[2 * number], stream[2 * number + 1]
+        dead.buckets[birth] = stream[at : at + length]
+        at += length
+    if at != len(stream):
+        raise ValueError(f"{count} buckets hold {at} words, not {len(stream)}")
+    dead.dirty = False
+    return dead

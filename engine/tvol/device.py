@@ -1,0 +1,223 @@
+"""A node as something to read: what heads and snapshots have in common, and the snapshot's device.
+
+``try_read`` is the fast tier: flat, no object per call, everything it needs in attributes of the device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import InvalidState, OutOfRange, WriteProtected
+from engine.stores import Extent, ExtentState
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES
+from engine.units import KIB, SECTOR_SIZE
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from engine.tvol.core import Core
+    from engine.tvol.tree import Node
+
+ZEROES = bytes(256 * KIB)
+"""A chunk of the largest size, all zero."""
+SECTOR_MASK = SECTOR_SIZE - 1
+STATES = (ExtentState.HOLE, ExtentState.ZERO, ExtentState.DATA)
+"""By map entry; every chunk is DATA."""
+
+
+class NativeDevice:
+    """A node as something to read: the common part of heads and snapshots."""
+
+    def __init__(self, core: Core, node: Node) -> None:
+        self._core = core
+        self._node = node
+        self._leaves = node.map.leaves
+        self._shift = core.chunk_shift
+        self._mask = core.chunk_bytes - 1
+        self._size = node.size_bytes
+        """0 when the device is closed, so that the fast tier declines everything."""
+        self._closed = ""
+        self._read_now = core.file.read_now
+
+    @property
+    def size_bytes(self) -> int:
+        return self._node.size_bytes
+
+    @property
+    def name(self) -> str:
+        return self._node.name
+
+    @property
+    def volume_id(self) -> str:
+        """The volume that this is, or is a snapshot of."""
+        return self._node.volume_id
+
+    @property
+    def created_at(self) -> float:
+        """Seconds since the epoch."""
+        return self._node.created_at
+
+    @property
+    def node_id(self) -> int:
+        """Number of the node in its file."""
+        return self._node.id
+
+    @property
+    def node(self) -> Node:
+        """The node itself, for the store that made this device."""
+        return self._node
+
+    def retire(self, reason: str) -> None:
+        """The node is gone or the store closed: everything from now on is refused."""
+        self._closed = reason
+        self._size = 0
+
+    def _check_extent(self, offset: int, length: int) -> None:
+        if self._closed:
+            self._core.check()
+            raise InvalidState(f"{self.name or 'the device'}", self._closed, "an existing one")
+        if offset < 0 or length < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size:
+            raise OutOfRange(offset, length, self._size)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def try_read(self, offset: int, view: memoryview, /) -> bool:
+        """Fill ``view`` from ``offset`` from the page cache now, or return False having promised nothing."""
+        length = len(view)
+        end = offset + length
+        shift = self._shift
+        index = offset >> shift
+        if (end - 1) >> shift != index or end > self._size or (offset | length) & 511 or offset < 0:
+            return self._try_read_span(offset, view)
+        entry = self._leaves[index >> 12].view[index & 4095]
+        if entry >= 2:
+            return self._read_now((view,), (entry << shift) + (offset & self._mask))
+        view[:] = ZEROES[:length]
+        return True
+
+    def _try_read_span(self, offset: int, view: memoryview) -> bool:
+        """Several chunks: one call for each run of adjacent ones."""
+        length = len(view)
+        if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size:
+            return False
+        for at, size, position in self._segments(self._node, offset, length):
+            if position < 0:
+                view[at : at + size] = bytes(size)
+            elif not self._read_now((view[at : at + size],), position):
+                return False
+        return True
+
+    def _segments(self, node: Node, offset: int, length: int) -> list[tuple[int, int, int]]:
+        """(start within the extent, bytes, byte position in the file or -1 for zeroes), adjacent ones merged."""
+        shift, leaves = self._shift, node.map.leaves
+        chunk_bytes = self._mask + 1
+        found: list[tuple[int, int, int]] = []
+        start = size = 0
+        position = 0
+        at = 0
+        while at < length:
+            index = (offset + at) >> shift
+            within = (offset + at) & self._mask
+            step = min(chunk_bytes - within, length - at)
+            entry = leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+            here = (entry << shift) + within if entry >= FIRST_CHUNK_ENTRY else -1
+            if size and (here == position + size if position >= 0 else here < 0):
+                size += step
+            else:
+                if size:
+                    found.append((start, size, position))
+                start, size, position = at, step, here
+            at += step
+        if size:
+            found.append((start, size, position))
+        return found
+
+    async def read(self, offset: int, view: memoryview, /) -> None:
+        """Fill ``view`` from ``offset``. Raises OutOfRange, MediumError, StoreFailed (closed)."""
+        self._check_extent(offset, len(view))
+        operation = self._core.begin_operation()
+        try:
+            segments = self._segments(self._node, offset, len(view))
+            if any(position >= 0 for _, _, position in segments):
+                await self._core.env.workers.run(lambda: self._read_segments(segments, view))
+            else:
+                view[:] = bytes(len(view))
+        finally:
+            self._core.end_operation(operation)
+
+    def _read_segments(self, segments: list[tuple[int, int, int]], view: memoryview) -> None:
+        """In a worker: plain extents only."""
+        for at, size, position in segments:
+            if position < 0:
+                view[at : at + size] = bytes(size)
+            else:
+                self._core.file.read_into((view[at : at + size],), position)
+
+    async def extents(self, offset: int, length: int, /) -> list[Extent]:
+        """The states of a range, merged, in order, without gaps. Raises OutOfRange."""
+        self._check_extent(offset, length)
+        found: list[Extent] = []
+        at, end = offset, offset + length
+        leaf_bytes = LEAF_ENTRIES << self._shift
+        while at < end:
+            number = at // leaf_bytes
+            stop = min(end, (number + 1) * leaf_bytes)
+            first, last = at >> self._shift, (stop - 1) >> self._shift
+            part = self._leaves[number].array[first & LEAF_MASK : (last & LEAF_MASK) + 1]
+            for start, count, state in runs_of(np.minimum(part, FIRST_CHUNK_ENTRY)):
+                begin = max(offset, (first + start) << self._shift)
+                add_extent(found, begin, min(end, (first + start + count) << self._shift), STATES[state])
+            at = stop
+            if at < end and not number % 16:
+                await asyncio.sleep(0)
+                self._check_extent(offset, length)
+        return found
+
+
+def runs_of(values: npt.NDArray[np.uint32]) -> list[tuple[int, int, int]]:
+    """(start, count, value) of the runs of equal values."""
+    if not len(values):
+        return []
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(values)) + 1))
+    counts = np.diff(np.concatenate((starts, [len(values)])))
+    return list(zip(starts.tolist(), counts.tolist(), values[starts].tolist(), strict=True))
+
+
+def add_extent(found: list[Extent], begin: int, end: int, state: ExtentState) -> None:
+    """Append a range, or lengthen the last one when it goes on."""
+    if found and found[-1].state is state and found[-1].end == begin:
+        begin = found.pop().offset
+    found.append(Extent(begin, end - begin, state))
+
+
+class NativeSnapshot(NativeDevice):
+    """A frozen node as a device."""
+
+    read_only = True
+
+    @property
+    def guid(self) -> str:
+        """Identity of this recovery point: the same on every store that holds a copy of it."""
+        return self._node.guid
+
+    def try_write(self, offset: int, data: memoryview, /) -> bool:
+        return False
+
+    def end_pass(self) -> None:
+        """Nothing is ever written here."""
+
+    async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        raise WriteProtected(f"{self.name!r} is a snapshot")
+
+    async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
+        raise WriteProtected(f"{self.name!r} is a snapshot")
+
+    async def discard(self, offset: int, length: int, /) -> None:
+        raise WriteProtected(f"{self.name!r} is a snapshot")
+
+    async def flush(self) -> None:
+        self._core.check()

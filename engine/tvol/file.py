@@ -1,0 +1,259 @@
+"""``TvolFile``: one volume file, open; the native ``VolumeStore``. Here: creating, opening and closing it.
+
+To open a file for writing: replay (``recovery.py``), then a checkpoint under the next incarnation. Only when that is
+durable in both superblock slots is anything appended to the journal: the old records are void from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import InvalidArgument, StoreFailed
+from engine.tvol import layout
+from engine.tvol.allocator import Allocator
+from engine.tvol.births import Births
+from engine.tvol.checkpoint import Checkpointer
+from engine.tvol.chunk_map import ChunkMap
+from engine.tvol.core import Core
+from engine.tvol.head import check_size
+from engine.tvol.journal import Journal
+from engine.tvol.layout import (
+    BIRTH_METADATA,
+    DEFAULT_JOURNAL_BYTES,
+    JOURNAL_FIRST_CHUNK,
+    MAX_JOURNAL_BYTES,
+    MIN_JOURNAL_BYTES,
+    NodeKind,
+)
+from engine.tvol.pages import MARGIN, PagePool
+from engine.tvol.recovery import Recovered, metadata_chunks, recover
+from engine.tvol.store import NativeStore, check_name
+from engine.tvol.tree import Family, Node
+from engine.units import CHUNK_SIZES, KIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.files import BlockFile, StoreEnv
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What ``show`` tells of a volume file."""
+
+    path: Path
+    family_id: str
+    chunk_bytes: int
+    journal_bytes: int
+    incarnation: int
+    generation: int
+    nodes: int
+    chunks: int
+    """Chunks up to the end of the file."""
+    free_chunks: int
+    metadata_bytes: int
+    replayed_records: int
+    """Journal records applied at open."""
+    dropped_records: int
+    """Records found at open that no flush had covered before a power loss."""
+
+
+class TvolFile(NativeStore):
+    """One volume file, open. Made by ``create`` and ``open``."""
+
+    def __init__(self, core: Core, family_id: bytes) -> None:
+        super().__init__(core)
+        self._family_id = family_id
+        self._recovered: Recovered | None = None
+
+    # --- creating, opening, closing -----------------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls,
+        env: StoreEnv,
+        path: Path,
+        *,
+        volume_name: str,
+        size_bytes: int,
+        chunk_bytes: int = CHUNK_SIZES[0],
+        journal_bytes: int = DEFAULT_JOURNAL_BYTES,
+        volume_id: str | None = None,
+    ) -> TvolFile:
+        """Make a file with one empty volume, durably, and return it open for writing.
+
+        Args: ``size_bytes``: whole sectors, up to 2^30 chunks. ``journal_bytes``: whole chunks, 64 KiB to 1 GiB.
+        Raises InvalidArgument, AlreadyExists, OutOfSpace. A file that a crash left half made has no superblock:
+        opening it raises StoreCorrupt.
+        """
+        if chunk_bytes not in CHUNK_SIZES:
+            raise InvalidArgument(f"chunk size {chunk_bytes} is not one of {CHUNK_SIZES}")
+        if journal_bytes % chunk_bytes or not MIN_JOURNAL_BYTES <= journal_bytes <= MAX_JOURNAL_BYTES:
+            raise InvalidArgument(f"a journal has {MIN_JOURNAL_BYTES} to {MAX_JOURNAL_BYTES} bytes in whole chunks")
+        check_size(size_bytes, chunk_bytes)
+        check_name(volume_name)
+        file = await env.workers.run(lambda: env.files.create(path))
+        try:
+            journal_chunks = journal_bytes // chunk_bytes
+            await env.workers.run(lambda: _write_zeroes(file, JOURNAL_FIRST_CHUNK * chunk_bytes, journal_bytes))
+            reserved = np.full(JOURNAL_FIRST_CHUNK + journal_chunks, BIRTH_METADATA, np.uint32)
+            family = Family(Births(reserved), chunk_bytes)
+            family.births.extend_to(len(reserved))
+            family.births.dirty.update(range(family.births.page_count()))
+            node = Node(
+                1,
+                NodeKind.HEAD,
+                ChunkMap.empty(family.chunk_count(size_bytes)),
+                size_bytes=size_bytes,
+                volume_id=volume_id or str(uuid.uuid4()),
+            )
+            node.name, node.created_at = volume_name, env.clock.time()
+            family.add(node, None)
+            journal = Journal(
+                file,
+                JOURNAL_FIRST_CHUNK * chunk_bytes,
+                journal_bytes,
+                incarnation=1,
+                offset=0,
+                seq=1,
+                previous=0,
+            )
+            store = await cls._start(
+                env, file, family, journal, family_id=uuid.uuid4().bytes, sequence=0, reachable=set()
+            )
+            await env.workers.run(lambda: env.files.sync_directory(path.parent))
+        except BaseException:
+            await env.workers.run(file.close)
+            await env.workers.run(lambda: env.files.remove(path))
+            raise
+        return store
+
+    @classmethod
+    async def open(cls, env: StoreEnv, path: Path, *, writable: bool = True) -> TvolFile:
+        """Open a file: replay its journal and, to write, make that durable under the next incarnation.
+
+        Raises NotFound, InUse, StoreCorrupt (where and why), NotSupported, OutOfSpace, MediumError.
+        """
+        file = await env.workers.run(lambda: env.files.open(path, writable=writable))
+        try:
+            boot_id = env.files.boot_id()
+            found = await env.workers.run(lambda: recover(file, boot_id, writable=writable))
+            superblock, family = found.superblock, found.family
+            journal = Journal(
+                file,
+                JOURNAL_FIRST_CHUNK * superblock.chunk_bytes,
+                superblock.journal_chunks * superblock.chunk_bytes,
+                incarnation=superblock.incarnation + writable,
+                offset=found.journal_offset,
+                seq=found.next_seq,
+                previous=found.previous,
+            )
+            identity = {"family_id": superblock.family, "sequence": superblock.sequence, "reachable": found.reachable}
+            if writable:
+                end = family.births.count * superblock.chunk_bytes
+                await env.workers.run(lambda: file.truncate(end))
+                store = await cls._start(env, file, family, journal, **identity)  # type: ignore[arg-type]
+            else:
+                store = cls._assemble(env, file, family, journal, **identity)  # type: ignore[arg-type]
+                store._core.fail(StoreFailed(f"{path} is open for reading only"))
+            store._recovered = found
+        except BaseException:
+            await env.workers.run(file.close)
+            raise
+        if found.replayed or found.dropped:
+            _LOG.info("%s: %d records replayed, %d unflushed ones dropped", path, found.replayed, found.dropped)
+        return store
+
+    @classmethod
+    def _assemble(
+        cls,
+        env: StoreEnv,
+        file: BlockFile,
+        family: Family,
+        journal: Journal,
+        *,
+        family_id: bytes,
+        sequence: int,
+        reachable: set[int],
+    ) -> TvolFile:
+        journal_chunks = journal.ring_bytes // family.chunk_bytes
+        pages = PagePool(family, metadata_chunks(family, journal_chunks), reachable)
+        del family.freed[:]  # freed by replay: free like all the rest once the opening checkpoint is durable
+        core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes), pages)
+        core.checkpointer = Checkpointer(
+            core,
+            family_id=family_id,
+            sequence=sequence,
+            boot_id=env.files.boot_id(),
+            journal_chunks=journal_chunks,
+        )
+        return cls(core, family_id)
+
+    @classmethod
+    async def _start(
+        cls,
+        env: StoreEnv,
+        file: BlockFile,
+        family: Family,
+        journal: Journal,
+        *,
+        family_id: bytes,
+        sequence: int,
+        reachable: set[int],
+    ) -> TvolFile:
+        """Assemble, then make the state durable under the journal's incarnation: only now is there a journal."""
+        store = cls._assemble(env, file, family, journal, family_id=family_id, sequence=sequence, reachable=reachable)
+        core = store._core
+        missing = MARGIN * 2 - core.pages.headroom()
+        if missing > 0:
+            await store._reserve_pages(missing)
+        await core.checkpointer.run()
+        store._housekeeper.wake()
+        return store
+
+    async def _reserve_pages(self, pages: int) -> None:
+        """Metadata chunks for the opening checkpoint, which is the record of them."""
+        core = self._core
+        count = -(-pages * layout.PAGE_SIZE // core.chunk_bytes) + 1
+        first = core.allocator.extend(count)
+        offset, length = first << core.chunk_shift, count << core.chunk_shift
+        await core.env.workers.run(lambda: core.file.allocate(offset, length))
+        for chunk in range(first, first + count):
+            core.family.births.set(chunk, BIRTH_METADATA)
+        core.pages.add_chunks(first, count)
+
+    @property
+    def family_id(self) -> str:
+        """Identity of the file: the same in every copy of it."""
+        return str(uuid.UUID(bytes=self._family_id))
+
+    def info(self) -> FileInfo:
+        core, found = self._core, self._recovered
+        return FileInfo(
+            path=core.path,
+            family_id=self.family_id,
+            chunk_bytes=core.chunk_bytes,
+            journal_bytes=core.journal.ring_bytes,
+            incarnation=self.incarnation,
+            generation=core.family.generation,
+            nodes=len(core.family.nodes),
+            chunks=core.family.births.count,
+            free_chunks=core.allocator.free_count,
+            metadata_bytes=core.pages.chunk_count * core.chunk_bytes,
+            replayed_records=found.replayed if found else 0,
+            dropped_records=found.dropped if found else 0,
+        )
+
+
+def _write_zeroes(file: BlockFile, offset: int, length: int) -> None:
+    """The journal is written, not punched: appending to it can then not meet a full disk."""
+    piece = memoryview(bytes(256 * KIB))
+    for at in range(0, length, len(piece)):
+        file.write((piece[: length - at],), offset + at)

@@ -1,0 +1,491 @@
+"""Writing of a head: the hot path and its coroutines.
+
+``try_write`` is the fast tier: flat, no object per call. Measured beyond the system call itself: see its comments.
+
+Order of writes. Every write or discard that may wait is an ``_Admission`` of a range of chunk indexes, in order of the
+calls. It runs when all earlier overlapping ones have ended; ``try_write`` declines a chunk that one of them covers. So
+a chunk has at most one writer, and overlapping writes take effect in order.
+
+Epochs. An admission belongs to the epoch in which it was made. A flip hands the epoch to the snapshot: what was
+admitted before is published in the snapshot (and seen by the head as long as it did not redirect the chunk itself),
+later calls redirect. The snapshot may be sealed when its epoch has no admission left.
+
+Where a write goes (STORE section 2): in place only if the chunk was born above the node's floor, that is, no snapshot
+can see it; else into a new chunk, with the rest of the old one copied. A new chunk is published after its data was
+written. If writing fails, the new chunks go back and nothing was published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, InvalidArgument, OutOfSpace
+from engine.tvol import layout
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
+from engine.tvol.device import SECTOR_MASK, ZEROES, NativeDevice
+from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_VOLUME_CHUNKS, ZERO, NodeFlag, RecordType
+from engine.units import KIB, align_down, align_up
+
+if TYPE_CHECKING:
+    from engine.files import BlockFile
+    from engine.stores import VolumeStore
+    from engine.tvol.core import Core
+    from engine.tvol.tree import Node
+
+NEVER = 1 << 32
+"""As a floor: no chunk is born above it, so the fast tier writes nothing in place."""
+FAST_WRITE_BYTES = 256 * KIB
+"""Longest write that the fast tier takes."""
+FAST_COPY_BYTES = 64 * KIB
+"""Largest chunk that the fast tier copies because a snapshot shares it (21 us from the page cache)."""
+SLOW_WRITE_S = 0.002
+SLOW_PAUSE_S = 1.0
+"""An in-loop write that took longer sends the head's writes to workers for this long (STORE section 6)."""
+PIECE_BYTES = 256 * KIB
+"""What one worker call writes: larger ones delay the loop's own writes to the same file."""
+
+
+class Epoch:
+    """The writes admitted between two flips, and the node that they are published in."""
+
+    __slots__ = ("_drained", "node", "writers")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.writers = 0
+        self._drained: asyncio.Event | None = None
+
+    def leave(self) -> None:
+        self.writers -= 1
+        if not self.writers and self._drained:
+            self._drained.set()
+
+    async def drained(self) -> None:
+        """Wait until the last admitted write has ended."""
+        while self.writers:
+            self._drained = self._drained or asyncio.Event()
+            self._drained.clear()
+            await self._drained.wait()
+
+
+class _Admission:
+    """A range of chunk indexes that one write or discard holds."""
+
+    __slots__ = ("done", "epoch", "first", "last", "operation")
+
+    def __init__(self, first: int, last: int, epoch: Epoch, operation: int) -> None:
+        self.first = first
+        self.last = last
+        self.epoch = epoch
+        self.operation = operation
+        self.done = asyncio.Event()
+
+
+class _Plan:
+    """Where one piece of a write goes: plain extents and buffers, to be carried out in the loop or in a worker."""
+
+    __slots__ = ("copies", "published", "taken", "writes")
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[int, list[memoryview]]] = []
+        """(byte position in the file, adjacent buffers)."""
+        self.copies: list[tuple[int, memoryview, int, memoryview]] = []
+        """(position of the shared chunk, buffer for all of it, where the new data goes in it, new data)."""
+        self.published: list[tuple[int, int]] = []
+        """(index, new chunk)."""
+        self.taken: list[int] = []
+
+    def write(self, position: int, buffers: list[memoryview]) -> None:
+        if self.writes:
+            last, gathered = self.writes[-1]
+            if last + sum(map(len, gathered)) == position:
+                gathered.extend(buffers)
+                return
+        self.writes.append((position, buffers))
+
+    def carry_out(self, file: BlockFile) -> None:
+        """Read what is copied, then write everything. In a worker."""
+        for position, buffer, _, _ in self.copies:
+            file.read_into((buffer,), position)
+        self._overlay_and_write(file)
+
+    def carry_out_now(self, file: BlockFile) -> bool:
+        """The same from the page cache; False when a chunk to copy is not there (nothing was written then)."""
+        for position, buffer, _, _ in self.copies:
+            if not file.read_now((buffer,), position):
+                return False
+        self._overlay_and_write(file)
+        return True
+
+    def _overlay_and_write(self, file: BlockFile) -> None:
+        for _, buffer, within, data in self.copies:
+            buffer[within : within + len(data)] = data
+        for position, buffers in self.writes:
+            file.write(buffers, position)
+
+
+class NativeHead(NativeDevice):
+    """A writable node."""
+
+    read_only = False
+
+    def __init__(self, core: Core, node: Node, store: VolumeStore) -> None:
+        super().__init__(core, node)
+        self._store = store
+        self._admissions: list[_Admission] = []
+        self._epoch = Epoch(node)
+        self._gate: asyncio.Event | None = None
+        self._write_cache = True
+        self._paused_until = 0.0
+        self._births = core.family.births
+        self._write_now = core.file.write
+        self._monotonic = core.env.clock.monotonic
+        self._floor = 0
+        """The node's floor while the fast tier may write in place, else NEVER."""
+        core.on_tree_change.append(self.refresh)
+        core.on_failure.append(self.refresh)
+        self.refresh()
+
+    @property
+    def store(self) -> VolumeStore:
+        """The open file that this is a node of."""
+        return self._store
+
+    @property
+    def staging(self) -> bool:
+        """Whether this is the hidden staging area of its volume."""
+        return bool(self._node.flags & NodeFlag.STAGING)
+
+    @property
+    def write_cache(self) -> bool:
+        """False: every write is durable before it is acknowledged."""
+        return self._write_cache
+
+    @write_cache.setter
+    def write_cache(self, on: bool) -> None:
+        self._write_cache = on
+        self.refresh()
+
+    def retire(self, reason: str) -> None:
+        super().retire(reason)
+        self._core.on_tree_change.remove(self.refresh)
+        self._core.on_failure.remove(self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute what the fast tier goes by; called after every change of the tree, and on failure."""
+        self._size = 0 if self._closed else self._node.size_bytes
+        shut = self._closed or self._gate or self._core.failed or not self._write_cache or self._paused_until
+        self._floor = NEVER if shut else self._node.floor
+
+    # --- the fast tier ------------------------------------------------------------------------------------------
+
+    def try_write(self, offset: int, data: memoryview, /) -> bool:
+        """Write ``data`` now, or return False having done nothing. ``end_pass`` must follow before the answer."""
+        length = len(data)
+        end = offset + length
+        shift = self._shift
+        index = offset >> shift
+        if (end - 1) >> shift == index and end <= self._size and not (offset | length) & 511 and not self._admissions:
+            entry = self._leaves[index >> 12].view[index & 4095]
+            if entry >= 2 and self._births.view[entry] > self._floor and offset >= 0:
+                started = self._monotonic()
+                try:
+                    self._write_now((data,), (entry << shift) + (offset & self._mask))
+                except EngineError:
+                    return False  # the coroutine meets it again and raises it
+                if self._monotonic() - started > SLOW_WRITE_S:
+                    self._pause()
+                return True
+        return self._try_write_new(offset, data)
+
+    def _try_write_new(self, offset: int, data: memoryview) -> bool:
+        """Writes that span chunks or need new ones, as far as that is cheap."""
+        length = len(data)
+        if self._floor == NEVER and not self._resume():
+            return False
+        if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size or length > FAST_WRITE_BYTES:
+            return False
+        if not length:
+            return True
+        if self._admissions and self._overlapping(offset >> self._shift, (offset + length - 1) >> self._shift):
+            return False
+        core = self._core
+        if not core.ready_for_change():
+            return False
+        started = self._monotonic()
+        try:
+            plan = self._plan(self._node, offset, data)
+        except OutOfSpace:
+            return False
+        try:
+            done = (self._mask < FAST_COPY_BYTES or not plan.copies) and plan.carry_out_now(core.file)
+        except EngineError:
+            done = False
+        if not done:
+            core.allocator.give_back(plan.taken)
+            return False
+        for index, chunk in plan.published:
+            core.publish(self._node, index, chunk)
+        if self._monotonic() - started > SLOW_WRITE_S:
+            self._pause()
+        return True
+
+    def _pause(self) -> None:
+        self._paused_until = self._monotonic() + SLOW_PAUSE_S
+        self.refresh()
+
+    def _resume(self) -> bool:
+        """End the pause if it is over; whether the fast tier may write."""
+        if self._paused_until and self._monotonic() >= self._paused_until:
+            self._paused_until = 0.0
+            self.refresh()
+        return self._floor != NEVER
+
+    def end_pass(self) -> None:
+        """Journal what ``try_write`` changed since the last call. Raises StoreFailed: nothing may be answered."""
+        self._core.end_pass()
+
+    # --- planning -----------------------------------------------------------------------------------------------
+
+    def _plan(self, node: Node, offset: int, data: memoryview) -> _Plan:
+        """Find or take the chunks of a piece. Raises OutOfSpace, having taken none."""
+        plan = _Plan()
+        try:
+            at, length, chunk_bytes = 0, len(data), self._mask + 1
+            while at < length:
+                within = (offset + at) & self._mask
+                step = min(chunk_bytes - within, length - at)
+                self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step])
+                at += step
+        except OutOfSpace:
+            self._core.allocator.give_back(plan.taken)
+            raise
+        return plan
+
+    def _plan_chunk(self, plan: _Plan, node: Node, index: int, within: int, data: memoryview) -> None:
+        entry = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+        if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor:
+            plan.write((entry << self._shift) + within, [data])
+            return
+        whole = len(data) == self._mask + 1
+        copied = entry >= FIRST_CHUNK_ENTRY and not whole
+        chunk, reads_zero = self._core.allocator.take(whole=whole or copied)
+        plan.taken.append(chunk)
+        plan.published.append((index, chunk))
+        position = chunk << self._shift
+        if copied:
+            buffer = memoryview(bytearray(self._mask + 1))
+            plan.copies.append((entry << self._shift, buffer, within, data))
+            plan.write(position, [buffer])
+        elif whole or reads_zero:
+            plan.write(position + within, [data])
+        else:
+            zeroes = memoryview(ZEROES)
+            plan.write(position, [zeroes[:within], data, zeroes[: self._mask + 1 - within - len(data)]])
+
+    # --- admission ----------------------------------------------------------------------------------------------
+
+    def _overlapping(self, first: int, last: int) -> list[_Admission]:
+        return [other for other in self._admissions if other.first <= last and other.last >= first]
+
+    async def _admitted(self, offset: int, length: int) -> None:
+        """Wait while the head is shut for a rollback or a staging commit, then check the extent."""
+        self._check_extent(offset, length)
+        while self._gate:
+            await self._gate.wait()
+            self._check_extent(offset, length)
+        self._core.check()
+
+    def _admit(self, first: int, last: int) -> tuple[_Admission, list[_Admission]]:
+        """Take a place in the order for chunk indexes first..last; with those that must end before."""
+        earlier = self._overlapping(first, last)
+        admission = _Admission(first, last, self._epoch, self._core.begin_operation())
+        self._admissions.append(admission)
+        self._epoch.writers += 1
+        return admission, earlier
+
+    def _leave(self, admission: _Admission) -> None:
+        self._admissions.remove(admission)
+        admission.done.set()
+        admission.epoch.leave()
+        self._core.end_operation(admission.operation)
+
+    # --- the coroutines -----------------------------------------------------------------------------------------
+
+    async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        """Write whole sectors; acknowledged when it returns.
+
+        Raises OutOfRange, OutOfSpace (nothing of the failing 256 KiB piece is visible), MediumError, StoreFailed.
+        """
+        await self._admitted(offset, len(data))
+        if len(data):
+            admission, earlier = self._admit(offset >> self._shift, (offset + len(data) - 1) >> self._shift)
+            try:
+                for other in earlier:
+                    await other.done.wait()
+                await self._write_range(admission, offset, data)
+            finally:
+                self._leave(admission)
+        if fua or not self._write_cache:
+            await self._core.flush()
+
+    async def _write_range(self, admission: _Admission, offset: int, data: memoryview) -> None:
+        at, length = 0, len(data)
+        while at < length:
+            stop = align_down(offset + at + PIECE_BYTES, self._mask + 1) - offset
+            stop = min(length, stop if stop > at else at + PIECE_BYTES)
+            await self._write_piece(admission, offset + at, data[at:stop])
+            at = stop
+
+    async def _write_piece(self, admission: _Admission, offset: int, data: memoryview) -> None:
+        """Write, then publish, then journal. Frees space and tries once more when the disk is full."""
+        core = self._core
+        try:
+            plan = await self._write_plan(admission, offset, data)
+        except OutOfSpace:
+            if not await core.free_space():
+                raise
+            plan = await self._write_plan(admission, offset, data)
+        if not plan.published:
+            return
+        try:
+            if not core.ready_for_change():
+                await core.make_room()
+            core.check()
+        except BaseException:
+            core.allocator.give_back(plan.taken)
+            raise
+        node = admission.epoch.node  # the snapshot, if there was a flip while the data was being written
+        for index, chunk in plan.published:
+            core.publish(node, index, chunk)
+        core.end_pass()
+
+    async def _write_plan(self, admission: _Admission, offset: int, data: memoryview) -> _Plan:
+        core = self._core
+        core.check()
+        plan = self._plan(admission.epoch.node, offset, data)
+        try:
+            await core.env.workers.run(lambda: plan.carry_out(core.file))
+        except BaseException:
+            core.allocator.give_back(plan.taken)
+            raise
+        return plan
+
+    async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
+        """The extent reads zero afterwards: whole chunks by map entries, the edges by writing. Raises as ``write``."""
+        await self._clear_range(offset, length, ZERO)
+        if fua or not self._write_cache:
+            await self._core.flush()
+
+    async def discard(self, offset: int, length: int, /) -> None:
+        """The extent reads zero afterwards and its whole chunks are given back. Raises as write."""
+        await self._clear_range(offset, length, EMPTY)
+        if not self._write_cache:
+            await self._core.flush()
+
+    async def _clear_range(self, offset: int, length: int, value: int) -> None:
+        await self._admitted(offset, length)
+        if not length:
+            return
+        admission, earlier = self._admit(offset >> self._shift, (offset + length - 1) >> self._shift)
+        try:
+            for other in earlier:
+                await other.done.wait()
+            await self._clear(admission, offset, offset + length, value)
+        finally:
+            self._leave(admission)
+
+    async def _clear(self, admission: _Admission, offset: int, end: int, value: int) -> None:
+        chunk_bytes = self._mask + 1
+        size = admission.epoch.node.size_bytes
+        whole = align_up(offset, chunk_bytes)
+        stop = align_up(end, chunk_bytes) if end == size else align_down(end, chunk_bytes)
+        if stop < whole:  # within one chunk
+            await self._zero_part(admission, offset, end)
+            return
+        if offset < whole:
+            await self._zero_part(admission, offset, min(whole, end))
+        await self._fill(admission, whole >> self._shift, stop >> self._shift, value)
+        if stop < end:
+            await self._zero_part(admission, stop, end)
+
+    async def _zero_part(self, admission: _Admission, offset: int, end: int) -> None:
+        """Zero a part of a chunk by writing, unless it reads zero already."""
+        if offset < end and admission.epoch.node.map.lookup(offset >> self._shift) >= FIRST_CHUNK_ENTRY:
+            await self._write_piece(admission, offset, memoryview(ZEROES)[: end - offset])
+
+    async def _fill(self, admission: _Admission, first: int, end: int, value: int) -> None:
+        """Set the entries of whole chunks, a leaf at a time."""
+        core = self._core
+        while first < end:
+            count = min(end - first, LEAF_ENTRIES - (first & LEAF_MASK))
+            node = admission.epoch.node
+            if value != EMPTY or node.map.leaves[first >> LEAF_SHIFT] is not ABSENT_LEAF:
+                await core.make_room(reserved=True)
+                core.publish_fill(admission.epoch.node, first, count, value)
+                core.end_pass()
+                await asyncio.sleep(0)
+            first += count
+
+    async def flush(self) -> None:
+        """Everything acknowledged before the call is durable when it returns. Raises StoreFailed."""
+        self._check_extent(0, 0)
+        await self._core.flush()
+
+    async def resize(self, size_bytes: int, /) -> None:
+        """Grow, or shrink and discard what lies beyond; durable when it returns.
+
+        Raises InvalidArgument (not whole sectors, not above 0 or beyond the format's limit), OutOfSpace.
+        """
+        check_size(size_bytes, self._mask + 1)
+        await self._admitted(0, 0)
+        core = self._core
+        admission, earlier = self._admit(min(size_bytes, self._size) >> self._shift, MAX_VOLUME_CHUNKS)
+        try:
+            for other in earlier:
+                await other.done.wait()
+            if size_bytes < self._node.size_bytes:
+                await self._clear(admission, size_bytes, self._node.size_bytes, EMPTY)
+            await core.make_room(reserved=True)
+            core.log(RecordType.RESIZE, layout.RESIZE.pack(self._node.id, size_bytes))
+        finally:
+            self._leave(admission)
+        await core.flush()
+
+    # --- for the store: flips, and shutting the head ------------------------------------------------------------
+
+    def hand_over_epoch(self, snapshot: Node) -> Epoch:
+        """The flip happened: what was admitted belongs to ``snapshot``. Returns the epoch to wait for."""
+        epoch, self._epoch = self._epoch, Epoch(self._node)
+        epoch.node = snapshot
+        return epoch
+
+    @property
+    def is_shut(self) -> bool:
+        return self._gate is not None
+
+    def shut(self) -> None:
+        """Hold all new writes until ``reopen``."""
+        self._gate = asyncio.Event()
+        self.refresh()
+
+    def reopen(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate:
+            gate.set()
+        self.refresh()
+
+    async def drained(self) -> None:
+        """Wait until no admitted write is left."""
+        while self._admissions:
+            await self._admissions[-1].done.wait()
+
+
+def check_size(size_bytes: int, chunk_bytes: int) -> None:
+    """Raises InvalidArgument unless a volume may have this size."""
+    if size_bytes <= 0 or size_bytes & SECTOR_MASK:
+        raise InvalidArgument(f"a volume's size is a positive number of 512-byte sectors, not {size_bytes} bytes")
+    if size_bytes > MAX_VOLUME_CHUNKS * chunk_bytes:
+        raise InvalidArgument(f"a volume may have {MAX_VOLUME_CHUNKS * chunk_bytes} bytes at most, not {size_bytes}")

@@ -1,0 +1,114 @@
+"""Work in the background of one open file: merging deleted nodes, freeing their chunks, punching, growing the reserve.
+
+All of it is resumable: what is to be done follows from the state (deleted nodes, the reclaim queue, dirty chunks), and
+each step is one journal record. Deleting is O(1) for the caller; this is where its cost goes, in bounded steps.
+
+A deleted node is merged only when its DELETE is durable: the merge lowers its child's floor, so that the child may
+write in place to what the deleted node sees; after a power loss that node must not come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, StoreFailed
+from engine.tvol import layout
+from engine.tvol.layout import NodeFlag, RecordType
+from engine.tvol.pages import MARGIN
+
+if TYPE_CHECKING:
+    from engine.tvol.core import Core
+    from engine.tvol.tree import Node
+
+_LOG = logging.getLogger(__name__)
+
+RECLAIM_STEPS = 4
+"""Steps (of up to 4096 chunks, under 0.2 ms) in one record and one turn of the loop."""
+
+
+class Housekeeper:
+    """Runs when something is to be done; owned by the store."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+        self._stopped = False
+        self.deleted_seq = core.durable_seq
+        """The last record that marked nodes as deleted."""
+        core.on_work = self.wake
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._again = True
+        if self._task is None and not self._stopped and not self._core.failed:
+            self._task = asyncio.create_task(self._run(), name=f"housekeeping {self._core.path.name}")
+
+    async def stop(self) -> None:
+        """End after the step that is running; what is left is done at the next open."""
+        self._stopped = True
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def idle(self) -> None:
+        """Wait until nothing is left to do."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        try:
+            while self._again:
+                self._again = False
+                await self._grow_reserve()
+                await self._merge()
+                await self._reclaim()
+                while self._core.allocator.dirty_count:
+                    await self._core.punch_some()
+        except StoreFailed:
+            _LOG.error("%s: background work ends: the store has failed", self._core.path)
+        except EngineError as error:
+            _LOG.warning("%s: background work is put off: %s", self._core.path, error)
+        finally:
+            self._task = None
+
+    async def _grow_reserve(self) -> None:
+        if self._core.pages.headroom() < 2 * MARGIN:
+            await self._core.grow_pages(2 * MARGIN)
+
+    def _mergeable(self) -> Node | None:
+        for node in self._core.family.nodes.values():
+            if node.flags & NodeFlag.DELETED and len(node.children) < 2:
+                return node
+        return None
+
+    async def _merge(self) -> None:
+        core = self._core
+        while self._mergeable() is not None:
+            if core.durable_seq < self.deleted_seq:
+                await self._sync_deletes_before_merge()
+            await core.make_room(reserved=True)
+            node = self._mergeable()
+            if node is not None and core.durable_seq >= self.deleted_seq:
+                core.log(RecordType.MERGE, layout.NODE_ID.pack(node.id))
+            await asyncio.sleep(0)
+
+    async def _sync_deletes_before_merge(self) -> None:
+        await self._core.flush()
+
+    async def _reclaim(self) -> None:
+        core, family = self._core, self._core.family
+        freed = False
+        while family.reclaim or family.reclaiming:
+            await core.make_room(reserved=True)
+            for _ in range(RECLAIM_STEPS):
+                if family.reclaim or family.reclaiming:
+                    core.log(RecordType.RECLAIM, layout.RECLAIM.pack(1))
+            freed = True
+            await asyncio.sleep(0)
+        if freed:
+            await core.flush()  # the chunks come back only when the records that freed them are durable

@@ -1,0 +1,101 @@
+"""The journal: a ring of checksummed records, each naming its predecessor's checksum.
+
+A record is valid if it has the expected sequence number, the file's current incarnation, its predecessor's checksum
+and a right checksum of its own; the first that is not ends the journal. Records are appended with a plain write: they
+survive the process at once, and a power loss once a COMMIT that covers them is durable.
+
+``head`` is the position of the first record that the superblock in force still needs; space behind it is free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.tvol import layout
+from engine.tvol.layout import COMMIT_ALIGNMENT, RECORD_UNIT, Record, RecordType
+from engine.units import align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.files import BlockFile
+
+COMMIT_ROOM = 4 * COMMIT_ALIGNMENT
+"""What a COMMIT takes at most, with a PAD before it."""
+
+
+class Journal:
+    """Appends records. Positions count bytes since the ring's start and never wrap; offsets are within the ring."""
+
+    def __init__(
+        self, file: BlockFile, start: int, ring_bytes: int, *, incarnation: int, offset: int, seq: int, previous: int
+    ) -> None:
+        self._file = file
+        self._start = start
+        self.ring_bytes = ring_bytes
+        self.incarnation = incarnation
+        self.position = offset
+        self.head = offset
+        self.next_seq = seq
+        self.previous = previous
+
+    @property
+    def last_seq(self) -> int:
+        return self.next_seq - 1
+
+    @property
+    def used(self) -> int:
+        return self.position - self.head
+
+    def has_room(self, length: int) -> bool:
+        """Whether a record of ``length`` bytes fits wherever the ring's end falls, and a COMMIT after it."""
+        return self.used + 2 * length + COMMIT_ROOM <= self.ring_bytes
+
+    @property
+    def offset(self) -> int:
+        return self.position % self.ring_bytes
+
+    def append(self, kind: RecordType, payload: bytes) -> int:
+        """Write a record; its sequence number. The caller has seen to the room. Raises MediumError."""
+        return self._append(kind, payload, layout.record_length(len(payload)))
+
+    def commit(self, covers: int) -> int:
+        """Write a COMMIT of everything up to ``covers``, filled up to the end of its sector."""
+        self._pad(RECORD_UNIT)
+        offset = self.offset
+        return self._append(
+            RecordType.COMMIT, layout.COMMIT.pack(covers), align_up(offset + RECORD_UNIT, COMMIT_ALIGNMENT) - offset
+        )
+
+    def _pad(self, length: int) -> None:
+        rest = self.ring_bytes - self.offset
+        if rest < length:
+            self._write(RecordType.PAD, b"", rest)
+
+    def _append(self, kind: RecordType, payload: bytes, length: int) -> int:
+        assert self.used + length <= self.ring_bytes, "the journal is full"
+        self._pad(length)
+        return self._write(kind, payload, length)
+
+    def _write(self, kind: RecordType, payload: bytes, length: int) -> int:
+        seq = self.next_seq
+        record, checksum = layout.pack_record(kind, seq, self.incarnation, self.previous, payload, length)
+        self._file.write((memoryview(record),), self._start + self.offset)
+        self.position += length
+        self.next_seq += 1
+        self.previous = checksum
+        return seq
+
+
+def scan(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int) -> Iterator[tuple[Record, int]]:
+    """The valid records from ``offset`` on, PADs included, each with the ring offset behind it."""
+    read = 0
+    while read < len(ring):
+        record = layout.parse_record(ring, offset, seq, incarnation, previous)
+        if record is None:
+            return
+        read += record.length
+        offset = (offset + record.length) % len(ring)
+        seq += 1
+        previous = record.checksum
+        yield record, offset

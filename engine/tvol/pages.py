@@ -1,0 +1,92 @@
+"""Metadata pages: which are free, and how many must stay free for the next checkpoint.
+
+Pages lie in metadata chunks, whose space is allocated at the host before the first use. A page is free when neither
+superblock slot refers to it. That is not counted up and down but computed: after each checkpoint both slots hold the
+same state, and every page of the metadata chunks which that state does not reach is free. Nothing can leak.
+
+The reserve: whatever becomes dirty is counted as a page that the next checkpoint will need, and no change is admitted
+that would need more than there are free. So a checkpoint never meets a full disk, and neither do delete and discard,
+for which ``MARGIN`` pages are kept that writes may not use up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.tvol.layout import PAGE_SIZE, REFS_PER_INDEX_PAGE, TOP_ENTRIES, WORDS_PER_PAGE, NodeKind
+
+if TYPE_CHECKING:
+    from engine.tvol.tree import Family
+
+MARGIN = 24
+"""Pages that only deletes, discards and flips may use up."""
+WRITE_STEP = 8
+"""More than one admitted change of the write path can dirty: two leaves, a deadlist page, the births of new chunks."""
+_NODE_ROOT_BYTES = 512
+"""Root stream of one node, with a few page references and names of usual length."""
+
+
+class PagePool:
+    """Free pages and the estimate of what the next checkpoint needs."""
+
+    def __init__(self, family: Family, chunks: list[int], reachable: set[int]) -> None:
+        self._per_chunk = family.chunk_bytes // PAGE_SIZE
+        self._family = family
+        self._chunks = chunks
+        self._free: list[int] = []
+        """Descending, so that pages are taken in ascending order."""
+        self._base = 0
+        self.finish(reachable)
+
+    def add_chunks(self, first: int, count: int) -> None:
+        """New metadata chunks, allocated at the host and logged."""
+        self._chunks.extend(range(first, first + count))
+        pages = range(first * self._per_chunk, (first + count) * self._per_chunk)
+        self._free = sorted([*self._free, *pages], reverse=True)
+
+    def take(self, count: int) -> list[int]:
+        """``count`` free pages for a checkpoint, descending; ``finish`` takes back the ones that it did not use."""
+        taken = self._free[-count:]
+        del self._free[-count:]
+        return taken
+
+    def finish(self, reachable: set[int]) -> None:
+        """Both superblock slots hold the state that reaches ``reachable``: every other page is free."""
+        per_chunk = self._per_chunk
+        pages = (page for chunk in self._chunks for page in range(chunk * per_chunk, (chunk + 1) * per_chunk))
+        self._free = sorted((page for page in pages if page not in reachable), reverse=True)
+        self.rebase()
+
+    def rebase(self) -> None:
+        """Recompute the part of the estimate that does not follow changes one by one."""
+        nodes = self._family.nodes.values()
+        pages = 8 + len(nodes) * _NODE_ROOT_BYTES // PAGE_SIZE
+        for node in nodes:
+            tops = -(-len(node.map.leaves) // TOP_ENTRIES)
+            words = -(-node.dead.words() // WORDS_PER_PAGE)
+            if node.kind == NodeKind.HEAD or node.map.dirty or node.dead.dirty:
+                pages += tops + words + 1
+            pages += (tops + words) // 512
+        queued = sum(map(len, self._family.reclaim))
+        self._base = pages + -(-queued // WORDS_PER_PAGE) + pages // REFS_PER_INDEX_PAGE
+
+    def needed(self) -> int:
+        """Upper bound of the pages that a checkpoint captured now would write."""
+        family = self._family
+        return (
+            self._base
+            + family.births.page_count()
+            + family.births.page_count() // 512
+            + family.dirty_leaves
+            + family.structure_pages
+            + family.dirty_words // WORDS_PER_PAGE
+        )
+
+    def headroom(self) -> int:
+        """Free pages beyond what the next checkpoint needs."""
+        return len(self._free) - self.needed()
+
+    @property
+    def chunk_count(self) -> int:
+        """Metadata chunks."""
+        return len(self._chunks)

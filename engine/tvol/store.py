@@ -1,0 +1,477 @@
+"""The family as its users see it: devices, tree operations, comparisons. ``file.py`` opens and closes it.
+
+Tree operations are one journal record each, applied in the same step of the loop, then flushed. This module has their
+preconditions and the devices; what they do to the state is in ``tree.py``.
+
+A snapshot's instant is its flip (``flip``: synchronous, so that several files can flip in one callback of the loop).
+It is complete when the writes admitted before have ended, its seal is written and flushed (``seal``). Nobody waits for
+it except its caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, StoreFailed
+from engine.stores import Extent, Space, StoreCapabilities
+from engine.tvol import layout
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
+from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent, runs_of
+from engine.tvol.head import NativeHead
+from engine.tvol.housekeeping import Housekeeper
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from engine.stores import Frozen, Head
+    from engine.tvol.core import Core
+    from engine.tvol.head import Epoch
+    from engine.tvol.tree import Node
+
+_CAPABILITIES = StoreCapabilities(
+    fast_path=True, instant_epoch=True, instant_rollback=True, digests=False, recovery_points=True
+)
+
+
+TREE_PAGES = 8
+"""More than a tree operation adds to the next checkpoint besides its node's map, which ``structure_pages`` counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A snapshot whose instant has passed; ``seal`` completes it."""
+
+    snapshot: NativeSnapshot
+    epoch: Epoch
+
+
+class NativeStore:
+    """One open family: its volumes, snapshots and clones."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._housekeeper = Housekeeper(core)
+        self._closed = False
+        self._sealing: set[asyncio.Task[None]] = set()
+        self._heads: dict[int, NativeHead] = {}
+        self._snapshots: dict[int, NativeSnapshot] = {}
+        for node in core.family.nodes.values():
+            if node.live:
+                self._add_device(node)
+
+    async def close(self) -> None:
+        """Wait for what is running, checkpoint and close; devices answer StoreFailed afterwards."""
+        if self._closed:
+            return
+        self._closed = True
+        core = self._core
+        for head in self._heads.values():
+            head.shut()
+        for head in self._heads.values():
+            await head.drained()
+        await self._housekeeper.stop()
+        while self._sealing:
+            await asyncio.wait(list(self._sealing))
+        await core.quiet()
+        try:
+            if not core.failed:
+                end = core.family.births.count * core.chunk_bytes
+                await core.env.workers.run(lambda: core.file.truncate(end))
+                await core.checkpointer.run(clean=True)
+        finally:
+            core.fail(StoreFailed(f"{core.path} is closed"))
+            for device in self._devices():
+                device.retire("closed")
+            for head in self._heads.values():
+                head.reopen()
+            await core.idle()
+            await core.checkpointer.idle()
+            await core.env.workers.run(core.file.close)
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> StoreCapabilities:
+        return _CAPABILITIES
+
+    @property
+    def incarnation(self) -> int:
+        """Grows with each open for writing."""
+        return self._core.journal.incarnation
+
+    @property
+    def path(self) -> Path:
+        return self._core.path
+
+    @property
+    def chunk_bytes(self) -> int:
+        return self._core.chunk_bytes
+
+    @property
+    def failed(self) -> StoreFailed | None:
+        """Why the store takes no writes any more, if so."""
+        return self._core.failed
+
+    def volumes(self) -> list[NativeHead]:
+        """The writable volumes, without staging areas, oldest first."""
+        return [head for head in self._heads.values() if not head.staging]
+
+    def volume(self, name: str) -> NativeHead:
+        """Raises NotFound."""
+        for head in self.volumes():
+            if head.name == name:
+                return head
+        raise NotFound("volume", name)
+
+    def snapshots(self, volume_id: str | None = None) -> list[NativeSnapshot]:
+        """The sealed snapshots, hidden ones included, oldest first; of one volume or of all."""
+        found = [s for s in self._snapshots.values() if volume_id in (None, s.volume_id)]
+        return sorted((s for s in found if not s.node.flags & NodeFlag.UNSEALED), key=lambda s: s.node.generation)
+
+    def snapshot_named(self, volume_id: str, name: str) -> NativeSnapshot:
+        """Raises NotFound."""
+        for snapshot in self.snapshots(volume_id):
+            if snapshot.name == name:
+                return snapshot
+        raise NotFound("snapshot", name)
+
+    async def space(self, node: Frozen | Head) -> Space:
+        """Sums that the tree keeps; nothing is scanned."""
+        found = self._native(node).node
+        return Space(found.mapped * self.chunk_bytes, found.unique() * self.chunk_bytes)
+
+    async def changed(self, older: Frozen | None, newer: Frozen | Head) -> AsyncIterator[Extent]:
+        """Ranges whose pointers differ (discards included), in order; ``None``: against an empty device.
+
+        Leaves that both maps share are skipped. Of a live head as ``newer`` it is the state while iterating.
+        """
+        new_node = self._native(newer).node
+        old_leaves = self._native(older).node.map.leaves if older is not None else []
+        found: list[Extent] = []
+        for number in range(len(new_node.map.leaves)):
+            if number >= len(new_node.map.leaves):
+                break  # a live head was shrunk
+            new, old = new_node.map.leaves[number], old_leaves[number] if number < len(old_leaves) else ABSENT_LEAF
+            if new is old:
+                continue
+            states = np.minimum(new.array, FIRST_CHUNK_ENTRY) + 1
+            states[new.array == old.array] = 0
+            for start, count, state in runs_of(states):
+                begin = ((number << LEAF_SHIFT) + start) << self._core.chunk_shift
+                end = min(begin + (count << self._core.chunk_shift), new_node.size_bytes)
+                if state and begin < end:
+                    add_extent(found, begin, end, STATES[state - 1])
+            while len(found) > 1:
+                yield found.pop(0)
+            await asyncio.sleep(0)
+        for extent in found:
+            yield extent
+
+    def _native(self, device: Frozen | Head) -> NativeDevice:
+        if not isinstance(device, NativeDevice):
+            raise InvalidArgument(f"{device.name!r} is not of this store")
+        known: NativeDevice | None = self._heads.get(device.node_id) or self._snapshots.get(device.node_id)
+        found: NativeDevice = device
+        if known is not found:
+            self._core.check()
+            raise NotFound("volume or snapshot", device.name)
+        return found
+
+    def _head(self, device: Head) -> NativeHead:
+        found = self._native(device)
+        if not isinstance(found, NativeHead):
+            raise InvalidArgument(f"{device.name!r} is a snapshot")
+        return found
+
+    def _snapshot(self, device: Frozen) -> NativeSnapshot:
+        found = self._native(device)
+        if not isinstance(found, NativeSnapshot):
+            raise InvalidArgument(f"{device.name!r} is not a snapshot")
+        return found
+
+    def _devices(self) -> list[NativeDevice]:
+        return [*self._heads.values(), *self._snapshots.values()]
+
+    def _add_device(self, node: Node) -> None:
+        if node.kind == NodeKind.HEAD:
+            self._heads[node.id] = NativeHead(self._core, node, self)
+        else:
+            self._snapshots[node.id] = NativeSnapshot(self._core, node)
+
+    def _drop_device(self, device: NativeDevice, reason: str = "deleted") -> None:
+        self._heads.pop(device.node_id, None)
+        self._snapshots.pop(device.node_id, None)
+        device.retire(reason)
+
+    def _new_node(self) -> int:
+        return self._core.family.next_node
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> NativeSnapshot:
+        """Freeze the volume at this instant (the flip is in the call's first step) and return once durable.
+
+        Raises AlreadyExists, InvalidArgument, StoreFailed, OutOfSpace.
+        """
+        self._check_snapshot(head, name, guid)
+        if not self._core.ready_for_tree_record():
+            await self.prepare_flip()
+            self._check_snapshot(head, name, guid)
+        flip = self.flip(head, name, guid=guid, hidden=hidden)
+        # The sealing goes on if the caller is cancelled: the flip has happened and others may build on it.
+        task = asyncio.create_task(self.seal(flip), name=f"seal {name}")
+        self._sealing.add(task)
+        task.add_done_callback(self._sealed)
+        await asyncio.shield(task)
+        return flip.snapshot
+
+    def _sealed(self, task: asyncio.Task[None]) -> None:
+        self._sealing.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller has it, or was cancelled
+
+    async def prepare_flip(self) -> None:
+        """Return when ``flip`` has the room it needs; call it before the next await."""
+        await self._core.make_room(pages=TREE_PAGES, reserved=True)
+
+    def flip(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Flip:
+        """The snapshot's instant, synchronously: writes admitted before belong to it, later ones do not.
+
+        ``seal`` must follow; a snapshot without it is dropped at the next open. Raises as ``snapshot``.
+        """
+        self._check_snapshot(head, name, guid)
+        found = self._head(head)
+        core, node_id = self._core, self._new_node()
+        fixed = layout.SNAPSHOT_BEGIN.pack(
+            found.node_id, node_id, NodeFlag.HIDDEN if hidden else 0, core.env.clock.time()
+        )
+        core.log(RecordType.SNAPSHOT_BEGIN, fixed + layout.pack_text(guid or str(uuid.uuid4()), name))
+        node = core.family.node(node_id)
+        device = self._snapshots[node_id] = NativeSnapshot(core, node)
+        return Flip(device, found.hand_over_epoch(node))
+
+    async def seal(self, flip: Flip) -> None:
+        """Wait for the writes of the old epoch and make the snapshot durable. Raises StoreFailed, OutOfSpace."""
+        await flip.epoch.drained()
+        await self._core.make_room(reserved=True)
+        self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(flip.snapshot.node_id))
+        await self._core.flush()
+
+    def _check_snapshot(self, head: Head, name: str, guid: str | None) -> None:
+        self._core.check()
+        found = self._head(head)
+        check_name(name)
+        for snapshot in self._snapshots.values():
+            if snapshot.volume_id == found.volume_id and snapshot.name == name:
+                raise AlreadyExists("snapshot", name)
+            if guid is not None and snapshot.guid == guid and snapshot.volume_id == found.volume_id:
+                raise AlreadyExists("recovery point", guid)
+        if guid is not None:
+            check_name(guid)
+
+    async def delete_snapshot(self, snapshot: Frozen) -> None:
+        """Remove a snapshot; its space comes back in the background. Clones of it keep what they share.
+
+        Raises NotFound, StoreFailed, OutOfSpace.
+        """
+        found = self._sealed_snapshot(snapshot)
+        await self._core.make_room(reserved=True)
+        if found.node.live:
+            self._delete([found])
+        await self._core.flush()
+        self._housekeeper.wake()
+
+    def _sealed_snapshot(self, snapshot: Frozen) -> NativeSnapshot:
+        self._core.check()
+        found = self._snapshot(snapshot)
+        if found.node.flags & NodeFlag.UNSEALED:
+            raise InvalidState(f"snapshot {found.name!r}", "being made", "a complete one")
+        return found
+
+    def _delete(self, devices: list[NativeDevice]) -> None:
+        """Mark nodes as deleted, all in one record, and end their devices."""
+        payload = b"".join(layout.NODE_ID.pack(device.node_id) for device in devices)
+        self._housekeeper.deleted_seq = self._core.log(RecordType.DELETE, payload)
+        for device in devices:
+            self._drop_device(device)
+
+    # --- volumes ------------------------------------------------------------------------------------------------
+
+    async def clone(self, source: Frozen, name: str) -> NativeHead:
+        """A linked clone: a new volume that shares the snapshot's chunks. Raises AlreadyExists, InvalidArgument."""
+        check_name(name)
+        await self._core.make_room(pages=TREE_PAGES)
+        found = self._sealed_snapshot(source)
+        if any(head.name == name for head in self.volumes()):
+            raise AlreadyExists("volume", name)
+        core, node_id = self._core, self._new_node()
+        fixed = layout.CLONE.pack(found.node_id, node_id, core.env.clock.time())
+        core.log(RecordType.CLONE, fixed + layout.pack_text(str(uuid.uuid4()), name))
+        head = self._heads[node_id] = NativeHead(core, core.family.node(node_id), self)
+        await core.flush()
+        return head
+
+    async def rename(self, device: Head | Frozen, name: str) -> None:
+        """Give a volume or snapshot another name, durably. Raises AlreadyExists, InvalidArgument."""
+        check_name(name)
+        await self._core.make_room(reserved=True)
+        found = self._native(device)
+        others = self.volumes() if isinstance(found, NativeHead) else self.snapshots(found.volume_id)
+        if any(other.name == name and other is not found for other in others):
+            raise AlreadyExists("volume" if isinstance(found, NativeHead) else "snapshot", name)
+        self._core.log(RecordType.RENAME, layout.NODE_ID.pack(found.node_id) + layout.pack_text(name))
+        await self._core.flush()
+
+    async def rollback(self, head: Head, to: Frozen) -> NativeHead:
+        """The volume reads as ``to`` from now on; what it was stays as snapshot ``before-rollback-N``.
+
+        The head's device stays the same object. Writes wait meanwhile; those admitted before are in that snapshot.
+        Raises InvalidArgument (a snapshot of another volume), NotFound, StoreFailed, OutOfSpace.
+        """
+        found = self._head(head)
+        if self._sealed_snapshot(to).volume_id != found.volume_id:
+            raise InvalidArgument(f"{to.name!r} is not a snapshot of {found.name!r}")
+        taken = {snapshot.name for snapshot in self._snapshots.values() if snapshot.volume_id == found.volume_id}
+        number = next(n for n in range(1, len(taken) + 2) if f"before-rollback-{n}" not in taken)
+        self._shut_all([found])
+        try:
+            await found.drained()
+            await self.snapshot(found, f"before-rollback-{number}")
+            await self._core.make_room(pages=TREE_PAGES, reserved=True)
+            target = self._sealed_snapshot(to)
+            self._core.log(RecordType.ROLLBACK, layout.ROLLBACK.pack(found.node_id, target.node_id))
+        finally:
+            found.reopen()
+        await self._core.flush()
+        return found
+
+    def _shut_all(self, heads: list[NativeHead]) -> None:
+        """Hold the writes of heads for an operation that replaces their content; one such operation at a time."""
+        for head in heads:
+            if head.is_shut:
+                raise InvalidState(
+                    f"volume {head.name!r}", "being rolled back or replaced", "no such operation running"
+                )
+        for head in heads:
+            head.shut()
+
+    async def delete_volume(self, head: Head) -> None:
+        """Delete a volume with its snapshots and staging area. Raises InUse, naming the linked clones of them."""
+        found = self._head(head)
+        self._check_clones(found)
+        devices = self._devices_of(found.volume_id)
+        heads = [device for device in devices if isinstance(device, NativeHead)]
+        self._shut_all(heads)
+        try:
+            for shut in heads:
+                await shut.drained()
+            await self._core.make_room(record_bytes=layout.record_length(4 * len(devices)), reserved=True)
+            self._check_clones(found)
+            for device in devices:
+                if isinstance(device, NativeSnapshot):
+                    self._sealed_snapshot(device)
+            self._delete(self._devices_of(found.volume_id))
+        finally:
+            for shut in heads:
+                shut.reopen()
+        await self._core.flush()
+        self._housekeeper.wake()
+
+    def _devices_of(self, volume_id: str) -> list[NativeDevice]:
+        return [device for device in self._devices() if device.volume_id == volume_id]
+
+    def _check_clones(self, head: NativeHead) -> None:
+        clones = []
+        for other in self.volumes():
+            above: Node | None = other.node
+            while above and above.volume_id != head.volume_id:
+                above = above.parent
+            if above and other.volume_id != head.volume_id:
+                clones.append(other.name)
+        if clones:
+            raise InUse(f"volume {head.name!r} has linked clones: {', '.join(sorted(clones))}; delete them first")
+
+    # --- staging ------------------------------------------------------------------------------------------------
+
+    async def begin_staging(self, head: Head, base: Frozen | None) -> NativeHead:
+        """A hidden writable area of ``head``'s volume, starting as ``base`` (or empty). Survives reopening.
+
+        Raises InvalidState when the volume has one.
+        """
+        await self._core.make_room(pages=TREE_PAGES)
+        found = self._head(head)
+        if self.staging(found.volume_id):
+            raise InvalidState(f"staging of {found.name!r}", "open", "none")
+        core, node_id = self._core, self._new_node()
+        base_id = self._sealed_snapshot(base).node_id if base is not None else 0
+        core.log(
+            RecordType.STAGING_BEGIN,
+            layout.STAGING_BEGIN.pack(found.node_id, base_id, node_id, core.env.clock.time()),
+        )
+        staging = self._heads[node_id] = NativeHead(core, core.family.node(node_id), self)
+        await core.flush()
+        return staging
+
+    def staging(self, volume_id: str) -> NativeHead | None:
+        """The staging area of a volume, if one is open."""
+        return next((h for h in self._heads.values() if h.staging and h.volume_id == volume_id), None)
+
+    async def commit_staging(self, staging: Head, name: str, *, guid: str) -> tuple[NativeHead, NativeSnapshot]:
+        """Freeze the staging area as recovery point ``guid`` and make it the volume's content: one atomic, durable
+        step. What the head held is dropped; its device stays the same object. Raises as ``snapshot``."""
+        found = self._staging_area(staging)
+        head = next(h for h in self.volumes() if h.volume_id == found.volume_id)
+        self._check_snapshot(head, name, guid)
+        self._shut_all([found, head])
+        try:
+            await found.drained()
+            await head.drained()
+            await self._core.make_room(pages=2 * TREE_PAGES, reserved=True)
+            self._check_snapshot(head, name, guid)
+            core = self._core
+            fixed = layout.STAGING_COMMIT.pack(found.node_id, head.node_id, self._new_node(), core.env.clock.time())
+            self._housekeeper.deleted_seq = core.log(RecordType.STAGING_COMMIT, fixed + layout.pack_text(guid, name))
+            self._drop_device(found, "committed")
+            point = self._snapshots[found.node_id] = NativeSnapshot(core, found.node)
+        finally:
+            found.reopen()
+            head.reopen()
+        await core.flush()
+        self._housekeeper.wake()
+        return head, point
+
+    async def abort_staging(self, staging: Head) -> None:
+        """Drop the staging area. Raises NotFound, StoreFailed."""
+        found = self._staging_area(staging)
+        self._shut_all([found])
+        try:
+            await found.drained()
+            await self._core.make_room(reserved=True)
+            self._delete([found])
+        finally:
+            found.reopen()
+        await self._core.flush()
+        self._housekeeper.wake()
+
+    def _staging_area(self, device: Head) -> NativeHead:
+        found = self._head(device)
+        if not found.staging:
+            raise InvalidArgument(f"{found.name!r} is not a staging area")
+        return found
+
+    async def settled(self) -> None:
+        """Wait until nothing is left to do in the background (space of deleted nodes has come back)."""
+        await self._housekeeper.idle()
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidArgument for an identifier that the format cannot hold."""
+    if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+        raise InvalidArgument(f"a name has 1 to {MAX_NAME_BYTES} bytes")

@@ -1,0 +1,63 @@
+"""Which superblock rules, and how a new one takes its place.
+
+Both slots hold the same state: a new one is written to the first slot and synced, then to the second. So a torn write
+leaves the other slot whole, and a slot that rots loses nothing. Whoever writes must not reuse anything that the old
+state refers to before *both* are synced.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.errors import NotSupported, StoreCorrupt
+from engine.tvol.layout import (
+    MAX_JOURNAL_BYTES,
+    SUPERBLOCK_OFFSETS,
+    SUPERBLOCK_SIZE,
+    LayoutError,
+    Superblock,
+)
+from engine.units import CHUNK_SIZES
+
+if TYPE_CHECKING:
+    from engine.files import BlockFile
+
+
+def read_superblock(file: BlockFile, *, writable: bool) -> Superblock:
+    """The valid superblock with the highest sequence number.
+
+    Raises StoreCorrupt (neither slot is valid, or its geometry makes no sense), NotSupported (a feature or version
+    that this program does not know).
+    """
+    found: list[Superblock] = []
+    reasons: list[str] = []
+    for slot, offset in enumerate(SUPERBLOCK_OFFSETS):
+        data = bytearray(SUPERBLOCK_SIZE)
+        file.read_into((memoryview(data),), offset)
+        try:
+            found.append(Superblock.parse(bytes(data)))
+        except LayoutError as error:
+            reasons.append(f"slot {slot}: {error}")
+    if not found:
+        raise StoreCorrupt(f"superblock of {file.path}", "; ".join(reasons))
+    best = max(found, key=lambda superblock: superblock.sequence)
+    _check(best, file, writable=writable)
+    return best
+
+
+def _check(superblock: Superblock, file: BlockFile, *, writable: bool) -> None:
+    if superblock.incompatible:
+        raise NotSupported(f"{file.path} uses features {superblock.incompatible:#x} that this program does not know")
+    if writable and superblock.read_only_compatible:
+        raise NotSupported(
+            f"{file.path} uses features {superblock.read_only_compatible:#x}: it can only be opened for reading"
+        )
+    ring = superblock.journal_chunks * superblock.chunk_bytes
+    if superblock.chunk_bytes not in CHUNK_SIZES:
+        raise StoreCorrupt(f"superblock of {file.path}", f"chunk size {superblock.chunk_bytes}")
+    if not 0 < ring <= MAX_JOURNAL_BYTES or superblock.journal_offset >= ring:
+        raise StoreCorrupt(f"superblock of {file.path}", f"journal of {ring} bytes, at {superblock.journal_offset}")
+
+
+def write_slot(file: BlockFile, slot: int, superblock: Superblock) -> None:
+    file.write((memoryview(superblock.serialize()),), SUPERBLOCK_OFFSETS[slot])

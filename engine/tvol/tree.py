@@ -1,0 +1,507 @@
+"""The family tree: nodes, their maps and what every journal record does to them.
+
+This is the state that the journal describes. Replay at open and the running store change it through the same methods:
+``set_entry`` and ``fill`` for map changes, ``apply`` for all other records. Nothing here does I/O, reads a clock or
+depends on anything but the records in order.
+
+Rules kept here (STORE section 3, each with the simulation that fails without it):
+
+* ``generation`` grows with every snapshot, clone, rollback and staging commit. A snapshot's generation is the value
+  at its flip; chunks are born with the value at their publication, or with their snapshot's when an old epoch's write
+  is published after the flip.
+* A node's ``floor`` is its parent's generation: what was born above it belongs to the node alone. Kill: free above
+  the floor, else to the deadlist.
+* A deleted node keeps its place, and so its child's floor, until MERGE; a MERGE is logged only when the DELETE is
+  durable. No child: its own chunks are reclaimed leaf by leaf. One child: the deadlists merge. More: it waits.
+* A freed chunk's birth is 0 at once, but the chunk goes to ``freed``: the store decides when it may be used again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.tvol import layout
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, ChunkMap, Leaf, leaf_count
+from engine.tvol.deadlist import Deadlist
+from engine.tvol.layout import (
+    BIRTH_FREE,
+    BIRTH_METADATA,
+    EMPTY,
+    FIRST_CHUNK_ENTRY,
+    LEAF_ENTRIES,
+    TOP_ENTRIES,
+    WORDS_PER_PAGE,
+    LayoutError,
+    NodeFlag,
+    NodeKind,
+    RecordType,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from engine.tvol.births import Births
+
+RECLAIM_STEP_CHUNKS = 4096
+"""What one RECLAIM step frees at most; also the entries of a leaf."""
+
+
+class Node:
+    """A head or a snapshot."""
+
+    __slots__ = (
+        "children",
+        "created_at",
+        "dead",
+        "flags",
+        "floor",
+        "generation",
+        "guid",
+        "id",
+        "kind",
+        "map",
+        "mapped",
+        "name",
+        "own",
+        "parent",
+        "size_bytes",
+        "volume_id",
+    )
+
+    def __init__(self, node_id: int, kind: NodeKind, chunk_map: ChunkMap, *, size_bytes: int, volume_id: str) -> None:
+        self.id = node_id
+        self.kind = kind
+        self.map = chunk_map
+        self.size_bytes = size_bytes
+        self.volume_id = volume_id
+        self.guid = ""
+        self.name = ""
+        self.created_at = 0.0
+        self.flags = NodeFlag(0)
+        self.generation = 0
+        """Of a snapshot; 0 for a head."""
+        self.floor = 0
+        """The parent's generation."""
+        self.parent: Node | None = None
+        self.children: list[Node] = []
+        self.dead = Deadlist()
+        self.mapped = 0
+        """Entries that name a chunk."""
+        self.own = 0
+        """Those of them born above the floor."""
+
+    def attach(self, parent: Node | None) -> None:
+        """Make this a child of ``parent``."""
+        self.parent = parent
+        self.floor = parent.generation if parent else 0
+        if parent:
+            parent.children.append(self)
+
+    def detach(self) -> None:
+        if self.parent:
+            self.parent.children.remove(self)
+            self.parent = None
+
+    def unique(self) -> int:
+        """Chunks that would come back if the node were deleted now."""
+        if not self.children:
+            return self.own
+        return self.children[0].dead.count_above(self.floor) if len(self.children) == 1 else 0
+
+    @property
+    def live(self) -> bool:
+        return not self.flags & (NodeFlag.DELETED | NodeFlag.RECLAIMING)
+
+
+class Family:
+    """All nodes of a file, the births of its chunks, and what is to be reclaimed."""
+
+    def __init__(self, births: Births, chunk_bytes: int) -> None:
+        self.births = births
+        self.chunk_bytes = chunk_bytes
+        self.generation = 1
+        self.next_node = 1
+        self.nodes: dict[int, Node] = {}
+        self.freed: array[int] = array("I")
+        """Chunks freed since the store last looked."""
+        self.reclaim: deque[array[int]] = deque()
+        """Chunks of merged nodes that are still to be freed, in order; a queued array never changes."""
+        self.reclaiming: deque[Node] = deque()
+        self.dirty_leaves = 0
+        """Leaves made since the last checkpoint: each will need a page."""
+        self.dirty_words = 0
+        """Deadlist and reclaim entries added since."""
+        self.structure_pages = 0
+        """Upper bound of the pages that tree operations since then add to the next checkpoint."""
+        self._apply: dict[int, Callable[[bytes], None]] = {
+            RecordType.MAP: self._apply_map,
+            RecordType.SNAPSHOT_BEGIN: self._apply_snapshot_begin,
+            RecordType.SNAPSHOT_SEAL: self._apply_snapshot_seal,
+            RecordType.CLONE: self._apply_clone,
+            RecordType.ROLLBACK: self._apply_rollback,
+            RecordType.DELETE: self._apply_delete,
+            RecordType.MERGE: self._apply_merge,
+            RecordType.RECLAIM: self._apply_reclaim,
+            RecordType.RESIZE: self._apply_resize,
+            RecordType.RENAME: self._apply_rename,
+            RecordType.STAGING_BEGIN: self._apply_staging_begin,
+            RecordType.STAGING_COMMIT: self._apply_staging_commit,
+            RecordType.METADATA: self._apply_metadata,
+        }
+
+    def apply(self, kind: int, payload: bytes) -> None:
+        """Do what a record says. Raises LayoutError when it cannot be meant for this state."""
+        handler = self._apply.get(kind)
+        if handler is None:
+            raise LayoutError(f"journal record of unknown type {kind}")
+        handler(payload)
+
+    def chunk_count(self, size_bytes: int) -> int:
+        return -(-size_bytes // self.chunk_bytes)
+
+    def add(self, node: Node, parent: Node | None) -> None:
+        """Put a new node into the tree."""
+        node.attach(parent)
+        self.nodes[node.id] = node
+        self.next_node = max(self.next_node, node.id + 1)
+        self._count_structure(node)
+
+    def _count_structure(self, *nodes: Node) -> None:
+        for node in nodes:
+            self.structure_pages += 2 + len(node.map.leaves) // TOP_ENTRIES + node.dead.words() // WORDS_PER_PAGE
+
+    def node(self, node_id: int) -> Node:
+        try:
+            return self.nodes[node_id]
+        except KeyError:
+            raise LayoutError(f"no node {node_id}") from None
+
+    # --- map changes --------------------------------------------------------------------------------------------
+
+    def set_entry(self, node: Node, index: int, entry: int) -> None:
+        """Publish one entry in a node: a head, or a snapshot whose old epoch still had this write in flight."""
+        number = index >> LEAF_SHIFT
+        before = node.map.leaves[number]
+        slot = index & LEAF_MASK
+        old = before.view[slot]
+        leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
+        leaf.view[slot] = entry
+        if entry >= FIRST_CHUNK_ENTRY:
+            births = self.births
+            if entry >= births.count:
+                births.extend_to(entry + 1)
+            births.view[entry] = node.generation or self.generation
+            births.dirty.add(entry >> LEAF_SHIFT)
+            node.mapped += 1
+            node.own += 1
+        if node.children:
+            self._set_below(node, number, before, slot, old, entry)
+        if old >= FIRST_CHUNK_ENTRY:
+            self._kill(node, old)
+
+    def _own_leaf(self, node: Node, number: int) -> Leaf:
+        self.dirty_leaves += 1
+        return node.map.own(number, node.generation or self.generation)
+
+    def _kill(self, node: Node, chunk: int) -> None:
+        birth = self.births.view[chunk]
+        node.mapped -= 1
+        if birth > node.floor:
+            node.own -= 1
+            self.births.view[chunk] = BIRTH_FREE
+            self.births.dirty.add(chunk >> LEAF_SHIFT)
+            self.freed.append(chunk)
+        else:
+            node.dead.add(birth, chunk)
+            self.dirty_words += 1
+
+    def _kill_many(self, node: Node, chunks: npt.NDArray[np.uint32]) -> None:
+        if not len(chunks):
+            return
+        births = self.births.of(chunks)
+        node.mapped -= len(chunks)
+        above = births > node.floor
+        free = chunks[above]
+        if len(free):
+            node.own -= len(free)
+            self.births.free(free)
+            self.freed.frombytes(free.tobytes())
+        kept, kept_births = chunks[~above], births[~above]
+        for birth in np.unique(kept_births).tolist():
+            node.dead.extend(birth, array("I", kept[kept_births == birth].tobytes()))
+        self.dirty_words += len(kept)
+
+    def _set_below(self, node: Node, number: int, before: Leaf, slot: int, old: int, entry: int) -> None:
+        """Carry a late write of an old epoch down to the head, as far as the entry was not redirected since.
+
+        An unsealed snapshot has exactly one child. Where a child shared the old leaf it shares the new one.
+        """
+        after = node.map.leaves[number]
+        gain = (entry >= FIRST_CHUNK_ENTRY) - (old >= FIRST_CHUNK_ENTRY)
+        while node.children:
+            node = node.children[0]
+            if number >= len(node.map.leaves):
+                return
+            leaf = node.map.leaves[number]
+            if leaf is not after:
+                if leaf is before:
+                    node.map.leaves[number] = after
+                    node.map.dirty = True
+                elif leaf.view[slot] != old:
+                    return
+                else:
+                    if leaf.owner != node.map.token:
+                        leaf = self._own_leaf(node, number)
+                    leaf.view[slot] = entry
+            node.mapped += gain
+
+    def fill(self, node: Node, first: int, count: int, value: int) -> None:
+        """Make a run of entries EMPTY or ZERO."""
+        end = first + count
+        total = self.chunk_count(node.size_bytes)
+        while first < end:
+            number, start = first >> LEAF_SHIFT, first & LEAF_MASK
+            stop = min(LEAF_ENTRIES, start + end - first)
+            first += stop - start
+            before = node.map.leaves[number]
+            if before is ABSENT_LEAF and value == EMPTY:
+                continue
+            old = before.array[start:stop].copy()
+            if value == EMPTY and start == 0 and (stop == LEAF_ENTRIES or first >= total):
+                node.map.drop(number)
+            else:
+                leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
+                leaf.array[start:stop] = value
+            if node.children:
+                self._fill_below(node, number, before, start, old, value)
+            self._kill_many(node, old[old >= FIRST_CHUNK_ENTRY])
+
+    def _fill_below(
+        self, node: Node, number: int, before: Leaf, start: int, old: npt.NDArray[np.uint32], value: int
+    ) -> None:
+        """``_set_below`` for a run."""
+        after = node.map.leaves[number]
+        while node.children:
+            node = node.children[0]
+            if number >= len(node.map.leaves):
+                return
+            leaf = node.map.leaves[number]
+            same = np.ones(len(old), bool)
+            if leaf is not after:
+                if leaf is before:
+                    node.map.leaves[number] = after
+                    node.map.dirty = True
+                else:
+                    same = leaf.array[start : start + len(old)] == old
+                    if not same.any():
+                        return
+                    if leaf.owner != node.map.token:
+                        leaf = self._own_leaf(node, number)
+                    leaf.array[start : start + len(old)][same] = value
+            node.mapped -= int(np.count_nonzero(old[same] >= FIRST_CHUNK_ENTRY))
+
+    def _apply_map(self, payload: bytes) -> None:
+        node_id, items = layout.unpack_map(payload)
+        node = self.node(node_id)
+        limit = len(node.map.leaves) * LEAF_ENTRIES
+        for index, count, entry in items:
+            if index + count > limit or entry + count > layout.MAX_CHUNKS:
+                raise LayoutError(f"MAP of node {node_id}: {index}+{count} -> {entry} is out of range")
+            if entry >= FIRST_CHUNK_ENTRY:
+                for step in range(count):
+                    self.set_entry(node, index + step, entry + step)
+            elif count == 1:
+                self.set_entry(node, index, entry)
+            else:
+                self.fill(node, index, count, entry)
+
+    # --- tree operations ----------------------------------------------------------------------------------------
+
+    def _next_generation(self) -> int:
+        """The current generation, which ends here."""
+        if self.generation >= layout.MAX_GENERATION:
+            raise LayoutError("the file has used up its generations")
+        self.generation += 1
+        return self.generation - 1
+
+    def _apply_snapshot_begin(self, payload: bytes) -> None:
+        head_id, node_id, flags, created_at = layout.unpack_fields(layout.SNAPSHOT_BEGIN, payload)
+        (guid, name), _ = layout.unpack_text(payload, layout.SNAPSHOT_BEGIN.size, 2)
+        head = self.node(head_id)
+        frozen = Node(node_id, NodeKind.SNAPSHOT, head.map.copy(), size_bytes=head.size_bytes, volume_id=head.volume_id)
+        frozen.guid, frozen.name, frozen.created_at = guid, name, created_at
+        frozen.flags = NodeFlag(flags) | NodeFlag.UNSEALED
+        frozen.generation = self._next_generation()
+        frozen.dead, head.dead = head.dead, Deadlist()
+        frozen.mapped, frozen.own, head.own = head.mapped, head.own, 0
+        parent = head.parent
+        head.detach()
+        self.add(frozen, parent)
+        head.attach(frozen)
+
+    def _apply_snapshot_seal(self, payload: bytes) -> None:
+        (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
+        self.node(node_id).flags &= ~NodeFlag.UNSEALED
+
+    def _apply_clone(self, payload: bytes) -> None:
+        source_id, node_id, created_at = layout.unpack_fields(layout.CLONE, payload)
+        (volume_id, name), _ = layout.unpack_text(payload, layout.CLONE.size, 2)
+        source = self._snapshot(source_id)
+        head = Node(node_id, NodeKind.HEAD, source.map.copy(), size_bytes=source.size_bytes, volume_id=volume_id)
+        head.name, head.created_at, head.mapped = name, created_at, source.mapped
+        self._next_generation()
+        self.add(head, source)
+
+    def _snapshot(self, node_id: int) -> Node:
+        node = self.node(node_id)
+        if node.kind != NodeKind.SNAPSHOT:
+            raise LayoutError(f"node {node_id} is not a snapshot")
+        return node
+
+    def _become(self, head: Node, snapshot: Node) -> None:
+        """Give a head without content of its own the content of a snapshot, as its child."""
+        self._next_generation()
+        head.map.freeze()
+        head.map.leaves[:] = snapshot.map.leaves  # in place: the head's device keeps the list
+        head.map.dirty = True
+        snapshot.map.freeze()
+        head.dead, head.own, head.mapped = Deadlist(), 0, snapshot.mapped
+        head.size_bytes = snapshot.size_bytes
+        head.detach()
+        head.attach(snapshot)
+        self._count_structure(head)
+
+    def _apply_rollback(self, payload: bytes) -> None:
+        head_id, target_id = layout.unpack_fields(layout.ROLLBACK, payload)
+        head = self.node(head_id)
+        if head.own or head.dead.buckets:
+            raise LayoutError(f"ROLLBACK of node {head_id}, which has content of its own")
+        self._become(head, self._snapshot(target_id))
+
+    def _apply_delete(self, payload: bytes) -> None:
+        for at in range(0, len(payload), layout.NODE_ID.size):
+            (node_id,) = layout.NODE_ID.unpack_from(payload, at)
+            self.node(node_id).flags |= NodeFlag.DELETED
+
+    def _apply_merge(self, payload: bytes) -> None:
+        (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
+        node = self.node(node_id)
+        if not node.flags & NodeFlag.DELETED or len(node.children) > 1:
+            raise LayoutError(f"MERGE of node {node_id}, which is not a deleted one with at most one child")
+        self.merge(node)
+
+    def merge(self, node: Node) -> None:
+        """Take a deleted node with at most one child out of the tree."""
+        parent = node.parent
+        node.detach()
+        if not node.children:
+            node.flags = NodeFlag.RECLAIMING
+            node.generation = node.floor
+            node.dead = Deadlist()  # what it names belongs to older snapshots
+            self.reclaiming.append(node)
+            return
+        child = node.children.pop()
+        child.parent = None
+        freed = child.dead.take_above(node.floor)
+        child.dead.absorb(node.dead)
+        child.own += node.own - sum(map(len, freed))
+        self.reclaim.extend(bucket for bucket in freed if bucket)
+        self.dirty_words += sum(map(len, freed)) + child.dead.words()
+        del self.nodes[node.id]
+        child.attach(parent)
+
+    def _apply_reclaim(self, payload: bytes) -> None:
+        (steps,) = layout.unpack_fields(layout.RECLAIM, payload)
+        for _ in range(steps):
+            if self.reclaim:
+                self._reclaim_list()
+            elif self.reclaiming:
+                self._reclaim_leaf(self.reclaiming[0])
+            else:
+                raise LayoutError("RECLAIM with nothing to reclaim")
+
+    def _reclaim_list(self) -> None:
+        """Free the first ``RECLAIM_STEP_CHUNKS`` of the queue, however it is cut into arrays."""
+        chunks: array[int] = array("I")
+        while self.reclaim and len(chunks) < RECLAIM_STEP_CHUNKS:
+            first = self.reclaim.popleft()
+            room = RECLAIM_STEP_CHUNKS - len(chunks)
+            if len(first) > room:
+                self.reclaim.appendleft(first[room:])
+            chunks += first[:room]
+        self.births.free(np.frombuffer(chunks, np.uint32))
+        self.freed.extend(chunks)
+
+    def _reclaim_leaf(self, node: Node) -> None:
+        """Free what the last leaf that is the node's own names; what is shared with the parent has an older birth."""
+        leaves = node.map.leaves
+        node.map.dirty = True
+        while leaves:
+            leaf = leaves.pop()
+            if leaf.birth > node.generation:
+                chunks = leaf.chunks()
+                chunks = chunks[self.births.of(chunks) > node.generation]
+                self.births.free(chunks)
+                self.freed.frombytes(chunks.tobytes())
+                break
+        if not leaves:
+            self.reclaiming.popleft()
+            del self.nodes[node.id]
+
+    def _apply_resize(self, payload: bytes) -> None:
+        node_id, size_bytes = layout.unpack_fields(layout.RESIZE, payload)
+        head = self.node(node_id)
+        old, new = self.chunk_count(head.size_bytes), self.chunk_count(size_bytes)
+        if new < old:
+            self.fill(head, new, old - new, EMPTY)
+        leaves, wanted = head.map.leaves, leaf_count(new)
+        del leaves[wanted:]
+        leaves.extend([ABSENT_LEAF] * (wanted - len(leaves)))
+        head.map.dirty = True
+        head.size_bytes = size_bytes
+        self._count_structure(head)
+
+    def _apply_rename(self, payload: bytes) -> None:
+        (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
+        (name,), _ = layout.unpack_text(payload, layout.NODE_ID.size, 1)
+        self.node(node_id).name = name
+
+    def _apply_staging_begin(self, payload: bytes) -> None:
+        head_id, base_id, node_id, created_at = layout.unpack_fields(layout.STAGING_BEGIN, payload)
+        head = self.node(head_id)
+        base = self._snapshot(base_id) if base_id else None
+        size_bytes = base.size_bytes if base else head.size_bytes
+        content = base.map.copy() if base else ChunkMap.empty(self.chunk_count(size_bytes))
+        staging = Node(node_id, NodeKind.HEAD, content, size_bytes=size_bytes, volume_id=head.volume_id)
+        staging.name, staging.created_at, staging.flags = head.name, created_at, NodeFlag.STAGING
+        staging.mapped = base.mapped if base else 0
+        self._next_generation()
+        self.add(staging, base)
+
+    def _apply_staging_commit(self, payload: bytes) -> None:
+        """The staging node becomes a snapshot, the head its child; a new deleted node takes the head's old place."""
+        staging_id, head_id, old_id, created_at = layout.unpack_fields(layout.STAGING_COMMIT, payload)
+        (guid, name), _ = layout.unpack_text(payload, layout.STAGING_COMMIT.size, 2)
+        staging, head = self.node(staging_id), self.node(head_id)
+        old = Node(old_id, NodeKind.HEAD, head.map.copy(), size_bytes=head.size_bytes, volume_id=head.volume_id)
+        old.flags, old.name, old.created_at = NodeFlag.DELETED, head.name, head.created_at
+        old.dead, old.mapped, old.own = head.dead, head.mapped, head.own
+        self.add(old, head.parent)
+        staging.kind = NodeKind.SNAPSHOT
+        staging.flags &= ~NodeFlag.STAGING
+        staging.guid, staging.name, staging.created_at = guid, name, created_at
+        staging.generation = self._next_generation()
+        self._become(head, staging)
+
+    def _apply_metadata(self, payload: bytes) -> None:
+        first, count = layout.unpack_fields(layout.METADATA, payload)
+        if first + count > layout.MAX_CHUNKS:
+            raise LayoutError(f"METADATA chunks {first}+{count} are out of range")
+        for chunk in range(first, first + count):
+            self.births.set(chunk, BIRTH_METADATA)
