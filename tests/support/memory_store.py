@@ -54,6 +54,7 @@ class _Durable:
 
     chunks: ChunkMap
     size_bytes: int
+    captured: int
 
 
 class MemoryNode:
@@ -174,10 +175,10 @@ class MemoryNode:
 
     async def flush(self) -> None:
         self._check(0, 0, write=False)
-        captured = dict(self.chunks)
+        captured = self._store.capture(self)
         await self._store.pace("flush", self, 0, 0)
         self._check(0, 0, write=False)
-        self._store.durable[self] = _Durable(captured, self.size_bytes)
+        self._store.harden(self, captured)
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
         self._check(offset, length, write=False)
@@ -198,7 +199,7 @@ class MemoryNode:
         for index in [i for i in self.chunks if i * CHUNK >= size_bytes]:
             del self.chunks[index]
         self.size_bytes = size_bytes
-        self._store.durable[self] = _Durable(dict(self.chunks), size_bytes)
+        self._store.harden(self, self._store.capture(self))
 
     def freeze(self, name: str, guid: str | None) -> MemoryNode:
         """A snapshot of this instant; writes in flight still belong to it."""
@@ -239,6 +240,7 @@ class MemoryStore:
             fast_path=False, instant_epoch=True, instant_rollback=True, digests=False, recovery_points=True
         )
         self._ids = 0
+        self._captures = 0
 
     def tick(self) -> float:
         self._ids += 1
@@ -254,8 +256,19 @@ class MemoryStore:
 
     def _add(self, node: MemoryNode) -> MemoryNode:
         self.nodes.append(node)
-        self.durable[node] = _Durable(dict(node.chunks), node.size_bytes)
+        self.harden(node, self.capture(node))
         return node
+
+    def capture(self, node: MemoryNode) -> _Durable:
+        """What a flush that begins now will make durable."""
+        self._captures += 1
+        return _Durable(dict(node.chunks), node.size_bytes, self._captures)
+
+    def harden(self, node: MemoryNode, captured: _Durable) -> None:
+        """That flush has ended; a later one may have ended before it."""
+        present = self.durable.get(node)
+        if present is None or present.captured < captured.captured:
+            self.durable[node] = captured
 
     def _drop(self, node: MemoryNode) -> None:
         if node not in self.nodes:
@@ -282,7 +295,7 @@ class MemoryStore:
         if self.closed:
             raise StoreFailed("the store is closed")
         for node in self.volumes():
-            self.durable[node] = _Durable(dict(node.chunks), node.size_bytes)
+            self.harden(node, self.capture(node))
         return self._add(frozen)
 
     async def clone(self, source: MemoryNode, name: str) -> MemoryNode:

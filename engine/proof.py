@@ -1,0 +1,135 @@
+"""What a copy holds, computed from what it returns now, and written down so that it can be checked again.
+
+``tree_of`` reads a frozen device and digests it; holes are not read. ``Proof`` is the document of REPLICATION section
+7: both roots, hash, leaf size, size, instants, software and result. It can be checked again later and elsewhere against
+any holder of the copy, since the root depends on size and content only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.copy_job import PIECE_BYTES, CopyControl, whole_leaves
+from engine.errors import InvalidArgument
+from engine.hash_tree import HASH_NAME, LEAF_BYTES, HashTree, leaf_digests
+from engine.stores import Extent, ExtentState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.stores import BlockDevice
+
+SCHEMA = "twinvol.proof/1"
+LANES = 4
+
+
+async def tree_of(device: BlockDevice, *, control: CopyControl | None = None) -> HashTree:
+    """The digest tree of a device that does not change meanwhile (a snapshot).
+
+    ``control`` pauses it and is told of its progress, in bytes of data read.
+    """
+    control = control or CopyControl()
+    tree = HashTree(device.size_bytes)
+    if not device.size_bytes:
+        return tree
+    extents = await device.extents(0, device.size_bytes)
+    data = whole_leaves([e for e in extents if e.state is ExtentState.DATA], device.size_bytes)
+    control.progress.total_bytes += sum(extent.length for extent in data)
+    pieces = _pieces(data)
+
+    async def lane() -> None:
+        buffer = memoryview(bytearray(PIECE_BYTES))
+        for piece in pieces:
+            await control.passage()
+            view = buffer[: piece.length]
+            await device.read(piece.offset, view)
+            tree.put(piece.offset, leaf_digests(view))
+            control.progress.done_bytes += piece.length
+            control.tell()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(LANES):
+            group.create_task(lane())
+    return tree
+
+
+def _pieces(extents: list[Extent]) -> Iterator[Extent]:
+    for extent in extents:
+        for offset in range(extent.offset, extent.end, PIECE_BYTES):
+            yield Extent(offset, min(PIECE_BYTES, extent.end - offset))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One holder of the content. ``point``: GUID of the recovery point; ``instant``: seconds since the epoch."""
+
+    name: str
+    point: str
+    instant: float
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A proof document. ``differing_bytes`` counts whole leaves; ``identical`` is the result."""
+
+    relation: str
+    source: Side
+    target: Side
+    size_bytes: int
+    identical: bool
+    differing_bytes: int
+    checked_at: float
+    software: str
+    hash: str = HASH_NAME
+    leaf_bytes: int = LEAF_BYTES
+    schema: str = SCHEMA
+
+    def serialize(self) -> str:
+        """The document as JSON text, keys in a fixed order."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> Proof:
+        """Read a document. Raises InvalidArgument when it is none, or of another schema, hash or leaf size."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values["schema"] != SCHEMA or values["hash"] != HASH_NAME or values["leaf_bytes"] != LEAF_BYTES:
+                raise InvalidArgument(f"a proof of schema {values['schema']} with {values['hash']} is not known here")
+            values["source"] = Side(**values["source"])
+            values["target"] = Side(**values["target"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidArgument(f"not a proof document: {error}") from None
+
+    def holds_for(self, tree: HashTree) -> bool:
+        """Whether a device with this tree is what the proof is about."""
+        return tree.size_bytes == self.size_bytes and tree.root().hex() == self.source.root == self.target.root
+
+
+def compare(
+    relation: str,
+    source: tuple[str, str, float, HashTree],
+    target: tuple[str, str, float, HashTree],
+    *,
+    checked_at: float,
+    software: str,
+) -> tuple[Proof, list[Extent]]:
+    """The proof of two sides, each as (name, point, instant, tree), and where they differ."""
+    source_tree, target_tree = source[3], target[3]
+    differing = source_tree.differing(target_tree)
+    roots = source_tree.root().hex(), target_tree.root().hex()
+    proof = Proof(
+        relation=relation,
+        source=Side(*source[:3], roots[0]),
+        target=Side(*target[:3], roots[1]),
+        size_bytes=source_tree.size_bytes,
+        identical=roots[0] == roots[1],
+        differing_bytes=sum(extent.length for extent in differing),
+        checked_at=checked_at,
+        software=software,
+    )
+    return proof, differing
