@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.stores import ExtentState
+from engine.units import GIB, MIB
 from iscsi.scsi import limits
 from iscsi.scsi.command import ScsiResult
 from iscsi.scsi.sbc import blocks_of, check_range, lba_of, require_exactly, write_blocks
@@ -22,8 +23,10 @@ _UNMAP, _ANCHOR, _NDOB = 0x08, 0x10, 0x01  # byte 1 of WRITE SAME, SBC-3 table 1
 _WRITE_SAME_10, _WRITE_SAME_16 = 0x41, 0x93
 _DESCRIPTOR = 16  # bytes of an UNMAP block descriptor and of an LBA status descriptor
 _MAX_STATUS_DESCRIPTORS = 256
-_STATUS_WINDOW_BYTES = 1 << 32
-"""GET LBA STATUS looks no further in one command; the host asks again from where the answer ends."""
+_STATUS_WINDOW_BYTES = 1 * MIB
+"""GET LBA STATUS first looks this far: mostly one descriptor is asked for."""
+_STATUS_REACH_BYTES = 4 * GIB
+"""And never further than this in one command; the host asks again from where the answer ends."""
 _MAPPED, _DEALLOCATED = 0, 1  # provisioning status, SBC-3 table 45
 
 
@@ -112,37 +115,46 @@ async def get_lba_status(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) ->
     room = max(1, min(_MAX_STATUS_DESCRIPTORS, (allocation - 8) // _DESCRIPTOR))
     descriptors = b"".join(
         start.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes((status, 0, 0, 0))
-        for start, blocks, status in (await _statuses(lu, lba))[:room]
+        for start, blocks, status in (await _statuses(lu, lba, room))[:room]
     )
     data = (len(descriptors) + 4).to_bytes(4, "big") + bytes(4) + descriptors
     return ScsiResult(data_in=data[:allocation])
 
 
-async def _statuses(lu: LogicalUnit, lba: int) -> list[tuple[int, int, int]]:
+async def _statuses(lu: LogicalUnit, lba: int, enough: int) -> list[tuple[int, int, int]]:
     """(LBA, blocks, provisioning status) of the extents from ``lba``, neighbours of one status merged.
 
-    A block is deallocated only if all of it is; extents are in 512-byte sectors, blocks may be longer.
+    Looks in windows of growing size until there are more than ``enough`` (so that those are whole), or far enough.
     """
-    shift = lu.block_shift
-    offset = lba << shift
-    length = min(lu.blocks << shift, offset + _STATUS_WINDOW_BYTES) - offset
     merged: list[tuple[int, int, int]] = []
-    end = lba
-    for extent in await lu.device.extents(offset, length):
-        hole = extent.state is ExtentState.HOLE
-        upto = extent.end >> shift if hole else -(-extent.end >> shift)
-        start = max(end, -(-extent.offset >> shift) if hole else extent.offset >> shift)
-        if upto <= start:
-            continue
-        if start > end:
-            _append(merged, end, start, _MAPPED)
-        _append(merged, start, upto, _DEALLOCATED if hole else _MAPPED)
-        end = upto
+    limit = min(lu.blocks, lba + (_STATUS_REACH_BYTES >> lu.block_shift))
+    window = _STATUS_WINDOW_BYTES >> lu.block_shift
+    while lba < limit and len(merged) <= enough:
+        end = min(limit, lba + window)
+        await _append_window(lu, lba, end, merged)
+        lba = end
+        window *= 4
     return merged
 
 
+async def _append_window(lu: LogicalUnit, lba: int, end: int, merged: list[tuple[int, int, int]]) -> None:
+    """A block is deallocated only if all of it is; extents are in 512-byte sectors, blocks may be longer."""
+    shift = lu.block_shift
+    at = lba
+    for extent in await lu.device.extents(lba << shift, (end - lba) << shift):
+        if extent.state is not ExtentState.HOLE:
+            continue
+        start, stop = -(-extent.offset >> shift), extent.end >> shift
+        if start < stop:
+            _append(merged, at, start, _MAPPED)
+            _append(merged, start, stop, _DEALLOCATED)
+            at = stop
+    _append(merged, at, end, _MAPPED)
+
+
 def _append(merged: list[tuple[int, int, int]], start: int, end: int, status: int) -> None:
+    if start >= end:
+        return
     if merged and merged[-1][2] == status:
-        first, _, _ = merged.pop()
-        start = first
-    merged.append((start, min(end - start, 0xFFFFFFFF), status))
+        start, _, _ = merged.pop()
+    merged.append((start, end - start, status))

@@ -144,3 +144,13 @@ async def test_a_4_kib_block_is_deallocated_only_as_a_whole(states, lba):
         end = start + blocks
         found += [status == 1] * blocks
     assert found == expected[lba:]
+
+
+async def test_get_lba_status_looks_no_further_than_it_must():
+    device = MemoryDevice(64 << 20)
+    device.states[0] = ExtentState.DATA
+    host = Host(disk(device=device))
+    assert statuses(await host.data(get_lba_status(1, 24))) == [(1, 131071, 1)]
+    device.calls.clear()
+    assert statuses(await host.data(get_lba_status(0, 24))) == [(0, 1, 0)]
+    assert device.calls == [("extents", 0, 1 << 20)]
