@@ -46,6 +46,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	@.ci/setup-clients bench
 	$(BIN)/python -m bench.side_by_side $(BENCH)
+	$(BIN)/python -m bench.copy_engine $(BENCH)
+	$(BIN)/python -m bench.snapshot_scale
+	@mkdir -p bench/results
+	$(BIN)/python -m pytest bench -q -p no:xdist --benchmark-columns=median,iqr,ops --benchmark-json=bench/results/micro.json
 
 kill9: $(STAMP) clients
 	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py --timeout=7200 -s
