@@ -148,6 +148,12 @@ class Nexus:
             pending.append(asc)
         self.lu.refresh(self)
 
+    def withdraw_unit_attention(self, asc: Asc) -> None:
+        """The initiator has learned it otherwise."""
+        if asc in self.unit_attentions:
+            self.unit_attentions.remove(asc)
+            self.lu.refresh(self)
+
     def take_unit_attention(self) -> Sense | None:
         """The oldest pending unit attention, which is thereby reported."""
         if not self.unit_attentions:

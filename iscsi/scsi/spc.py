@@ -66,7 +66,10 @@ async def inquiry(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiRe
 
 
 async def report_luns(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    return lun_inventory(command.cdb, nexus.luns())
+    """The inventory, which also settles the unit attention that tells of its change (SPC-4 section 6.33)."""
+    inventory = lun_inventory(command.cdb, nexus.luns())
+    nexus.withdraw_unit_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+    return inventory
 
 
 def lun_inventory(cdb: bytes, luns: Sequence[int]) -> ScsiResult:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from engine.errors import MediumError, OutOfSpace, StoreFailed
 from iscsi.scsi.command import ScsiCommand, ScsiResult, Status
 from iscsi.scsi.lun import execute_absent
-from iscsi.scsi.sense import SenseKey
+from iscsi.scsi.sense import Asc, SenseKey
 from tests.support.memory_device import MemoryDevice
 from tests.support.scsi_host import (
     GOOD,
@@ -40,6 +40,15 @@ async def test_inquiry_and_report_luns_neither_report_nor_clear_a_unit_attention
     await host.send("12 00 00 00 24 00")
     await host.send("a0 00 00 00 00 00 00 00 00 10 00 00")
     await host.send(TEST_UNIT_READY, expect=attention(0x2900))
+
+
+async def test_report_luns_settles_a_changed_inventory():
+    host = Host(disk())
+    host.nexus.establish_unit_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+    assert host.nexus.fast_device is None
+    await host.send("a0 00 00 00 00 00 00 00 00 10 00 00")
+    assert host.nexus.fast_device is not None
+    await host.send(TEST_UNIT_READY)
 
 
 async def test_request_sense_returns_a_unit_attention_as_data_and_clears_it():
@@ -95,8 +104,6 @@ async def test_a_reset_is_told_to_every_nexus():
 
 async def test_too_many_unit_attentions_become_power_on():
     host = Host(disk())
-    from iscsi.scsi.sense import Asc
-
     for asc in list(Asc)[:9]:
         host.nexus.establish_unit_attention(asc)
     await host.send(TEST_UNIT_READY, expect=attention(0x2900))
