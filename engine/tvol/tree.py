@@ -249,16 +249,17 @@ class Family:
             if number >= len(node.map.leaves):
                 return
             leaf = node.map.leaves[number]
-            if leaf is not after:
-                if leaf is before:
-                    node.map.leaves[number] = after
-                    node.map.dirty = True
-                elif leaf.view[slot] != old:
-                    return
-                else:
-                    if leaf.owner != node.map.token:
-                        leaf = self._own_leaf(node, number)
-                    leaf.view[slot] = entry
+            if leaf is after:
+                before = leaf  # shared, and so changed already
+            elif leaf is before:
+                node.map.leaves[number] = after
+                node.map.dirty = True
+            elif leaf.view[slot] != old:
+                return
+            else:
+                before = leaf
+                after = leaf if leaf.owner == node.map.token else self._own_leaf(node, number)
+                after.view[slot] = entry
             node.mapped += gain
 
     def fill(self, node: Node, first: int, count: int, value: int) -> None:
@@ -293,17 +294,18 @@ class Family:
                 return
             leaf = node.map.leaves[number]
             same = np.ones(len(old), bool)
-            if leaf is not after:
-                if leaf is before:
-                    node.map.leaves[number] = after
-                    node.map.dirty = True
-                else:
-                    same = leaf.array[start : start + len(old)] == old
-                    if not same.any():
-                        return
-                    if leaf.owner != node.map.token:
-                        leaf = self._own_leaf(node, number)
-                    leaf.array[start : start + len(old)][same] = value
+            if leaf is before and before is not after:
+                node.map.leaves[number] = after
+                node.map.dirty = True
+            elif leaf is after and after is not ABSENT_LEAF:
+                before = leaf
+            else:
+                same = leaf.array[start : start + len(old)] == old
+                if not same.any():
+                    return
+                before = leaf
+                after = leaf if leaf.owner == node.map.token else self._own_leaf(node, number)
+                after.array[start : start + len(old)][same] = value
             node.mapped -= int(np.count_nonzero(old[same] >= FIRST_CHUNK_ENTRY))
 
     def _apply_map(self, payload: bytes) -> None:
