@@ -125,7 +125,6 @@ class SessionInfo:
     isid: str
     tsih: int
     address: str
-    portal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +245,10 @@ class EngineApi(Protocol):
 
     async def clone_create(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> VolumeInfo:
         """A linked clone of a snapshot; without one, of a snapshot made now and named after the clone."""
+        ...
+
+    async def clone_copy(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> JobInfo:
+        """Begin a full, verified clone in a family of its own. It appears when it is whole."""
         ...
 
     async def clone_list(self) -> list[VolumeInfo]:

@@ -205,6 +205,8 @@ class Catalog:
     # --- targets ----------------------------------------------------------------------------------------------
 
     async def targets(self) -> list[TargetRow]:
+        """Oldest first."""
+
         def work(database: sqlite3.Connection) -> list[TargetRow]:
             luns: dict[str, list[LunRow]] = {}
             for row in database.execute("SELECT target, lun, volume_id, snapshot_guid FROM luns ORDER BY lun"):
@@ -214,7 +216,7 @@ class Catalog:
                 access.setdefault(target, []).append(initiator)
             return [
                 TargetRow(name, created_at, tuple(luns.get(name, ())), tuple(access.get(name, ())))
-                for name, created_at in database.execute("SELECT name, created_at FROM targets ORDER BY name")
+                for name, created_at in database.execute("SELECT name, created_at FROM targets ORDER BY rowid")
             ]
 
         return await self._run(work)

@@ -64,6 +64,7 @@ class Job:
         self.version = 1
         self._clock = clock
         self._changed = asyncio.Event()
+        self._begun = asyncio.Event()
         self._sample = (clock.monotonic(), row.done_bytes)
         self._shown_at = float("-inf")
         self._cancel_message: str | None = None
@@ -75,6 +76,11 @@ class Job:
         if self.state is not JobState.RUNNING or not self.rate_bytes_s or not self.total_bytes:
             return None
         return max(0.0, (self.total_bytes - self.done_bytes) / self.rate_bytes_s)
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether its end was asked for by ``cancel``, not by the end of the daemon."""
+        return self._cancel_message is not None
 
     def progress(self, done_bytes: int, total_bytes: int | None = None, message: str | None = None) -> None:
         """Report how far the work is; cheap enough to call for every chunk. Never goes backwards."""
@@ -149,13 +155,15 @@ class JobRegistry:
     async def start(self, kind: str, subject: str, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> Job:
         """Begin ``work`` as a job. What it returns becomes the job's ``result`` (JSON values).
 
-        It is cancelled by ``asyncio`` cancellation, and must leave whatever it made either resumable or removed.
+        It is ended by ``asyncio`` cancellation, never before its first step has run, and must then leave whatever it
+        or its starter made either resumable or removed.
         """
         if self._closing:
             raise InvalidState("the daemon", "stopping", "a running one")
         now = self._clock.time()
-        job_id = await self._catalog.add_job(kind, subject, int(JobState.NEW), now)
-        job = Job(JobRow(job_id, kind, subject, int(JobState.NEW), 0, 0, now, None, "", None, {}), self._clock)
+        running = int(JobState.RUNNING)
+        job_id = await self._catalog.add_job(kind, subject, running, now)
+        job = Job(JobRow(job_id, kind, subject, running, 0, 0, now, None, "", None, {}), self._clock)
         self._jobs[job_id] = job
         while len(self._jobs) > JOB_HISTORY_MAX:
             oldest = next(iter(self._jobs))
@@ -181,6 +189,7 @@ class JobRegistry:
         job = self.get(job_id)
         if job.state.final or job._task is None:
             raise InvalidState(f"job {job_id}", job.state.name.lower(), "a running one")
+        await job._begun.wait()
         job._cancel_message = "cancelled"
         job._task.cancel()
         await asyncio.wait([job._task])
@@ -189,17 +198,15 @@ class JobRegistry:
     async def close(self) -> None:
         """End all jobs; each is recorded as interrupted."""
         self._closing = True
-        running = [job._task for job in self._jobs.values() if job._task is not None and not job._task.done()]
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running)
+        for job in self.all():
+            if job._task is not None and not job._task.done():
+                await job._begun.wait()
+                job._task.cancel()
+                await asyncio.wait([job._task])
 
     async def _run(self, job: Job, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
         try:
-            job.state = JobState.RUNNING
-            job._show()
-            await self._catalog.save_job(job._row())
+            job._begun.set()
             job.result = await work(job)
             job.done_bytes = max(job.done_bytes, job.total_bytes)
             self._end(job, JobState.COMPLETED, job.message, None)

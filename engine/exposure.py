@@ -1,0 +1,275 @@
+"""Which volumes and snapshots initiators see: targets, LUNs and access lists.
+
+The catalogue is the truth. Every change is durable there before it takes effect, and takes effect at the iSCSI side
+(``Exports``, which ``twinvol/wiring.py`` implements) in the same call. ``restore`` builds everything at start,
+before the portals accept: an initiator that comes back never finds a target without its LUNs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from engine.api import LunInfo, SessionInfo, TargetInfo
+from engine.catalog import LunRow, TargetRow
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, NotFound
+from engine.names import check_iscsi_name, check_name
+from engine.volume import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.pool import Pool
+    from engine.stores import Frozen
+    from engine.volume import Volume
+
+log = logging.getLogger(__name__)
+
+LUN_MAX = 255
+"""Flat numbers of the single-level LUN format that every initiator understands (SAM-5 section 4.7.7.3)."""
+
+
+class Exports(Protocol):
+    """The iSCSI side. Methods take effect at once; those that end sessions return when none of them can still
+    touch a device."""
+
+    def portals(self) -> list[str]:
+        """Addresses that accept logins, as HOST:PORT."""
+        ...
+
+    def sessions(self) -> list[SessionInfo]: ...
+    def add_target(self, name: str, initiators: Sequence[str]) -> None: ...
+    async def remove_target(self, name: str) -> None: ...
+    async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
+    def add_volume(self, target: str, lun: int, volume: Volume) -> None: ...
+    def add_snapshot(self, target: str, lun: int, snapshot: Frozen, identity: Identity) -> None: ...
+    async def remove_lun(self, target: str, lun: int) -> None: ...
+
+
+class Exposure:
+    """See the module. ``prefix``: what this pool's own target names begin with."""
+
+    def __init__(self, pool: Pool, exports: Exports, prefix: str) -> None:
+        self._pool = pool
+        self._exports = exports
+        self._prefix = prefix
+        self._targets: dict[str, TargetRow] = {}
+        self._unserved: dict[tuple[str, int], str] = {}
+        self._changing = asyncio.Lock()
+
+    async def restore(self) -> None:
+        """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
+        for row in await self._pool.catalog.targets():
+            self._targets[row.name] = row
+            self._exports.add_target(row.name, row.initiators)
+            for lun in row.luns:
+                try:
+                    self._show(lun)
+                except EngineError as error:
+                    log.error("target %s LUN %d is not served: %s", row.name, lun.lun, error)
+                    self._unserved[row.name, lun.lun] = str(error)
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    def full_name(self, name: str) -> str:
+        """An iSCSI name as it is; anything else as the part behind the prefix. Raises InvalidArgument."""
+        if name.startswith(("iqn.", "eui.", "naa.")):
+            return check_iscsi_name(name)
+        return f"{self._prefix}:{check_name('target', name)}"
+
+    def volume_target(self, volume: str) -> str:
+        return f"{self._prefix}:{volume}"
+
+    def snapshot_target(self, volume: str, snapshot: str) -> str:
+        return f"{self._prefix}:{volume}.snap.{snapshot}"
+
+    def unserved(self) -> list[str]:
+        """One line for each LUN that should be served and is not."""
+        return [f"target {target} LUN {lun} is not served: {why}" for (target, lun), why in self._unserved.items()]
+
+    def targets(self) -> list[TargetInfo]:
+        return [self._info(self._targets[name]) for name in sorted(self._targets)]
+
+    def target(self, name: str) -> TargetInfo:
+        return self._info(self._row(name))
+
+    def sessions(self, target: str | None = None) -> list[SessionInfo]:
+        if target is None:
+            return self._exports.sessions()
+        name = self._row(target).name
+        return [session for session in self._exports.sessions() if session.target == name]
+
+    def portals(self) -> list[str]:
+        return self._exports.portals()
+
+    def luns_of(self, volume_id: str, snapshot_guid: str | None = None) -> list[LunRow]:
+        """Where a volume, or a snapshot of it, is shown."""
+        return [
+            lun
+            for row in self._targets.values()
+            for lun in row.luns
+            if lun.volume_id == volume_id and lun.snapshot_guid == snapshot_guid
+        ]
+
+    def require_idle(self, luns: Sequence[LunRow], what: str, *, hint: str) -> None:
+        """Raises InUse, naming the initiators, when sessions are on one of the targets of ``luns``."""
+        targets = {lun.target for lun in luns}
+        holders = sorted({s.initiator for s in self._exports.sessions() if s.target in targets})
+        if holders:
+            raise InUse(f"{what} is in use by {', '.join(holders)}; log out there first, or {hint}")
+
+    # --- changing ---------------------------------------------------------------------------------------------
+
+    async def create(self, name: str, initiators: Sequence[str]) -> TargetInfo:
+        """Raises AlreadyExists, InvalidArgument."""
+        access = tuple(sorted({check_iscsi_name(initiator) for initiator in initiators}))
+        async with self._changing:
+            return self._info(await self._create(self.full_name(name), access))
+
+    async def delete(self, name: str, *, force: bool) -> None:
+        async with self._changing:
+            row = self._row(name)
+            if not force:
+                self._require_no_sessions(row)
+            await self._delete(row)
+
+    async def add_lun(self, target: str, volume: Volume, snapshot: Frozen | None, lun: int | None) -> TargetInfo:
+        """Raises AlreadyExists when the LUN is taken."""
+        async with self._changing:
+            row = self._row(target)
+            taken = {existing.lun for existing in row.luns}
+            if lun is None:
+                lun = next(number for number in range(LUN_MAX + 2) if number not in taken)
+            if not 0 <= lun <= LUN_MAX:
+                raise InvalidArgument(f"LUN {lun} is not within 0-{LUN_MAX}")
+            if lun in taken:
+                raise AlreadyExists("LUN", f"{row.name} {lun}")
+            guid = None if snapshot is None else snapshot.guid
+            return self._info(await self._add_lun(row, LunRow(row.name, lun, volume.volume_id, guid)))
+
+    async def remove_lun(self, target: str, lun: int, *, force: bool) -> TargetInfo:
+        async with self._changing:
+            row = self._row(target)
+            if lun not in {existing.lun for existing in row.luns}:
+                raise NotFound("LUN", f"{row.name} {lun}")
+            if not force:
+                self._require_no_sessions(row)
+            return self._info(await self._remove_lun(row, lun))
+
+    async def change_access(self, target: str, add: Sequence[str], remove: Sequence[str]) -> TargetInfo:
+        async with self._changing:
+            row = self._row(target)
+            gone = {check_iscsi_name(initiator) for initiator in remove}
+            missing = gone - set(row.initiators)
+            if missing:
+                raise NotFound("initiator in the access list", min(missing))
+            access = tuple(sorted((set(row.initiators) - gone) | {check_iscsi_name(initiator) for initiator in add}))
+            await self._pool.catalog.set_access(row.name, access)
+            row = self._targets[row.name] = replace(row, initiators=access)
+            await self._exports.set_access(row.name, access)
+            return self._info(row)
+
+    async def expose(self, volume: Volume, snapshot: Frozen | None = None) -> None:
+        """Make the target of its own name, with the volume or snapshot as LUN 0. Raises AlreadyExists."""
+        if snapshot is None:
+            name, guid = self.volume_target(volume.name), None
+        else:
+            name, guid = self.snapshot_target(volume.name, snapshot.name), snapshot.guid
+        async with self._changing:
+            await self._create(name, (), LunRow(name, 0, volume.volume_id, guid))
+
+    def require_exposable(self, volume: str, snapshot: str | None = None) -> None:
+        """Raises AlreadyExists when ``expose`` would."""
+        name = self.volume_target(volume) if snapshot is None else self.snapshot_target(volume, snapshot)
+        if name in self._targets:
+            raise AlreadyExists("target", name)
+
+    async def withdraw(self, volume: str, luns: Sequence[LunRow]) -> None:
+        """Remove ``luns``, ending sessions, and those of the volume's own targets that are empty then."""
+        own = self.volume_target(volume)
+        async with self._changing:
+            for lun in luns:
+                row = self._targets[lun.target]
+                is_own = row.name == own or row.name.startswith(f"{own}.snap.")
+                if is_own and len(row.luns) == 1:
+                    await self._delete(row)
+                else:
+                    await self._remove_lun(row, lun.lun)
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _create(self, name: str, access: Sequence[str], lun: LunRow | None = None) -> TargetRow:
+        row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), tuple(access))
+        await self._pool.catalog.add_target(row)
+        self._targets[name] = row
+        self._exports.add_target(name, access)
+        if lun is not None:
+            self._show(lun)
+        return row
+
+    async def _delete(self, row: TargetRow) -> None:
+        await self._pool.catalog.remove_target(row.name)
+        del self._targets[row.name]
+        for lun in row.luns:
+            self._unserved.pop((row.name, lun.lun), None)
+        await self._exports.remove_target(row.name)
+
+    async def _add_lun(self, row: TargetRow, lun: LunRow) -> TargetRow:
+        await self._pool.catalog.add_lun(lun)
+        row = self._targets[row.name] = replace(row, luns=tuple(sorted([*row.luns, lun], key=lambda each: each.lun)))
+        self._show(lun)
+        return row
+
+    async def _remove_lun(self, row: TargetRow, lun: int) -> TargetRow:
+        await self._pool.catalog.remove_lun(row.name, lun)
+        row = self._targets[row.name] = replace(row, luns=tuple(each for each in row.luns if each.lun != lun))
+        if self._unserved.pop((row.name, lun), None) is None:
+            await self._exports.remove_lun(row.name, lun)
+        return row
+
+    def _show(self, lun: LunRow) -> None:
+        volume = self._pool.by_id(lun.volume_id)
+        if lun.snapshot_guid is None:
+            self._exports.add_volume(lun.target, lun.lun, volume)
+            return
+        snapshot = self._snapshot(volume, lun.snapshot_guid)
+        self._exports.add_snapshot(lun.target, lun.lun, snapshot, Identity.of(snapshot.guid))
+
+    def _snapshot(self, volume: Volume, guid: str) -> Frozen:
+        for snapshot in volume.head.store.snapshots(volume.volume_id):
+            if snapshot.guid == guid:
+                return snapshot
+        raise NotFound("snapshot", f"{volume.name}@{guid}")
+
+    def _row(self, name: str) -> TargetRow:
+        row = self._targets.get(self.full_name(name))
+        if row is None:
+            raise NotFound("target", name)
+        return row
+
+    def _require_no_sessions(self, row: TargetRow) -> None:
+        holders = sorted({s.initiator for s in self._exports.sessions() if s.target == row.name})
+        if holders:
+            raise InUse(f"target {row.name} is in use by {', '.join(holders)}; log out there first, or use --force")
+
+    def _info(self, row: TargetRow) -> TargetInfo:
+        return TargetInfo(
+            name=row.name,
+            portals=self._exports.portals(),
+            luns=[self._lun_info(lun) for lun in row.luns],
+            initiators=list(row.initiators),
+            sessions=sum(session.target == row.name for session in self._exports.sessions()),
+        )
+
+    def _lun_info(self, lun: LunRow) -> LunInfo:
+        why = self._unserved.get((lun.target, lun.lun))
+        if why is not None:
+            return LunInfo(lun.lun, lun.volume_id, lun.snapshot_guid, 0, "", f"not served: {why}")
+        volume = self._pool.by_id(lun.volume_id)
+        if lun.snapshot_guid is None:
+            return LunInfo(lun.lun, volume.name, None, volume.size_bytes, volume.identity.serial, "ok")
+        snapshot = self._snapshot(volume, lun.snapshot_guid)
+        serial = Identity.of(snapshot.guid).serial
+        return LunInfo(lun.lun, volume.name, snapshot.name, snapshot.size_bytes, serial, "ok")

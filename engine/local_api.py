@@ -1,0 +1,419 @@
+"""``EngineApi`` in the data process: names are checked here, work is done by the pool, the exposure and the jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from engine.api import (
+    DiffInfo,
+    EventInfo,
+    ExtentInfo,
+    JobInfo,
+    SessionInfo,
+    SnapshotInfo,
+    SnapshotSpace,
+    SpaceInfo,
+    StatusInfo,
+    TargetInfo,
+    VolumeInfo,
+)
+from engine.catalog import VolumeRow
+from engine.clone import start_full_clone
+from engine.errors import AlreadyExists, InUse, InvalidArgument
+from engine.jobs import Job, JobState
+from engine.names import check_choice, check_chunk, check_name, check_size
+from engine.volume import Identity
+
+if TYPE_CHECKING:
+    from engine.api import EngineApi
+    from engine.exposure import Exposure
+    from engine.pool import DamagedFamily, Pool
+    from engine.stores import Frozen
+    from engine.volume import Volume
+
+EVENT_LIST_MAX = 10_000
+DIFF_EXTENTS_MAX = 20_000
+"""Extents of one answer; more are asked for from its ``next_offset``."""
+JOB_WAIT_MAX_S = 60.0
+
+
+class LocalApi:
+    """See the module. ``version`` is the product's, for ``status``."""
+
+    def __init__(self, pool: Pool, exposure: Exposure, *, version: str) -> None:
+        self._pool = pool
+        self._exposure = exposure
+        self._version = version
+        self._started_at = pool.env.clock.time()
+
+    # --- the whole --------------------------------------------------------------------------------------------
+
+    async def status(self) -> StatusInfo:
+        volumes = self._pool.volumes()
+        files = {self._pool.file_of(volume) for volume in volumes}
+        stored = await asyncio.to_thread(lambda: sum(path.stat().st_blocks * 512 for path in files))
+        host = await asyncio.to_thread(os.statvfs, self._pool.path)
+        reasons = [f"{family.path.name} is not served: {family.reason}" for family in self._pool.damaged()]
+        reasons += [
+            f"volume {volume.name} takes no writes: {failure}"
+            for volume in volumes
+            if (failure := self._pool.failure(volume)) is not None
+        ]
+        reasons += self._exposure.unserved()
+        return StatusInfo(
+            pool=str(self._pool.path),
+            pid=os.getpid(),
+            version=self._version,
+            started_at=self._started_at,
+            health="degraded" if reasons else "ok",
+            reasons=reasons,
+            iscsi=self._exposure.portals(),
+            volumes=len(volumes),
+            snapshots=sum(len(self._pool.snapshots(volume)) for volume in volumes),
+            targets=len(self._exposure.targets()),
+            sessions=len(self._exposure.sessions()),
+            jobs_running=sum(not job.state.final for job in self._pool.jobs.all()),
+            provisioned_bytes=sum(volume.size_bytes for volume in volumes),
+            stored_bytes=stored,
+            total_bytes=host.f_frsize * host.f_blocks,
+            free_bytes=host.f_frsize * host.f_bavail,
+        )
+
+    async def event_list(self, limit: int = 100) -> list[EventInfo]:
+        rows = await self._pool.catalog.events(max(0, min(limit, EVENT_LIST_MAX)))
+        return [EventInfo(row.at, row.severity, row.subject, row.text) for row in rows]
+
+    # --- volumes ----------------------------------------------------------------------------------------------
+
+    async def volume_create(
+        self,
+        name: str,
+        size_bytes: int,
+        *,
+        chunk_bytes: int = 65536,
+        physical_block_bytes: int = 4096,
+        removable: bool = False,
+        read_only: bool = False,
+        write_cache: bool = True,
+        expose: bool = False,
+    ) -> VolumeInfo:
+        row = VolumeRow(
+            volume_id="",
+            name=check_name("volume", name),
+            file="",
+            physical_block_bytes=check_choice("physical block size", physical_block_bytes, (512, 4096)),
+            write_cache=write_cache,
+            read_only=read_only,
+            removable=removable,
+        )
+        check_size(size_bytes)
+        check_chunk(chunk_bytes)
+        if expose:
+            self._exposure.require_exposable(name)
+        volume = await self._pool.create_volume(row, size_bytes, chunk_bytes)
+        if expose:
+            await self._exposure.expose(volume)
+        await self._event(f"volume {name}", f"created with {size_bytes} bytes")
+        return self._volume_info(volume)
+
+    async def volume_list(self) -> list[VolumeInfo]:
+        infos = [self._volume_info(volume) for volume in self._pool.volumes()]
+        for family in self._pool.damaged():
+            infos += _damaged_infos(family)
+        return sorted(infos, key=lambda info: info.name)
+
+    async def volume_show(self, name: str) -> VolumeInfo:
+        for family in self._pool.damaged():
+            for info in _damaged_infos(family):
+                if info.name == name:
+                    return info
+        return self._volume_info(self._pool.volume(name))
+
+    async def volume_resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> VolumeInfo:
+        volume = self._pool.volume(name)
+        check_size(size_bytes)
+        if size_bytes < volume.size_bytes and not shrink:
+            raise InvalidArgument(
+                f"volume {name} has {volume.size_bytes} bytes; making it smaller loses what lies beyond {size_bytes}:"
+                " say --shrink if that is meant"
+            )
+        await volume.resize(size_bytes)
+        await self._event(f"volume {name}", f"resized to {size_bytes} bytes")
+        return self._volume_info(volume)
+
+    async def volume_delete(self, name: str, *, force: bool = False) -> None:
+        if any(row.name == name for family in self._pool.damaged() for row in family.volumes):
+            if not force:
+                self._pool.volume(name)  # raises what is wrong with it
+            await self._pool.delete_damaged(name)
+            await self._event(f"volume {name}", "its damaged file was deleted")
+            return
+        volume = self._pool.volume(name)
+        if volume.taps:
+            raise InUse(f"volume {name} is the source of a mirror; detach it first")
+        snapshots = self._pool.snapshots(volume)
+        if snapshots and not force:
+            names = ", ".join(snapshot.name for snapshot in snapshots[:8])
+            raise InUse(f"volume {name} has snapshots ({names}); delete them first, or use --force")
+        clones = [row.name for row in map(self._pool.row, self._pool.volumes()) if row.origin.startswith(f"{name}@")]
+        if clones:
+            raise InUse(f"volume {name} has linked clones ({', '.join(clones)}); delete them first")
+        luns = self._exposure.luns_of(volume.volume_id)
+        for snapshot in snapshots:
+            luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)
+        if not force:
+            self._exposure.require_idle(luns, f"volume {name}", hint="use --force")
+        await self._exposure.withdraw(name, luns)
+        for snapshot in snapshots:
+            await volume.head.store.delete_snapshot(snapshot)
+        await self._pool.delete_volume(volume)
+        await self._event(f"volume {name}", "deleted")
+
+    async def volume_space(self, name: str) -> SpaceInfo:
+        volume = self._pool.volume(name)
+        store = volume.head.store
+        space = await store.space(volume.head)
+        snapshots = []
+        for snapshot in self._pool.snapshots(volume):
+            one = await store.space(snapshot)
+            snapshots.append(SnapshotSpace(snapshot.name, one.mapped_bytes, one.unique_bytes))
+        path = self._pool.file_of(volume)
+        file_bytes = await asyncio.to_thread(lambda: path.stat().st_blocks * 512)
+        return SpaceInfo(name, volume.size_bytes, space.mapped_bytes, space.unique_bytes, file_bytes, snapshots)
+
+    # --- snapshots and clones ---------------------------------------------------------------------------------
+
+    async def snapshot_create(self, volume: str, name: str, *, expose: bool = False) -> SnapshotInfo:
+        source = self._pool.volume(volume)
+        check_name("snapshot", name)
+        if any(snapshot.name == name for snapshot in self._pool.snapshots(source)):
+            raise AlreadyExists("snapshot", f"{volume}@{name}")
+        if expose:
+            self._exposure.require_exposable(volume, name)
+        snapshot = await source.head.store.snapshot(source.head, name)
+        if expose:
+            await self._exposure.expose(source, snapshot)
+        await self._event(f"volume {volume}", f"snapshot {name} created")
+        return self._snapshot_info(source, snapshot)
+
+    async def snapshot_list(self, volume: str) -> list[SnapshotInfo]:
+        source = self._pool.volume(volume)
+        return [self._snapshot_info(source, snapshot) for snapshot in self._pool.snapshots(source)]
+
+    async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
+        source = self._pool.volume(volume)
+        snapshot = self._pool.snapshot(source, name)
+        luns = self._exposure.luns_of(source.volume_id, snapshot.guid)
+        if not force:
+            self._exposure.require_idle(luns, f"snapshot {volume}@{name}", hint="use --force")
+        clones = [row.name for row in map(self._pool.row, self._pool.volumes()) if row.origin == f"{volume}@{name}"]
+        if clones:
+            raise InUse(f"snapshot {volume}@{name} has linked clones ({', '.join(clones)}); delete them first")
+        await self._exposure.withdraw(volume, luns)
+        await source.head.store.delete_snapshot(snapshot)
+        await self._event(f"volume {volume}", f"snapshot {name} deleted")
+
+    async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
+        source = self._pool.volume(volume)
+        snapshot = self._pool.snapshot(source, name)
+        if not force:
+            luns = self._exposure.luns_of(source.volume_id)
+            self._exposure.require_idle(luns, f"volume {volume}", hint="use --force to replace its content under them")
+        await self._pool.rollback(source, snapshot)
+        await self._event(f"volume {volume}", f"rolled back to {name}")
+        return self._volume_info(source)
+
+    async def snapshot_diff(
+        self, volume: str, older: str | None, newer: str | None, *, offset: int = 0, limit: int = 10_000
+    ) -> DiffInfo:
+        source = self._pool.volume(volume)
+        first = None if older is None else self._pool.snapshot(source, older)
+        second = source.head if newer is None else self._pool.snapshot(source, newer)
+        limit = max(1, min(limit, DIFF_EXTENTS_MAX))
+        extents: list[ExtentInfo] = []
+        next_offset = None
+        async for extent in source.head.store.changed(first, second):
+            if extent.end <= offset:
+                continue
+            if len(extents) == limit:
+                next_offset = extent.offset
+                break
+            extents.append(ExtentInfo(extent.offset, extent.length))
+        changed = sum(extent.length for extent in extents)
+        return DiffInfo(volume, older, newer, extents, changed, next_offset)
+
+    async def clone_create(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> VolumeInfo:
+        volume = self._pool.volume(source)
+        self._pool.require_new(check_name("volume", name))
+        if expose:
+            self._exposure.require_exposable(name)
+        if snapshot is None:
+            await self.snapshot_create(source, name)
+        clone = await self._pool.clone(volume, self._pool.snapshot(volume, snapshot or name), name)
+        if expose:
+            await self._exposure.expose(clone)
+        await self._event(f"volume {name}", f"cloned from {source}@{snapshot or name}")
+        return self._volume_info(clone)
+
+    async def clone_copy(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> JobInfo:
+        volume = self._pool.volume(source)
+        frozen = None if snapshot is None else self._pool.snapshot(volume, snapshot)
+        self._pool.require_new(check_name("volume", name))
+        if expose:
+            self._exposure.require_exposable(name)
+
+        async def when_whole(clone: Volume) -> None:
+            if expose:
+                await self._exposure.expose(clone)
+            await self._event(f"volume {name}", f"fully cloned from {source}" + (f"@{snapshot}" if snapshot else ""))
+
+        chunk_bytes = self._pool.chunk_bytes(volume)
+        return _job_info(await start_full_clone(self._pool, volume, frozen, name, chunk_bytes, when_whole=when_whole))
+
+    async def clone_list(self) -> list[VolumeInfo]:
+        return [self._volume_info(volume) for volume in self._pool.volumes() if self._pool.row(volume).origin]
+
+    # --- targets ----------------------------------------------------------------------------------------------
+
+    async def target_create(self, name: str, *, initiators: list[str] | None = None) -> TargetInfo:
+        return await self._exposure.create(name, initiators or ())
+
+    async def target_list(self) -> list[TargetInfo]:
+        return self._exposure.targets()
+
+    async def target_show(self, name: str) -> TargetInfo:
+        return self._exposure.target(name)
+
+    async def target_delete(self, name: str, *, force: bool = False) -> None:
+        await self._exposure.delete(name, force=force)
+
+    async def target_lun_add(
+        self, target: str, volume: str, *, snapshot: str | None = None, lun: int | None = None
+    ) -> TargetInfo:
+        source = self._pool.volume(volume)
+        frozen = None if snapshot is None else self._pool.snapshot(source, snapshot)
+        return await self._exposure.add_lun(target, source, frozen, lun)
+
+    async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo:
+        return await self._exposure.remove_lun(target, lun, force=force)
+
+    async def target_access(self, target: str, *, add: list[str], remove: list[str]) -> TargetInfo:
+        return await self._exposure.change_access(target, add, remove)
+
+    async def session_list(self, target: str | None = None) -> list[SessionInfo]:
+        return self._exposure.sessions(target)
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    async def job_list(self) -> list[JobInfo]:
+        return [_job_info(job) for job in self._pool.jobs.all()]
+
+    async def job_show(self, job: int) -> JobInfo:
+        return _job_info(self._pool.jobs.get(job))
+
+    async def job_wait(self, job: int, *, after_version: int = 0, timeout_s: float = 30.0) -> JobInfo:
+        found = self._pool.jobs.get(job)
+        await found.wait(after_version, max(0.0, min(timeout_s, JOB_WAIT_MAX_S)))
+        return _job_info(found)
+
+    async def job_cancel(self, job: int) -> JobInfo:
+        return _job_info(await self._pool.jobs.cancel(job))
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _event(self, subject: str, text: str, severity: str = "info") -> None:
+        await self._pool.catalog.add_event(self._pool.env.clock.time(), severity, subject, text)
+
+    def _volume_info(self, volume: Volume) -> VolumeInfo:
+        row = self._pool.row(volume)
+        luns = self._exposure.luns_of(volume.volume_id)
+        failure = self._pool.failure(volume)
+        return VolumeInfo(
+            name=volume.name,
+            volume_id=volume.volume_id,
+            size_bytes=volume.size_bytes,
+            state="failed" if failure else "read-only" if volume.read_only else "ok",
+            reason=None if failure is None else str(failure),
+            serial=volume.identity.serial,
+            naa=f"{volume.identity.naa:016x}",
+            physical_block_bytes=volume.physical_block_bytes,
+            write_cache=volume.write_cache,
+            read_only=volume.read_only,
+            removable=volume.removable,
+            snapshots=len(self._pool.snapshots(volume)),
+            origin=row.origin or None,
+            file=str(self._pool.file_of(volume)),
+            target=luns[0].target if luns else None,
+            lun=luns[0].lun if luns else None,
+        )
+
+    def _snapshot_info(self, volume: Volume, snapshot: Frozen) -> SnapshotInfo:
+        luns = self._exposure.luns_of(volume.volume_id, snapshot.guid)
+        identity = Identity.of(snapshot.guid)
+        return SnapshotInfo(
+            volume=volume.name,
+            name=snapshot.name,
+            guid=snapshot.guid,
+            size_bytes=snapshot.size_bytes,
+            created_at=snapshot.created_at,
+            serial=identity.serial,
+            naa=f"{identity.naa:016x}",
+            target=luns[0].target if luns else None,
+            lun=luns[0].lun if luns else None,
+        )
+
+
+def _damaged_infos(family: DamagedFamily) -> list[VolumeInfo]:
+    """What is known of the volumes of a file that is not served."""
+    infos = []
+    for row in family.volumes:
+        identity = Identity.of(row.volume_id)
+        infos.append(
+            VolumeInfo(
+                name=row.name,
+                volume_id=row.volume_id,
+                size_bytes=0,
+                state="damaged",
+                reason=family.reason,
+                serial=identity.serial,
+                naa=f"{identity.naa:016x}",
+                physical_block_bytes=row.physical_block_bytes,
+                write_cache=row.write_cache,
+                read_only=row.read_only,
+                removable=row.removable,
+                snapshots=0,
+                origin=row.origin or None,
+                file=str(family.path),
+                target=None,
+                lun=None,
+            )
+        )
+    return infos
+
+
+def _job_info(job: Job) -> JobInfo:
+    return JobInfo(
+        job=job.job_id,
+        kind=job.kind,
+        subject=job.subject,
+        state=job.state.name.capitalize(),
+        state_number=int(job.state),
+        done_bytes=job.done_bytes,
+        total_bytes=job.total_bytes,
+        rate_bytes_s=job.rate_bytes_s if job.state is JobState.RUNNING else 0.0,
+        eta_s=job.eta_s,
+        created_at=job.created_at,
+        finished_at=job.finished_at,
+        message=job.message,
+        error=job.error,
+        result=job.result,
+        version=job.version,
+    )
+
+
+if TYPE_CHECKING:
+
+    def _is_the_engine_api(api: LocalApi) -> EngineApi:
+        return api

@@ -1,0 +1,412 @@
+"""A pool: one folder with volume files, the catalogue and a lock; everything in it that is open.
+
+    POOL/lock             held by the one daemon that has the pool open; holds its process id
+    POOL/catalog.sqlite   see ``engine.catalog``
+    POOL/volumes/*.tvol   one family of volumes each
+
+Invariants:
+
+* One process has a pool open (flock). The lock is taken before anything in the folder is read.
+* A volume exists from the moment its file, or its node in a file, is durable; its catalogue row follows and is
+  made again at the next opening when a crash came between.
+* Names of volumes are unique in the pool. A file that repeats an identity or a name of another is not served.
+* A family that does not open is kept with its reason and disturbs no other (``DamagedFamily``).
+* Changes to the set of volumes run one at a time (``_changing``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from engine.catalog import Catalog, VolumeRow
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, NotFound, StoreCorrupt
+from engine.files import translate
+from engine.jobs import JobRegistry
+from engine.tvol.file import TvolFile
+from engine.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engine.errors import StoreFailed
+    from engine.files import StoreEnv
+    from engine.stores import Frozen, Head, VolumeStore
+
+log = logging.getLogger(__name__)
+
+CATALOG_NAME = "catalog.sqlite"
+LOCK_NAME = "lock"
+VOLUMES_NAME = "volumes"
+UNFINISHED_NAME = ".unfinished"
+"""Within the volumes' folder: files that are being made, moved out when they are whole. What a crash leaves there is
+removed at the next opening, except a copy that has a ledger: doing the same copy again goes on with it."""
+FILE_SUFFIX = ".tvol"
+LEDGER_SUFFIX = ".ledger"
+
+_ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, "lost+found"})
+"""What a folder may hold that is to become a pool: what a crash while making one leaves, and an empty ext4's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedFamily:
+    """A volume file that is not served. ``volumes``: what the catalogue says it held."""
+
+    path: Path
+    reason: str
+    volumes: tuple[VolumeRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedVolume:
+    """A volume that is being made; ``Pool.finish`` or ``Pool.abandon`` ends it. ``resumed``: it was begun earlier."""
+
+    path: Path
+    store: TvolFile
+    head: Head
+    resumed: bool
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.path.with_suffix(LEDGER_SUFFIX)
+
+
+class Pool:
+    """See the module. Made by ``open``; ended by ``close``."""
+
+    def __init__(self, path: Path, env: StoreEnv, lock: int, catalog: Catalog, jobs: JobRegistry) -> None:
+        self.path = path
+        self.env = env
+        self.catalog = catalog
+        self.jobs = jobs
+        self._lock = lock
+        self._stores: dict[str, TvolFile] = {}
+        self._volumes: dict[str, Volume] = {}
+        self._rows: dict[str, VolumeRow] = {}
+        self._damaged: dict[str, DamagedFamily] = {}
+        self._unfinished: set[str] = set()
+        self._changing = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path, env: StoreEnv, *, on_locked: Callable[[], None] = lambda: None) -> Pool:
+        """Open the pool in ``path``, making it when the folder is missing or empty.
+
+        ``on_locked`` is called once the pool is this process's, before its files are opened: the moment to bind
+        sockets, so that clients wait in them during a recovery.
+
+        Raises:
+            InUse: another process has it open.
+            InvalidArgument: the folder holds something else than a pool.
+            PermissionDenied, StoreCorrupt, NotSupported: the folder or the catalogue cannot be used.
+        """
+        lock = await asyncio.to_thread(_take, path, env)
+        try:
+            on_locked()
+            catalog = await Catalog.open(path / CATALOG_NAME)
+            try:
+                pool = cls(path, env, lock, catalog, await JobRegistry.open(catalog, env.clock))
+                await pool._open_families()
+            except BaseException:
+                await catalog.close()
+                raise
+        except BaseException:
+            os.close(lock)
+            raise
+        return pool
+
+    async def close(self) -> None:
+        """End jobs, checkpoint and close every family, and give the pool free."""
+        await self.jobs.close()
+        async with self._changing:
+            outcomes = await asyncio.gather(*(store.close() for store in self._stores.values()), return_exceptions=True)
+            for name, outcome in zip(self._stores, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    log.error("closing %s: %s (its journal is replayed at the next start)", name, outcome)
+            self._stores.clear()
+            self._volumes.clear()
+        await self.catalog.close()
+        os.close(self._lock)
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    def volumes(self) -> list[Volume]:
+        """The volumes that are served, by name."""
+        return [self._volumes[name] for name in sorted(self._volumes)]
+
+    def damaged(self) -> list[DamagedFamily]:
+        return list(self._damaged.values())
+
+    def volume(self, name: str) -> Volume:
+        """Raises NotFound; StoreCorrupt when its file is damaged."""
+        volume = self._volumes.get(name)
+        if volume is not None:
+            return volume
+        for family in self._damaged.values():
+            if any(row.name == name for row in family.volumes):
+                raise StoreCorrupt(f"volume {name}", f"{family.reason} (twinvol check {family.path} says more)")
+        raise NotFound("volume", name)
+
+    def by_id(self, volume_id: str) -> Volume:
+        """Raises NotFound."""
+        for volume in self._volumes.values():
+            if volume.volume_id == volume_id:
+                return volume
+        raise NotFound("volume", volume_id)
+
+    def row(self, volume: Volume) -> VolumeRow:
+        return self._rows[volume.volume_id]
+
+    def file_of(self, volume: Volume) -> Path:
+        return self.path / VOLUMES_NAME / self.row(volume).file
+
+    def chunk_bytes(self, volume: Volume) -> int:
+        return self._stores[self.row(volume).file].chunk_bytes
+
+    def failure(self, volume: Volume) -> StoreFailed | None:
+        """Why the volume's file takes no writes any more; None while it does (STORE section 2)."""
+        return self._stores[self.row(volume).file].failed
+
+    def snapshots(self, volume: Volume) -> list[Frozen]:
+        """Oldest first."""
+        found = volume.head.store.snapshots(volume.volume_id)
+        return sorted(found, key=lambda snapshot: snapshot.created_at)
+
+    def snapshot(self, volume: Volume, name: str) -> Frozen:
+        """Raises NotFound."""
+        for snapshot in volume.head.store.snapshots(volume.volume_id):
+            if snapshot.name == name:
+                return snapshot
+        raise NotFound("snapshot", f"{volume.name}@{name}")
+
+    # --- changing ---------------------------------------------------------------------------------------------
+
+    async def create_volume(self, row: VolumeRow, size_bytes: int, chunk_bytes: int) -> Volume:
+        """Make an empty volume in a family of its own. Of ``row`` the name and the policies count.
+
+        Raises AlreadyExists, OutOfSpace, InvalidArgument.
+        """
+        unfinished = await self.begin(row.name, size_bytes, chunk_bytes)
+        try:
+            return await self.finish(unfinished, row)
+        except BaseException:
+            await self.abandon(unfinished)
+            raise
+
+    async def begin(self, name: str, size_bytes: int, chunk_bytes: int, *, resume: bool = False) -> UnfinishedVolume:
+        """Begin a volume that nobody sees until ``finish``. ``resume``: go on with an earlier one that has a ledger.
+
+        Raises AlreadyExists, OutOfSpace, InvalidArgument.
+        """
+        async with self._changing:
+            self.require_new(name)
+            if (self.path / VOLUMES_NAME / (name + FILE_SUFFIX)).exists():
+                raise AlreadyExists("volume file", name + FILE_SUFFIX)
+            path = self.path / VOLUMES_NAME / UNFINISHED_NAME / (name + FILE_SUFFIX)
+            store = await self._resume(path, name, size_bytes) if resume else None
+            resumed = store is not None
+            if store is None:
+                await self.env.workers.run(lambda: _remove_unfinished(path))
+                store = await TvolFile.create(
+                    self.env, path, volume_name=name, size_bytes=size_bytes, chunk_bytes=chunk_bytes
+                )
+            self._unfinished.add(name)
+            (head,) = store.volumes()
+            return UnfinishedVolume(path, store, head, resumed)
+
+    async def finish(self, unfinished: UnfinishedVolume, row: VolumeRow) -> Volume:
+        """Publish a volume: from here on it exists. Of ``row`` the policies count."""
+        async with self._changing:
+            name = unfinished.head.name
+            path = self.path / VOLUMES_NAME / (name + FILE_SUFFIX)
+            await self.env.workers.run(lambda: unfinished.path.rename(path))
+            await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+            row = replace(row, volume_id=unfinished.head.volume_id, name=name, file=path.name)
+            await self.catalog.put_volume(row)
+            self._unfinished.discard(name)
+            self._stores[path.name] = unfinished.store
+            return self._add(unfinished.head, row)
+
+    async def abandon(self, unfinished: UnfinishedVolume, *, keep: bool = False) -> None:
+        """Give up a volume that was begun. ``keep``: leave what is there for a later ``begin`` to resume."""
+        await unfinished.store.close()
+        if not keep:
+            await self.env.workers.run(lambda: _remove_unfinished(unfinished.path))
+        self._unfinished.discard(unfinished.head.name)
+
+    async def clone(self, source: Volume, snapshot: Frozen, name: str) -> Volume:
+        """A linked clone, in the source's family and with its policies."""
+        async with self._changing:
+            self.require_new(name)
+            origin = self.row(source)
+            head = await source.head.store.clone(snapshot, name)
+            row = replace(
+                origin,
+                volume_id=head.volume_id,
+                name=name,
+                read_only=False,
+                origin=f"{source.name}@{snapshot.name}",
+            )
+            volume = self._add(head, row)
+            await self.catalog.put_volume(row)
+            return volume
+
+    async def rollback(self, volume: Volume, snapshot: Frozen) -> None:
+        """The volume reads as ``snapshot``; whoever arrives meanwhile waits. Raises InvalidState: it has mirrors."""
+        async with self._changing, volume.quiesced():
+            volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
+
+    async def delete_volume(self, volume: Volume) -> None:
+        """Delete a volume whose exposure and snapshots are gone. Raises InUse: the store says who holds it."""
+        async with self._changing:
+            row = self.row(volume)
+            store = self._stores[row.file]
+            if [head.volume_id for head in store.volumes()] == [volume.volume_id] and not store.snapshots():
+                # The last of its family: the file goes as a whole.
+                await store.close()
+                del self._stores[row.file]
+                path = self.path / VOLUMES_NAME / row.file
+                await self.env.workers.run(lambda: self.env.files.remove(path))
+                await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+            else:
+                await store.delete_volume(volume.head)
+            del self._volumes[volume.name]
+            del self._rows[volume.volume_id]
+            await self.catalog.remove_volume(volume.volume_id)
+
+    async def delete_damaged(self, name: str) -> None:
+        """Remove the damaged file that held volume ``name``, and with it all that it held."""
+        async with self._changing:
+            for file, family in list(self._damaged.items()):
+                if any(row.name == name for row in family.volumes):
+                    await self.env.workers.run(partial(self.env.files.remove, family.path))
+                    del self._damaged[file]
+                    for row in family.volumes:
+                        await self.catalog.remove_volume(row.volume_id)
+                    return
+        raise NotFound("volume", name)
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def require_new(self, name: str) -> None:
+        """Raises AlreadyExists when a volume has that name."""
+        known = {row.name for family in self._damaged.values() for row in family.volumes}
+        if name in self._volumes or name in known or name in self._unfinished:
+            raise AlreadyExists("volume", name)
+
+    async def _resume(self, path: Path, name: str, size_bytes: int) -> TvolFile | None:
+        """The unfinished file at ``path`` when it is what is wanted; None when it is not or does not open."""
+        ledger = path.with_suffix(LEDGER_SUFFIX)
+        if not await self.env.workers.run(lambda: path.exists() and ledger.exists()):
+            return None
+        try:
+            store = await TvolFile.open(self.env, path)
+        except EngineError as error:
+            log.warning("not resuming %s: %s", path, error)
+            return None
+        if [(head.name, head.size_bytes) for head in store.volumes()] == [(name, size_bytes)]:
+            return store
+        await store.close()
+        return None
+
+    def _add(self, head: Head, row: VolumeRow) -> Volume:
+        volume = Volume(
+            head,
+            physical_block_bytes=row.physical_block_bytes,
+            read_only=row.read_only,
+            write_cache=row.write_cache,
+            removable=row.removable,
+        )
+        self._volumes[volume.name] = volume
+        self._rows[volume.volume_id] = row
+        return volume
+
+    async def _open_families(self) -> None:
+        """Open every file; those of the catalogue first, so that of two with one identity the known one is served."""
+        rows = await self.catalog.volumes()
+        folder = self.path / VOLUMES_NAME
+        for leftover in (folder / UNFINISHED_NAME).glob("*" + FILE_SUFFIX):
+            if not leftover.with_suffix(LEDGER_SUFFIX).exists():
+                log.warning("removing %s, whose making was interrupted", leftover)
+                leftover.unlink()
+        files = {path.name for path in folder.glob("*" + FILE_SUFFIX)}
+        known = {row.file for row in rows}
+        order = sorted(files & known) + sorted(files - known)
+        opened = await asyncio.gather(
+            *(TvolFile.open(self.env, folder / file) for file in order), return_exceptions=True
+        )
+        for file, outcome in zip(order, opened, strict=True):
+            if isinstance(outcome, BaseException):
+                if not isinstance(outcome, EngineError):
+                    raise outcome
+                self._keep_damaged(file, str(outcome), rows)
+                continue
+            clash = self._clash(outcome)
+            if clash is not None:
+                await outcome.close()
+                self._keep_damaged(file, clash, rows)
+                continue
+            self._stores[file] = outcome
+            for head in outcome.volumes():
+                remembered = next((row for row in rows if row.volume_id == head.volume_id), None)
+                default = VolumeRow(volume_id=head.volume_id, name=head.name, file=file)
+                self._add(head, replace(remembered or default, name=head.name, file=file))
+        for file in known - files:
+            self._keep_damaged(file, f"{folder / file} is missing", rows)
+        kept = [row for family in self._damaged.values() for row in family.volumes]
+        await self.catalog.replace_volumes([*self._rows.values(), *kept])
+
+    def _clash(self, store: VolumeStore) -> str | None:
+        """Why a family may not be served beside those that are; None when it may."""
+        for head in store.volumes():
+            if head.volume_id in self._rows:
+                return f"it holds the same volume as {self._rows[head.volume_id].file}: a copy of that file"
+            if head.name in self._volumes:
+                return f"its volume {head.name} has the name of another"
+        return None
+
+    def _keep_damaged(self, file: str, reason: str, rows: list[VolumeRow]) -> None:
+        log.error("not serving %s: %s", file, reason)
+        held = tuple(row for row in rows if row.file == file and row.volume_id not in self._rows)
+        self._damaged[file] = DamagedFamily(self.path / VOLUMES_NAME / file, reason, held)
+
+
+def _take(path: Path, env: StoreEnv) -> int:
+    """Make the folder where it is missing, and lock it. Returns the lock's descriptor."""
+    try:
+        return _lock(path, env)
+    except OSError as error:
+        raise translate(error, f"opening pool {path}") from error
+
+
+def _lock(path: Path, env: StoreEnv) -> int:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    entries = {entry.name for entry in path.iterdir()}
+    if CATALOG_NAME not in entries and entries - _ALLOWED_BEFORE:
+        raise InvalidArgument(f"{path} holds other files and is no pool; name an empty or missing folder")
+    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise InUse(f"pool {path} is open in process {holder}; stop that daemon or use another pool") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        (path / VOLUMES_NAME / UNFINISHED_NAME).mkdir(parents=True, exist_ok=True, mode=0o700)
+        env.files.sync_directory(path)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _remove_unfinished(path: Path) -> None:
+    # The ledger first: it must never be beside a file that it is not about.
+    path.with_suffix(LEDGER_SUFFIX).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

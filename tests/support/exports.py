@@ -1,0 +1,48 @@
+"""The iscsi side of an ``Exposure`` for tests without a network: remembers what is shown, and who is logged in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.api import SessionInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class MemoryExports:
+    """``shown`` maps target to LUN to device; ``access`` target to its list; ``logged_in`` is set by tests."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, dict[int, Any]] = {}
+        self.access: dict[str, tuple[str, ...]] = {}
+        self.logged_in: list[SessionInfo] = []
+
+    def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
+        self.logged_in.append(SessionInfo(target, initiator, "40000137ffff", 1, "127.0.0.1:40000"))
+
+    def portals(self) -> list[str]:
+        return ["127.0.0.1:3260"]
+
+    def sessions(self) -> list[SessionInfo]:
+        return list(self.logged_in)
+
+    def add_target(self, name: str, initiators: Sequence[str]) -> None:
+        self.shown[name] = {}
+        self.access[name] = tuple(initiators)
+
+    async def remove_target(self, name: str) -> None:
+        del self.shown[name]
+        self.logged_in = [session for session in self.logged_in if session.target != name]
+
+    async def set_access(self, target: str, initiators: Sequence[str]) -> None:
+        self.access[target] = tuple(initiators)
+
+    def add_volume(self, target: str, lun: int, volume: Any) -> None:
+        self.shown[target][lun] = volume
+
+    def add_snapshot(self, target: str, lun: int, snapshot: Any, identity: Any) -> None:
+        self.shown[target][lun] = snapshot
+
+    async def remove_lun(self, target: str, lun: int) -> None:
+        del self.shown[target][lun]

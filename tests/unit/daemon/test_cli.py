@@ -1,0 +1,255 @@
+"""The command line: names, flags, JSON fields and exit codes that other programs rely on."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from engine import errors
+from engine.jobs import Job
+from tests.support.engine import PREFIX, opened
+from twinvol.api.frames import ERRORS, DaemonUnreachable
+from twinvol.api.server import ApiServer, bind
+from twinvol.cli import cli
+from twinvol.cli.command import SCHEMA, size, size_text
+from twinvol.cli.exit_codes import exit_code_for, exit_code_for_job
+
+MIB = 1 << 20
+
+
+class Shell:
+    """Runs commands against a pool that is served in this process."""
+
+    def __init__(self, pool: Path, engine) -> None:
+        self.pool = pool
+        self.engine = engine
+
+    async def text(self, *arguments: str) -> tuple[int, str]:
+        done = await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--pool", str(self.pool)])
+        return done.exit_code, done.output
+
+    async def json(self, *arguments: str) -> tuple[int, dict]:
+        done = await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--json", "--pool", str(self.pool)])
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert all(line["schema"] == SCHEMA for line in lines), done.output
+        return done.exit_code, lines[-1]
+
+    async def ok(self, *arguments: str) -> dict:
+        code, answer = await self.json(*arguments)
+        assert code == 0, answer
+        return answer
+
+
+@asynccontextmanager
+async def shell_on(pool: Path):
+    async with opened(pool) as engine:
+        server = ApiServer(engine.api)
+        await server.start(bind(pool))
+        try:
+            yield Shell(pool, engine)
+        finally:
+            await server.close()
+
+
+@pytest.fixture
+async def shell(tmp_path: Path):
+    async with shell_on(tmp_path / "pool") as shell:
+        yield shell
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("512", 512), ("4K", 4096), ("4k", 4096), ("1G", 1 << 30), ("1T", 1 << 40), ("2M", 2 << 20)]
+)
+def test_sizes(text, value):
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5G", "1KB", "1 G", "0x10", "\u0661"])
+def test_texts_that_are_no_sizes(text):
+    with pytest.raises(click.BadParameter):
+        size(text)
+
+
+def test_sizes_for_people():
+    assert [size_text(value) for value in (0, 512, 4096, 3 << 29, 1 << 50)] == [
+        "0 B",
+        "512 B",
+        "4.0 KiB",
+        "1.5 GiB",
+        "1024.0 TiB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.EngineError("x"), 1),
+        (errors.OutOfSpace("x"), 1),
+        (errors.InvalidArgument("x"), 2),
+        (errors.NotFound("volume", "x"), 3),
+        (errors.AlreadyExists("volume", "x"), 4),
+        (errors.InUse("x"), 4),
+        (errors.InvalidState("x", "y", "z"), 5),
+        (errors.NotSupported("x"), 6),
+        (errors.PermissionDenied("x"), 7),
+        (errors.TimedOut("x"), 8),
+        (errors.IntegrityError("x", 0, 1, "a", "b"), 9),
+        (errors.StoreCorrupt("x", "y"), 9),
+        (DaemonUnreachable("x"), 20),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_codes(error, code):
+    assert exit_code_for(error) == code
+    if type(error).__name__ in ERRORS:
+        assert exit_code_for_job(type(error).__name__) == code
+
+
+async def test_volume_create_with_expose_answers_what_other_programs_need(shell):
+    answer = await shell.ok("volume", "create", "disk", "--size", "64M", "--expose")
+    assert {key: answer[key] for key in ("name", "size_bytes", "target", "lun")} == {
+        "name": "disk",
+        "size_bytes": 64 * MIB,
+        "target": f"{PREFIX}:disk",
+        "lun": 0,
+    }
+    assert len(answer["serial"]) == 16
+    assert (await shell.ok("volume", "show", "disk")) == answer
+    assert (await shell.ok("volume", "list"))["volumes"] == [
+        {key: value for key, value in answer.items() if key != "schema"}
+    ]
+
+
+async def test_snapshots_clones_and_rollback(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    snapshot = await shell.ok("snapshot", "create", "disk", "one", "--expose")
+    assert (snapshot["target"], snapshot["lun"]) == (f"{PREFIX}:disk.snap.one", 0)
+    clone = await shell.ok("clone", "create", "disk@one", "copy", "--expose")
+    assert (clone["target"], clone["origin"]) == (f"{PREFIX}:copy", "disk@one")
+    assert [each["name"] for each in (await shell.ok("clone", "list"))["clones"]] == ["copy"]
+    assert [each["name"] for each in (await shell.ok("snapshot", "list", "disk"))["snapshots"]] == ["one"]
+    await shell.engine.pool.volume("disk").write(0, memoryview(b"x" * 512))
+    diff = await shell.ok("snapshot", "diff", "disk", "one")
+    assert (diff["changed_bytes"], diff["extents"]) == (65536, [{"offset": 0, "length": 65536}])
+    await shell.ok("snapshot", "rollback", "disk", "one")
+    assert (await shell.ok("snapshot", "diff", "disk", "one"))["extents"] == []
+    assert (await shell.json("snapshot", "delete", "disk", "one"))[0] == 4
+    await shell.ok("volume", "delete", "copy")
+    await shell.ok("snapshot", "delete", "disk", "one")
+
+
+async def test_targets(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    await shell.ok("target", "create", "t")
+    answer = await shell.ok("target", "lun", "add", "t", "disk", "--lun", "3")
+    assert [lun["lun"] for lun in answer["luns"]] == [3]
+    await shell.ok("target", "acl", "add", "t", "iqn.2026-11.org.example:a", "iqn.2026-11.org.example:b")
+    answer = await shell.ok("target", "acl", "remove", "t", "iqn.2026-11.org.example:a")
+    assert answer["initiators"] == ["iqn.2026-11.org.example:b"]
+    shell.engine.exports.log_in(f"{PREFIX}:t")
+    assert len((await shell.ok("target", "sessions"))["sessions"]) == 1
+    assert (await shell.json("target", "delete", "t"))[0] == 4
+    await shell.ok("target", "delete", "t", "--force")
+    assert (await shell.ok("target", "list"))["targets"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["volume", "show", "nothing"], 3),
+        (["volume", "create", "disk", "--size", "1M"], 4),
+        (["volume", "create", "Bad", "--size", "1M"], 2),
+        (["volume", "create", "v", "--size", "1Q"], 2),
+        (["volume", "create", "v", "--size", "511"], 2),
+        (["volume", "create", "v"], 2),
+        (["volume", "nothing"], 2),
+        (["nothing"], 2),
+        (["snapshot", "rollback", "disk", "nothing"], 3),
+        (["clone", "create", "disk@", "v"], 2),
+        (["target", "show", "iqn.bad"], 2),
+        (["job", "wait", "4711"], 3),
+    ],
+    ids=str,
+)
+async def test_refusals_end_with_their_code_and_say_why(shell, arguments, code):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    got, output = await shell.text(*arguments)
+    assert got == code
+    assert output.strip()
+
+
+async def test_errors_in_json_have_type_and_code(shell):
+    code, answer = await shell.json("volume", "show", "nothing")
+    assert (code, answer["exit_code"], answer["error"]["type"]) == (3, 3, "NotFound")
+
+
+async def test_status_ends_with_10_when_degraded(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with shell_on(pool) as shell:
+        await shell.ok("volume", "create", "disk", "--size", "1M", "--expose")
+        await shell.ok("snapshot", "create", "disk", "one")
+        answer = await shell.ok("status", "--tree")
+        assert (answer["health"], answer["volumes"]) == ("ok", 1)
+        assert answer["volume_tree"][0]["snapshot_list"][0]["name"] == "one"
+        code, text = await shell.text("status", "--tree")
+        assert code == 0
+        assert "@one" in text
+    (pool / "volumes" / "disk.tvol").unlink()
+    async with shell_on(pool) as shell:
+        code, answer = await shell.json("status")
+        assert (code, answer["health"]) == (10, "degraded")
+        code, text = await shell.text("status", "--tree")
+        assert code == 10
+        assert "damaged" in text
+
+
+async def test_job_wait_ends_with_the_jobs_code(shell):
+    async def bad(job: Job):
+        job.progress(100, 1000)
+        raise errors.IntegrityError("disk", 0, 512, "aa", "bb")
+
+    async def good(job: Job):
+        job.progress(1000, 1000)
+        return {"root": "abc"}
+
+    jobs = shell.engine.pool.jobs
+    failed, done = await jobs.start("copy", "disk", bad), await jobs.start("copy", "disk", good)
+    code, answer = await shell.json("job", "wait", str(failed.job_id))
+    assert (code, answer["exit_code"], answer["error"]) == (9, 9, "IntegrityError")
+    answer = await shell.ok("job", "wait", str(done.job_id), "--progress")
+    assert (answer["root"], answer["state"], answer["state_number"]) == ("abc", "Completed", 7)
+    assert [job["state"] for job in (await shell.ok("job", "list"))["jobs"]] == ["Exception", "Completed"]
+    assert (await shell.json("job", "cancel", str(done.job_id)))[0] == 5
+
+
+async def test_a_pool_without_a_daemon_ends_with_20_and_says_how_to_start_one(tmp_path: Path):
+    code, output = await Shell(tmp_path, None).text("volume", "list")
+    assert code == 20
+    assert f"twinvol serve --pool {tmp_path}" in output
+
+
+def test_the_pool_may_come_from_the_environment_and_must_come_from_somewhere(tmp_path: Path):
+    runner = CliRunner()
+    assert runner.invoke(cli, ["volume", "list"]).exit_code == 2
+    assert runner.invoke(cli, ["volume", "list"], env={"TWINVOL_POOL": str(tmp_path)}).exit_code == 20
+
+
+def test_every_command_takes_json_and_pool_and_has_help():
+    def walk(command, path):
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                yield from walk(command.get_command(context, name), [*path, name])
+        else:
+            yield path, command
+
+    commands = {" ".join(path): command for path, command in walk(cli, [])}
+    assert "volume create" in commands
+    for path, command in commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert command.help, path
+        assert path in ("serve", "check") or {"--json", "--pool"} <= options, path

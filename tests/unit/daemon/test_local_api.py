@@ -1,0 +1,325 @@
+"""The engine's operations on a real pool in a temporary folder."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound, StoreCorrupt
+from tests.support.engine import PREFIX, Engine, opened
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def engine(tmp_path: Path):
+    async with opened(tmp_path / "pool") as engine:
+        yield engine
+
+
+async def write(engine: Engine, volume: str, offset: int, data: bytes) -> None:
+    await engine.pool.volume(volume).write(offset, memoryview(data))
+
+
+async def read(engine: Engine, volume: str, offset: int, length: int) -> bytes:
+    view = bytearray(length)
+    await engine.pool.volume(volume).read(offset, memoryview(view))
+    return bytes(view)
+
+
+async def test_an_exposed_volume_has_a_target_of_its_name(engine):
+    info = await engine.api.volume_create("disk-1", 64 * MIB, expose=True, physical_block_bytes=512)
+    assert (info.target, info.lun, info.state) == (f"{PREFIX}:disk-1", 0, "ok")
+    assert (info.size_bytes, info.physical_block_bytes, Path(info.file).name) == (64 * MIB, 512, "disk-1.tvol")
+    assert engine.exports.shown[f"{PREFIX}:disk-1"][0] is engine.pool.volume("disk-1")
+    assert await engine.api.volume_list() == [info]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".a", "A", "a b", "ä", "a/b", "../x", "a_b", "a" * 65, "a\n"], ids=lambda name: repr(name)
+)
+async def test_bad_names_are_refused(engine, name):
+    with pytest.raises(InvalidArgument):
+        await engine.api.volume_create(name, MIB)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a.b-c", "a" * 64])
+async def test_good_names_are_taken(engine, name):
+    assert (await engine.api.volume_create(name, MIB)).name == name
+
+
+@pytest.mark.parametrize("size", [0, -512, 511, 4097])
+async def test_sizes_that_make_no_sense_are_refused(engine, size):
+    with pytest.raises(InvalidArgument):
+        await engine.api.volume_create("v", size)
+    assert await engine.api.volume_list() == []
+
+
+@pytest.mark.parametrize("options", [{"chunk_bytes": 4096}, {"physical_block_bytes": 1024}])
+async def test_other_choices_are_refused(engine, options):
+    with pytest.raises(InvalidArgument):
+        await engine.api.volume_create("v", MIB, **options)
+
+
+async def test_a_name_is_taken_once(engine):
+    await engine.api.volume_create("v", MIB)
+    with pytest.raises(AlreadyExists):
+        await engine.api.volume_create("v", MIB)
+    with pytest.raises(NotFound):
+        await engine.api.volume_show("w")
+
+
+async def test_volumes_targets_and_snapshots_survive_a_restart(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        volume = await engine.api.volume_create("v", MIB, expose=True, write_cache=False)
+        await write(engine, "v", 4096, b"x" * 512)
+        snapshot = await engine.api.snapshot_create("v", "s", expose=True)
+        await engine.api.target_create("more", initiators=["iqn.2026-11.org.example:a"])
+        await engine.api.target_lun_add("more", "v", lun=7)
+    async with opened(pool) as engine:
+        again = await engine.api.volume_show("v")
+        assert (again.serial, again.naa, again.target, again.write_cache) == (
+            volume.serial,
+            volume.naa,
+            volume.target,
+            False,
+        )
+        assert await engine.api.snapshot_list("v") == [snapshot]
+        assert await read(engine, "v", 4096, 512) == b"x" * 512
+        assert engine.exports.access[f"{PREFIX}:more"] == ("iqn.2026-11.org.example:a",)
+        assert engine.exports.shown[f"{PREFIX}:more"][7].name == "v"
+        assert engine.exports.shown[f"{PREFIX}:v.snap.s"][0].guid == snapshot.guid
+
+
+async def test_resize_grows_and_shrinks_only_when_told(engine):
+    await engine.api.volume_create("v", 2 * MIB)
+    assert (await engine.api.volume_resize("v", 4 * MIB)).size_bytes == 4 * MIB
+    with pytest.raises(InvalidArgument, match="--shrink"):
+        await engine.api.volume_resize("v", MIB)
+    assert (await engine.api.volume_resize("v", MIB, shrink=True)).size_bytes == MIB
+
+
+async def test_rollback_brings_back_the_snapshot_and_keeps_what_was(engine):
+    await engine.api.volume_create("v", MIB, expose=True)
+    await write(engine, "v", 0, b"1" * 512)
+    await engine.api.snapshot_create("v", "s")
+    await write(engine, "v", 0, b"2" * 512)
+    await engine.api.snapshot_rollback("v", "s")
+    assert await read(engine, "v", 0, 512) == b"1" * 512
+    assert len(await engine.api.snapshot_list("v")) == 2
+    engine.exports.log_in(f"{PREFIX}:v")
+    with pytest.raises(InUse, match="example:host"):
+        await engine.api.snapshot_rollback("v", "s")
+    await engine.api.snapshot_rollback("v", "s", force=True)
+
+
+async def test_a_linked_clone_starts_as_its_snapshot_and_goes_its_own_way(engine):
+    await engine.api.volume_create("v", MIB)
+    await write(engine, "v", 0, b"1" * 512)
+    await engine.api.snapshot_create("v", "s")
+    await write(engine, "v", 0, b"2" * 512)
+    clone = await engine.api.clone_create("v", "s", "c", expose=True)
+    assert (clone.origin, clone.target) == ("v@s", f"{PREFIX}:c")
+    assert await read(engine, "c", 0, 512) == b"1" * 512
+    await write(engine, "c", 0, b"3" * 512)
+    assert await read(engine, "v", 0, 512) == b"2" * 512
+    assert [info.name for info in await engine.api.clone_list()] == ["c"]
+    now = await engine.api.clone_create("v", None, "now")
+    assert now.origin == "v@now"
+    assert await read(engine, "now", 0, 512) == b"2" * 512
+
+
+async def test_deleting_is_refused_while_something_holds_the_volume(engine):
+    await engine.api.volume_create("v", MIB, expose=True)
+    await engine.api.snapshot_create("v", "s")
+    with pytest.raises(InUse, match="snapshots"):
+        await engine.api.volume_delete("v")
+    await engine.api.clone_create("v", "s", "c")
+    for attempt in (engine.api.volume_delete("v", force=True), engine.api.snapshot_delete("v", "s")):
+        with pytest.raises(InUse, match="c"):
+            await attempt
+    await engine.api.volume_delete("c")
+    engine.exports.log_in(f"{PREFIX}:v")
+    await engine.api.snapshot_delete("v", "s")
+    with pytest.raises(InUse, match="example:host"):
+        await engine.api.volume_delete("v")
+    await engine.api.volume_delete("v", force=True)
+    assert await engine.api.target_list() == []
+    assert list((engine.pool.path / "volumes").glob("**/*.tvol")) == []
+    await engine.api.volume_create("v", MIB, expose=True)
+
+
+async def test_diff_lists_changed_extents_by_pages(engine):
+    await engine.api.volume_create("v", 4 * MIB)
+    await engine.api.snapshot_create("v", "a")
+    for chunk in (0, 2, 5):
+        await write(engine, "v", chunk * 65536, b"x" * 512)
+    await engine.api.snapshot_create("v", "b")
+    diff = await engine.api.snapshot_diff("v", "a", "b")
+    assert [(extent.offset, extent.length) for extent in diff.extents] == [
+        (0, 65536),
+        (2 * 65536, 65536),
+        (5 * 65536, 65536),
+    ]
+    assert (diff.changed_bytes, diff.next_offset) == (3 * 65536, None)
+    page = await engine.api.snapshot_diff("v", "a", None, limit=2)
+    assert page.next_offset == 5 * 65536
+    rest = await engine.api.snapshot_diff("v", "a", None, offset=page.next_offset)
+    assert [extent.offset for extent in rest.extents] == [5 * 65536]
+
+
+async def test_space_counts_volume_and_snapshots(engine):
+    await engine.api.volume_create("v", 4 * MIB)
+    await write(engine, "v", 0, b"x" * 65536)
+    await engine.api.snapshot_create("v", "a")
+    space = await engine.api.volume_space("v")
+    assert (space.mapped_bytes, space.unique_bytes) == (65536, 0)
+    assert [(each.name, each.mapped_bytes) for each in space.snapshots] == [("a", 65536)]
+
+
+async def test_targets_take_luns_and_access_lists(engine):
+    await engine.api.volume_create("v", MIB)
+    target = await engine.api.target_create("t")
+    assert target.name == f"{PREFIX}:t"
+    for _ in range(2):
+        target = await engine.api.target_lun_add("t", "v")
+    assert [(lun.lun, lun.volume) for lun in target.luns] == [(0, "v"), (1, "v")]
+    with pytest.raises(AlreadyExists):
+        await engine.api.target_lun_add("t", "v", lun=1)
+    with pytest.raises(InvalidArgument):
+        await engine.api.target_lun_add("t", "v", lun=256)
+    with pytest.raises(NotFound):
+        await engine.api.target_lun_remove("t", 9)
+    target = await engine.api.target_lun_remove("t", 0)
+    assert [lun.lun for lun in target.luns] == [1]
+    await engine.api.target_access("t", add=["iqn.2026-11.org.example:B"], remove=[])
+    assert engine.exports.access[target.name] == ("iqn.2026-11.org.example:b",)
+    with pytest.raises(InvalidArgument):
+        await engine.api.target_access("t", add=["no name"], remove=[])
+    with pytest.raises(NotFound):
+        await engine.api.target_access("t", add=[], remove=["iqn.2026-11.org.example:c"])
+    engine.exports.log_in(target.name)
+    with pytest.raises(InUse):
+        await engine.api.target_delete("t")
+    assert (await engine.api.target_show("t")).sessions == 1
+    assert [session.tsih for session in await engine.api.session_list("t")] == [1]
+    await engine.api.target_delete("t", force=True)
+    with pytest.raises(NotFound):
+        await engine.api.target_show("t")
+
+
+async def test_a_damaged_family_is_shown_with_its_reason_and_does_not_keep_others_away(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("good", MIB, expose=True)
+        bad = await engine.api.volume_create("bad", MIB, expose=True)
+    (pool / "volumes" / "bad.tvol").unlink()
+    (pool / "volumes" / "bad.tvol").write_bytes(b"garbage" * 4096)
+    async with opened(pool) as engine:
+        infos = {info.name: info for info in await engine.api.volume_list()}
+        assert (infos["good"].state, infos["bad"].state) == ("ok", "damaged")
+        assert infos["bad"].reason
+        assert infos["bad"].serial == bad.serial
+        with pytest.raises(StoreCorrupt, match="twinvol check"):
+            await engine.api.volume_space("bad")
+        with pytest.raises(AlreadyExists):
+            await engine.api.volume_create("bad", MIB)
+        status = await engine.api.status()
+        assert status.health == "degraded"
+        assert any("bad.tvol" in reason for reason in status.reasons)
+        assert any(f"{PREFIX}:bad" in reason for reason in status.reasons)
+        with pytest.raises(StoreCorrupt):
+            await engine.api.volume_delete("bad")
+        await engine.api.volume_delete("bad", force=True)
+        assert not (pool / "volumes" / "bad.tvol").exists()
+
+
+async def test_status_counts(engine):
+    await engine.api.volume_create("v", MIB, expose=True)
+    await engine.api.snapshot_create("v", "s")
+    status = await engine.api.status()
+    assert (status.health, status.reasons) == ("ok", [])
+    assert (status.volumes, status.snapshots, status.targets, status.provisioned_bytes) == (1, 1, 1, MIB)
+    assert [event.text for event in await engine.api.event_list()] == [
+        f"created with {MIB} bytes",
+        "snapshot s created",
+    ]
+
+
+async def test_a_second_opener_is_refused_naming_the_process(tmp_path: Path):
+    async with opened(tmp_path / "pool"):
+        with pytest.raises(InUse, match=f"process {os.getpid()}"):
+            async with opened(tmp_path / "pool"):
+                pass
+
+
+async def test_a_folder_with_other_files_is_no_pool(tmp_path: Path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(InvalidArgument, match="no pool"):
+        async with opened(tmp_path):
+            pass
+    assert await asyncio.to_thread(os.listdir, tmp_path) == ["letter.txt"]
+
+
+async def finished(engine: Engine, job: int):
+    info = await engine.api.job_show(job)
+    while info.state_number not in (7, 8, 10):
+        info = await engine.api.job_wait(job, after_version=info.version)
+    return info
+
+
+@pytest.mark.parametrize("snapshot", ["s", None])
+async def test_a_full_clone_is_whole_verified_and_of_its_own_family(engine, snapshot):
+    await engine.api.volume_create("v", 4 * MIB)
+    await write(engine, "v", MIB, b"1" * 70_144)
+    await engine.api.snapshot_create("v", "s")
+    if snapshot is not None:
+        await write(engine, "v", MIB, b"2" * 512)
+    job = await finished(engine, (await engine.api.clone_copy("v", snapshot, "c", expose=True)).job)
+    assert (job.state, job.result["volume"], len(job.result["root"])) == ("Completed", "c", 32)
+    clone = await engine.api.volume_show("c")
+    assert (clone.origin, clone.target) == (None, f"{PREFIX}:c")
+    assert Path(clone.file).name == "c.tvol"
+    assert await read(engine, "c", MIB, 70_144) == b"1" * 70_144
+    assert [each.name for each in await engine.api.snapshot_list("v")] == ["s"]
+    await engine.api.volume_delete("v", force=True)
+
+
+async def test_a_cancelled_full_clone_leaves_nothing(engine):
+    await engine.api.volume_create("v", 64 * MIB)
+    for offset in range(0, 64 * MIB, MIB):
+        await write(engine, "v", offset, b"1" * MIB)
+    job = await engine.api.clone_copy("v", None, "c")
+    with pytest.raises(AlreadyExists):
+        await engine.api.volume_create("c", MIB)
+    await engine.api.job_wait(job.job, after_version=job.version)
+    assert (await engine.api.job_cancel(job.job)).state == "Terminated"
+    assert list((engine.pool.path / "volumes").glob("**/c.*")) == []
+    assert (await engine.api.volume_show("v")).snapshots == 0
+    await engine.api.volume_create("c", MIB)
+
+
+async def test_an_interrupted_full_clone_goes_on_when_asked_again(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("v", 128 * MIB)
+        for offset in range(0, 128 * MIB, MIB):
+            await write(engine, "v", offset, os.urandom(4096) * 256)
+        job = await engine.api.clone_copy("v", None, "c")
+        while not job.done_bytes:
+            job = await engine.api.job_wait(job.job, after_version=job.version)
+        assert job.state == "Running"
+    async with opened(pool) as engine:
+        assert [info.name for info in await engine.api.volume_list()] == ["v"]
+        assert (await engine.api.job_show(job.job)).state == "Exception"
+        again = await engine.api.clone_copy("v", None, "c")
+        first = again.done_bytes
+        while not first and again.state_number == 4:
+            again = await engine.api.job_wait(again.job, after_version=again.version)
+            first = again.done_bytes
+        assert first >= job.done_bytes, "what the ledger has is not copied again"
+        assert (await finished(engine, again.job)).state == "Completed"
+        assert await read(engine, "c", 127 * MIB, MIB) == await read(engine, "v", 127 * MIB, MIB)
+        assert await engine.api.snapshot_list("v") == []

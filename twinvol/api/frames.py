@@ -1,0 +1,81 @@
+"""Lines of the socket API, its address, and how engine errors travel. Imports nothing slow."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import engine.errors
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SOCKET_NAME = "twinvol.sock"
+
+MAX_REQUEST_BYTES = 1 << 20
+"""A request is names, numbers and short lists."""
+
+MAX_ANSWER_BYTES = 16 << 20
+"""The longest answer is a page of extents (``engine.local_api.DIFF_EXTENTS_MAX``), about 1 MiB."""
+
+MAX_CONCURRENT = 64
+"""Requests of one connection that run at a time; further ones wait in the socket."""
+
+_SUN_PATH_MAX = 107
+"""Bytes of a Unix socket's address, without its terminating zero (unix(7))."""
+
+ERRORS: dict[str, type[EngineError]] = {
+    name: value
+    for name, value in vars(engine.errors).items()
+    if isinstance(value, type) and issubclass(value, EngineError)
+}
+
+
+class DaemonUnreachable(Exception):
+    """No daemon serves the pool, or the connection broke before the answer."""
+
+
+@contextlib.contextmanager
+def socket_address(pool: Path) -> Iterator[str]:
+    """An address for ``bind`` or ``connect`` that fits, however long the pool's path is. Valid within the block."""
+    path = pool / SOCKET_NAME
+    if len(os.fsencode(path)) <= _SUN_PATH_MAX:
+        yield str(path)
+        return
+    folder = os.open(pool, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{SOCKET_NAME}"
+    finally:
+        os.close(folder)
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Raises ValueError: not one JSON object."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("not a JSON object")
+    return message
+
+
+def error_to_json(error: EngineError) -> dict[str, Any]:
+    fields = {key: value for key, value in vars(error).items() if isinstance(value, str | int | float | None)}
+    return {"type": type(error).__name__, "message": str(error), "fields": fields}
+
+
+def error_from_json(message: dict[str, Any]) -> EngineError:
+    """The engine error with its type, text and fields; of an unknown type the root of the tree."""
+    kind = ERRORS.get(str(message.get("type")), EngineError)
+    error = kind.__new__(kind)
+    error.args = (str(message.get("message", "")),)
+    fields = message.get("fields")
+    if isinstance(fields, dict):
+        vars(error).update(fields)
+    return error

@@ -1,0 +1,134 @@
+"""``twinvol target``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from twinvol.cli.command import Output, volume_point, with_api
+
+if TYPE_CHECKING:
+    from engine.api import EngineApi, TargetInfo
+
+
+@click.group()
+def cli() -> None:
+    """iSCSI targets. NAME is an iSCSI name, or the part of it behind the pool's prefix."""
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--initiator", "initiators", multiple=True, help="Admit only this initiator; repeatable.")
+@with_api
+async def create(api: EngineApi, output: Output, name: str, initiators: tuple[str, ...]) -> None:
+    """Make an empty target."""
+    info = await api.target_create(name, initiators=list(initiators))
+    output.object(info, f"target {info.name}")
+
+
+@cli.command("list")
+@with_api
+async def list_(api: EngineApi, output: Output) -> None:
+    """All targets."""
+    targets = await api.target_list()
+    if output.json:
+        output.list("targets", targets, [])
+        return
+    rows = [
+        {"name": target.name, "luns": [_lun(target, each.lun) for each in target.luns], "sessions": target.sessions}
+        for target in targets
+    ]
+    output.list("targets", rows, ["name", "luns", "sessions"])
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def show(api: EngineApi, output: Output, name: str) -> None:
+    """One target."""
+    info = await api.target_show(name)
+    if output.json:
+        output.object(info)
+        return
+    click.echo(f"{info.name}  portals {', '.join(info.portals)}  sessions {info.sessions}")
+    click.echo(f"initiators: {', '.join(info.initiators) or 'all'}")
+    for lun in info.luns:
+        click.echo(f"LUN {_lun(info, lun.lun)}  {lun.size_bytes} bytes  serial {lun.serial}  {lun.state}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="End its sessions.")
+@with_api
+async def delete(api: EngineApi, output: Output, name: str, force: bool) -> None:
+    """Delete a target; its volumes stay."""
+    await api.target_delete(name, force=force)
+    output.done(f"target {name} is deleted")
+
+
+@cli.group()
+def lun() -> None:
+    """What a target shows."""
+
+
+@lun.command("add")
+@click.argument("target")
+@click.argument("volume", type=volume_point, metavar="VOLUME[@SNAPSHOT]")
+@click.option("--lun", "number", type=int, help="By default the lowest free one.")
+@with_api
+async def lun_add(
+    api: EngineApi, output: Output, target: str, volume: tuple[str, str | None], number: int | None
+) -> None:
+    """Show VOLUME or VOLUME@SNAPSHOT (read-only)."""
+    info = await api.target_lun_add(target, volume[0], snapshot=volume[1], lun=number)
+    output.object(info, f"target {info.name}: LUNs {', '.join(_lun(info, each.lun) for each in info.luns)}")
+
+
+@lun.command("remove")
+@click.argument("target")
+@click.argument("number", type=int, metavar="LUN")
+@click.option("--force", is_flag=True, help="Remove it under logged-in initiators.")
+@with_api
+async def lun_remove(api: EngineApi, output: Output, target: str, number: int, force: bool) -> None:
+    """Show it no longer; the volume stays."""
+    info = await api.target_lun_remove(target, number, force=force)
+    output.object(info, f"target {info.name}: LUN {number} is removed")
+
+
+@cli.group()
+def acl() -> None:
+    """Which initiators a target admits; an empty list admits all."""
+
+
+@acl.command("add")
+@click.argument("target")
+@click.argument("initiators", nargs=-1, required=True, metavar="INITIATOR...")
+@with_api
+async def acl_add(api: EngineApi, output: Output, target: str, initiators: tuple[str, ...]) -> None:
+    """Admit initiators; others are not admitted then."""
+    info = await api.target_access(target, add=list(initiators), remove=[])
+    output.object(info, f"target {info.name} admits {', '.join(info.initiators)}")
+
+
+@acl.command("remove")
+@click.argument("target")
+@click.argument("initiators", nargs=-1, required=True, metavar="INITIATOR...")
+@with_api
+async def acl_remove(api: EngineApi, output: Output, target: str, initiators: tuple[str, ...]) -> None:
+    """Take initiators off the list and end their sessions."""
+    info = await api.target_access(target, add=[], remove=list(initiators))
+    output.object(info, f"target {info.name} admits {', '.join(info.initiators) or 'all initiators'}")
+
+
+@cli.command()
+@click.argument("target", required=False)
+@with_api
+async def sessions(api: EngineApi, output: Output, target: str | None) -> None:
+    """Who is logged in."""
+    output.list("sessions", await api.session_list(target), ["target", "initiator", "isid", "tsih", "address"])
+
+
+def _lun(target: TargetInfo, number: int) -> str:
+    lun = next(each for each in target.luns if each.lun == number)
+    return f"{lun.lun}={lun.volume}" + (f"@{lun.snapshot}" if lun.snapshot else "")

@@ -1,0 +1,108 @@
+"""``twinvol volume``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from twinvol.cli.command import Output, size, size_text, with_api
+
+if TYPE_CHECKING:
+    from engine.api import EngineApi
+
+
+@click.group()
+def cli() -> None:
+    """Volumes."""
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--size", type=size, required=True, help="Bytes, or with K, M, G, T.")
+@click.option("--expose", is_flag=True, help="Make a target of its name with the volume as LUN 0.")
+@click.option("--chunk", type=size, default="64K", show_default=True, help="64K or 256K.")
+@click.option("--physical-block", type=size, default="4096", show_default=True, help="512 or 4096.")
+@click.option("--removable", is_flag=True, help="Tell initiators that the medium is removable.")
+@click.option("--read-only", is_flag=True, help="Refuse writes.")
+@click.option("--write-cache", type=click.Choice(["on", "off"]), default="on", show_default=True)
+@with_api
+async def create(
+    api: EngineApi,
+    output: Output,
+    name: str,
+    size: int,
+    expose: bool,
+    chunk: int,
+    physical_block: int,
+    removable: bool,
+    read_only: bool,
+    write_cache: str,
+) -> None:
+    """Make an empty volume."""
+    info = await api.volume_create(
+        name,
+        size,
+        chunk_bytes=chunk,
+        physical_block_bytes=physical_block,
+        removable=removable,
+        read_only=read_only,
+        write_cache=write_cache == "on",
+        expose=expose,
+    )
+    where = f", at {info.target} LUN {info.lun}" if info.target else ""
+    output.object(info, f"volume {info.name}: {size_text(info.size_bytes)}{where}")
+
+
+@cli.command("list")
+@with_api
+async def list_(api: EngineApi, output: Output) -> None:
+    """All volumes."""
+    output.list("volumes", await api.volume_list(), ["name", "size_bytes", "state", "snapshots", "target", "lun"])
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def show(api: EngineApi, output: Output, name: str) -> None:
+    """Everything about one volume."""
+    output.object(await api.volume_show(name))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--size", type=size, required=True, help="The new size.")
+@click.option("--shrink", is_flag=True, help="Allow a smaller size; what lies beyond is lost.")
+@with_api
+async def resize(api: EngineApi, output: Output, name: str, size: int, shrink: bool) -> None:
+    """Change the size; initiators are told."""
+    info = await api.volume_resize(name, size, shrink=shrink)
+    output.object(info, f"volume {info.name}: {size_text(info.size_bytes)}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="End its sessions and delete its snapshots too.")
+@with_api
+async def delete(api: EngineApi, output: Output, name: str, force: bool) -> None:
+    """Delete a volume and its exposure."""
+    await api.volume_delete(name, force=force)
+    output.done(f"volume {name} is deleted")
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def space(api: EngineApi, output: Output, name: str) -> None:
+    """What the volume and its snapshots take."""
+    info = await api.volume_space(name)
+    if output.json:
+        output.object(info)
+        return
+    rows = [{"name": name, "mapped_bytes": info.mapped_bytes, "unique_bytes": info.unique_bytes}]
+    rows += [
+        {"name": f"{name}@{each.name}", "mapped_bytes": each.mapped_bytes, "unique_bytes": each.unique_bytes}
+        for each in info.snapshots
+    ]
+    output.list("space", rows, ["name", "mapped_bytes", "unique_bytes"])
+    click.echo(f"size {size_text(info.size_bytes)}; the family's file takes {size_text(info.file_bytes)} on the host")

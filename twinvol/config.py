@@ -1,0 +1,76 @@
+"""Pool-wide settings: a small TOML file (``serve --config FILE``), overridden by the command line.
+
+iqn_prefix = "iqn.2026-11.org.twinvol"    # what the names of the pool's own targets begin with
+iscsi = ["0.0.0.0:3260", "[::]:3260"]
+api = "127.0.0.1:8080"
+workers = 8                               # threads for disk calls
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.errors import InvalidArgument
+from engine.names import check_iscsi_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULT_ISCSI = "127.0.0.1:3260"
+WORKERS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a daemon runs with. Addresses are HOST:PORT, ``[HOST]:PORT`` for IPv6; port 0 picks one."""
+
+    iqn_prefix: str = "iqn.2026-11.org.twinvol"
+    iscsi: tuple[str, ...] = (DEFAULT_ISCSI,)
+    api: str | None = None
+    workers: int = 8
+
+    def check(self) -> Settings:
+        """Itself. Raises InvalidArgument."""
+        check_iscsi_name(self.iqn_prefix)
+        for address in [*self.iscsi, *([self.api] if self.api else [])]:
+            parse_address(address)
+        if not 1 <= self.workers <= WORKERS_MAX:
+            raise InvalidArgument(f"workers = {self.workers} is not within 1-{WORKERS_MAX}")
+        return self
+
+
+def load(path: Path) -> Settings:
+    """The settings in a file. Raises InvalidArgument, naming the file and what is wrong."""
+    from pydantic import TypeAdapter, ValidationError  # slow; a daemon without a file does without
+
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+        unknown = values.keys() - Settings.__slots__
+        if unknown:
+            raise InvalidArgument(f"{path}: unknown settings {', '.join(sorted(unknown))}")
+        return TypeAdapter(Settings).validate_python(values).check()
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidArgument(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidArgument(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [HOST]:PORT. Raises InvalidArgument."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise InvalidArgument(f"{text!r} is no address; say HOST:PORT, such as 127.0.0.1:3260 or [::1]:3260")
+    return host, int(port)
+
+
+def address_text(host: str, port: int) -> str:
+    """The opposite of ``parse_address``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
