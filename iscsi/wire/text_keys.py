@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES = 8192  # most text of one exchange that a peer can make us hold; the default data segment, section 13.12
 MAX_KEY_BYTES = 63  # section 6.1, key-name
-MAX_PAIRS = 128  # four times the keys that exist
+MAX_PAIRS = 64  # twice the keys that exist; NotUnderstood to all of them still fits one login response
 
 _KEY_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-+@_#")
 
