@@ -14,6 +14,7 @@ Bounds: one login takes at most ``MAX_REQUESTS`` requests and holds at most ``MA
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +23,6 @@ from iscsi.negotiation import Responder, SessionParameters
 from iscsi.target import PORTAL_GROUP_TAG, is_plausible_name
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import VERSION, LoginStatus, Opcode, Stage
-from iscsi.wire.pdu import REQUESTS, decode
 from iscsi.wire.requests import LoginRequest
 from iscsi.wire.responses import LoginResponse
 from iscsi.wire.text_keys import MAX_TEXT_BYTES, parse_text, serialize_text
@@ -108,10 +108,12 @@ class TargetLogin:
                 raise ProtocolError(f"opcode {frame.opcode:#04x} before login", None)
             return self._respond(self._last, status=LoginStatus.INVALID_DURING_LOGIN)
         try:
-            # Parsed before it is checked, so that a bad request can be answered under its own tag.
-            self._last = LoginRequest.parse(frame.bhs, frame.ahs, frame.data)
-            decode(frame, REQUESTS)
-            return self._advance(self._last)
+            request = LoginRequest.parse(frame.bhs, frame.ahs, frame.data)
+            # Kept before it is checked, so that a bad request is answered under its own tag; without its data,
+            # which lies in the receive buffer.
+            self._last = dataclasses.replace(request, data=b"")
+            request.check()
+            return self._advance(request)
         except ProtocolError as error:
             if self._last is None:
                 raise
@@ -165,7 +167,7 @@ class TargetLogin:
             raise ProtocolError(f"iSCSI version {request.version_min}", LoginStatus.UNSUPPORTED_VERSION)
         first = self._first
         if first is None:
-            self._first = request
+            self._first = self._last
             self._stage = request.csg
             self._stat_sn = request.exp_stat_sn
             return
