@@ -144,15 +144,18 @@ def parameter_list_length_10(lu: LogicalUnit, cdb: bytes) -> int:
 
 
 async def mode_select_6(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    return _select(lu, nexus, command, command.cdb[4], header=4)
+    return await _select(lu, nexus, command, command.cdb[4], header=4)
 
 
 async def mode_select_10(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    return _select(lu, nexus, command, int.from_bytes(command.cdb[7:9], "big"), header=8)
+    return await _select(lu, nexus, command, int.from_bytes(command.cdb[7:9], "big"), header=8)
 
 
-def _select(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand, length: int, *, header: int) -> ScsiResult:
-    """All or nothing: every page is checked before the first is applied."""
+async def _select(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand, length: int, *, header: int) -> ScsiResult:
+    """All or nothing: every page is checked before the first is applied.
+
+    Whoever switches the write cache off may rely on what was written before: it is flushed before the answer.
+    """
     if not command.cdb[1] & 0x10:  # PF: pages of the standard's format
         raise invalid_cdb_field(1, 4)
     if length == 0:
@@ -167,10 +170,13 @@ def _select(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand, length: int, *,
     while at < length:
         pages.append(_checked_page(lu, data, at))
         at += len(pages[-1])
+    cached = lu.mode.write_cache
     changed = [lu.mode.apply(page) for page in pages]
     if any(changed):
         lu.establish_unit_attention(Asc.MODE_PARAMETERS_CHANGED, by=nexus)
         lu.refresh_all()
+    if cached and not lu.mode.write_cache:
+        await lu.device.flush()
     return ScsiResult()
 
 

@@ -237,6 +237,7 @@ async def test_the_write_cache_can_be_switched_off_and_is_told():
     await host.send("15 10 00 00 18 00", bytes(4) + page)
     assert (await host.data("1a 08 08 00 ff 00"))[6] == 0
     assert not host.nexus.fast_writable
+    assert host.lu.device.calls == [("flush", 0, 0)]
     await host.send(WRITE, bytes(512))
     assert host.lu.device.fua_writes == 1
 
