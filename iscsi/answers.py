@@ -1,0 +1,138 @@
+"""The way out of a connection: arenas in which a pass puts its answers, and what must happen before they leave.
+
+* Answers of a pass leave only after ``end_pass`` of every device that the pass has written.
+* An arena is filled from its start again, or given to somebody else, only when none of its bytes waits in the
+  transport: asyncio's newer transports keep a view of what the kernel did not take, not a copy.
+* Bytes leave in the order in which they were put.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.stores import BlockDevice
+
+ARENA_BYTES = MIB
+"""Room for the answers of a pass. Only what a pass fills is ever touched, usually the first 128 KiB."""
+
+FLUSH_BYTES = 128 * KIB
+"""Answers are sent when they have grown to this: large enough to make few calls, small enough to stay in the cache."""
+
+POOLED_ARENAS = 16
+"""Spare arenas that are kept; further ones are made when needed and forgotten."""
+
+MAX_UNSENT_BYTES = MIB
+"""Answers waiting in the transport from which on no more commands of the connection are served."""
+
+
+class ArenaPool:
+    """Spare arenas, shared by all connections of a server."""
+
+    def __init__(self) -> None:
+        self._spare: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        return self._spare.pop() if self._spare else memoryview(bytearray(ARENA_BYTES))
+
+    def give(self, arenas: list[memoryview]) -> None:
+        """Take back arenas of which no byte is waiting to be sent."""
+        self._spare.extend(arenas[: POOLED_ARENAS - len(self._spare)])
+        arenas.clear()
+
+
+class Answers:
+    """One connection's way out: the arena that is being filled, and what must happen before its bytes leave.
+
+    While something is unsent, filling goes on behind it, so a reader that stalls holds two or three arenas, however
+    small its answers are.
+    """
+
+    __slots__ = ("_full", "_pool", "_send", "_unsent", "arena", "dirty", "paused", "sent")
+
+    def __init__(
+        self,
+        pool: ArenaPool,
+        dirty: list[BlockDevice],
+        send: Callable[[memoryview | bytes], None],
+        unsent: Callable[[], int],
+    ) -> None:
+        """
+        Args:
+            dirty: where the connection notes the devices that its pass has written.
+            send: takes bytes to the transport, now or later.
+            unsent: how many bytes wait in the transport.
+        """
+        self._pool = pool
+        self._send = send
+        self._unsent = unsent
+        self._full: list[memoryview] = []  # arenas before this one, with bytes still waiting
+        self.arena = memoryview(b"")
+        self.sent = 0
+        self.dirty = dirty
+        self.paused = False  # the transport has more than enough: set and cleared by its flow control
+
+    def begin(self) -> int:
+        """A pass begins. Returns where in ``arena`` to put its first answer."""
+        if not self._unsent():
+            self._rewind()
+        if not self.arena.nbytes:
+            self.arena = self._pool.take()
+        return self.sent
+
+    def flush(self, filled: int) -> int:
+        """Send what was put up to ``filled``; returns where to go on.
+
+        Raises what ``end_pass`` raises, having sent nothing.
+        """
+        if self.dirty:
+            for device in self.dirty:
+                device.end_pass()
+            self.dirty.clear()
+        if filled > self.sent:
+            self._send(self.arena[self.sent : filled])
+            self.sent = filled
+            if not self._unsent():
+                self._rewind()
+        return self.sent
+
+    def make_room(self, filled: int, length: int) -> int:
+        """Flush, and have room for ``length`` bytes at the returned place."""
+        filled = self.flush(filled)
+        if filled + length > ARENA_BYTES:
+            self._full.append(self.arena)
+            self.arena = self._pool.take()
+            self.sent = filled = 0
+        return filled
+
+    def put(self, filled: int, data: bytes) -> int:
+        """Queue bytes made elsewhere behind what is there; long ones are sent by themselves."""
+        if len(data) > FLUSH_BYTES:
+            filled = self.flush(filled)
+            self._send(data)
+            return filled
+        if filled + len(data) > ARENA_BYTES:
+            filled = self.make_room(filled, len(data))
+        self.arena[filled : filled + len(data)] = data
+        return filled + len(data)
+
+    def end(self, filled: int) -> None:
+        """The pass is over: send everything."""
+        self.flush(filled)
+        self.reclaim()
+
+    def reclaim(self) -> None:
+        """Give back what has left. Called at the end of a pass and from time to time."""
+        if self.arena.nbytes and not self._unsent():
+            self._rewind()
+            self._pool.give([self.arena])
+            self.arena = memoryview(b"")
+
+    def _rewind(self) -> None:
+        self.sent = 0
+        if self._full:
+            self._pool.give(self._full)

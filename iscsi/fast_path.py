@@ -1,0 +1,393 @@
+"""READ, WRITE and Data-Out without an object per command: where the target's speed comes from.
+
+One pass handles every complete PDU of one receive. What is usual is decoded by ``unpack_from`` into locals, read or
+written by the device's ``try_read`` and ``try_write``, and answered behind the previous answer in an arena. What is
+not usual goes, in its place in the stream, to ``Connection.receive_pdu``, which answers alike, byte for byte
+(``tests/properties/test_fast_path.py``); so this file may decline anything and must never guess.
+
+Layouts: RFC 7143 sections 11.3 (SCSI Command), 11.4 (SCSI Response), 11.7 (Data-Out, Data-In), 11.8 (R2T).
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError
+from engine.units import KIB
+from iscsi.answers import ARENA_BYTES, FLUSH_BYTES
+from iscsi.wire.digest import crc32c
+
+if TYPE_CHECKING:
+    from iscsi.answers import Answers
+    from iscsi.connection import Connection
+    from iscsi.scsi.lun import Nexus
+    from iscsi.session import Session
+
+MAX_FAST_READ_BYTES = 512 * KIB
+"""Longest read answered here: with its headers it fits an arena at the smallest segment length."""
+
+SMALL_COMMAND_BYTES = 8 * KIB
+"""What a command costs of a pass's credit at least."""
+
+BHS_BYTES = 48
+_U32 = 0xFFFFFFFF  # mask of serial numbers, and the tag that names nothing
+_NOT_FAST = 0xFFFF
+
+# Opcode and flags of a SCSI Command: final, SIMPLE or untagged. Others (ordered, immediate, bidirectional) are rare.
+_READ_COMMANDS = frozenset((0x01C0, 0x01C1))
+_WRITE_COMMANDS = frozenset((0x01A0, 0x01A1))
+# The first two CDB bytes; of the flags only DPO (10h) may be set, which is advice.
+_READ_10 = frozenset((0x2800, 0x2810))
+_READ_16 = frozenset((0x8800, 0x8810))
+_WRITE_10 = frozenset((0x2A00, 0x2A10))
+_WRITE_16 = frozenset((0x8A00, 0x8A10))
+
+# opcode+flags, AHS length+data length, LUN, ITT, expected length, CmdSN, CDB bytes 0-1, 2-9, 10-13, 14-15
+_COMMAND = Struct(">H2xIQIII4xHQIH")
+# opcode+flags, AHS length+data length, LUN, ITT, TTT, DataSN, buffer offset
+_DATA_OUT = Struct(">H2xIQII12xII4x")
+# opcode+flags, response+status, data length, LUN, ITT, TTT or SNACK tag, StatSN, ExpCmdSN, MaxCmdSN, three by opcode
+_ANSWER = Struct(">HHIQIIIIIIII")
+_DIGEST = Struct("<I")
+assert _COMMAND.size == _DATA_OUT.size == _ANSWER.size == BHS_BYTES
+
+_DATA_IN = 0x2500
+_DATA_IN_FINAL = 0x2580
+_DATA_IN_STATUS = 0x2581  # final, and the SCSI status GOOD is in it (phase collapse, section 11.7.3)
+_RESPONSE = 0x2180
+_R2T = 0x3180
+_OPCODE_DATA_OUT = 0x05
+_FINAL = 0x80
+_MAX_DATA_LENGTH = 0xFFFFFF  # above it an AHS is announced in the same word
+_ANSWER_ROOM = BHS_BYTES + 4
+
+
+class FastPath:
+    """The fast path of one connection in full feature phase.
+
+    Invariant between passes: all sequence numbers are in the session and the connection; nothing is kept here but
+    what the login has settled.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_connection",
+        "_data_digest",
+        "_header_digest",
+        "_session",
+        "more",
+    )
+
+    def __init__(self, connection: Connection, session: Session, answers: Answers) -> None:
+        self._connection = connection
+        self._session = session
+        self._answers = answers
+        self._header_digest = 4 if connection.header_digest else 0
+        self._data_digest = 4 if connection.data_digest else 0
+        self.more = False
+
+    def serve(self, buffer: memoryview, position: int, end: int, credit: int) -> int:
+        """Answer the complete PDUs of ``buffer[position:end]``, in order.
+
+        Longer than a screen on purpose: a call per command would cost a third of the whole.
+
+        Args:
+            credit: bytes to serve in this pass; a small command counts as ``SMALL_COMMAND_BYTES``.
+
+        Returns where it stopped: before an incomplete PDU, or, with ``more`` set, because credit ran out or the reader
+        stalls. Raises what ``end_pass`` raises: then nothing of it was sent, and the connection must be dropped.
+        """
+        connection = self._connection
+        session = self._session
+        answers = self._answers
+        unpack = _COMMAND.unpack_from
+        pack = _ANSWER.pack_into
+        nexuses = session.nexuses
+        tasks = session.tasks
+        segment = connection.segment_bytes
+        header_digest = self._header_digest
+        data_digest = self._data_digest
+        max_immediate = connection.max_immediate_bytes
+        digests = header_digest or data_digest
+        head = BHS_BYTES + header_digest
+        dirty = answers.dirty
+        filled = answers.begin()
+        arena = answers.arena
+        flush_at = answers.sent + FLUSH_BYTES
+        exp_cmd_sn = session.exp_cmd_sn
+        max_cmd_sn = session.max_cmd_sn
+        stat_sn = connection.stat_sn
+        is_open = session.is_fast()
+        reads = read_bytes = writes = written_bytes = 0
+        self.more = False
+
+        while end - position >= head:
+            if credit <= 0 or answers.paused:
+                self.more = True
+                break
+            word, lengths, lun, itt, expected, cmd_sn, cdb_head, cdb_lba, cdb_length, cdb_tail = unpack(
+                buffer, position
+            )
+            if digests:
+                size = connection.frame(buffer, position, end)
+                if not size:
+                    break
+                if not connection.is_intact:
+                    word = _NOT_FAST
+
+            if word in _READ_COMMANDS:
+                nexus = nexuses.get(lun)
+                if (
+                    nexus is not None
+                    and cmd_sn == exp_cmd_sn
+                    and is_open
+                    and not lengths
+                    and itt not in tasks
+                    and itt != _U32
+                ):
+                    if cdb_head in _READ_10 and not cdb_lba & 0xFF:  # the control byte
+                        lba = cdb_lba >> 32
+                        blocks = cdb_lba >> 8 & 0xFFFF
+                    elif cdb_head in _READ_16 and not cdb_tail & 0xFF:
+                        lba = cdb_lba
+                        blocks = cdb_length
+                    else:
+                        lba = blocks = 0
+                    length = blocks << nexus.block_shift
+                    device = nexus.fast_device
+                    if device is not None and 0 < length == expected <= segment and lba + blocks <= nexus.blocks:
+                        start = filled + head
+                        stop = start + length
+                        if stop + data_digest > ARENA_BYTES:
+                            filled = answers.make_room(filled, head + length + data_digest)
+                            arena = answers.arena
+                            flush_at = answers.sent + FLUSH_BYTES
+                            start = filled + head
+                            stop = start + length
+                        try:
+                            done = device.try_read(lba << nexus.block_shift, arena[start:stop])
+                        except EngineError:
+                            done = False  # the plain path meets it again and words the sense
+                        if done:
+                            exp_cmd_sn = exp_cmd_sn + 1 & _U32
+                            max_cmd_sn = max_cmd_sn + 1 & _U32
+                            pack(
+                                arena, filled, _DATA_IN_STATUS, 0, length, 0, itt, _U32,
+                                stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0,
+                            )  # fmt: skip
+                            if digests:
+                                self._seal(arena, filled, length)
+                                stop += data_digest
+                            stat_sn = stat_sn + 1 & _U32
+                            filled = stop
+                            position += head
+                            reads += 1
+                            read_bytes += length
+                            credit -= length if length > SMALL_COMMAND_BYTES else SMALL_COMMAND_BYTES
+                            if filled >= flush_at:
+                                filled = answers.flush(filled)
+                                flush_at = filled + FLUSH_BYTES
+                            continue
+
+                    elif (
+                        device is not None
+                        and segment < length == expected <= MAX_FAST_READ_BYTES
+                        and lba + blocks <= nexus.blocks
+                    ):
+                        filled = answers.make_room(filled, 2 * length)  # never more headers than data
+                        arena = answers.arena
+                        flush_at = answers.sent + FLUSH_BYTES
+                        numbers = stat_sn, exp_cmd_sn + 1 & _U32, max_cmd_sn + 1 & _U32
+                        stop = self._read_in_segments(nexus, lba, length, itt, filled, numbers)
+                        if stop:
+                            stat_sn = stat_sn + 1 & _U32
+                            exp_cmd_sn, max_cmd_sn = numbers[1:]
+                            filled = stop
+                            position += head
+                            reads += 1
+                            read_bytes += length
+                            credit -= length
+                            continue
+
+            elif word in _WRITE_COMMANDS:
+                nexus = nexuses.get(lun)
+                if nexus is not None and cmd_sn == exp_cmd_sn and is_open and itt not in tasks and itt != _U32:
+                    if cdb_head in _WRITE_10 and not cdb_lba & 0xFF:
+                        lba = cdb_lba >> 32
+                        blocks = cdb_lba >> 8 & 0xFFFF
+                    elif cdb_head in _WRITE_16 and not cdb_tail & 0xFF:
+                        lba = cdb_lba
+                        blocks = cdb_length
+                    else:
+                        lba = blocks = 0
+                    length = blocks << nexus.block_shift
+                    # Without an AHS and with everything as immediate data, ``lengths`` is the length.
+                    if nexus.fast_writable and 0 < length == expected == lengths and lba + blocks <= nexus.blocks:
+                        start = position + head
+                        stop = start + length
+                        if stop + data_digest > end and length <= max_immediate:
+                            break
+                        device = nexus.fast_device
+                        assert device is not None  # lun.py: fast_writable implies it
+                        try:
+                            done = length <= max_immediate and device.try_write(
+                                lba << nexus.block_shift, buffer[start:stop]
+                            )
+                        except EngineError:
+                            done = False
+                        if done:
+                            if device not in dirty:
+                                dirty.append(device)
+                            if filled + _ANSWER_ROOM > ARENA_BYTES:
+                                filled = answers.make_room(filled, _ANSWER_ROOM)
+                                arena = answers.arena
+                                flush_at = answers.sent + FLUSH_BYTES
+                            exp_cmd_sn = exp_cmd_sn + 1 & _U32
+                            max_cmd_sn = max_cmd_sn + 1 & _U32
+                            pack(
+                                arena, filled, _RESPONSE, 0, 0, 0, itt, 0,
+                                stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0,
+                            )  # fmt: skip
+                            if digests:
+                                self._seal(arena, filled, 0)
+                            stat_sn = stat_sn + 1 & _U32
+                            filled += head
+                            position = stop + data_digest
+                            writes += 1
+                            written_bytes += length
+                            credit -= length if length > SMALL_COMMAND_BYTES else SMALL_COMMAND_BYTES
+                            continue
+
+            # Data-Out, and whatever the above did not answer.
+            session.exp_cmd_sn = exp_cmd_sn
+            session.max_cmd_sn = max_cmd_sn
+            connection.stat_sn = stat_sn
+            if not digests:
+                size = connection.frame(buffer, position, end)
+            if not size:
+                break
+            if word >> 8 != _OPCODE_DATA_OUT or (after := self._data_out(buffer, position, filled)) < 0:
+                connection.receive_pdu(buffer, position)
+                after = filled
+                for data in connection.take_output():
+                    after = answers.put(after, data)
+            filled = after
+            arena = answers.arena
+            flush_at = answers.sent + FLUSH_BYTES
+            exp_cmd_sn = session.exp_cmd_sn
+            max_cmd_sn = session.max_cmd_sn
+            stat_sn = connection.stat_sn
+            is_open = session.is_fast()
+            position += size
+            credit -= size if size > SMALL_COMMAND_BYTES else SMALL_COMMAND_BYTES
+
+        session.exp_cmd_sn = exp_cmd_sn
+        session.max_cmd_sn = max_cmd_sn
+        connection.stat_sn = stat_sn
+        session.reads += reads
+        session.read_bytes += read_bytes
+        session.writes += writes
+        session.written_bytes += written_bytes
+        for data in connection.take_output():
+            filled = answers.put(filled, data)
+        answers.end(filled)
+        return position
+
+    def _read_in_segments(
+        self, nexus: Nexus, lba: int, length: int, itt: int, filled: int, numbers: tuple[int, int, int]
+    ) -> int:
+        """A read longer than one Data-In may be. Returns where the answer ends, or 0 if the device would block.
+
+        ``numbers``: StatSN, ExpCmdSN and MaxCmdSN of the answer. There is room for it at ``filled``.
+        """
+        device = nexus.fast_device
+        assert device is not None
+        segment = self._connection.segment_bytes
+        burst = self._connection.burst_bytes
+        arena = self._answers.arena
+        offset = lba << nexus.block_shift
+        stat_sn, exp_cmd_sn, max_cmd_sn = numbers
+        done = data_sn = 0
+        while done < length:
+            in_burst = burst - done % burst
+            piece = min(segment, in_burst, length - done)
+            start = filled + BHS_BYTES + self._header_digest
+            try:
+                if not device.try_read(offset + done, arena[start : start + piece]):
+                    return 0
+            except EngineError:
+                return 0
+            is_last = done + piece == length
+            word = _DATA_IN_STATUS if is_last else _DATA_IN_FINAL if piece == in_burst else _DATA_IN
+            _ANSWER.pack_into(
+                arena, filled, word, 0, piece, 0, itt, _U32,
+                stat_sn if is_last else 0, exp_cmd_sn, max_cmd_sn, data_sn, done, 0,
+            )  # fmt: skip
+            self._seal(arena, filled, piece)
+            done += piece
+            data_sn += 1
+            filled = start + piece + self._data_digest
+        return filled
+
+    def _data_out(self, buffer: memoryview, position: int, filled: int) -> int:
+        """Write what one Data-Out brings for a streamed write; answer the command if it was the last.
+
+        Returns where the answers end now, or -1 to leave the PDU to the plain path: whatever is out of order, not
+        whole blocks, needs another R2T or would block.
+        """
+        word, length, _, itt, ttt, data_sn, offset = _DATA_OUT.unpack_from(buffer, position)
+        task = self._session.tasks.get(itt)
+        if task is None or not task.streams or length > _MAX_DATA_LENGTH:
+            return -1
+        nexus = task.nexus
+        is_last = offset + length == task.expected
+        if (
+            ttt != task.ttt
+            or data_sn != task.data_sn
+            or offset != task.received
+            or offset + length > task.burst_end
+            or length & (1 << nexus.block_shift) - 1
+            or not length
+            or (word & _FINAL != 0) != (offset + length == task.burst_end)
+            or (word & _FINAL and not is_last)
+            or not nexus.fast_writable
+        ):
+            return -1
+        device = nexus.fast_device
+        assert device is not None
+        start = position + BHS_BYTES + self._header_digest
+        try:
+            if not device.try_write(task.offset + offset, buffer[start : start + length]):
+                return -1
+        except EngineError:
+            return -1
+        answers = self._answers
+        if device not in answers.dirty:
+            answers.dirty.append(device)
+        task.received += length
+        task.data_sn += 1
+        if not is_last:
+            return filled
+        if filled + _ANSWER_ROOM > ARENA_BYTES:
+            filled = answers.make_room(filled, _ANSWER_ROOM)
+        session = self._session
+        session.retire(task)
+        session.writes += 1
+        session.written_bytes += task.expected
+        stat_sn = self._connection.stat_sn
+        _ANSWER.pack_into(
+            answers.arena, filled, _RESPONSE, 0, 0, 0, itt, 0,
+            stat_sn, session.exp_cmd_sn, session.max_cmd_sn, 0, 0, 0,
+        )  # fmt: skip
+        self._seal(answers.arena, filled, 0)
+        self._connection.stat_sn = stat_sn + 1 & _U32
+        return filled + BHS_BYTES + self._header_digest
+
+    def _seal(self, arena: memoryview, start: int, length: int) -> None:
+        """Put the negotiated digests on the answer at ``start``; its data is ``length`` bytes, whole words."""
+        data = start + BHS_BYTES + self._header_digest
+        if self._header_digest:
+            _DIGEST.pack_into(arena, start + BHS_BYTES, crc32c(arena[start : start + BHS_BYTES]))
+        if self._data_digest and length:
+            _DIGEST.pack_into(arena, data + length, crc32c(arena[data : data + length]))

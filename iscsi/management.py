@@ -1,0 +1,112 @@
+"""Task management functions (RFC 7143 sections 11.5 and 11.6; SAM-5 section 7).
+
+Each ends some tasks, waits until none of them touches the medium any more, does its deed, and only then answers: after
+the answer no write of an ended task can land. Ended tasks get no SCSI Response (TAS=0); other initiators that lost
+tasks learn it by a unit attention.
+
+REASSIGN needs error recovery level 2 and is refused; so are CLEAR ACA, as no ACA is ever established, and the queries
+of RFC 7144.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from iscsi.scsi.sense import Asc
+from iscsi.session import settle
+from iscsi.wire import responses
+from iscsi.wire.opcodes import TaskFunction, TaskResponse
+
+if TYPE_CHECKING:
+    from iscsi.connection import Connection
+    from iscsi.scsi.lun import LogicalUnit
+    from iscsi.session import Session, SessionTable
+    from iscsi.task import ScsiTask
+    from iscsi.wire import requests
+
+_log = logging.getLogger(__name__)
+
+_OF_A_UNIT = frozenset(
+    (
+        TaskFunction.ABORT_TASK,
+        TaskFunction.ABORT_TASK_SET,
+        TaskFunction.CLEAR_TASK_SET,
+        TaskFunction.LOGICAL_UNIT_RESET,
+    )
+)
+_OF_THE_TARGET = frozenset((TaskFunction.TARGET_WARM_RESET, TaskFunction.TARGET_COLD_RESET))
+
+
+class TaskManagement:
+    """Task management of one session."""
+
+    def __init__(self, connection: Connection, session: Session, table: SessionTable) -> None:
+        self._connection = connection
+        self._session = session
+        self._table = table
+
+    def begin(self, request: requests.TaskManagementRequest) -> None:
+        """End the tasks that are there now; answer at once, or when the last of them has left its worker."""
+        response, victims, units = self._plan(request)
+        bereaved = set()
+        for session, task in victims:
+            session.abort(task)
+            if session is not self._session and not units:
+                bereaved.add(task.nexus)
+        for nexus in bereaved:
+            nexus.establish_unit_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+        running = [task for _, task in victims if task.running]
+        if running:
+            self._connection.add_work(self._conclude_later(request, response, units, running))
+        else:
+            self._conclude(request, response, units)
+
+    def _plan(
+        self, request: requests.TaskManagementRequest
+    ) -> tuple[TaskResponse, list[tuple[Session, ScsiTask]], list[LogicalUnit]]:
+        """What to answer, which tasks to end first, and which logical units to reset after that."""
+        function = request.function
+        if function in _OF_THE_TARGET:
+            units = list({id(nexus.lu): nexus.lu for nexus in self._connection.all_nexuses()}.values())
+            return TaskResponse.FUNCTION_COMPLETE, self._table.tasks_of(lambda _, task: task.nexus.lu in units), units
+        if function == TaskFunction.TASK_REASSIGN:
+            return TaskResponse.REASSIGNMENT_NOT_SUPPORTED, [], []
+        if function not in _OF_A_UNIT:
+            return TaskResponse.FUNCTION_NOT_SUPPORTED, [], []
+        nexus = self._connection.nexus(request.lun)
+        if nexus is None:
+            return TaskResponse.LUN_DOES_NOT_EXIST, [], []
+        unit = nexus.lu
+        if function == TaskFunction.ABORT_TASK:
+            task = self._session.tasks.get(request.referenced_task_tag)
+            if task is None or task.nexus is not nexus:
+                return TaskResponse.TASK_DOES_NOT_EXIST, [], []
+            return TaskResponse.FUNCTION_COMPLETE, [(self._session, task)], []
+        if function == TaskFunction.ABORT_TASK_SET:
+            return TaskResponse.FUNCTION_COMPLETE, self._table.tasks_of(lambda _, task: task.nexus is nexus), []
+        victims = self._table.tasks_of(lambda _, task: task.nexus.lu is unit)
+        return TaskResponse.FUNCTION_COMPLETE, victims, [unit] if function == TaskFunction.LOGICAL_UNIT_RESET else []
+
+    async def _conclude_later(
+        self,
+        request: requests.TaskManagementRequest,
+        response: TaskResponse,
+        units: list[LogicalUnit],
+        running: list[ScsiTask],
+    ) -> None:
+        await settle(running)
+        self._conclude(request, response, units)
+
+    def _conclude(
+        self, request: requests.TaskManagementRequest, response: TaskResponse, units: list[LogicalUnit]
+    ) -> None:
+        for unit in units:
+            unit.reset()
+        _log.info("task management function %d of %s: %s", request.function, self._session, response.name)
+        numbers = self._connection.status_numbers()
+        self._connection.send(responses.TaskManagementResponse(request.itt, response, **numbers))
+        if request.function == TaskFunction.TARGET_COLD_RESET:
+            for session in self._table:
+                if session.target is self._session.target:
+                    session.connection.close()

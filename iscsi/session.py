@@ -1,0 +1,267 @@
+"""Sessions: command numbering, the tasks in progress, and the table of all sessions of a server.
+
+Numbering (RFC 7143 section 4.2.2.1): one connection per session, so commands arrive in the order of their CmdSN.
+``exp_cmd_sn`` is the next one. ``max_cmd_sn`` is the last that will be taken: ``WINDOW`` commands less those in
+progress, so it advances with each answer and never goes back. A command outside of the window is ignored.
+
+Order among the tasks of a session (SAM-5 section 8): SIMPLE ones have none. An ORDERED one starts when all that came
+before it are answered, and none that came later starts before it is. HEAD OF QUEUE starts at once. While an ORDERED
+task is there the fast path is off (``is_fast``).
+
+A task that runs is never torn from its worker: aborting one suppresses its answer, and whoever aborts waits for
+``settle`` before telling the initiator, so that no stale write lands later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from engine.units import MIB
+from iscsi.wire.opcodes import TaskAttribute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from iscsi.connection import Connection
+    from iscsi.scsi.lun import Nexus
+    from iscsi.target import Target
+    from iscsi.task import ScsiTask
+
+WINDOW = 128
+"""Commands of one session in progress at most."""
+
+MAX_IMMEDIATE_TASKS = 16
+"""Immediate commands in progress at most; they are outside of the window (RFC 7143 section 4.2.2.1)."""
+
+MAX_RUNNING_BYTES = 32 * MIB
+"""Data of one session's running commands at most; a single larger command runs alone."""
+
+MAX_GATHERED_BYTES = 32 * MIB
+"""Data solicited for gathering at most; further R2Ts wait. Streamed writes need none of it."""
+
+MAX_SESSIONS = 1024
+"""Sessions of one server."""
+
+_U32 = 0xFFFFFFFF
+
+
+class Session:
+    """One session, normal or discovery. The fast path works on its public slots directly."""
+
+    __slots__ = (
+        "_gathering",
+        "_immediate",
+        "_ordered",
+        "_queue",
+        "_running_bytes",
+        "_withheld",
+        "connection",
+        "ended",
+        "exp_cmd_sn",
+        "initiator_name",
+        "isid",
+        "max_cmd_sn",
+        "nexuses",
+        "read_bytes",
+        "reads",
+        "target",
+        "tasks",
+        "tsih",
+        "writes",
+        "written_bytes",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        initiator_name: str,
+        isid: bytes,
+        tsih: int,
+        target: Target | None,
+        exp_cmd_sn: int,
+    ) -> None:
+        """``target`` is None for a discovery session. ``exp_cmd_sn``: the CmdSN that follows the login's."""
+        self.connection = connection
+        self.initiator_name = initiator_name
+        self.isid = isid
+        self.tsih = tsih
+        self.target = target
+        self.exp_cmd_sn = exp_cmd_sn
+        self.max_cmd_sn = exp_cmd_sn + WINDOW - 1 & _U32
+        self.nexuses: dict[int, Nexus] = {}
+        self.tasks: dict[int, ScsiTask] = {}
+        self.reads = self.read_bytes = self.writes = self.written_bytes = 0
+        self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
+        self._immediate = 0
+        self._ordered = 0
+        self._queue: deque[ScsiTask] = deque()
+        self._running_bytes = 0
+        self._gathering: dict[int, int] = {}
+        self._withheld: deque[ScsiTask] = deque()
+
+    def __str__(self) -> str:
+        return f"session {self.tsih} of {self.initiator_name} at {self.connection.peer_address}"
+
+    # -- numbering
+
+    def is_fast(self) -> bool:
+        """Whether the fast path may take the next command: the window is open and no order is asked for."""
+        return self.exp_cmd_sn != self.max_cmd_sn + 1 & _U32 and not self._ordered
+
+    def in_window(self, cmd_sn: int) -> bool:
+        """Serial arithmetic of RFC 7143 section 4.2.2.1: ExpCmdSN <= CmdSN <= MaxCmdSN."""
+        return (cmd_sn - self.exp_cmd_sn & _U32) <= (self.max_cmd_sn - self.exp_cmd_sn & _U32) < WINDOW
+
+    def advance(self) -> None:
+        """A numbered command was taken."""
+        self.exp_cmd_sn = self.exp_cmd_sn + 1 & _U32
+
+    def answered(self) -> None:
+        """A numbered command that took no task is answered: the window moves on."""
+        self.max_cmd_sn = self.max_cmd_sn + 1 & _U32
+
+    # -- tasks
+
+    def takes_immediate(self) -> bool:
+        return self._immediate < MAX_IMMEDIATE_TASKS
+
+    def add(self, task: ScsiTask) -> None:
+        """A command begins. Its ITT must be free."""
+        assert task.itt not in self.tasks
+        self.tasks[task.itt] = task
+        if task.immediate:
+            self._immediate += 1
+        if task.attribute == TaskAttribute.ORDERED:
+            self._ordered += 1
+
+    def retire(self, task: ScsiTask) -> None:
+        """A command is over, answered or aborted."""
+        del self.tasks[task.itt]
+        if task.immediate:
+            self._immediate -= 1
+        else:
+            self.answered()
+        if task.attribute == TaskAttribute.ORDERED:
+            self._ordered -= 1
+        self._gathering.pop(task.itt, None)
+
+    def enqueue(self, task: ScsiTask) -> None:
+        """All of its data is here: it may run when ``startable`` says so."""
+        if task.attribute == TaskAttribute.HEAD_OF_QUEUE:
+            self._queue.appendleft(task)
+        else:
+            self._queue.append(task)
+
+    @property
+    def has_queue(self) -> bool:
+        return bool(self._queue)
+
+    def startable(self) -> Iterator[ScsiTask]:
+        """Take the tasks that may start now out of the queue. The caller runs each."""
+        for _ in range(len(self._queue)):
+            task = self._queue.popleft()
+            if task.aborted:
+                continue
+            if self._may_start(task):
+                task.running = True
+                self._running_bytes += task.expected
+                yield task
+            else:
+                self._queue.append(task)
+
+    def _may_start(self, task: ScsiTask) -> bool:
+        if self._running_bytes and self._running_bytes + task.expected > MAX_RUNNING_BYTES:
+            return False
+        if not self._ordered or task.attribute == TaskAttribute.HEAD_OF_QUEUE:
+            return True
+        for earlier in self.tasks.values():
+            if earlier is task:
+                return True
+            if TaskAttribute.ORDERED in (task.attribute, earlier.attribute):
+                return False
+        return True
+
+    def stop(self, task: ScsiTask) -> None:
+        """A running task has left its worker."""
+        task.running = False
+        self._running_bytes -= task.expected
+        task.finished.set()
+
+    def abort(self, task: ScsiTask) -> None:
+        """No answer for this one. If it runs, ``settle`` waits for it; else it is gone at once."""
+        task.aborted = True
+        self.retire(task)
+
+    # -- room for solicited data
+
+    def may_solicit(self, task: ScsiTask) -> bool:
+        """Whether there is room to gather the rest of a task's data; if not, ``unwithheld`` gives it back later."""
+        if task.streams or task.itt in self._gathering:
+            return True
+        wanted = task.wanted - task.received
+        held = sum(self._gathering.values())
+        if held and held + wanted > MAX_GATHERED_BYTES:
+            self._withheld.append(task)
+            return False
+        self._gathering[task.itt] = wanted
+        return True
+
+    def unwithheld(self) -> Iterator[ScsiTask]:
+        """Tasks whose data there is room for now; the caller sends their R2Ts."""
+        for _ in range(len(self._withheld)):
+            task = self._withheld.popleft()
+            if not task.aborted and self.may_solicit(task):
+                yield task
+
+
+async def settle(tasks: Iterable[ScsiTask]) -> None:
+    """Return when none of these tasks touches the medium any more."""
+    for task in tasks:
+        if task.running:
+            await task.finished.wait()
+
+
+class SessionTable:
+    """All sessions of a server. Finds the one that a login reinstates, and those that share a target."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[int, Session] = {}
+        self._last_tsih = 0
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, tsih: int) -> Session | None:
+        return self._sessions.get(tsih)
+
+    def new_tsih(self) -> int:
+        """A free, nonzero TSIH. The caller has checked that the table is not full."""
+        while True:
+            self._last_tsih = self._last_tsih % 0xFFFF + 1
+            if self._last_tsih not in self._sessions:
+                return self._last_tsih
+
+    def add(self, session: Session) -> None:
+        self._sessions[session.tsih] = session
+
+    def remove(self, session: Session) -> None:
+        """Forget a session; harmless when it is gone already."""
+        if self._sessions.get(session.tsih) is session:
+            del self._sessions[session.tsih]
+
+    def same_port(self, initiator_name: str, isid: bytes, target: Target | None) -> Session | None:
+        """The session that a login of this initiator port replaces (RFC 7143 section 6.3.5)."""
+        for session in self._sessions.values():
+            if session.target is target and session.isid == isid and session.initiator_name == initiator_name:
+                return session
+        return None
+
+    def tasks_of(self, matches: Callable[[Session, ScsiTask], bool]) -> list[tuple[Session, ScsiTask]]:
+        """All tasks in progress, of any session, for which ``matches`` is true."""
+        return [(s, t) for s in self._sessions.values() for t in s.tasks.values() if matches(s, t)]
