@@ -2,19 +2,18 @@
 
     a frozen source, its extents -> read -> digest -> write -> read back -> digest -> compare -> chunk ledger
 
-The plan is a list of ranges in whole leaves (64 KiB). Several lanes take *pieces* of at most 256 KiB from it; a piece
-goes through all steps in one lane. A third party, the *recorder*, makes the target durable and writes verified pieces
-to the ledger, at the latest when 64 MiB wait for it.
+The plan is a list of ranges in whole leaves (64 KiB). Several lanes take *strips* of at most 1 MiB from it; a strip
+goes through all steps in one lane, in pieces of 256 KiB, by ``engine.copy_steps``. The *recorder* makes the target
+durable and writes verified strips to the ledger, at the latest when 64 MiB wait for it.
 
 Invariants:
 
-* A piece counts as done only after its bytes were read back from the target with the digest of what was read from
-  the source. A difference ends the copy with ``IntegrityError``; the piece stays undone and is copied by the next run.
-* With a ledger, progress is what the ledger holds: it never goes backwards, also across restarts. A piece that the
+* A strip counts as done only after its bytes were read back from the target with the digest of what was read from
+  the source. A difference ends the copy with ``IntegrityError``; the strip stays undone and is copied by the next run.
+* With a ledger, progress is what the ledger holds: it never goes backwards, also across restarts. A strip that the
   ledger holds is not read again.
 * What reads zero is never written: it is discarded at the target, unless the target is blank there anyway.
-* The loop's thread is never held longer than one piece's digests; pieces are small and lanes are few, so that
-  foreground I/O of the same files keeps its latency (STORE section 6).
+* Lanes are few and pieces small, so that foreground I/O of the same files keeps its latency (STORE section 6).
 
 ``verify`` here means: through the host's page cache. It proves that the stores put every byte where it is found again;
 it does not prove the medium.
@@ -29,30 +28,25 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, IntegrityError, InvalidArgument
-from engine.hash_tree import (
-    DIGEST_BYTES,
-    LEAF_BYTES,
-    ZERO_LEAF,
-    ZERO_LEAF_DIGEST,
-    HashTree,
-    leaf_digests,
-)
+from engine.copy_steps import PIECE_BYTES, Moved, Steps, mismatch, zero_digests
+from engine.errors import EngineError, InvalidArgument
+from engine.hash_tree import LEAF_BYTES, HashTree, leaf_digests
 from engine.ledger import INTERVAL_BYTES
 from engine.stores import Extent, ExtentState
-from engine.units import KIB, MIB, align_down, align_up
+from engine.units import MIB, align_down, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from engine.files import Workers
     from engine.ledger import Ledger
     from engine.stores import BlockDevice
 
-PIECE_BYTES = 256 * KIB
-"""Largest read and write of the loop: bigger ones disturb the foreground and gain nothing (PERFORMANCE section 2)."""
+STRIP_BYTES = 1 * MIB
+"""What a lane takes at a time: where the stores allow it, one worker call for all steps of it."""
 
 LANES = 4
-"""Pieces in work at once: enough to keep two cores and a worker's queue busy."""
+"""Strips in work at once: enough to keep two cores and the workers' queue busy."""
 
 PLAN_WINDOW_BYTES = 64 * MIB
 """How far ahead the source is asked for its extents."""
@@ -159,6 +153,7 @@ async def copy_extents(
     ledger: Ledger | None = None,
     options: CopyOptions | None = None,
     control: CopyControl | None = None,
+    workers: Workers | None = None,
 ) -> CopyResult:
     """Copy ranges of a frozen source to a target, verified, and make them durable there.
 
@@ -167,6 +162,7 @@ async def copy_extents(
         target: as large as the source; nobody else writes to the ranges.
         extents: what to copy; None for the whole device.
         ledger: of this source and target; what it holds is skipped. The caller removes it when the copy is used.
+        workers: for all steps of a strip in one worker call, where both devices can lease their extents.
 
     Raises:
         IntegrityError: the target returned other bytes than were written. What was verified stays in the ledger.
@@ -177,7 +173,9 @@ async def copy_extents(
         raise InvalidArgument(f"the target has {target.size_bytes} bytes, the source {source.size_bytes}")
     whole = [Extent(0, source.size_bytes)] if source.size_bytes else []
     plan = whole_leaves(whole if extents is None else extents, source.size_bytes)
-    return await _Copy(source, target, plan, ledger, options or CopyOptions(), control or CopyControl()).run()
+    options = options or CopyOptions()
+    steps = Steps(source, target, compare_first=options.compare_first, workers=workers)
+    return await _Copy(source, target, plan, ledger, options, control or CopyControl(), steps).run()
 
 
 class _Copy:
@@ -191,7 +189,9 @@ class _Copy:
         ledger: Ledger | None,
         options: CopyOptions,
         control: CopyControl,
+        steps: Steps,
     ) -> None:
+        self._steps = steps
         self._source = source
         self._target = target
         self._plan = plan
@@ -233,8 +233,8 @@ class _Copy:
         if self._options.blank_target:
             for window in _windows(self._plan):
                 extents = await self._source.extents(window.offset, window.length)
-                pieces = _pieces(extents, window)
-                self._progress.total_bytes += sum(p.length for p in pieces if p.state is ExtentState.DATA)
+                strips = _strips(extents, window)
+                self._progress.total_bytes += sum(s.length for s in strips if s.state is ExtentState.DATA)
         else:
             self._progress.total_bytes = sum(extent.length for extent in self._plan)
         if self._ledger is not None:
@@ -251,14 +251,22 @@ class _Copy:
             self._filled.set()
 
     async def _lane(self) -> None:
-        source_buffer, target_buffer = bytearray(PIECE_BYTES), bytearray(PIECE_BYTES)
-        while (piece := await self._next_piece()) is not None:
-            view = memoryview(source_buffer)[: piece.length]
-            digests = await self._copy_piece(piece, view, memoryview(target_buffer)[: piece.length])
-            await self._done(piece, digests)
+        buffers = memoryview(bytearray(PIECE_BYTES)), memoryview(bytearray(PIECE_BYTES))
+        while (strip := await self._next_strip()) is not None:
+            moved = await self._steps.move(strip, *buffers)
+            for zero in moved.zeroes:
+                if not self._options.blank_target:
+                    await self._clear(zero)
+            self._count_moved(moved)
+            await self._done(strip, moved.digests)
 
-    async def _next_piece(self) -> Extent | None:
-        """The next piece that holds data and is not recorded. Holes are dealt with on the way."""
+    def _count_moved(self, moved: Moved) -> None:
+        self._progress.written_bytes += moved.written_bytes
+        self._progress.equal_bytes += moved.equal_bytes
+        self._progress.zero_bytes += sum(extent.length for extent in moved.zeroes)
+
+    async def _next_strip(self) -> Extent | None:
+        """The next strip that holds data and is not recorded. Holes are dealt with on the way."""
         await self._control.passage()
         async with self._planning:
             while not self._ready:
@@ -266,43 +274,19 @@ class _Copy:
                 if window is None:
                     return None
                 await self._plan_window(window)
-        return self._ready.popleft()
+            return self._ready.popleft()
 
     async def _plan_window(self, window: Extent) -> None:
-        for piece in _pieces(await self._source.extents(window.offset, window.length), window):
-            if self._ledger is not None and self._ledger.is_done(piece.offset, piece.length):
+        for strip in _strips(await self._source.extents(window.offset, window.length), window):
+            if self._ledger is not None and self._ledger.is_done(strip.offset, strip.length):
                 continue
-            if piece.state is ExtentState.DATA:
-                self._ready.append(piece)
+            if strip.state is ExtentState.DATA:
+                self._ready.append(strip)
                 continue
-            self._progress.zero_bytes += piece.length
+            self._progress.zero_bytes += strip.length
             if not self._options.blank_target:
-                await self._clear(piece)
-                await self._done(piece, _zero_digests(piece))
-
-    async def _copy_piece(self, piece: Extent, data: memoryview, back: memoryview) -> bytes:
-        """All steps of one piece; returns the digests of its leaves."""
-        await self._source.read(piece.offset, data)
-        digests = leaf_digests(data)
-        if self._options.compare_first:
-            await self._target.read(piece.offset, back)
-            if leaf_digests(back) == digests:
-                self._progress.equal_bytes += piece.length
-                return digests
-        for run in _runs(piece, data, digests):
-            if run.state is ExtentState.DATA:
-                within = run.offset - piece.offset
-                await self._target.write(run.offset, data[within : within + run.length])
-                self._progress.written_bytes += run.length
-            else:
-                self._progress.zero_bytes += run.length
-                if not self._options.blank_target:
-                    await self._clear(run)
-        await self._target.read(piece.offset, back)
-        actual = leaf_digests(back)
-        if actual != digests:
-            raise _mismatch(piece, digests, actual)
-        return digests
+                await self._clear(strip)
+                await self._done(strip, zero_digests(strip))
 
     async def _clear(self, extent: Extent) -> None:
         """Make the target read zero; what it did not turn into a hole is read back."""
@@ -314,21 +298,21 @@ class _Copy:
                 piece = Extent(offset, min(PIECE_BYTES, left.end - offset))
                 back = memoryview(bytearray(piece.length))
                 await self._target.read(piece.offset, back)
-                if leaf_digests(back) != (zero := _zero_digests(piece)):
-                    raise _mismatch(piece, zero, leaf_digests(back))
+                if leaf_digests(back) != (zero := zero_digests(piece)):
+                    raise mismatch(piece, zero, leaf_digests(back))
 
-    async def _done(self, piece: Extent, digests: bytes) -> None:
-        """The piece is verified. With a ledger it counts once it is recorded."""
+    async def _done(self, strip: Extent, digests: bytes) -> None:
+        """The strip is verified. With a ledger it counts once it is recorded."""
         if self._ledger is None:
-            self._tree.put(piece.offset, digests)
-            self._progress.done_bytes += piece.length
+            self._tree.put(strip.offset, digests)
+            self._progress.done_bytes += strip.length
             self._control.tell()
             return
         while self._unrecorded_bytes >= INTERVAL_BYTES:
             self._recorded.clear()
             await self._recorded.wait()
-        self._unrecorded.append((piece, digests))
-        self._unrecorded_bytes += piece.length
+        self._unrecorded.append((strip, digests))
+        self._unrecorded_bytes += strip.length
         self._filled.set()
 
     async def _recorder(self, ledger: Ledger) -> None:
@@ -372,49 +356,18 @@ def _windows(plan: Sequence[Extent]) -> Iterator[Extent]:
             yield Extent(offset, min(PLAN_WINDOW_BYTES, extent.end - offset))
 
 
-def _pieces(extents: Sequence[Extent], window: Extent) -> Iterator[Extent]:
-    """What a window holds, in whole leaves, data in pieces. A leaf that holds any data is data."""
+def _strips(extents: Sequence[Extent], window: Extent) -> Iterator[Extent]:
+    """What a window holds, in whole leaves, data in strips. A leaf that holds any data is data."""
     data = whole_leaves([e for e in extents if e.state is ExtentState.DATA], window.end)
     at = window.offset
     for extent in data:
         if extent.offset > at:
             yield Extent(at, extent.offset - at, ExtentState.HOLE)
-        for offset in range(extent.offset, extent.end, PIECE_BYTES):
-            yield Extent(offset, min(PIECE_BYTES, extent.end - offset))
+        for offset in range(extent.offset, extent.end, STRIP_BYTES):
+            yield Extent(offset, min(STRIP_BYTES, extent.end - offset))
         at = extent.end
     if at < window.end:
         yield Extent(at, window.end - at, ExtentState.HOLE)
-
-
-def _runs(piece: Extent, data: memoryview, digests: bytes) -> list[Extent]:
-    """The piece divided into what holds data and what is zero: the digest says so, the bytes confirm it."""
-    if ZERO_LEAF_DIGEST not in digests:
-        return [piece]
-    runs: list[Extent] = []
-    for at in range(0, piece.length, LEAF_BYTES):
-        leaf = data[at : at + LEAF_BYTES]
-        zero = bytes(leaf) == ZERO_LEAF[: len(leaf)]
-        state = ExtentState.ZERO if zero else ExtentState.DATA
-        if runs and runs[-1].state is state:
-            runs[-1] = Extent(runs[-1].offset, runs[-1].length + len(leaf), state)
-        else:
-            runs.append(Extent(piece.offset + at, len(leaf), state))
-    return runs
-
-
-def _zero_digests(extent: Extent) -> bytes:
-    whole, tail = divmod(extent.length, LEAF_BYTES)
-    return ZERO_LEAF_DIGEST * whole + (leaf_digests(memoryview(bytes(tail))) if tail else b"")
-
-
-def _mismatch(piece: Extent, expected: bytes, actual: bytes) -> IntegrityError:
-    for at in range(0, len(expected), DIGEST_BYTES):
-        want, got = expected[at : at + DIGEST_BYTES], actual[at : at + DIGEST_BYTES]
-        if want != got:
-            offset = piece.offset + at // DIGEST_BYTES * LEAF_BYTES
-            length = min(LEAF_BYTES, piece.end - offset)
-            return IntegrityError("copy target", offset, length, want.hex(), got.hex())
-    raise AssertionError("no difference to report")
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

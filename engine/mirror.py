@@ -460,6 +460,7 @@ class Mirror:
                 demote=self._demoted,
                 queue_bytes=self.policy.queue_bytes,
             )
+            await self.source.head.store.prepare_flip()
             # One step of the loop: S has every write before it, the stream every one after.
             self.source.attach(self._stream)
             head = self.source.head
@@ -494,7 +495,15 @@ class Mirror:
         try:
             self._go_on()
             self._copying = asyncio.get_running_loop().create_task(
-                copy_extents(source, staging, extents, ledger=ledger, options=options, control=self._control)
+                copy_extents(
+                    source,
+                    staging,
+                    extents,
+                    ledger=ledger,
+                    options=options,
+                    control=self._control,
+                    workers=self._env.workers,
+                )
             )
             await asyncio.wait([self._copying])
             if self._copying.cancelled():
@@ -559,10 +568,12 @@ class Mirror:
         """A recovery point at one place in the stream, on both sides; it becomes C.
 
         The source's is taken in the step in which the stream begins to hold new writes; the target's when all before
-        have arrived and none after is sent. It counts only if none of the writes before it failed on either side.
+        have arrived, and none after is sent until it is durable. It counts only if none of the writes before it
+        failed on either side.
         """
-        await self.source.flush()  # so that little is left to make durable while hosts wait
+        await self.source.flush()  # here and at the target, so that little is left to do while hosts wait
         guid = str(uuid.uuid4())
+        await self.source.head.store.prepare_flip()
         head = self.source.head
         stream.hold()
         follow = asyncio.get_running_loop().create_task(self._mark_target(stream, guid, release=then_leave is None))
@@ -584,10 +595,9 @@ class Mirror:
 
     async def _mark_target(self, stream: MirrorStream, guid: str, *, release: bool) -> None:
         await stream.drained()
-        mark = asyncio.get_running_loop().create_task(self.link.mark(guid))
+        await self.link.mark(guid)
         if release:
-            stream.release()  # its tasks start after the mark's
-        await mark
+            stream.release()
 
     async def _mismatch(self, document: proof.Proof, differing: list[Extent]) -> None:
         first = differing[0]

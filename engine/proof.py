@@ -12,7 +12,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.copy_job import PIECE_BYTES, CopyControl, whole_leaves
+from engine.copy_job import CopyControl, whole_leaves
+from engine.copy_steps import PIECE_BYTES
 from engine.errors import InvalidArgument
 from engine.hash_tree import HASH_NAME, LEAF_BYTES, HashTree, leaf_digests
 from engine.stores import Extent, ExtentState

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -138,6 +138,60 @@ class Head(BlockDevice, Protocol):
     async def resize(self, size_bytes: int, /) -> None: ...
 
 
+class ReadLease(Protocol):
+    """An extent to read in a worker. ``at`` counts from the extent's start."""
+
+    def read(self, at: int, view: memoryview, /) -> None:
+        """In any thread. Raises MediumError."""
+        ...
+
+    def release(self) -> None:
+        """In the loop, when no worker uses it any more."""
+        ...
+
+
+class WriteLease(Protocol):
+    """An extent to overwrite in a worker, in whole units of ``unit_bytes``. ``at`` counts from the extent's start.
+
+    Nothing of it is visible before ``publish`` where the store redirects; units that are neither written nor
+    published stay as they are.
+    """
+
+    @property
+    def unit_bytes(self) -> int: ...
+    def write(self, at: int, data: memoryview, /) -> None:
+        """Whole units, in any thread. Raises OutOfSpace, MediumError."""
+        ...
+
+    def read(self, at: int, view: memoryview, /) -> None:
+        """Read back whole units that were written, in any thread."""
+        ...
+
+    async def publish(self, written: Sequence[tuple[int, int]], /) -> None:
+        """Make written (at, length) the content, acknowledged as a write is when it returns. Raises StoreFailed."""
+        ...
+
+    def release(self) -> None:
+        """In the loop, when no worker uses it any more; always."""
+        ...
+
+
+@runtime_checkable
+class BulkSource(Protocol):
+    """A frozen device of which whole ranges can be handed to one worker call: no hop for each read."""
+
+    def lease_read(self, offset: int, length: int, /) -> ReadLease: ...
+
+
+@runtime_checkable
+class BulkTarget(Protocol):
+    """A device of which whole ranges can be handed to one worker call."""
+
+    async def lease_write(self, offset: int, length: int, /) -> WriteLease | None:
+        """Take the place of a write to this extent. None: use ``write`` for it."""
+        ...
+
+
 class VolumeStore(Protocol):
     """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
 
@@ -153,10 +207,18 @@ class VolumeStore(Protocol):
     def snapshots(self, volume_id: str | None = None) -> Sequence[Frozen]: ...
 
     async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Frozen:
-        """Freeze the volume at this instant (an epoch flip in the call's first step) and return once durable.
+        """Freeze the volume at this instant (an epoch flip in the call's first step, after ``prepare_flip``) and
+        return once durable.
 
         Writes admitted before belong to the snapshot, later ones do not; nobody waits for it. ``guid`` is for
         a recovery point that exists elsewhere already. ``hidden`` ones are the engine's own (common points).
+        """
+        ...
+
+    async def prepare_flip(self) -> None:
+        """Return when a ``snapshot`` called before the next ``await`` flips in its first step.
+
+        Without it a store may have to make room before the flip.
         """
         ...
 

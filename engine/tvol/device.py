@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.errors import InvalidState, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
+from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES
 from engine.units import KIB, SECTOR_SIZE
@@ -19,6 +20,7 @@ from engine.units import KIB, SECTOR_SIZE
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from engine.stores import ReadLease
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
 
@@ -156,6 +158,11 @@ class NativeDevice:
                 view[at : at + size] = bytes(size)
             else:
                 self._core.file.read_into((view[at : at + size],), position)
+
+    def lease_read(self, offset: int, length: int, /) -> ReadLease:
+        """See ``engine.stores.BulkSource``. Raises OutOfRange."""
+        self._check_extent(offset, length)
+        return NativeReadLease(self._core, self._segments(self._node, offset, length))
 
     async def extents(self, offset: int, length: int, /) -> list[Extent]:
         """The states of a range, merged, in order, without gaps. Raises OutOfRange."""

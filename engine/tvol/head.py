@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InvalidArgument, OutOfSpace
 from engine.tvol import layout
+from engine.tvol.bulk import NativeWriteLease
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import SECTOR_MASK, ZEROES, NativeDevice
 from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_VOLUME_CHUNKS, ZERO, NodeFlag, RecordType
@@ -29,7 +30,7 @@ from engine.units import KIB, align_down, align_up
 
 if TYPE_CHECKING:
     from engine.files import BlockFile
-    from engine.stores import VolumeStore
+    from engine.stores import VolumeStore, WriteLease
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
 
@@ -372,6 +373,41 @@ class NativeHead(NativeDevice):
             core.allocator.give_back(plan.taken)
             raise
         return plan
+
+    async def lease_write(self, offset: int, length: int, /) -> WriteLease | None:
+        """See ``engine.stores.BulkTarget``. None where single writes do better: parts of chunks, a full disk."""
+        if not length or (offset | length) & self._mask:
+            return None
+        await self._admitted(offset, length)
+        first, last = offset >> self._shift, (offset + length - 1) >> self._shift
+        admission, earlier = self._admit(first, last)
+        try:
+            for other in earlier:
+                await other.done.wait()
+            self._core.check()
+            chunks = self._take_whole(admission.epoch.node, first, last)
+        except OutOfSpace:
+            self._leave(admission)
+            return None
+        except BaseException:
+            self._leave(admission)
+            raise
+        return NativeWriteLease(self._core, lambda: admission.epoch.node, first, chunks, lambda: self._leave(admission))
+
+    def _take_whole(self, node: Node, first: int, last: int) -> list[tuple[int, bool]]:
+        """For each index the chunk to overwrite whole, and whether it is a new one. Raises OutOfSpace, taking none."""
+        chunks: list[tuple[int, bool]] = []
+        try:
+            for index in range(first, last + 1):
+                entry = node.map.lookup(index)
+                if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor:
+                    chunks.append((entry, False))
+                else:
+                    chunks.append((self._core.allocator.take(whole=True)[0], True))
+        except OutOfSpace:
+            self._core.allocator.give_back([chunk for chunk, new in chunks if new])
+            raise
+        return chunks
 
     async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
         """The extent reads zero afterwards: whole chunks by map entries, the edges by writing. Raises as ``write``."""

@@ -298,6 +298,9 @@ class MemoryStore:
             self.harden(node, self.capture(node))
         return self._add(frozen)
 
+    async def prepare_flip(self) -> None:
+        return
+
     async def clone(self, source: MemoryNode, name: str) -> MemoryNode:
         head = MemoryNode(self, f"volume-{name}", name, source.size_bytes, "head", "", self.tick())
         head.chunks = dict(source.chunks)

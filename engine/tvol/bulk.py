@@ -1,0 +1,118 @@
+"""Extents of nodes handed to one worker call: what the copy loop uses instead of a hop for each read and write.
+
+A lease holds the same places that a single read or write would hold: the read's operation (freed chunks stay until it
+ends), the write's admission (overlapping writes wait). In the worker only plain positions of the file are used; the
+maps are read when the lease is made and changed by ``publish``, both in the loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.tvol.core import Core
+    from engine.tvol.tree import Node
+
+PIECE_BYTES = 256 * KIB
+"""What one write call writes: larger ones delay the loop's own writes to the same file (STORE section 6)."""
+PUBLISH_STEP = 4
+"""Chunks published between two looks at the room for them, as many as a single write has."""
+
+
+class NativeReadLease:
+    """``engine.stores.ReadLease`` over the segments of an extent."""
+
+    def __init__(self, core: Core, segments: list[tuple[int, int, int]]) -> None:
+        self._core = core
+        self._segments = segments
+        self._operation = core.begin_operation()
+
+    def read(self, at: int, view: memoryview, /) -> None:
+        end = at + len(view)
+        for start, size, position in self._segments:
+            first, last = max(at, start), min(end, start + size)
+            if first >= last:
+                continue
+            part = view[first - at : last - at]
+            if position < 0:
+                part[:] = bytes(last - first)
+            else:
+                self._core.file.read_into((part,), position + first - start)
+
+    def release(self) -> None:
+        self._core.end_operation(self._operation)
+
+
+class NativeWriteLease:
+    """``engine.stores.WriteLease`` over whole chunks.
+
+    Args:
+        node: that the admission publishes in; asked when publishing, since a flip may have come between.
+        chunks: for each chunk of the extent its place in the file, and whether it is new there.
+        leave: ends the admission.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        node: Callable[[], Node],
+        first: int,
+        chunks: list[tuple[int, bool]],
+        leave: Callable[[], None],
+    ) -> None:
+        self.unit_bytes = core.chunk_bytes
+        self._core = core
+        self._node = node
+        self._first = first
+        self._chunks = chunks
+        self._leave = leave
+        self._unpublished = {chunk for chunk, new in chunks if new}
+
+    def write(self, at: int, data: memoryview, /) -> None:
+        for start, size, position in self._runs(at, len(data)):
+            for piece in range(0, size, PIECE_BYTES):
+                part = data[start + piece : start + min(size, piece + PIECE_BYTES)]
+                self._core.file.write((part,), position + piece)
+
+    def read(self, at: int, view: memoryview, /) -> None:
+        for start, size, position in self._runs(at, len(view)):
+            self._core.file.read_into((view[start : start + size],), position)
+
+    async def publish(self, written: Sequence[tuple[int, int]], /) -> None:
+        core, step = self._core, 0
+        for at, length in written:
+            for number in range(at // self.unit_bytes, (at + length) // self.unit_bytes):
+                chunk, new = self._chunks[number]
+                if not new:
+                    continue
+                if step % PUBLISH_STEP == 0:
+                    core.end_pass()
+                    if not core.ready_for_change():
+                        await core.make_room()
+                    core.check()
+                core.publish(self._node(), self._first + number, chunk)
+                self._unpublished.discard(chunk)
+                step += 1
+        core.end_pass()
+
+    def release(self) -> None:
+        self._core.allocator.give_back(sorted(self._unpublished))
+        self._leave()
+
+    def _runs(self, at: int, length: int) -> list[tuple[int, int, int]]:
+        """(start within the buffer, bytes, position in the file), adjacent chunks merged."""
+        unit = self.unit_bytes
+        assert at % unit == 0
+        assert length % unit == 0
+        runs: list[tuple[int, int, int]] = []
+        for number in range(at // unit, (at + length) // unit):
+            position = self._chunks[number][0] * unit
+            if runs and runs[-1][2] + runs[-1][1] == position:
+                runs[-1] = (runs[-1][0], runs[-1][1] + unit, runs[-1][2])
+            else:
+                runs.append((number * unit - at, unit, position))
+        return runs
