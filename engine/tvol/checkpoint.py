@@ -175,7 +175,7 @@ class Checkpointer:
     def _capture(self) -> _Capture:
         """The state now. Nothing in here waits; what is left mutable is not changed any more by anybody."""
         core, family = self._core, self._core.family
-        free = core.pages.take(core.pages.needed())
+        free = core.pages.begin_checkpoint()
         nodes = [node for node in family.nodes.values() if not node.flags & NodeFlag.RECLAIMING]
         journal, births = core.journal, family.births
         capture = _Capture(

@@ -14,6 +14,7 @@ once more for each such range that a later snapshot holds in another version.
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,9 @@ from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PageRef
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+if sys.byteorder != "little":
+    raise ImportError("the volume file's arrays are used as they are on disk: little-endian hosts only")
 
 LEAF_SHIFT = 12
 LEAF_MASK = LEAF_ENTRIES - 1

@@ -18,10 +18,11 @@ commit record is written, nothing is retried on this descriptor; writes and flus
 from __future__ import annotations
 
 import asyncio
+import logging
 from array import array
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, OutOfSpace, StoreFailed
+from engine.errors import EngineError, MediumError, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import runs
 from engine.tvol.journal import COMMIT_ROOM
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from engine.tvol.checkpoint import Checkpointer
     from engine.tvol.journal import Journal
     from engine.tvol.tree import Family, Node
+
+_LOG = logging.getLogger(__name__)
 
 MAX_PASS_BYTES = 8 * 1024
 """Journal bytes that a pass may gather before the fast path declines."""
@@ -201,9 +204,11 @@ class Core:
     def log(self, kind: RecordType, payload: bytes) -> int:
         """Journal a tree operation and do it, in this order in one step; its sequence number.
 
-        The caller has awaited ``make_room``. Raises StoreFailed.
+        The caller has awaited ``make_room``. Raises StoreFailed, OutOfSpace (of node numbers and generations).
         """
         self.end_pass()
+        if max(self.family.generation, self.family.next_node) >= layout.MAX_GENERATION:
+            raise OutOfSpace(f"{self.path} has used up its generations; copy the volume to a new file")
         try:
             self.last_change_seq = self.journal.append(kind, payload)
         except EngineError as error:
@@ -216,9 +221,9 @@ class Core:
 
     # --- room ---------------------------------------------------------------------------------------------------
 
-    def ready_for_tree_record(self) -> bool:
-        """Whether a flip may happen at once."""
-        return self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES) and self.pages.headroom() > MARGIN
+    def ready_for_tree_record(self, pages: int) -> bool:
+        """Whether a tree operation that adds ``pages`` to the next checkpoint may happen at once."""
+        return self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES) and self.pages.headroom() > pages
 
     async def make_room(
         self, *, pages: int = WRITE_STEP, record_bytes: int = TREE_RECORD_BYTES, reserved: bool = False
@@ -281,8 +286,11 @@ class Core:
         if not (self.allocator.has_deferred or self.allocator.dirty_count):
             return False
         await self.flush()
-        while self.allocator.dirty_count:
-            await self.punch_some()
+        try:
+            while self.allocator.dirty_count:
+                await self.punch_some()
+        except MediumError:  # the host cannot punch; a chunk that was let go may still be used again as it is
+            _LOG.warning("%s: cannot give space back to the host", self.path)
         return True
 
     async def punch_some(self) -> None:

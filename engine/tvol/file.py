@@ -33,6 +33,7 @@ from engine.tvol.layout import (
 from engine.tvol.pages import MARGIN, PagePool
 from engine.tvol.recovery import Recovered, metadata_chunks, recover
 from engine.tvol.store import NativeStore, check_name
+from engine.tvol.superblock import heal_slots
 from engine.tvol.tree import Family, Node
 from engine.units import CHUNK_SIZES, KIB
 
@@ -158,6 +159,7 @@ class TvolFile(NativeStore):
             identity = {"family_id": superblock.family, "sequence": superblock.sequence, "reachable": found.reachable}
             if writable:
                 end = family.births.count * superblock.chunk_bytes
+                await env.workers.run(lambda: heal_slots(file, superblock))
                 await env.workers.run(lambda: file.truncate(end))
                 store = await cls._start(env, file, family, journal, **identity)  # type: ignore[arg-type]
             else:

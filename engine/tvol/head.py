@@ -42,7 +42,8 @@ FAST_COPY_BYTES = 64 * KIB
 """Largest chunk that the fast tier copies because a snapshot shares it (21 us from the page cache)."""
 SLOW_WRITE_S = 0.002
 SLOW_PAUSE_S = 1.0
-"""An in-loop write that took longer sends the head's writes to workers for this long (STORE section 6)."""
+"""A second in-loop write within this time that took longer sends the head's writes to workers for as long (STORE
+section 6). Not the first: on a busy machine a preempted thread looks just like a slow disk."""
 PIECE_BYTES = 256 * KIB
 """What one worker call writes: larger ones delay the loop's own writes to the same file."""
 
@@ -139,6 +140,7 @@ class NativeHead(NativeDevice):
         self._gate: asyncio.Event | None = None
         self._write_cache = True
         self._paused_until = 0.0
+        self._slow_at = -SLOW_PAUSE_S
         self._births = core.family.births
         self._write_now = core.file.write
         self._monotonic = core.env.clock.monotonic
@@ -197,7 +199,7 @@ class NativeHead(NativeDevice):
                 except EngineError:
                     return False  # the coroutine meets it again and raises it
                 if self._monotonic() - started > SLOW_WRITE_S:
-                    self._pause()
+                    self._was_slow()
                 return True
         return self._try_write_new(offset, data)
 
@@ -230,12 +232,15 @@ class NativeHead(NativeDevice):
         for index, chunk in plan.published:
             core.publish(self._node, index, chunk)
         if self._monotonic() - started > SLOW_WRITE_S:
-            self._pause()
+            self._was_slow()
         return True
 
-    def _pause(self) -> None:
-        self._paused_until = self._monotonic() + SLOW_PAUSE_S
-        self.refresh()
+    def _was_slow(self) -> None:
+        now = self._monotonic()
+        if now - self._slow_at < SLOW_PAUSE_S:
+            self._paused_until = now + SLOW_PAUSE_S
+            self.refresh()
+        self._slow_at = now
 
     def _resume(self) -> bool:
         """End the pause if it is over; whether the fast tier may write."""
@@ -478,7 +483,8 @@ class NativeHead(NativeDevice):
         check_size(size_bytes, self._mask + 1)
         await self._admitted(0, 0)
         core = self._core
-        admission, earlier = self._admit(min(size_bytes, self._size) >> self._shift, MAX_VOLUME_CHUNKS)
+        self.shut()  # no write may wait behind this one and then find itself beyond the end
+        admission, earlier = self._admit(0, MAX_VOLUME_CHUNKS)
         try:
             for other in earlier:
                 await other.done.wait()
@@ -488,6 +494,7 @@ class NativeHead(NativeDevice):
             core.log(RecordType.RESIZE, layout.RESIZE.pack(self._node.id, size_bytes))
         finally:
             self._leave(admission)
+            self.reopen()
         await core.flush()
 
     # --- for the store: flips, and shutting the head ------------------------------------------------------------

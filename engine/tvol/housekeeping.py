@@ -91,11 +91,17 @@ class Housekeeper:
         while self._mergeable() is not None:
             if core.durable_seq < self.deleted_seq:
                 await self._sync_deletes_before_merge()
-            await core.make_room(reserved=True)
+            await core.make_room(pages=self._merge_pages(), reserved=True)
             node = self._mergeable()
             if node is not None and core.durable_seq >= self.deleted_seq:
                 core.log(RecordType.MERGE, layout.NODE_ID.pack(node.id))
             await asyncio.sleep(0)
+
+    def _merge_pages(self) -> int:
+        """The next checkpoint rewrites the child's deadlist, and the queue."""
+        node = self._mergeable()
+        words = sum(n.dead.words() for n in (node, *node.children)) if node else 0
+        return 8 + 2 * words // layout.WORDS_PER_PAGE
 
     async def _sync_deletes_before_merge(self) -> None:
         await self._core.flush()

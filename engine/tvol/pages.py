@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.tvol.layout import PAGE_SIZE, REFS_PER_INDEX_PAGE, TOP_ENTRIES, WORDS_PER_PAGE, NodeKind
+from engine.tvol.layout import PAGE_SIZE, REFS_PER_INDEX_PAGE, TOP_ENTRIES, WORDS_PER_PAGE, NodeFlag, NodeKind
 
 if TYPE_CHECKING:
     from engine.tvol.tree import Family
@@ -22,6 +22,8 @@ MARGIN = 24
 """Pages that only deletes, discards and flips may use up."""
 WRITE_STEP = 8
 """More than one admitted change of the write path can dirty: two leaves, a deadlist page, the births of new chunks."""
+_CHANGING = NodeFlag.UNSEALED | NodeFlag.RECLAIMING
+"""Nodes other than heads whose maps may still change."""
 _NODE_ROOT_BYTES = 512
 """Root stream of one node, with a few page references and names of usual length."""
 
@@ -36,6 +38,8 @@ class PagePool:
         self._free: list[int] = []
         """Descending, so that pages are taken in ascending order."""
         self._base = 0
+        self._running = 0
+        """Of the free pages, the most that the running checkpoint uses."""
         self.finish(reachable)
 
     def add_chunks(self, first: int, count: int) -> None:
@@ -44,17 +48,20 @@ class PagePool:
         pages = range(first * self._per_chunk, (first + count) * self._per_chunk)
         self._free = sorted([*self._free, *pages], reverse=True)
 
-    def take(self, count: int) -> list[int]:
-        """``count`` free pages for a checkpoint, descending; ``finish`` takes back the ones that it did not use."""
-        taken = self._free[-count:]
-        del self._free[-count:]
-        return taken
+    def begin_checkpoint(self) -> list[int]:
+        """The free pages, descending, for the checkpoint that is captured now; it uses ``needed`` of them at most.
+
+        Metadata chunks that are added from now on are not for it: its births do not have them.
+        """
+        self._running = self.needed()
+        return self._free.copy()
 
     def finish(self, reachable: set[int]) -> None:
         """Both superblock slots hold the state that reaches ``reachable``: every other page is free."""
         per_chunk = self._per_chunk
         pages = (page for chunk in self._chunks for page in range(chunk * per_chunk, (chunk + 1) * per_chunk))
         self._free = sorted((page for page in pages if page not in reachable), reverse=True)
+        self._running = 0
         self.rebase()
 
     def rebase(self) -> None:
@@ -64,7 +71,7 @@ class PagePool:
         for node in nodes:
             tops = -(-len(node.map.leaves) // TOP_ENTRIES)
             words = -(-node.dead.words() // WORDS_PER_PAGE)
-            if node.kind == NodeKind.HEAD or node.map.dirty or node.dead.dirty:
+            if node.kind == NodeKind.HEAD or node.flags & _CHANGING or node.map.dirty or node.dead.dirty:
                 pages += tops + words + 1
             pages += (tops + words) // 512
         queued = sum(map(len, self._family.reclaim))
@@ -84,7 +91,7 @@ class PagePool:
 
     def headroom(self) -> int:
         """Free pages beyond what the next checkpoint needs."""
-        return len(self._free) - self.needed()
+        return len(self._free) - self._running - self.needed()
 
     @property
     def chunk_count(self) -> int:

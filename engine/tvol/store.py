@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, StoreFailed
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, OutOfSpace, StoreFailed
 from engine.stores import Extent, Space, StoreCapabilities
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 _CAPABILITIES = StoreCapabilities(
     fast_path=True, instant_epoch=True, instant_rollback=True, digests=False, recovery_points=True
 )
-
-
-TREE_PAGES = 8
-"""More than a tree operation adds to the next checkpoint besides its node's map, which ``structure_pages`` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +167,9 @@ class NativeStore:
             while len(found) > 1:
                 yield found.pop(0)
             await asyncio.sleep(0)
+            self._native(newer)  # raises NotFound: a deleted node loses its leaves in the background
+            if older is not None:
+                self._native(older)
         for extent in found:
             yield extent
 
@@ -213,6 +212,11 @@ class NativeStore:
     def _new_node(self) -> int:
         return self._core.family.next_node
 
+    def _tree_pages(self) -> int:
+        """More pages than any tree operation adds to the next checkpoint: a map's top pages, a few besides."""
+        leaves = max((len(node.map.leaves) for node in self._core.family.nodes.values()), default=0)
+        return 8 + leaves // layout.TOP_ENTRIES
+
     # --- snapshots ----------------------------------------------------------------------------------------------
 
     async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> NativeSnapshot:
@@ -221,7 +225,7 @@ class NativeStore:
         Raises AlreadyExists, InvalidArgument, StoreFailed, OutOfSpace.
         """
         self._check_snapshot(head, name, guid)
-        if not self._core.ready_for_tree_record():
+        if not self._core.ready_for_tree_record(self._tree_pages()):
             await self.prepare_flip()
             self._check_snapshot(head, name, guid)
         flip = self.flip(head, name, guid=guid, hidden=hidden)
@@ -239,7 +243,7 @@ class NativeStore:
 
     async def prepare_flip(self) -> None:
         """Return when ``flip`` has the room it needs; call it before the next await."""
-        await self._core.make_room(pages=TREE_PAGES, reserved=True)
+        await self._core.make_room(pages=self._tree_pages(), reserved=True)
 
     def flip(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Flip:
         """The snapshot's instant, synchronously: writes admitted before belong to it, later ones do not.
@@ -260,7 +264,12 @@ class NativeStore:
     async def seal(self, flip: Flip) -> None:
         """Wait for the writes of the old epoch and make the snapshot durable. Raises StoreFailed, OutOfSpace."""
         await flip.epoch.drained()
-        await self._core.make_room(reserved=True)
+        try:
+            await self._core.make_room(reserved=True)
+        except OutOfSpace:
+            self._delete([flip.snapshot])  # one small record fits always; without a seal nobody has the snapshot
+            self._housekeeper.wake()
+            raise
         self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(flip.snapshot.node_id))
         await self._core.flush()
 
@@ -307,7 +316,7 @@ class NativeStore:
     async def clone(self, source: Frozen, name: str) -> NativeHead:
         """A linked clone: a new volume that shares the snapshot's chunks. Raises AlreadyExists, InvalidArgument."""
         check_name(name)
-        await self._core.make_room(pages=TREE_PAGES)
+        await self._core.make_room(pages=self._tree_pages())
         found = self._sealed_snapshot(source)
         if any(head.name == name for head in self.volumes()):
             raise AlreadyExists("volume", name)
@@ -344,7 +353,7 @@ class NativeStore:
         try:
             await found.drained()
             await self.snapshot(found, f"before-rollback-{number}")
-            await self._core.make_room(pages=TREE_PAGES, reserved=True)
+            await self._core.make_room(pages=self._tree_pages(), reserved=True)
             target = self._sealed_snapshot(to)
             self._core.log(RecordType.ROLLBACK, layout.ROLLBACK.pack(found.node_id, target.node_id))
         finally:
@@ -374,10 +383,11 @@ class NativeStore:
                 await shut.drained()
             await self._core.make_room(record_bytes=layout.record_length(4 * len(devices)), reserved=True)
             self._check_clones(found)
+            devices = self._devices_of(found.volume_id)
             for device in devices:
                 if isinstance(device, NativeSnapshot):
                     self._sealed_snapshot(device)
-            self._delete(self._devices_of(found.volume_id))
+            self._delete(devices)
         finally:
             for shut in heads:
                 shut.reopen()
@@ -405,7 +415,7 @@ class NativeStore:
 
         Raises InvalidState when the volume has one.
         """
-        await self._core.make_room(pages=TREE_PAGES)
+        await self._core.make_room(pages=self._tree_pages())
         found = self._head(head)
         if self.staging(found.volume_id):
             raise InvalidState(f"staging of {found.name!r}", "open", "none")
@@ -433,7 +443,7 @@ class NativeStore:
         try:
             await found.drained()
             await head.drained()
-            await self._core.make_room(pages=2 * TREE_PAGES, reserved=True)
+            await self._core.make_room(pages=2 * self._tree_pages(), reserved=True)
             self._check_snapshot(head, name, guid)
             core = self._core
             fixed = layout.STAGING_COMMIT.pack(found.node_id, head.node_id, self._new_node(), core.env.clock.time())

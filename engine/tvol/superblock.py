@@ -59,5 +59,29 @@ def _check(superblock: Superblock, file: BlockFile, *, writable: bool) -> None:
         raise StoreCorrupt(f"superblock of {file.path}", f"journal of {ring} bytes, at {superblock.journal_offset}")
 
 
+def heal_slots(file: BlockFile, superblock: Superblock) -> None:
+    """Before anything is written after an open: what was read becomes what is durable, in both slots.
+
+    A killed process may have left the ruling slot in the page cache only, with an older state on disk; or the other
+    slot is older or rotten. Reusing what only that older state refers to would then not survive a power loss.
+    """
+    _sync_what_was_read(file)
+    wanted = superblock.serialize()
+    for slot, offset in enumerate(SUPERBLOCK_OFFSETS):
+        data = bytearray(SUPERBLOCK_SIZE)
+        file.read_into((memoryview(data),), offset)
+        if data != wanted:
+            write_slot(file, slot, superblock)
+            _sync_healed_slot(file)
+
+
+def _sync_what_was_read(file: BlockFile) -> None:
+    file.sync_data()
+
+
+def _sync_healed_slot(file: BlockFile) -> None:
+    file.sync_data()
+
+
 def write_slot(file: BlockFile, slot: int, superblock: Superblock) -> None:
     file.write((memoryview(superblock.serialize()),), SUPERBLOCK_OFFSETS[slot])

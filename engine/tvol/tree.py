@@ -407,6 +407,7 @@ class Family:
             node.generation = node.floor
             node.dead = Deadlist()  # what it names belongs to older snapshots
             self.reclaiming.append(node)
+            self._count_structure(node)
             return
         child = node.children.pop()
         child.parent = None
