@@ -49,12 +49,16 @@ PIECE_BYTES = 256 * KIB
 
 
 class Epoch:
-    """The writes admitted between two flips, and the node that they are published in."""
+    """The writes admitted between two flips, and the node that they are published in.
 
-    __slots__ = ("_drained", "node", "writers")
+    What the epochs ``before`` still write goes to chunks that later snapshots share: it belongs to those too.
+    """
 
-    def __init__(self, node: Node) -> None:
+    __slots__ = ("_drained", "before", "node", "writers")
+
+    def __init__(self, node: Node, before: Epoch | None = None) -> None:
         self.node = node
+        self.before = before
         self.writers = 0
         self._drained: asyncio.Event | None = None
 
@@ -64,7 +68,10 @@ class Epoch:
             self._drained.set()
 
     async def drained(self) -> None:
-        """Wait until the last admitted write has ended."""
+        """Wait until the last write admitted in this epoch or before it has ended."""
+        if self.before:
+            await self.before.drained()
+            self.before = None
         while self.writers:
             self._drained = self._drained or asyncio.Event()
             self._drained.clear()
@@ -501,7 +508,8 @@ class NativeHead(NativeDevice):
 
     def hand_over_epoch(self, snapshot: Node) -> Epoch:
         """The flip happened: what was admitted belongs to ``snapshot``. Returns the epoch to wait for."""
-        epoch, self._epoch = self._epoch, Epoch(self._node)
+        epoch = self._epoch
+        self._epoch = Epoch(self._node, before=epoch)
         epoch.node = snapshot
         return epoch
 
