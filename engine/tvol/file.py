@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import InvalidArgument, StoreFailed
+from engine.errors import InvalidArgument, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import Allocator
 from engine.tvol.births import Births
@@ -215,7 +215,12 @@ class TvolFile(NativeStore):
         core = store._core
         missing = MARGIN * 2 - core.pages.headroom()
         if missing > 0:
-            await store._reserve_pages(missing)
+            try:
+                await store._reserve_pages(missing)
+            except OutOfSpace:
+                if core.pages.headroom() < 0:
+                    raise
+                _LOG.warning("%s: the disk is full; only what needs no space will work", file.path)
         await core.checkpointer.run()
         store._housekeeper.wake()
         return store
@@ -226,7 +231,11 @@ class TvolFile(NativeStore):
         count = -(-pages * layout.PAGE_SIZE // core.chunk_bytes) + 1
         first = core.allocator.extend(count)
         offset, length = first << core.chunk_shift, count << core.chunk_shift
-        await core.env.workers.run(lambda: core.file.allocate(offset, length))
+        try:
+            await core.env.workers.run(lambda: core.file.allocate(offset, length))
+        except OutOfSpace:
+            core.allocator.give_back(range(first + count - 1, first - 1, -1))
+            raise
         for chunk in range(first, first + count):
             core.family.births.set(chunk, BIRTH_METADATA)
         core.pages.add_chunks(first, count)
