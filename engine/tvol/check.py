@@ -161,7 +161,8 @@ class _Checker:
                 self._damage(node.where, f"its id is not below the next one, {image.file.next_node}")
             if record.kind not in (NodeKind.HEAD, NodeKind.SNAPSHOT):
                 self._damage(node.where, f"unknown kind {record.kind}")
-            if record.kind == NodeKind.SNAPSHOT and not record.flags & NodeFlag.RECLAIMING:
+            reclaiming = bool(record.flags & NodeFlag.RECLAIMING)
+            if record.kind == NodeKind.SNAPSHOT and not reclaiming:
                 if record.generation >= image.file.generation:
                     self._damage(node.where, f"generation {record.generation} of {image.file.generation}")
                 if record.generation in generations:
@@ -169,7 +170,7 @@ class _Checker:
                 generations[record.generation] = record.node
             self._parent(node)
             span = layout.LEAF_ENTRIES * image.superblock.chunk_bytes
-            if record.leaf_count * span < record.size_bytes:
+            if not reclaiming and record.leaf_count * span < record.size_bytes:
                 self._damage(node.where, f"{record.leaf_count} map leaves do not cover {record.size_bytes} bytes")
 
     def _parent(self, node: Node) -> None:

@@ -105,6 +105,11 @@ class SparseBytes:
                 self.pages[number][inside : inside + step] = bytes(step)
             offset += step
 
+    def allocate(self, offset: int, length: int) -> None:
+        for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
+            self.pages.setdefault(number, bytearray(PAGE))
+        self.size = max(self.size, offset + length)
+
     def truncate(self, size: int) -> None:
         if size < self.size:
             self.punch(size, self.size - size)
@@ -117,7 +122,7 @@ class SparseBytes:
 class Effect:
     """Something issued and not yet durable: ``data`` for a write, else ``length`` of a punch or a new size."""
 
-    kind: str  # "write", "punch", "truncate"
+    kind: str  # "write", "punch", "truncate", "allocate"
     offset: int
     length: int
     data: bytes = b""
@@ -127,12 +132,14 @@ class Effect:
             image.write(self.offset, self.data)
         elif self.kind == "punch":
             image.punch(self.offset, self.length)
+        elif self.kind == "allocate":
+            image.allocate(self.offset, self.length)
         else:
             image.truncate(self.length)
 
     def apply_torn(self, image: SparseBytes, rng: random.Random) -> None:
         """Some of its sectors: a prefix, a suffix or any of them."""
-        if self.kind == "truncate":
+        if self.kind in ("truncate", "allocate"):
             return
         sectors = _sectors(self.offset, self.length)
         cut = rng.randrange(len(sectors) + 1)
@@ -256,10 +263,7 @@ class SimBlockFile:
         if self._step("allocate", offset, length):
             self._check_writable()
             self._reserve(offset, length)
-            for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
-                self._inode.live.pages.setdefault(number, bytearray(PAGE))
-            if offset + length > self._inode.live.size:
-                self._inode.issue(Effect("truncate", 0, offset + length))
+            self._inode.issue(Effect("allocate", offset, length))
 
     def truncate(self, size: int, /) -> None:
         if self._step("truncate", size, 0):

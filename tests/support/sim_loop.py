@@ -12,6 +12,7 @@ are, as after ``kill -9``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TURN_SECONDS = 1e-4
 """What one turn takes on the virtual clock."""
+MAX_FORGOTTEN_TASKS = 1000
+MAX_CLOSES = 50
 
 
 class ProcessDied(BaseException):
@@ -50,6 +53,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._time = 0.0
         self._closed = False
         self._running = False
+        self._tasks: list[asyncio.Task[Any]] = []
 
     # What asyncio's tasks, futures and locks call.
 
@@ -92,7 +96,11 @@ class SimLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro, *, name=None, context=None):
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        if len(self._tasks) > MAX_FORGOTTEN_TASKS:
+            self._tasks = [other for other in self._tasks if not other.done()]
+        self._tasks.append(task)
+        return task
 
     def call_exception_handler(self, context) -> None:
         if not self.dead:
@@ -121,8 +129,15 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.dead = True
 
     def close(self) -> None:
-        """Forget everything, silently, as the end of a process does."""
+        """End every task where it stands, as the end of a process does. The files must be dead already, since the
+        tasks' ``finally`` clauses run."""
         self.dead = True
+        asyncio._set_running_loop(self)
+        try:
+            while self._tasks:
+                _end(self._tasks.pop().get_coro())
+        finally:
+            asyncio._set_running_loop(None)
         self._closed = True
         self._ready.clear()
         self._at_turn.clear()
@@ -156,6 +171,14 @@ class SimLoop(asyncio.AbstractEventLoop):
             self._time = max(self._time, self._timers[0][0])
         else:
             raise Deadlock("nothing is left to run")
+
+
+def _end(coro: Any) -> None:
+    """Close a coroutine, through all the waits in its ``finally`` clauses; what they raise does not matter now."""
+    for _ in range(MAX_CLOSES):
+        with contextlib.suppress(BaseException):
+            coro.close()
+            return
 
 
 class SimWorkers:
