@@ -1,0 +1,459 @@
+"""Random users of a store: readers, writers, and those who snapshot, clone, roll back, delete and stage.
+
+Each tells the oracle *before* a call what may happen, and *after* it what is certain. A call that raises a
+refusal (in use, wrong state, no space) has done nothing certain: what it wrote stays possible, not promised.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from engine.errors import InUse, InvalidState, MediumError, NotFound, OutOfSpace, StoreFailed, WriteProtected
+from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
+from tests.support.volume_oracle import Content, Windows, tagged
+
+if TYPE_CHECKING:
+    import random
+
+    from engine.stores import Frozen, Head
+    from engine.tvol.file import TvolFile
+    from tests.support.sim_files import SimFileSystem
+
+REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
+SNAPSHOTS_MAX = 6
+VOLUMES_MAX = 3
+
+
+async def read_all(device: Head | Frozen, windows: Windows) -> bytearray:
+    """Every window of a device, one after the other."""
+    buffer = bytearray(windows.sectors * SECTOR)
+    view = memoryview(buffer)
+    position = 0
+    for offset, length in windows.parts:
+        await device.read(offset, view[position : position + length])
+        position += length
+    return buffer
+
+
+class Client:
+    """One user, doing ``steps`` random things to the family."""
+
+    def __init__(self, rng: random.Random, store: TvolFile, family: Family, files: SimFileSystem) -> None:
+        self.rng = rng
+        self.store = store
+        self.family = family
+        self.files = files
+        self.failed = False
+        """The store said StoreFailed: nothing further succeeds until it is reopened."""
+
+    async def run(self, steps: int, *, structural: float) -> None:
+        for _ in range(steps):
+            if self.files.dead or self.failed:
+                return
+            try:
+                if self.rng.random() < structural:
+                    await self._structural()
+                else:
+                    await self._io()
+            except REFUSALS:
+                continue
+            except (StoreFailed, MediumError):
+                self.failed = True
+
+    def _decided(self) -> bool:
+        """Whether a structural call that ended has an end that is known: not in a dead process or a failed store."""
+        return not self.files.dead and self.store.failed is None
+
+    # Input and output
+
+    async def _io(self) -> None:
+        volume = self._pick_volume()
+        if volume is None:
+            return
+        volume.users += 1
+        try:
+            target: Volume | Staging = volume
+            staging = volume.staging
+            if staging is not None and staging.head is not None and self.rng.random() < 0.5:
+                target = staging
+            await self._one_io(target)
+        finally:
+            volume.users -= 1
+
+    async def _one_io(self, target: Volume | Staging) -> None:
+        head = target.head
+        assert head is not None
+        kind = self.rng.choices(
+            ("write", "try_write", "fua", "zeroes", "discard", "flush", "read"), (20, 25, 5, 5, 6, 8, 8)
+        )[0]
+        content = target.content
+        if kind == "flush":
+            captured = content.flushing()
+            number = self.family.next()
+            self.family.tell(f"{number} {head.name} flush")
+            await head.flush()
+            if not self.files.dead:
+                self.family.tell(f"{number} done")
+                content.flushed(captured)
+        elif kind == "read":
+            await self._read(head, target)
+        elif kind == "try_write":
+            await self._try_writes(head, target)
+        else:
+            await self._change(kind, head, target)
+
+    async def _change(self, kind: str, head: Head, target: Volume | Staging) -> None:
+        content = target.content
+        start, offset, length = self._extent(target.windows)
+        end = start + length // SECTOR
+        number = self.family.next()
+        self.family.tell(f"{number} {head.name} {kind} {offset}+{length} sectors {start}..{end - 1}")
+        if kind in ("write", "fua"):
+            data = tagged(number, start, end - start, target.writer)
+            await head.write(offset, memoryview(data), fua=kind == "fua")
+            if not self.files.dead:
+                self.family.tell(f"{number} done")
+                content.acknowledged(start, end, number, value=number, durable=kind == "fua")
+            return
+        content.zeroing(start, end, number)
+        if kind == "zeroes":
+            fua = self.rng.random() < 0.2
+            await head.write_zeroes(offset, length, fua=fua)
+            if not self.files.dead:
+                self.family.tell(f"{number} done")
+                content.acknowledged(start, end, number, value=0, durable=fua)
+        else:
+            await head.discard(offset, length)
+            if not self.files.dead:
+                self.family.tell(f"{number} done")
+                content.acknowledged(start, end, number, value=0)
+
+    async def _try_writes(self, head: Head, target: Volume | Staging) -> None:
+        """A pass of the loop: some writes, the journal once, then the answers."""
+        done = []
+        later = []
+        for _ in range(self.rng.randint(1, 4)):
+            start, offset, length = self._extent(target.windows)
+            number = self.family.next()
+            sectors = length // SECTOR
+            data = tagged(number, start, sectors, target.writer)
+            self.family.tell(f"{number} {head.name} try_write {offset}+{length} sectors {start}..{start + sectors - 1}")
+            if head.try_write(offset, memoryview(data)):
+                done.append((start, start + sectors, number))
+            else:
+                later.append((start, sectors, number, offset, data))
+                break
+            if self.files.dead:
+                return
+        head.end_pass()
+        if self.files.dead:
+            return
+        for start, end, number in done:
+            self.family.tell(f"{number} done")
+            target.content.acknowledged(start, end, number, value=number)
+        for start, sectors, number, offset, data in later:
+            await head.write(offset, memoryview(data))
+            if not self.files.dead:
+                self.family.tell(f"{number} done")
+                target.content.acknowledged(start, start + sectors, number, value=number)
+
+    async def _read(self, head: Head, target: Volume | Staging) -> None:
+        start, offset, length = self._extent(target.windows)
+        end = start + length // SECTOR
+        content = target.content
+        floor = content.floor_of(start, end)
+        buffer = bytearray(length)
+        if not head.try_read(offset, memoryview(buffer)):
+            await head.read(offset, memoryview(buffer))
+        if not self.files.dead:
+            content.verify(buffer, start, floor, "a read")
+
+    def _extent(self, windows: Windows) -> tuple[int, int, int]:
+        """A random extent: (sector in the windows, offset, length). Sizes from one sector to several chunks."""
+        total = windows.sectors
+        count = self.rng.choice((1, 1, 8, 8, 8, 64, 128, 128, 200, 300))
+        start = self.rng.randrange(total)
+        if count >= 8 and self.rng.random() < 0.7:
+            start -= start % (128 if count >= 128 else 8)
+        count = min(count, total - start)
+        return self.rng.choice(windows.within(start, count))
+
+    # Structure
+
+    async def _structural(self) -> None:
+        kind = self.rng.choices(
+            ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed"),
+            (10, 6, 2, 3, 2, 1, 4, 1),
+        )[0]
+        await getattr(self, f"_{kind}")()
+
+    def _pick_volume(self, *, alone: bool = False) -> Volume | None:
+        fit = [v for v in self.family.volumes.values() if not v.exclusive and v.head is not None]
+        if alone:
+            fit = [volume for volume in fit if volume.users == 0]
+        return self.rng.choice(fit) if fit else None
+
+    def _pick_snapshot(self, volume_id: str | None = None) -> Snapshot | None:
+        fit = [
+            s
+            for s in self.family.snapshots.values()
+            if s.certain and not s.doomed and s.frozen is not None and volume_id in (None, s.volume_id)
+        ]
+        return self.rng.choice(fit) if fit else None
+
+    def _guid(self) -> str:
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    async def _snapshot(self) -> None:
+        volume = self._pick_volume()
+        if volume is None or len(self.family.snapshots) >= SNAPSHOTS_MAX:
+            return
+        volume.users += 1
+        guid = self._guid()
+        name = f"s{self.family.next()}"
+        head = volume.head
+        assert head is not None
+        content = volume.content.frozen_at(self.family.number)
+        snapshot = Snapshot(guid, volume.volume_id, volume.size_bytes, volume.windows, content)
+        self.family.snapshots[guid] = snapshot
+        self.family.tell(f"{self.family.number} {head.name} snapshot {name}")
+        try:
+            frozen = await self.store.snapshot(head, name, guid=guid)
+        except REFUSALS:
+            del self.family.snapshots[guid]
+            raise
+        finally:
+            volume.users -= 1
+        if self.files.dead:
+            return
+        snapshot.frozen = frozen
+        snapshot.certain = True
+        self.family.tell(f"snapshot {name} done")
+        if self.rng.random() < 0.5:
+            snapshot.users += 1
+            await self._pin(snapshot)
+            snapshot.users -= 1
+
+    async def _pin(self, snapshot: Snapshot) -> None:
+        """Read a snapshot whole: what it shows now it must show for ever."""
+        frozen = snapshot.frozen
+        if frozen is None:
+            return
+        data = await read_all(frozen, snapshot.windows)
+        if self.files.dead:
+            return
+        content = snapshot.content
+        what = f"snapshot {frozen.name!r}"
+        values = content.verify(data, 0, (content.cached_base, content.cached_floor), what)
+        content.observed(values, self.family.number, durable=True)
+
+    async def _delete(self) -> None:
+        snapshot = self._pick_snapshot()
+        if snapshot is None or snapshot.users:
+            return
+        volume = self.family.volumes.get(snapshot.volume_id)
+        if volume is not None and volume.exclusive:
+            return
+        snapshot.doomed = True
+        assert snapshot.frozen is not None
+        self.family.tell(f"delete snapshot {snapshot.frozen.name}")
+        try:
+            await self.store.delete_snapshot(snapshot.frozen)
+        except REFUSALS:
+            snapshot.doomed = False
+            raise
+        if not self.files.dead:
+            self.family.snapshots.pop(snapshot.guid, None)
+
+    async def _clone(self) -> None:
+        snapshot = self._pick_snapshot()
+        if snapshot is None or len(self.family.volumes) + len(self.family.maybe_clones) >= VOLUMES_MAX:
+            return
+        snapshot.users += 1
+        writer = next(self.family.writers)
+        name = f"c{self.family.next()}"
+        content = snapshot.content.heir(writer, self.family.number)
+        maybe = MaybeClone(name, snapshot.size_bytes, snapshot.windows, content, writer)
+        self.family.maybe_clones[name] = maybe
+        self.family.tell(f"clone {name} of {snapshot.frozen.name if snapshot.frozen else None}")
+        try:
+            assert snapshot.frozen is not None
+            head = await self.store.clone(snapshot.frozen, name)
+        finally:
+            snapshot.users -= 1
+            if self._decided():
+                self.family.maybe_clones.pop(name, None)
+        if not self.files.dead:
+            self.family.adopt(head, snapshot.windows, content, writer)
+
+    async def _rollback(self) -> None:
+        volume = self._pick_volume(alone=True)
+        snapshot = self._pick_snapshot(volume.volume_id) if volume is not None else None
+        if volume is None or snapshot is None or volume.staging is not None:
+            return
+        if len(self.family.snapshots) >= SNAPSHOTS_MAX:
+            return
+        assert volume.head is not None
+        assert snapshot.frozen is not None
+        volume.exclusive = True
+        snapshot.users += 1
+        number = self.family.next()
+        self.family.tell(f"{number} {volume.name} rollback to {snapshot.frozen.name}")
+        self.family.rolling_back[volume.volume_id] = kept = volume.content.frozen_at(number)
+        content = snapshot.content.heir(volume.writer, number)
+        volume.other = Change(content, snapshot.size_bytes, snapshot.windows)
+        before = {item.guid for item in self.store.snapshots(volume.volume_id)}
+        old_size, old_windows = volume.size_bytes, volume.windows
+        try:
+            head = await self.store.rollback(volume.head, snapshot.frozen)
+            if self.files.dead:
+                return
+            for item in self.store.snapshots(volume.volume_id):
+                if item.guid not in before and item.guid not in self.family.snapshots:
+                    new = Snapshot(item.guid, volume.volume_id, old_size, old_windows, kept, certain=True, frozen=item)
+                    self.family.snapshots[item.guid] = new
+            volume.head, volume.content, volume.size_bytes = head, content, snapshot.size_bytes
+            volume.windows = snapshot.windows
+        finally:
+            if self._decided():
+                self.family.rolling_back.pop(volume.volume_id, None)
+                volume.other = None
+                volume.exclusive = False
+                snapshot.users -= 1
+
+    async def _resize(self) -> None:
+        volume = self._pick_volume(alone=True)
+        if volume is None or len(volume.windows.parts) != 1 or volume.staging is not None:
+            return
+        assert volume.head is not None
+        size = self.rng.randrange(1, 24) * 32768 + self.rng.choice((0, 0, SECTOR * 8))
+        volume.exclusive = True
+        number = self.family.next()
+        self.family.tell(f"{number} {volume.name} resize {size}")
+        windows = Windows(((0, size),))
+        # Of a shrink that did not finish, the end may be cleared and still be there.
+        volume.content.zeroing(windows.sectors, volume.content.sectors, number)
+        change = Change(volume.content.resized(windows.sectors, number), size, windows)
+        volume.other = change
+        try:
+            await volume.head.resize(size)
+            if not self.files.dead:
+                volume.content, volume.size_bytes, volume.windows = change.content, size, windows
+        finally:
+            if self._decided():
+                volume.other = None
+                volume.exclusive = False
+
+    async def _drop(self) -> None:
+        """Delete a whole volume, if it is not the last."""
+        volume = self._pick_volume(alone=True)
+        if volume is None or len(self.family.volumes) < 2:
+            return
+        if any(snapshot.volume_id == volume.volume_id for snapshot in self.family.snapshots.values()):
+            return
+        assert volume.head is not None
+        volume.exclusive = True
+        self.family.maybe_deleted.add(volume.volume_id)
+        self.family.tell(f"delete volume {volume.name}")
+        try:
+            await self.store.delete_volume(volume.head)
+            if not self.files.dead:
+                del self.family.volumes[volume.volume_id]
+        finally:
+            if self._decided():
+                self.family.maybe_deleted.discard(volume.volume_id)
+                volume.exclusive = False
+
+    async def _staging(self) -> None:
+        volume = self._pick_volume(alone=True)
+        if volume is None or volume.head is None:
+            return
+        volume.exclusive = True
+        try:
+            if volume.staging is None:
+                await self._begin_staging(volume)
+            elif self.rng.random() < 0.5:
+                await self._commit_staging(volume, volume.staging)
+            else:
+                assert volume.staging.head is not None
+                volume.staging.aborting = True
+                self.family.tell(f"{volume.name} abort staging")
+                await self.store.abort_staging(volume.staging.head)
+                if not self.files.dead:
+                    volume.staging = None
+        finally:
+            if self._decided():
+                volume.exclusive = False
+
+    async def _begin_staging(self, volume: Volume) -> None:
+        assert volume.head is not None
+        base = self._pick_snapshot(volume.volume_id) if self.rng.random() < 0.7 else None
+        writer = next(self.family.writers)
+        number = self.family.next()
+        if base is None:
+            content, size, windows = (
+                Content(volume.windows.sectors, {writer: 1 << 62}),
+                volume.size_bytes,
+                volume.windows,
+            )
+        else:
+            content, size, windows = base.content.heir(writer, number), base.size_bytes, base.windows
+        volume.staging = staging = Staging(content, windows, size, writer)
+        self.family.tell(
+            f"{number} {volume.name} begin staging on {base.frozen.name if base and base.frozen else None}"
+        )
+        try:
+            head = await self.store.begin_staging(volume.head, base.frozen if base is not None else None)
+        except REFUSALS:
+            volume.staging = None
+            raise
+        if not self.files.dead:
+            staging.head, staging.certain = head, True
+
+    async def _commit_staging(self, volume: Volume, staging: Staging) -> None:
+        assert staging.head is not None
+        if len(self.family.snapshots) >= SNAPSHOTS_MAX:
+            return
+        guid = self._guid()
+        name = f"r{self.family.next()}"
+        frozen_content = staging.content.frozen_at(self.family.number)
+        content = staging.content.heir(volume.writer, self.family.number)
+        snapshot = Snapshot(guid, volume.volume_id, staging.size_bytes, staging.windows, frozen_content)
+        self.family.snapshots[guid] = snapshot
+        staging.commit = guid
+        self.family.tell(f"{self.family.number} {volume.name} commit staging as {name}")
+        volume.other = Change(content, staging.size_bytes, staging.windows)
+        try:
+            head, frozen = await self.store.commit_staging(staging.head, name, guid=guid)
+        except REFUSALS:
+            del self.family.snapshots[guid]
+            staging.commit = volume.other = None
+            raise
+        if self.files.dead:
+            return
+        snapshot.frozen, snapshot.certain = frozen, True
+        volume.head, volume.content, volume.staging, volume.other = head, content, None, None
+        volume.size_bytes, volume.windows = staging.size_bytes, staging.windows
+
+    async def _changed(self) -> None:
+        """Ranges between two snapshots must cover every sector in which they differ."""
+        older, newer = self._pick_snapshot(), self._pick_snapshot()
+        if older is None or newer is None or older is newer or older.windows != newer.windows:
+            return
+        older.users += 1
+        newer.users += 1
+        try:
+            await self._pin(older)
+            await self._pin(newer)
+            assert older.frozen is not None
+            assert newer.frozen is not None
+            told = [(e.offset, e.end) async for e in self.store.changed(older.frozen, newer.frozen)]
+        finally:
+            older.users -= 1
+            newer.users -= 1
+        if self.files.dead:
+            return
+        for sector in (older.content.cached_base != newer.content.cached_base).nonzero()[0].tolist():
+            (_, offset, _), *_ = older.windows.within(sector, 1)
+            assert any(start <= offset < end for start, end in told), f"changed() misses sector {sector}"

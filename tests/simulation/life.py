@@ -1,0 +1,237 @@
+"""The crash simulation of the volume file: one seed is one file's whole life, with several crashes in it.
+
+Each life makes a file with a tiny journal, lets several clients work on it at once, and ends the process inside
+a random file operation, at a random turn of the loop, while opening, or while idle. Then the machine either
+keeps its page cache (kill) or loses some of what was not synced (power loss, see ``tests.support.sim_files``).
+The file is checked as it lies there, opened, read whole against the oracle, checked again, and goes on.
+
+Oracle (``tests.support.volume_oracle``, ``tests.simulation.family``)
+    * acknowledged survives a kill; flushed, FUA and structural calls that returned survive power loss;
+    * every unflushed sector is old or new, never other;
+    * a snapshot, once read, never changes; what was acknowledged before it is in it, what came after is not;
+    * volumes, snapshots and staging areas exist exactly as promised; a commit of staging is all or nothing;
+    * ``check`` is clean before and after every recovery, and the file can go on;
+    * a failed sync is sticky until the file is reopened; a full disk fails writes and damages nothing.
+
+Not checked: speed, how much of the unflushed survives, file systems that reorder below a sector.
+
+``python -m tests.simulation.life --seed 1 --crashes 10000 --processes 2`` runs from a seed (``make sim``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import MediumError, StoreFailed
+from engine.files import StoreEnv
+from engine.tvol.check import check_file
+from engine.tvol.file import TvolFile
+from tests.simulation.clients import Client, read_all
+from tests.simulation.family import SECTOR, Family, Violation
+from tests.support.sim_files import Fault, SimFileSystem, eio
+from tests.support.sim_loop import Deadlock, ProcessDied, SimClock, SimLoop, SimWorkers
+from tests.support.volume_oracle import Content, Windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATH = Path("/pool/volumes/family.tvol")
+CHUNK = 65536
+LEAF_SPAN = 4096 * CHUNK
+CRASHES_PER_LIFE_MAX = 6
+
+
+class SimulationFailed(AssertionError):
+    """One seed broke a promise; the message has the line that replays it."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a seed decides before its life begins."""
+
+    rng: random.Random
+    windows: Windows
+    size_bytes: int
+    crashes: int
+    clients: int
+    structural: float
+    quota_chunks: int | None
+    fail_sync: bool
+    journal_bytes: int = 0
+
+    @classmethod
+    def of(cls, seed: int) -> Plan:
+        rng = random.Random(seed)
+        if rng.random() < 0.7:
+            size = rng.randrange(2, 14) * CHUNK + rng.choice((0, 0, 4096, SECTOR))
+            windows = Windows(((0, size),))
+        else:
+            size = LEAF_SPAN + 8 * CHUNK
+            windows = Windows(((0, 2 * CHUNK), (LEAF_SPAN - 2 * CHUNK, 4 * CHUNK), (size - CHUNK, CHUNK)))
+        return cls(
+            rng,
+            windows,
+            size,
+            crashes=rng.randint(1, CRASHES_PER_LIFE_MAX),
+            clients=rng.randint(1, 6),
+            structural=rng.choice((0.0, 0.05, 0.15, 0.3, 0.5)),
+            quota_chunks=rng.randrange(40, 90) if rng.random() < 0.1 else None,
+            fail_sync=rng.random() < 0.06,
+            journal_bytes=CHUNK,
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one seed did."""
+
+    seed: int
+    crashes: int = 0
+    kills: int = 0
+    power_losses: int = 0
+    operations: int = 0
+    failure: str | None = None
+    trace: list[str] = field(default_factory=list)
+
+
+class Life:
+    """One seed."""
+
+    def __init__(self, seed: int, *, verbose: bool = False) -> None:
+        self.power_lost = False
+        self.plan = Plan.of(seed)
+        self.rng = self.plan.rng
+        self.files = SimFileSystem(
+            random.Random(self.rng.getrandbits(64)), cold_read_chance=self.rng.choice((0.0, 0.2))
+        )
+        self.family = Family()
+        self.outcome = Outcome(seed)
+        if verbose:
+            self.family.story = self.outcome.trace
+        self.created = False
+
+    def run(self) -> Outcome:
+        """Raises Violation and whatever else the store should never raise."""
+        while self.outcome.crashes < self.plan.crashes or not self.created:
+            self._one_process()
+        self._process(self._look_only)
+        return self.outcome
+
+    def _one_process(self) -> None:
+        rng = self.rng
+        self.files.faults.clear()
+        if self.created and self.plan.fail_sync:
+            self.files.faults.append(Fault("sync", eio, nth=rng.randint(1, 40)))
+        self.files.quota_bytes = self.plan.quota_chunks * CHUNK if self.plan.quota_chunks and self.created else None
+        died = self._process(self._work if self.created else self._make)
+        # After a failed sync the cache shows what the medium does not have, and nobody can tell what: STORE asks for
+        # a check and a reopening, and only a reboot brings back what can be trusted.
+        power = rng.random() < 0.65 or self.files.cache_lies
+        if power:
+            story = f"power lost, of what pended the medium has: {self.files.lose_power()}"
+        else:
+            story = "the process ended"
+            self.files.restart_process()
+        if self.created:
+            self.outcome.crashes += 1
+            self.outcome.kills += not power
+            self.outcome.power_losses += power
+        self.family.tell(f"crash {self.outcome.crashes}: {'inside an operation' if died else 'idle'}; {story}")
+        self.family.crashed(power_lost=power)
+        self.power_lost = power
+        if self.created:
+            self._check()
+
+    def _process(self, main: Callable[[SimLoop, StoreEnv], object]) -> bool:
+        """Run one process. True: it died; False: it ended by itself."""
+        loop = SimLoop()
+        workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=self.rng.choice((1, 3, 12)))
+        self.files.on_death = loop.die
+        try:
+            loop.run_until_complete(main(loop, StoreEnv(self.files, workers, SimClock(loop))))
+        except ProcessDied:
+            return True
+        except (StoreFailed, MediumError):
+            if not self.files.cache_lies:
+                raise
+        finally:
+            self.files.kill()
+            loop.close()
+            self.outcome.operations = self.files.operations
+        if loop.errors:
+            raise Violation(f"the loop reported: {loop.errors[0]}")
+        return False
+
+    async def _make(self, loop: SimLoop, env: StoreEnv) -> None:
+        plan = self.plan
+        store = await TvolFile.create(
+            env,
+            PATH,
+            volume_name="vol",
+            size_bytes=plan.size_bytes,
+            chunk_bytes=CHUNK,
+            journal_bytes=plan.journal_bytes,
+        )
+        self.created = True
+        writer = next(self.family.writers)
+        self.family.adopt(store.volumes()[0], plan.windows, Content(plan.windows.sectors, {writer: 1 << 62}), writer)
+        await self._clients(loop, store)
+
+    async def _work(self, loop: SimLoop, env: StoreEnv) -> None:
+        if self.rng.random() < 0.15:
+            self._plan_death(loop)
+        store = await TvolFile.open(env, PATH)
+        await self.family.found(store, read_all, durable=self.power_lost)
+        await self._clients(loop, store)
+
+    async def _look_only(self, loop: SimLoop, env: StoreEnv) -> None:
+        self.files.faults.clear()
+        self.files.quota_bytes = None
+        store = await TvolFile.open(env, PATH)
+        await self.family.found(store, read_all, durable=self.power_lost)
+        await store.close()
+        self._check()
+
+    def _plan_death(self, loop: SimLoop) -> None:
+        rng = self.rng
+        if rng.random() < 0.7:
+            self.files.die_after(rng.randint(1, rng.choice((20, 100, 400))))
+        else:
+            loop.call_after_turns(rng.randint(1, 600), self.files.kill)
+
+    async def _clients(self, loop: SimLoop, store: TvolFile) -> None:
+        rng = self.rng
+        self._plan_death(loop)
+        crowd = [
+            Client(random.Random(rng.getrandbits(64)), store, self.family, self.files) for _ in range(self.plan.clients)
+        ]
+        steps = rng.randint(5, 80)
+        await asyncio.gather(*(client.run(steps, structural=self.plan.structural) for client in crowd))
+        if rng.random() < 0.6:
+            await store.close()
+
+    def _check(self) -> None:
+        report = check_file(PATH, files=self.files)
+        if report.damaged:
+            raise Violation("check: " + "; ".join(str(finding) for finding in report.findings[:5]))
+
+
+def run_seed(seed: int, *, verbose: bool = False) -> Outcome:
+    """One life; a broken promise is in ``failure``, with its trace."""
+    life = Life(seed, verbose=verbose)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return life.run()
+    except (Exception, Deadlock) as error:
+        life.outcome.failure = f"{type(error).__name__}: {error}"
+        return life.outcome
+    finally:
+        if seed % 50 == 0:
+            gc.collect()

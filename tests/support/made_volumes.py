@@ -1,0 +1,102 @@
+"""A volume file with everything in it, on a simulated machine, for tests that damage or check it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.files import StoreEnv
+from engine.tvol import layout
+from engine.tvol.check_image import Findings, Image, Loader
+from engine.tvol.file import TvolFile
+from tests.support.sim_files import SimFileSystem
+from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
+
+PATH = Path("/pool/v.tvol")
+CHUNK = 65536
+SIZE = 20 * CHUNK
+
+
+@dataclass
+class MadeVolume:
+    """A closed or killed file, and what its devices hold by name."""
+
+    files: SimFileSystem
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def run(self, main):
+        """Run ``main(env)`` in a process of its own; the file is left as a kill leaves it."""
+        loop = SimLoop()
+        env = StoreEnv(self.files, SimWorkers(loop, random.Random(1)), SimClock(loop))
+        try:
+            return loop.run_until_complete(main(env))
+        finally:
+            self.files.kill()
+            loop.close()
+            self.files.restart_process()
+
+    def image(self) -> Image:
+        """The file as the checker reads it."""
+        file = self.files.open(PATH, writable=False)
+        findings = Findings()
+        image = Loader(file, findings).load()
+        file.close()
+        assert image is not None
+        assert not findings.items
+        return image
+
+    def pages(self, part: str) -> list[int]:
+        """Pages whose use contains ``part`` ("births", "deadlist", "map leaf", ...)."""
+        return [page for page, use in self.image().pages.items() if part in use]
+
+    def flip(self, offset: int, mask: int = 1) -> None:
+        self.files.flip(PATH, offset, mask)
+
+    def flip_page(self, page: int, within: int = 100) -> None:
+        self.flip(page * layout.PAGE_SIZE + within)
+
+    async def read_back(self, env: StoreEnv) -> dict[str, bytes]:
+        """Open it and read all its devices."""
+        store = await TvolFile.open(env, PATH)
+        found = {}
+        for device in [*store.volumes(), *store.snapshots()]:
+            buffer = bytearray(device.size_bytes)
+            await device.read(0, memoryview(buffer))
+            found[device.name] = bytes(buffer)
+        await store.close()
+        return found
+
+
+def make_volume(*, closed: bool = True) -> MadeVolume:
+    """Two snapshots, a clone, deadlists, holes; closed cleanly, or killed with a journal of committed records."""
+    made = MadeVolume(SimFileSystem(random.Random(7)))
+    rng = random.Random(8)
+
+    async def main(env: StoreEnv) -> None:
+        store = await TvolFile.create(
+            env, PATH, volume_name="vol", size_bytes=SIZE, chunk_bytes=CHUNK, journal_bytes=CHUNK
+        )
+        head = store.volumes()[0]
+
+        async def scribble(device, count: int) -> None:
+            for _ in range(count):
+                offset = rng.randrange(SIZE // 4096) * 4096
+                length = min(rng.choice((4096, CHUNK, 3 * CHUNK)), SIZE - offset)
+                await device.write(offset, memoryview(rng.randbytes(length)))
+            await device.discard(rng.randrange(16) * CHUNK, CHUNK)
+
+        await scribble(head, 12)
+        await store.snapshot(head, "one")
+        await scribble(head, 8)
+        two = await store.snapshot(head, "two")
+        await scribble(head, 8)
+        copy = await store.clone(two, "copy")
+        await scribble(copy, 5)
+        await head.flush()
+        if closed:
+            await store.close()
+
+    made.run(main)
+    made.contents = made.run(made.read_back) if closed else {}
+    return made
