@@ -96,6 +96,32 @@ class DiffInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """States are the DMTF value names of CIM_Synchronized; ``mode`` is sync, async or adaptive.
+
+    ``lag_seconds``: age of the last complete recovery point, 0 while synchronized, None when there is none. A state
+    that is not Synchronized has a ``reason``, a ``since``, what it ``waits_for`` and the ``next_action``.
+    """
+
+    name: str
+    source: str
+    target: str
+    mode: str
+    sync_type: str
+    copy_state: str
+    progress_status: str
+    percent_synced: int
+    lag_seconds: float | None
+    lag_bytes: int
+    rpo_seconds: float | None
+    peer: str | None
+    reason: str
+    since: float | None
+    waits_for: str
+    next_action: str
+
+
+@dataclass(frozen=True, slots=True)
 class LunInfo:
     lun: int
     volume: str
@@ -174,6 +200,7 @@ class StatusInfo:
     iscsi: list[str]
     volumes: int
     snapshots: int
+    replicas: int
     targets: int
     sessions: int
     jobs_running: int
@@ -253,6 +280,40 @@ class EngineApi(Protocol):
 
     async def clone_list(self) -> list[VolumeInfo]:
         """The linked clones."""
+        ...
+
+    async def replica_create(self, source: str, name: str, *, mode: str = "sync") -> JobInfo:
+        """Make a volume like the source, and mirror the source to it. The job ends when it is Synchronized."""
+        ...
+
+    async def replica_attach(self, source: str, target: str, *, name: str | None = None, mode: str = "sync") -> JobInfo:
+        """Mirror the source to an existing volume of its size, whose content is lost. Raises InUse."""
+        ...
+
+    async def replica_list(self) -> list[ReplicaInfo]: ...
+    async def replica_show(self, name: str) -> ReplicaInfo: ...
+    async def replica_pause(self, name: str) -> ReplicaInfo:
+        """Stop the flow; the target stays protected."""
+        ...
+
+    async def replica_resume(self, name: str) -> JobInfo: ...
+    async def replica_fracture(self, name: str) -> ReplicaInfo:
+        """Let the target go its own way, writable."""
+        ...
+
+    async def replica_resync(self, name: str) -> JobInfo:
+        """Bring the target up to date by what changed. What was written to a fractured target is lost.
+
+        Raises InUse: sessions are on the target.
+        """
+        ...
+
+    async def replica_detach(self, name: str) -> None:
+        """End the relation; the target stays, as a volume of its own."""
+        ...
+
+    async def replica_verify(self, name: str) -> JobInfo:
+        """Compare both sides by hash tree; the job's result has ``identical``, ``root`` and the ``proof`` document."""
         ...
 
     async def target_create(self, name: str, *, initiators: list[str] | None = None) -> TargetInfo:

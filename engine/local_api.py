@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api import (
@@ -11,6 +12,7 @@ from engine.api import (
     EventInfo,
     ExtentInfo,
     JobInfo,
+    ReplicaInfo,
     SessionInfo,
     SnapshotInfo,
     SnapshotSpace,
@@ -21,7 +23,7 @@ from engine.api import (
 )
 from engine.catalog import VolumeRow
 from engine.clone import start_full_clone
-from engine.errors import AlreadyExists, InUse, InvalidArgument
+from engine.errors import AlreadyExists, InUse, InvalidArgument, NotSupported
 from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size
 from engine.volume import Identity
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from engine.api import EngineApi
     from engine.exposure import Exposure
     from engine.pool import DamagedFamily, Pool
+    from engine.replicas import Replicas
     from engine.stores import Frozen
     from engine.volume import Volume
 
@@ -42,9 +45,10 @@ JOB_WAIT_MAX_S = 60.0
 class LocalApi:
     """See the module. ``version`` is the product's, for ``status``."""
 
-    def __init__(self, pool: Pool, exposure: Exposure, *, version: str) -> None:
+    def __init__(self, pool: Pool, exposure: Exposure, replicas: Replicas, *, version: str) -> None:
         self._pool = pool
         self._exposure = exposure
+        self._replicas = replicas
         self._version = version
         self._started_at = pool.env.clock.time()
 
@@ -61,7 +65,7 @@ class LocalApi:
             for volume in volumes
             if (failure := self._pool.failure(volume)) is not None
         ]
-        reasons += self._exposure.unserved()
+        reasons += self._exposure.unserved() + self._replicas.reasons()
         return StatusInfo(
             pool=str(self._pool.path),
             pid=os.getpid(),
@@ -72,6 +76,7 @@ class LocalApi:
             iscsi=self._exposure.portals(),
             volumes=len(volumes),
             snapshots=sum(len(self._pool.snapshots(volume)) for volume in volumes),
+            replicas=len(self._replicas.all()),
             targets=len(self._exposure.targets()),
             sessions=len(self._exposure.sessions()),
             jobs_running=sum(not job.state.final for job in self._pool.jobs.all()),
@@ -139,6 +144,7 @@ class LocalApi:
                 f"volume {name} has {volume.size_bytes} bytes; making it smaller loses what lies beyond {size_bytes}:"
                 " say --shrink if that is meant"
             )
+        self._replicas.require_free(volume, "resize")
         await volume.resize(size_bytes)
         await self._event(f"volume {name}", f"resized to {size_bytes} bytes")
         return self._volume_info(volume)
@@ -151,8 +157,7 @@ class LocalApi:
             await self._event(f"volume {name}", "its damaged file was deleted")
             return
         volume = self._pool.volume(name)
-        if volume.taps:
-            raise InUse(f"volume {name} is the source of a mirror; detach it first")
+        self._replicas.require_free(volume, "delete")
         snapshots = self._pool.snapshots(volume)
         if snapshots and not force:
             names = ", ".join(snapshot.name for snapshot in snapshots[:8])
@@ -218,6 +223,7 @@ class LocalApi:
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
         source = self._pool.volume(volume)
         snapshot = self._pool.snapshot(source, name)
+        self._replicas.require_own_content(source)
         if not force:
             luns = self._exposure.luns_of(source.volume_id)
             self._exposure.require_idle(luns, f"volume {volume}", hint="use --force to replace its content under them")
@@ -274,6 +280,55 @@ class LocalApi:
 
     async def clone_list(self) -> list[VolumeInfo]:
         return [self._volume_info(volume) for volume in self._pool.volumes() if self._pool.row(volume).origin]
+
+    # --- replicas ---------------------------------------------------------------------------------------------
+
+    async def replica_create(self, source: str, name: str, *, mode: str = "sync") -> JobInfo:
+        _check_mode(mode)
+        volume = self._pool.volume(source)
+        self._pool.require_new(check_name("volume", name))
+        self._replicas.require_new(name)
+        row = replace(self._pool.row(volume), name=name, read_only=False, origin="")
+        target = await self._pool.create_volume(row, volume.size_bytes, self._pool.chunk_bytes(volume))
+        try:
+            return _job_info(await self._replicas.add(name, volume, target))
+        except BaseException:
+            await self._pool.delete_volume(target)
+            raise
+
+    async def replica_attach(self, source: str, target: str, *, name: str | None = None, mode: str = "sync") -> JobInfo:
+        _check_mode(mode)
+        volume, other = self._pool.volume(source), self._pool.volume(target)
+        self._exposure.require_idle(self._exposure.luns_of(other.volume_id), f"volume {target}", hint="take another")
+        return _job_info(await self._replicas.add(check_name("replica", name or target), volume, other))
+
+    async def replica_list(self) -> list[ReplicaInfo]:
+        return self._replicas.all()
+
+    async def replica_show(self, name: str) -> ReplicaInfo:
+        return self._replicas.info(name)
+
+    async def replica_pause(self, name: str) -> ReplicaInfo:
+        return await self._replicas.pause(name)
+
+    async def replica_resume(self, name: str) -> JobInfo:
+        return _job_info(await self._replicas.resume(name))
+
+    async def replica_fracture(self, name: str) -> ReplicaInfo:
+        return await self._replicas.fracture(name)
+
+    async def replica_resync(self, name: str) -> JobInfo:
+        target = self._pool.volume(self._replicas.info(name).target)
+        luns = self._exposure.luns_of(target.volume_id)
+        self._exposure.require_idle(luns, f"volume {target.name}", hint="keep the replica fractured")
+        return _job_info(await self._replicas.resync(name))
+
+    async def replica_detach(self, name: str) -> None:
+        await self._replicas.detach(name)
+        await self._event(f"replica {name}", "detached")
+
+    async def replica_verify(self, name: str) -> JobInfo:
+        return _job_info(await self._replicas.verify(name))
 
     # --- targets ----------------------------------------------------------------------------------------------
 
@@ -363,6 +418,13 @@ class LocalApi:
             target=luns[0].target if luns else None,
             lun=luns[0].lun if luns else None,
         )
+
+
+def _check_mode(mode: str) -> None:
+    if mode in ("async", "adaptive"):
+        raise NotSupported(f"{mode} mirrors are not supported yet; use --mode sync")
+    if mode != "sync":
+        raise InvalidArgument(f"{mode!r} is no mode; say sync, async or adaptive")
 
 
 def _damaged_infos(family: DamagedFamily) -> list[VolumeInfo]:

@@ -3,6 +3,7 @@
     POOL/lock             held by the one daemon that has the pool open; holds its process id
     POOL/catalog.sqlite   see ``engine.catalog``
     POOL/volumes/*.tvol   one family of volumes each
+    POOL/ledgers/         what copies under way have verified
 
 Invariants:
 
@@ -25,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.catalog import Catalog, VolumeRow
-from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, NotFound, StoreCorrupt
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, StoreCorrupt
 from engine.files import translate
 from engine.jobs import JobRegistry
 from engine.tvol.file import TvolFile
@@ -49,8 +50,10 @@ UNFINISHED_NAME = ".unfinished"
 removed at the next opening, except a copy that has a ledger: doing the same copy again goes on with it."""
 FILE_SUFFIX = ".tvol"
 LEDGER_SUFFIX = ".ledger"
+LEDGERS_NAME = "ledgers"
+"""Folder of the mirrors' ledgers."""
 
-_ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, "lost+found"})
+_ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, LEDGERS_NAME, "lost+found"})
 """What a folder may hold that is to become a pool: what a crash while making one leaves, and an empty ext4's own."""
 
 
@@ -173,13 +176,12 @@ class Pool:
         return self._stores[self.row(volume).file].failed
 
     def snapshots(self, volume: Volume) -> list[Frozen]:
-        """Oldest first."""
-        found = volume.head.store.snapshots(volume.volume_id)
-        return sorted(found, key=lambda snapshot: snapshot.created_at)
+        """Those that users see, oldest first."""
+        return [each for each in volume.head.store.snapshots(volume.volume_id) if not each.hidden]
 
     def snapshot(self, volume: Volume, name: str) -> Frozen:
         """Raises NotFound."""
-        for snapshot in volume.head.store.snapshots(volume.volume_id):
+        for snapshot in self.snapshots(volume):
             if snapshot.name == name:
                 return snapshot
         raise NotFound("snapshot", f"{volume.name}@{name}")
@@ -258,6 +260,8 @@ class Pool:
 
     async def rollback(self, volume: Volume, snapshot: Frozen) -> None:
         """The volume reads as ``snapshot``; whoever arrives meanwhile waits. Raises InvalidState: it has mirrors."""
+        if volume.taps:
+            raise InvalidState(f"volume {volume.name}", "the source of a running mirror", "its mirrors fractured first")
         async with self._changing, volume.quiesced():
             volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
 
@@ -399,6 +403,7 @@ def _lock(path: Path, env: StoreEnv) -> int:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         (path / VOLUMES_NAME / UNFINISHED_NAME).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (path / LEDGERS_NAME).mkdir(exist_ok=True, mode=0o700)
         env.files.sync_directory(path)
     except BaseException:
         os.close(lock)

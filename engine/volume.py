@@ -56,6 +56,7 @@ class VolumeEvent(enum.Enum):
 
     RESIZED = "resized"
     CONTENT_REPLACED = "content replaced"
+    PROTECTION_CHANGED = "write protection changed"
 
 
 class ChangeKind(enum.Enum):
@@ -201,9 +202,11 @@ class Volume:
         self._tell(VolumeEvent.CONTENT_REPLACED)
 
     def set_read_only(self, read_only: bool) -> None:
-        """Protect the volume against writes, or take that back."""
-        self._read_only = read_only
-        self._bind()
+        """Protect the volume against writes, or take that back. Writes in flight are not recalled."""
+        if read_only != self._read_only:
+            self._read_only = read_only
+            self._bind()
+            self._tell(VolumeEvent.PROTECTION_CHANGED)
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:

@@ -55,6 +55,9 @@ CLOSE_TIMEOUT_S = 5.0
 TICK_S = 10.0
 """Interval of the keep-alive check; ``Connection.tick`` counts these."""
 
+BACKLOG = 256
+"""Connections that wait to be accepted, for each portal."""
+
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_ADDRESS = 512
 RESERVED_DESCRIPTORS = 256
@@ -96,16 +99,19 @@ class IscsiServer:
         self._unsubscribe: Callable[[], None] = lambda: None
         self._stopping = False
 
-    async def start(self, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Listen on each (host, port); port 0 picks one. Returns the bound addresses.
+    async def start(self, portals: Sequence[tuple[str, int] | socket.socket]) -> list[tuple[str, int]]:
+        """Accept on each (host, port), port 0 picks one, or on sockets that listen already. Returns their addresses.
 
         Raises OSError if one cannot be bound; then none is listened on.
         """
         self._max_connections = min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS)
         loop = asyncio.get_running_loop()
         try:
-            for host, port in addresses:
-                listener = await loop.create_server(lambda: _Shell(self), host, port, backlog=256)
+            for portal in portals:
+                if isinstance(portal, socket.socket):
+                    listener = await loop.create_server(lambda: _Shell(self), sock=portal, backlog=BACKLOG)
+                else:
+                    listener = await loop.create_server(lambda: _Shell(self), *portal, backlog=BACKLOG)
                 self._listeners.append(listener)
         except OSError:
             await self.stop(graceful=False)
@@ -142,6 +148,12 @@ class IscsiServer:
             await shell.closed.wait()
             await shell.settle()
         self._listeners.clear()
+
+    async def dropped(self) -> None:
+        """Return when no command of a session that lost its right to its target touches a device any more."""
+        for shell in [shell for shell in self._shells if shell.is_dropped]:
+            await shell.closed.wait()
+            await shell.settle()
 
     def sessions(self) -> list[SessionInfo]:
         """Everybody who is logged in."""
@@ -224,6 +236,10 @@ class _Shell(asyncio.BufferedProtocol):
     @property
     def is_logged_in(self) -> bool:
         return self._connection.session is not None
+
+    @property
+    def is_dropped(self) -> bool:
+        return self._connection.dropped
 
     # -- transport's calls
 

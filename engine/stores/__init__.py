@@ -113,6 +113,11 @@ class Frozen(BlockDevice, Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def hidden(self) -> bool:
+        """Whether the engine made it for itself; users do not see it."""
+        ...
+
+    @property
     def created_at(self) -> float:
         """Seconds since the epoch."""
         ...

@@ -14,7 +14,7 @@ from engine.errors import InvalidState, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, NodeFlag
 from engine.units import KIB, SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -210,6 +210,11 @@ class NativeSnapshot(NativeDevice):
     def guid(self) -> str:
         """Identity of this recovery point: the same on every store that holds a copy of it."""
         return self._node.guid
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the engine made it for itself."""
+        return bool(self._node.flags & NodeFlag.HIDDEN)
 
     def try_write(self, offset: int, data: memoryview, /) -> bool:
         return False

@@ -9,6 +9,7 @@ from engine.exposure import Exposure
 from engine.files import ThreadWorkers, real_env
 from engine.local_api import LocalApi
 from engine.pool import Pool
+from engine.replicas import Replicas
 from tests.support.exports import MemoryExports
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ PREFIX = "iqn.2026-11.org.twinvol"
 class Engine:
     """``api`` over ``pool``, shown to ``exports``."""
 
-    def __init__(self, pool: Pool, exposure: Exposure, exports: MemoryExports) -> None:
+    def __init__(self, pool: Pool, api: LocalApi, exports: MemoryExports) -> None:
         self.pool = pool
         self.exports = exports
-        self.api = LocalApi(pool, exposure, version="test")
+        self.api = api
 
 
 @asynccontextmanager
@@ -36,8 +37,14 @@ async def opened(path: Path) -> AsyncIterator[Engine]:
         try:
             exports = MemoryExports()
             exposure = Exposure(pool, exports, PREFIX)
+            replicas = Replicas(pool, software="twinvol test")
+            await replicas.restore()
             await exposure.restore()
-            yield Engine(pool, exposure, exports)
+            try:
+                yield Engine(pool, LocalApi(pool, exposure, replicas, version="test"), exports)
+            finally:
+                await pool.jobs.close()
+                await replicas.close()
         finally:
             await pool.close()
     finally:

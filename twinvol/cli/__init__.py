@@ -7,10 +7,12 @@ import importlib
 import click
 
 _NOUNS = {
+    "serve": "Serve a pool in the foreground.",
     "status": "How the pool is.",
     "volume": "Volumes.",
     "snapshot": "Snapshots of volumes.",
     "clone": "Writable copies.",
+    "replica": "Mirrors of volumes.",
     "target": "iSCSI targets, LUNs, access lists and sessions.",
     "job": "Long work.",
     "check": "Verify a volume file.",

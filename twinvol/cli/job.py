@@ -81,6 +81,16 @@ async def finish(
     if no_wait:
         output.object({"job": job.job}, f"job {job.job}")
         return
+    job = await outcome(api, output, job, progress=progress)
+    fields = {} if made is None else as_json(await made())
+    output.object(
+        {**as_json(job), **job.result, **fields, "exit_code": 0},
+        f"job {job.job} ({job.kind} {job.subject}): {job.state}",
+    )
+
+
+async def outcome(api: EngineApi, output: Output, job: JobInfo, *, progress: bool = False) -> JobInfo:
+    """Wait for ``job`` with a progress bar; exits with its code when it failed."""
     with _bar(job) if not output.json and sys.stderr.isatty() else contextlib.nullcontext() as advance:
         while job.state_number not in FINAL:
             job = await api.job_wait(job.job, after_version=job.version)
@@ -91,13 +101,11 @@ async def finish(
     code = exit_code_for_job(job.error)
     if code:
         click.echo(f"twinvol: job {job.job}: {job.message}", err=True)
-    fields = {} if code or made is None else as_json(await made())
-    output.object(
-        {**as_json(job), **job.result, **fields, "exit_code": int(code)},
-        f"job {job.job} ({job.kind} {job.subject}): {job.state}",
-    )
-    if code:
+        output.object(
+            {**as_json(job), "exit_code": int(code)}, f"job {job.job} ({job.kind} {job.subject}): {job.state}"
+        )
         sys.exit(code)
+    return job
 
 
 @contextlib.contextmanager

@@ -47,8 +47,8 @@ def _print(status: StatusInfo) -> None:
         click.echo(f"  ! {reason}")
     click.echo(f"up since {time_text(status.started_at)}; iSCSI at {', '.join(status.iscsi) or '-'}")
     click.echo(
-        f"{status.volumes} volumes, {status.snapshots} snapshots, {status.targets} targets,"
-        f" {status.sessions} sessions, {status.jobs_running} jobs running"
+        f"{status.volumes} volumes, {status.snapshots} snapshots, {status.replicas} replicas,"
+        f" {status.targets} targets, {status.sessions} sessions, {status.jobs_running} jobs running"
     )
     click.echo(
         f"{size_text(status.provisioned_bytes)} provisioned, {size_text(status.stored_bytes)} stored;"

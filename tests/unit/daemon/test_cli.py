@@ -238,6 +238,20 @@ def test_the_pool_may_come_from_the_environment_and_must_come_from_somewhere(tmp
     assert runner.invoke(cli, ["volume", "list"], env={"TWINVOL_POOL": str(tmp_path)}).exit_code == 20
 
 
+@pytest.mark.parametrize("option", ["--wbem", "--wbem-http", "--peer"])
+def test_services_that_are_not_there_yet_are_refused(tmp_path: Path, option):
+    done = CliRunner().invoke(cli, ["serve", option, "127.0.0.1:0", "--pool", str(tmp_path / "pool")])
+    assert (done.exit_code, "not supported yet" in done.output) == (6, True)
+    assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize("address", ["3260", ":3260", "host:", "host:x", "::1:3260", "host:70000"])
+def test_bad_addresses_are_refused(tmp_path: Path, address):
+    done = CliRunner().invoke(cli, ["serve", "--iscsi", address, "--pool", str(tmp_path / "pool")])
+    assert done.exit_code == 2
+    assert not (tmp_path / "pool").exists()
+
+
 def test_every_command_takes_json_and_pool_and_has_help():
     def walk(command, path):
         if isinstance(command, click.Group):

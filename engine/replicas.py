@@ -1,0 +1,321 @@
+"""The mirrors of a pool: made, kept across restarts, and shown.
+
+A replica is a ``Mirror`` between two volumes of this pool, with a name. Its catalogue row holds the mirror's own
+record; ``restore`` starts all of them before the sources are served, so that no source acknowledges anything before
+its mirror knows (REPLICATION section 3).
+
+The target is write-protected for everybody but the mirror, except while the replica is fractured: then it is its
+owner's, and the next resync overwrites what was written to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from engine.api import ReplicaInfo
+from engine.catalog import MirrorRow
+from engine.copy_job import CopyControl
+from engine.copy_state import CopyState, ProgressStatus, SyncType
+from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, NotFound
+from engine.links.local import LocalLink
+from engine.mirror import Mirror, MirrorRecord, point_prefix
+from engine.pool import LEDGER_SUFFIX, LEDGERS_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.copy_job import CopyProgress
+    from engine.jobs import Job
+    from engine.pool import Pool
+    from engine.volume import Volume
+
+log = logging.getLogger(__name__)
+
+SYNC_MODE = "sync"
+PROGRESS_INTERVAL_S = 0.2
+
+
+class Replicas:
+    """See the module. ``software`` is named in proofs."""
+
+    def __init__(self, pool: Pool, *, software: str) -> None:
+        self._pool = pool
+        self._software = software
+        self._mirrors: dict[str, Mirror] = {}
+        self._rows: dict[str, MirrorRow] = {}
+        self._idle: dict[str, str] = {}
+        self._events: set[asyncio.Task[None]] = set()
+
+    async def restore(self) -> None:
+        """Start the mirrors of the catalogue. One whose volumes are not there waits, with its reason."""
+        for row in await self._pool.catalog.mirrors():
+            self._rows[row.name] = row
+            try:
+                source, target = self._pool.by_id(row.source_id), self._pool.by_id(row.target_id)
+            except EngineError as error:
+                log.error("replica %s does not run: %s", row.name, error)
+                self._idle[row.name] = str(error)
+                continue
+            mirror = self._mirrors[row.name] = self._mirror(row, source, target)
+            self._protect(mirror)
+            await mirror.start()
+
+    async def close(self) -> None:
+        """Stop all mirrors for the next start."""
+        await asyncio.gather(*(mirror.close() for mirror in self._mirrors.values()))
+        if self._events:
+            await asyncio.wait(self._events)
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    def all(self) -> list[ReplicaInfo]:
+        return [self.info(name) for name in sorted(self._rows)]
+
+    def reasons(self) -> list[str]:
+        """One line for each replica that does not do what it is for, and was not told so by its owner."""
+        lines = [f"replica {name} does not run: {why}" for name, why in self._idle.items()]
+        for name, mirror in self._mirrors.items():
+            if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
+                lines.append(f"replica {name} is {_text(mirror.standing.state)}: {mirror.standing.reason}")
+        return lines
+
+    def info(self, name: str) -> ReplicaInfo:
+        """Raises NotFound."""
+        row = self._row(name)
+        mirror = self._mirrors.get(name)
+        if mirror is None:
+            return ReplicaInfo(
+                name=name,
+                source=self._name(row.source_id),
+                target=self._name(row.target_id),
+                mode=row.mode,
+                sync_type="Mirror",
+                copy_state=_text(CopyState.INVALID),
+                progress_status=_text(ProgressStatus.UNKNOWN),
+                percent_synced=0,
+                lag_seconds=None,
+                lag_bytes=0,
+                rpo_seconds=None,
+                peer=None,
+                reason=self._idle.get(name, ""),
+                since=None,
+                waits_for="its volumes",
+                next_action="twinvol status",
+            )
+        standing = mirror.standing
+        return ReplicaInfo(
+            name=name,
+            source=mirror.source.name,
+            target=mirror.link.target_name,
+            mode=row.mode,
+            sync_type=_text(mirror.sync_type),
+            copy_state=_text(standing.state),
+            progress_status=_text(standing.progress),
+            percent_synced=mirror.percent_synced,
+            lag_seconds=mirror.lag_s,
+            lag_bytes=mirror.lag_bytes,
+            rpo_seconds=None,
+            peer=None,
+            reason=standing.reason,
+            since=standing.since,
+            waits_for=standing.waits_for,
+            next_action=standing.next_action,
+        )
+
+    def require_free(self, volume: Volume, verb: str) -> None:
+        """Raises InUse when a replica has the volume at one of its ends."""
+        for row in self._rows.values():
+            if volume.volume_id in (row.source_id, row.target_id):
+                end = "source" if volume.volume_id == row.source_id else "target"
+                raise InUse(
+                    f"volume {volume.name} is the {end} of replica {row.name}; to {verb} it,"
+                    f" detach that first: twinvol replica detach {row.name}"
+                )
+
+    def require_own_content(self, volume: Volume) -> None:
+        """Raises InUse when a running replica decides what is in the volume."""
+        for name, row in self._rows.items():
+            if volume.volume_id == row.target_id and not self._is_fractured(name):
+                raise InUse(f"volume {volume.name} is the target of replica {name}; fracture or detach that first")
+
+    # --- changing ---------------------------------------------------------------------------------------------
+
+    async def add(self, name: str, source: Volume, target: Volume) -> Job:
+        """Make ``target`` a synchronous mirror of ``source``; what it held is lost. The job ends when synchronized.
+
+        Raises AlreadyExists, InUse (the target is an end of another replica), InvalidArgument (sizes differ).
+        """
+        self.require_new(name)
+        if source is target:
+            raise InvalidArgument(f"volume {source.name} cannot be a replica of itself")
+        self.require_free(target, "make it a target")
+        if any(row.target_id == source.volume_id for row in self._rows.values()):
+            raise InUse(f"volume {source.name} is itself the target of a replica; a cascade is not supported")
+        if source.size_bytes != target.size_bytes:
+            raise InvalidArgument(
+                f"volume {target.name} has {target.size_bytes} bytes, the source {source.size_bytes}: resize it first"
+            )
+        row = MirrorRow(name, source.volume_id, target.volume_id, SYNC_MODE, MirrorRecord().serialize())
+        self._rows[name] = row
+        try:
+            await self._pool.catalog.put_mirror(row)
+        except BaseException:
+            del self._rows[name]
+            raise
+        mirror = self._mirrors[name] = self._mirror(row, source, target)
+        self._protect(mirror)
+        await mirror.start()
+        return await self._synchronizing(mirror, "replica")
+
+    def require_new(self, name: str) -> None:
+        """Raises AlreadyExists when a replica has that name."""
+        if name in self._rows:
+            raise AlreadyExists("replica", name)
+
+    async def fracture(self, name: str) -> ReplicaInfo:
+        mirror = self._get(name)
+        await mirror.fracture()
+        self._protect(mirror)
+        return self.info(name)
+
+    async def pause(self, name: str) -> ReplicaInfo:
+        await self._get(name).suspend()
+        return self.info(name)
+
+    async def resume(self, name: str) -> Job:
+        mirror = self._get(name)
+        await mirror.resume()
+        return await self._synchronizing(mirror, "resume")
+
+    async def resync(self, name: str) -> Job:
+        """Bring the target up to date by what changed. What was written to a fractured target is lost."""
+        mirror = self._get(name)
+        target = self._pool.by_id(self._rows[name].target_id)
+        target.set_read_only(True)
+        try:
+            await mirror.resync()
+        finally:
+            self._protect(mirror)
+        return await self._synchronizing(mirror, "resync")
+
+    async def detach(self, name: str) -> None:
+        """End the relation; the target stays as it is, a volume of its own."""
+        row = self._row(name)
+        mirror = self._mirrors.get(name)
+        if mirror is not None:
+            await mirror.detach()
+        await self._pool.catalog.remove_mirror(name)
+        self._mirrors.pop(name, None)
+        self._idle.pop(name, None)
+        del self._rows[name]
+        with contextlib.suppress(NotFound):
+            target = self._pool.by_id(row.target_id)
+            target.set_read_only(self._pool.row(target).read_only)
+
+    async def verify(self, name: str) -> Job:
+        """Compare both sides by hash tree. The job's result has the ``proof`` document."""
+        mirror = self._get(name)
+
+        async def work(job: Job) -> dict[str, Any]:
+            document = await mirror.verify(self._software, control=_reporting(job))
+            if not document.identical:
+                raise IntegrityError(
+                    f"replica {name}", 0, document.differing_bytes, document.source.root, document.target.root
+                )
+            return {
+                "identical": True,
+                "root": document.source.root,
+                "size_bytes": document.size_bytes,
+                "proof": document.serialize(),
+            }
+
+        return await self._pool.jobs.start("verify", name, work)
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _mirror(self, row: MirrorRow, source: Volume, target: Volume) -> Mirror:
+        async def save(record: MirrorRecord) -> None:
+            saved = self._rows[row.name] = replace(self._rows[row.name], state=record.serialize())
+            await self._pool.catalog.put_mirror(saved)
+
+        return Mirror(
+            row.name,
+            source,
+            LocalLink(target, point_prefix(row.name)),
+            self._pool.env,
+            self._pool.path / LEDGERS_NAME / (row.name + LEDGER_SUFFIX),
+            record=MirrorRecord.parse(row.state),
+            save=save,
+            tell=self._teller(row.name),
+        )
+
+    def _teller(self, name: str) -> Callable[[str, str], None]:
+        def tell(severity: str, text: str) -> None:
+            log.log(logging.ERROR if severity == "error" else logging.INFO, "%s", text)
+            now = self._pool.env.clock.time()
+            task = asyncio.ensure_future(self._pool.catalog.add_event(now, severity, f"replica {name}", text))
+            self._events.add(task)
+            task.add_done_callback(self._events.discard)
+
+        return tell
+
+    def _protect(self, mirror: Mirror) -> None:
+        """The target's write protection by the mirror's state."""
+        target = self._pool.by_id(self._rows[mirror.name].target_id)
+        target.set_read_only(not self._is_fractured(mirror.name) or self._pool.row(target).read_only)
+
+    def _is_fractured(self, name: str) -> bool:
+        mirror = self._mirrors.get(name)
+        return mirror is not None and mirror.standing.state is CopyState.FRACTURED
+
+    async def _synchronizing(self, mirror: Mirror, kind: str) -> Job:
+        """A job that ends when ``mirror`` is synchronized, or at rest in another state."""
+
+        async def work(job: Job) -> dict[str, Any]:
+            waiting = asyncio.create_task(mirror.wait_synchronized())
+            try:
+                while not waiting.done():
+                    await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL_S)
+                    job.progress(*mirror.progress_bytes)
+                waiting.result()
+            finally:
+                waiting.cancel()
+            return {"replica": mirror.name}
+
+        return await self._pool.jobs.start(kind, mirror.name, work)
+
+    def _get(self, name: str) -> Mirror:
+        self._row(name)
+        mirror = self._mirrors.get(name)
+        if mirror is None:
+            raise NotFound("running replica", name)
+        return mirror
+
+    def _row(self, name: str) -> MirrorRow:
+        row = self._rows.get(name)
+        if row is None:
+            raise NotFound("replica", name)
+        return row
+
+    def _name(self, volume_id: str) -> str:
+        try:
+            return self._pool.by_id(volume_id).name
+        except NotFound:
+            return volume_id
+
+
+def _reporting(job: Job) -> CopyControl:
+    def report(progress: CopyProgress) -> None:
+        job.progress(progress.done_bytes, progress.total_bytes)
+
+    return CopyControl(on_progress=report)
+
+
+def _text(value: CopyState | ProgressStatus | SyncType) -> str:
+    """DMTF's name of a value: Synchronized, Requires resync."""
+    text: str = value.name.replace("_", " ").capitalize()
+    return "Not Applicable" if text == "Not applicable" else text

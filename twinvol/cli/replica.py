@@ -1,0 +1,154 @@
+"""``twinvol replica``."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from engine.errors import NotSupported
+from twinvol.cli.command import Output, with_api
+from twinvol.cli.job import finish, job_options, outcome
+
+if TYPE_CHECKING:
+    from engine.api import EngineApi, ReplicaInfo
+
+_MODE = click.option("--mode", type=click.Choice(["sync", "async", "adaptive"]), required=True)
+
+
+@click.group()
+def cli() -> None:
+    """Mirrors of volumes."""
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("name")
+@_MODE
+@click.option("--rpo", help="Of asynchronous mirrors; not supported yet.")
+@click.option("--peer", help="Not supported yet.")
+@job_options
+@with_api
+async def create(
+    api: EngineApi,
+    output: Output,
+    source: str,
+    name: str,
+    mode: str,
+    rpo: str | None,
+    peer: str | None,
+    no_wait: bool,
+    progress: bool,
+) -> None:
+    """Make a volume NAME like SOURCE and keep it a mirror; waits until it is Synchronized."""
+    for option, value in (("--rpo", rpo), ("--peer", peer)):
+        if value is not None:
+            raise NotSupported(f"{option} is not supported yet; leave it out")
+    job = await api.replica_create(source, name, mode=mode)
+    made = functools.partial(api.replica_show, name)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("target")
+@_MODE
+@click.option("--name", help="By default the target's name.")
+@job_options
+@with_api
+async def attach(
+    api: EngineApi, output: Output, source: str, target: str, mode: str, name: str | None, no_wait: bool, progress: bool
+) -> None:
+    """Keep the volume TARGET a mirror of SOURCE; what it holds is lost."""
+    job = await api.replica_attach(source, target, name=name, mode=mode)
+    made = functools.partial(api.replica_show, name or target)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+
+
+@cli.command("list")
+@with_api
+async def list_(api: EngineApi, output: Output) -> None:
+    """All replicas."""
+    columns = ["name", "source", "target", "mode", "copy_state", "percent_synced", "reason"]
+    output.list("replicas", await api.replica_list(), columns)
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def show(api: EngineApi, output: Output, name: str) -> None:
+    """Everything about one replica."""
+    output.object(await api.replica_show(name))
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def pause(api: EngineApi, output: Output, name: str) -> None:
+    """Stop the flow; the target stays protected."""
+    output.object(info := await api.replica_pause(name), _line(info))
+
+
+@cli.command()
+@click.argument("name")
+@job_options
+@with_api
+async def resume(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
+    """Let a paused replica flow again; waits until it is Synchronized."""
+    made = functools.partial(api.replica_show, name)
+    await finish(api, output, await api.replica_resume(name), no_wait=no_wait, progress=progress, made=made)
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def fracture(api: EngineApi, output: Output, name: str) -> None:
+    """Let the target go its own way, writable; changes on both sides are known."""
+    output.object(info := await api.replica_fracture(name), _line(info))
+
+
+@cli.command()
+@click.argument("name")
+@job_options
+@with_api
+async def resync(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
+    """Bring the target up to date by what changed; what was written to it is lost."""
+    made = functools.partial(api.replica_show, name)
+    await finish(api, output, await api.replica_resync(name), no_wait=no_wait, progress=progress, made=made)
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def detach(api: EngineApi, output: Output, name: str) -> None:
+    """End the relation; the target stays as a volume of its own."""
+    await api.replica_detach(name)
+    output.done(f"replica {name} is detached")
+
+
+@cli.command()
+@click.argument("name")
+@job_options
+@with_api
+async def verify(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
+    """Compare both sides by hash tree. Ends with 9 when they differ."""
+    await finish(api, output, await api.replica_verify(name), no_wait=no_wait, progress=progress)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The document's file.")
+@with_api
+async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
+    """Verify, and write a document that proves it and can be checked again elsewhere."""
+    job = await outcome(api, output, await api.replica_verify(name))
+    await asyncio.to_thread(out.write_text, job.result["proof"])
+    fields = {key: job.result[key] for key in ("identical", "root", "size_bytes")}
+    output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
+
+
+def _line(info: ReplicaInfo) -> str:
+    return f"replica {info.name}: {info.copy_state}" + (f" ({info.reason})" if info.reason else "")

@@ -1,0 +1,52 @@
+"""``twinvol serve``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from engine.errors import EngineError, NotSupported
+from twinvol import config
+from twinvol.cli.command import Output, fail, pool_option
+
+
+@click.command()
+@click.option("--iscsi", multiple=True, metavar="HOST:PORT", help=f"Repeatable. Default {config.DEFAULT_ISCSI}.")
+@click.option("--api", metavar="HOST:PORT", help="HTTP API and metrics.")
+@click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Settings in TOML.")
+@click.option("--wbem", metavar="HOST:PORT", help="Not supported yet.")
+@click.option("--wbem-http", metavar="HOST:PORT", help="Not supported yet.")
+@click.option("--peer", metavar="HOST:PORT", help="Not supported yet.")
+@pool_option
+def cli(
+    pool: Path,
+    iscsi: tuple[str, ...],
+    api: str | None,
+    config_file: Path | None,
+    wbem: str | None,
+    wbem_http: str | None,
+    peer: str | None,
+) -> None:
+    """Serve a pool in the foreground, making it in a missing or empty folder.
+
+    Prints one line of JSON when iSCSI can serve a login. SIGTERM stops it cleanly.
+    """
+    try:
+        for option, value in (("--wbem", wbem), ("--wbem-http", wbem_http), ("--peer", peer)):
+            if value is not None:
+                raise NotSupported(f"{option} is not supported yet; leave it out")
+        settings = config.Settings() if config_file is None else config.load(config_file)
+        if iscsi:
+            settings = replace(settings, iscsi=iscsi)
+        if api is not None:
+            settings = replace(settings, api=api)
+        settings.check()
+
+        from twinvol import daemon, logs  # slow: numpy, structlog; a refusal does without
+
+        logs.configure("data")
+        daemon.run(pool.absolute(), settings)
+    except EngineError as error:
+        fail(Output(json=False), error)

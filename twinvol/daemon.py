@@ -1,0 +1,128 @@
+"""The data process: one pool, served until SIGTERM.
+
+Order at start: the pool's lock; every asked-for socket bound and listening (connections queue from here on); the
+volume files; the mirrors; all targets with all their LUNs; only then iSCSI accepts. So an initiator that comes back
+during a restart waits for its disks and never hears "target not found". The management process and whatever is slow to
+import come after the ready line.
+
+Order at stop: no new logins, sessions end and their commands settle; the management process; the API; jobs; mirrors;
+then every family is checkpointed and closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.exposure import Exposure
+from engine.files import real_env
+from engine.local_api import LocalApi
+from engine.pool import Pool
+from engine.replicas import Replicas
+from iscsi.server import IscsiServer
+from iscsi.target import TargetRegistry
+from twinvol import __version__, sockets, token
+from twinvol.api import server as api_server
+from twinvol.management_process import ManagementProcess
+from twinvol.wiring import IscsiExports
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from twinvol.config import Settings
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0001
+"""How long a worker thread may keep the interpreter from the loop (PERFORMANCE section 1, threads and the GIL)."""
+
+
+@dataclass
+class _Sockets:
+    iscsi: list[socket.socket] = field(default_factory=list)
+    unix: socket.socket | None = None
+    api: socket.socket | None = None
+
+    def open(self, pool: Path, settings: Settings) -> None:
+        for address in settings.iscsi:
+            self.iscsi.append(sockets.listen(address))
+        if settings.api is not None:
+            self.api = sockets.listen(settings.api)
+            token.make(pool)
+        self.unix = api_server.bind(pool)
+
+    def close(self) -> None:
+        for listener in [*self.iscsi, self.unix, self.api]:
+            if listener is not None:
+                listener.close()
+
+
+def run(pool: Path, settings: Settings) -> None:
+    """Serve ``pool`` until SIGTERM or SIGINT. Raises EngineError when it cannot begin."""
+    sockets.raise_descriptor_limit()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    asyncio.run(_serve(pool, settings))
+
+
+async def _serve(path: Path, settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    listening = _Sockets()
+    async with contextlib.AsyncExitStack() as ending:
+        ending.callback(listening.close)
+        env = real_env(settings.workers)
+        pool = await Pool.open(path, env, on_locked=lambda: listening.open(path, settings))
+        ending.push_async_callback(pool.close)
+        registry = TargetRegistry()
+        iscsi = IscsiServer(registry)
+        portals = [sockets.bound_address(listener) for listener in listening.iscsi]
+        exposure = Exposure(pool, IscsiExports(registry, iscsi, portals), settings.iqn_prefix)
+        replicas = Replicas(pool, software=f"twinvol {__version__}")
+        ending.push_async_callback(replicas.close)
+        ending.push_async_callback(pool.jobs.close)
+        await replicas.restore()
+        await exposure.restore()
+        api = api_server.ApiServer(LocalApi(pool, exposure, replicas, version=__version__))
+        ending.push_async_callback(api.close)
+        assert listening.unix is not None
+        await api.start(listening.unix)
+        management = None
+        if listening.api is not None:
+            management = ManagementProcess(path, listening.api)
+            ending.push_async_callback(management.close)
+        ending.push_async_callback(iscsi.stop)
+        await iscsi.start(listening.iscsi)
+        _say_ready(portals, None if listening.api is None else sockets.bound_address(listening.api))
+        api.warm()
+        if management is not None:
+            management.start()
+        gc.freeze()  # what is there now stays; a collection need not look at it again
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")
+
+
+def _say_ready(iscsi: list[str], api: str | None) -> None:
+    """The one line on stdout, which other programs wait for."""
+    message = {
+        "event": "ready",
+        "iscsi": iscsi,
+        "wbem": None,
+        "wbem_http": None,
+        "api": api,
+        "peer": None,
+        "pid": os.getpid(),
+    }
+    print(json.dumps(message), flush=True)
+    log.info("ready: iSCSI at %s", ", ".join(iscsi))

@@ -1,0 +1,131 @@
+"""Joins the engine to the iSCSI target: logical units over volumes and snapshots, targets in the registry.
+
+One ``LogicalUnit`` per volume or snapshot, however many targets show it: reservations and unit attentions belong to
+the disk, not to the way to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.api import SessionInfo
+from engine.volume import VolumeEvent
+from iscsi.scsi.lun import LogicalUnit, LunIdentity
+from iscsi.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.stores import Frozen
+    from engine.volume import Identity, Volume
+    from iscsi.server import IscsiServer
+    from iscsi.target import TargetRegistry
+
+
+@dataclass(slots=True)
+class _Unit:
+    """A logical unit and how many LUNs show it. ``release``: called when none does any more."""
+
+    unit: LogicalUnit
+    release: Callable[[], None]
+    shown: int = 0
+
+
+class IscsiExports:
+    """``engine.exposure.Exports`` over a target registry and the server that serves it.
+
+    ``portals``: addresses that the server listens on, as HOST:PORT.
+    """
+
+    def __init__(self, registry: TargetRegistry, server: IscsiServer, portals: Sequence[str]) -> None:
+        self._registry = registry
+        self._server = server
+        self._portals = list(portals)
+        self._units: dict[str, _Unit] = {}
+
+    def portals(self) -> list[str]:
+        return list(self._portals)
+
+    def sessions(self) -> list[SessionInfo]:
+        return [
+            SessionInfo(
+                target=session.target,
+                initiator=session.initiator_name,
+                isid=session.isid,
+                tsih=session.tsih,
+                address=session.address,
+            )
+            for session in self._server.sessions()
+            if session.target is not None
+        ]
+
+    def add_target(self, name: str, initiators: Sequence[str]) -> None:
+        self._registry.add(Target(name, initiators=initiators or None))
+
+    async def remove_target(self, name: str) -> None:
+        target = self._registry.remove(name)
+        await self._server.dropped()
+        for lun in list(target.luns):
+            self._drop(target.unmap_lun(lun))
+
+    async def set_access(self, target: str, initiators: Sequence[str]) -> None:
+        self._target(target).admit(initiators or None)
+        await self._server.dropped()
+
+    def add_volume(self, target: str, lun: int, volume: Volume) -> None:
+        held = self._units.get(volume.volume_id)
+        if held is None:
+            unit = LogicalUnit(
+                volume,
+                _identity(volume.identity),
+                physical_block=volume.physical_block_bytes,
+                removable=volume.removable,
+                write_cache=volume.write_cache,
+            )
+
+            def tell(event: VolumeEvent) -> None:
+                match event:
+                    case VolumeEvent.RESIZED:
+                        unit.capacity_changed()
+                    case VolumeEvent.CONTENT_REPLACED:
+                        unit.content_replaced()
+                    case VolumeEvent.PROTECTION_CHANGED:
+                        unit.write_protection_changed()
+
+            held = self._units[volume.volume_id] = _Unit(unit, volume.subscribe(tell))
+        self._show(target, lun, held)
+
+    def add_snapshot(self, target: str, lun: int, snapshot: Frozen, identity: Identity) -> None:
+        held = self._units.get(snapshot.guid)
+        if held is None:
+            unit = LogicalUnit(snapshot, _identity(identity), read_only=True)
+            held = self._units[snapshot.guid] = _Unit(unit, lambda: None)
+        self._show(target, lun, held)
+
+    async def remove_lun(self, target: str, lun: int) -> None:
+        self._drop(self._target(target).unmap_lun(lun))
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _target(self, name: str) -> Target:
+        target = self._registry.find(name)
+        assert target is not None
+        return target
+
+    def _show(self, target: str, lun: int, held: _Unit) -> None:
+        self._target(target).map_lun(lun, held.unit)
+        held.shown += 1
+
+    def _drop(self, unit: LogicalUnit) -> None:
+        for key, held in self._units.items():
+            if held.unit is unit:
+                held.shown -= 1
+                if not held.shown:
+                    held.release()
+                    del self._units[key]
+                return
+
+
+def _identity(identity: Identity) -> LunIdentity:
+    return LunIdentity(serial=identity.serial, naa=identity.naa)
