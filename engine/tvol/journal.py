@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engine.tvol import layout
 from engine.tvol.layout import COMMIT_ALIGNMENT, RECORD_UNIT, Record, RecordType
 from engine.units import align_up
@@ -99,3 +101,21 @@ def scan(ring: memoryview, offset: int, seq: int, incarnation: int, previous: in
         seq += 1
         previous = record.checksum
         yield record, offset
+
+
+def later_commit(ring: memoryview, end_seq: int, incarnation: int) -> int | None:
+    """The number of a valid COMMIT that covers record ``end_seq``, at which the chain ended; None as it should be.
+
+    A COMMIT is written only when what it covers is durable. So if there is one, the chain was not cut by a crash: a
+    durable record has rotted, and going on would silently lose what a flush promised.
+    """
+    words = np.frombuffer(ring, "<u4").reshape(-1, RECORD_UNIT // 4)
+    for unit in np.flatnonzero(words[:, 2] == layout.RECORD_MAGIC).tolist():
+        header: tuple[int, ...] = layout.RECORD_HEADER.unpack_from(ring, unit * RECORD_UNIT)
+        kind, seq, previous = header[2], header[6], header[9]
+        if kind != RecordType.COMMIT or seq <= end_seq:
+            continue
+        record = layout.parse_record(ring, unit * RECORD_UNIT, seq, incarnation, previous)
+        if record is not None and layout.unpack_fields(layout.COMMIT, record.payload)[0] >= end_seq:
+            return seq
+    return None

@@ -201,6 +201,13 @@ def _replay(
     file.read_into((ring,), layout.JOURNAL_FIRST_CHUNK * superblock.chunk_bytes)
     first = (superblock.journal_seq, superblock.incarnation, superblock.journal_previous)
     records = list(journal.scan(ring, superblock.journal_offset, *first))
+    end_seq = superblock.journal_seq + len(records)
+    witness = journal.later_commit(ring, end_seq, superblock.incarnation)
+    if witness is not None:
+        raise StoreCorrupt(
+            f"journal of {file.path}",
+            f"record {end_seq} does not verify, but record {witness} says that it was durable",
+        )
     covered = records[-1][0].seq if records and trusted else _last_covered(records)
     offset, previous, replayed = superblock.journal_offset, superblock.journal_previous, 0
     for record, behind in records:

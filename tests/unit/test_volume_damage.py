@@ -1,0 +1,240 @@
+"""Damage to each structure of a volume file in turn: found by ``check``, refused or repaired by opening, never used."""
+
+import random
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from engine.errors import InUse, MediumError, NotSupported, OutOfSpace, StoreCorrupt, StoreFailed
+from engine.tvol import layout
+from engine.tvol.check import Severity, check_file
+from engine.tvol.file import TvolFile
+from tests.support.made_volumes import CHUNK, PATH, SIZE, make_volume
+from tests.support.sim_files import PAGE, Fault, eio, enospc
+
+
+def check(made):
+    return check_file(PATH, files=made.files)
+
+
+def test_an_undamaged_closed_file_is_clean_and_has_nothing_to_replay():
+    report = check(make_volume())
+    assert report.findings == []
+    assert report.exit_code == 0
+    assert not report.replayable
+    assert report.counts["nodes"] == 4
+
+
+def test_a_killed_file_is_clean_with_a_journal_to_replay():
+    report = check(make_volume(closed=False))
+    assert report.findings == []
+    assert report.exit_code == 0
+    assert report.replayable
+
+
+def test_a_file_that_is_open_for_writing_is_in_use():
+    made = make_volume()
+    made.files.open(PATH, writable=True)
+    with pytest.raises(InUse):
+        check(made)
+
+
+def test_checking_changes_nothing():
+    made = make_volume(closed=False)
+    before = made.files.image(PATH).copy()
+    counts = dict(made.files.counts)
+    check(made)
+    assert made.files.image(PATH).pages == before.pages
+    changed = {name for name, count in made.files.counts.items() if counts.get(name) != count}
+    assert changed <= {"open", "read"}
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_one_bad_superblock_is_noted_and_the_other_is_used(slot):
+    made = make_volume()
+    made.flip(layout.SUPERBLOCK_OFFSETS[slot] + 50)
+    report = check(made)
+    assert [(item.severity, item.where) for item in report.findings] == [(Severity.NOTE, f"superblock {slot}")]
+    assert report.exit_code == 0
+    assert made.run(made.read_back) == made.contents
+    assert check(made).findings == []  # opening for writing has repaired it
+
+
+def test_two_bad_superblocks_are_damage_and_refused():
+    made = make_volume()
+    for offset in layout.SUPERBLOCK_OFFSETS:
+        made.flip(offset + 50)
+    assert check(made).exit_code == 9
+    with pytest.raises(StoreCorrupt, match="superblock"):
+        made.run(made.read_back)
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("root index", "root"),
+        ("root stream", "root"),
+        ("births", "births"),
+        ("map top", "map of node"),
+        ("map leaf", "leaf"),
+        ("deadlist", "deadlist"),
+    ],
+)
+def test_a_flipped_bit_in_a_page_is_found_and_refused(part, named):
+    pages = make_volume().pages(part)
+    assert pages
+    for page in pages:
+        made = make_volume()
+        made.flip_page(page)
+        report = check(made)
+        assert report.exit_code == 9
+        assert any(f"page {page} " in str(finding) for finding in report.findings)
+        with pytest.raises(StoreCorrupt, match=named):
+            made.run(made.read_back)
+
+
+def test_a_flipped_bit_in_a_committed_journal_record_is_found_and_refused():
+    made = make_volume(closed=False)
+    offset = layout.JOURNAL_FIRST_CHUNK * CHUNK + made.image().superblock.journal_offset
+    made.flip(offset + layout.RECORD_HEADER.size + 3)
+    report = check(made)
+    assert report.exit_code == 9
+    assert report.findings[0].where == "journal"
+    with pytest.raises(StoreCorrupt, match="journal"):
+        made.run(made.read_back)
+
+
+def test_a_file_cut_short_is_found_and_refused():
+    made = make_volume()
+    made.files.image(PATH).truncate(5 * CHUNK)
+    assert check(made).exit_code == 9
+    with pytest.raises(StoreCorrupt):
+        made.run(made.read_back)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100_000, b"TWINVOL\x01" * 5000, bytes(range(256)) * 500])
+def test_something_else_is_refused_clearly(content):
+    made = make_volume()
+    image = made.files.image(PATH)
+    image.truncate(0)
+    image.write(0, content)
+    assert check(made).exit_code == 9
+    with pytest.raises(StoreCorrupt, match="superblock"):
+        made.run(made.read_back)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(seed=st.integers(0, 1 << 30), flips=st.integers(1, 4), closed=st.booleans())
+def test_random_damage_to_the_metadata_is_never_used_silently(seed, flips, closed):
+    """Findings, a clear refusal, or the right content; never a traceback, never other bytes."""
+    rng = random.Random(seed)
+    made = make_volume(closed=closed)
+    whole = make_volume(closed=closed)
+    expected = whole.run(whole.read_back)
+    places = [offset + rng.randrange(4096) for offset in layout.SUPERBLOCK_OFFSETS]
+    places += [page * layout.PAGE_SIZE + rng.randrange(layout.PAGE_SIZE) for page in made.image().pages]
+    for _ in range(flips):
+        made.flip(rng.choice(places), 1 << rng.randrange(8))
+    report = check(made)
+    try:
+        found = made.run(made.read_back)
+    except (StoreCorrupt, NotSupported):
+        assert report.damaged
+    else:
+        assert found == expected
+        assert not report.damaged
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(seed=st.integers(0, 1 << 30))
+def test_check_survives_any_garbage(seed):
+    """Pages of garbage with right checksums are not made here; random bytes anywhere are."""
+    rng = random.Random(seed)
+    made = make_volume(closed=rng.random() < 0.5)
+    image = made.files.image(PATH)
+    for _ in range(rng.randint(1, 20)):
+        offset = rng.randrange(image.size)
+        image.write(offset, rng.randbytes(min(rng.choice((1, 16, 4096, PAGE)), image.size - offset)))
+    report = check(made)
+    assert report.exit_code in (0, 9)
+
+
+# --- a full or failing disk -----------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_refuses_the_write_and_leaves_the_file_whole():
+    made = make_volume()
+
+    async def fill(env):
+        store = await TvolFile.open(env, PATH)
+        head = store.volumes()[0]
+        made.files.quota_bytes = made.files.used_bytes() + 2 * PAGE
+        written = -1
+
+        async def until_full():
+            nonlocal written
+            for index in range(SIZE // CHUNK):
+                written = index
+                await head.write(index * CHUNK, memoryview(bytes([index + 1]) * CHUNK))
+
+        with pytest.raises(OutOfSpace):
+            await until_full()
+        await head.flush()
+        made.files.quota_bytes = None
+        for index in range(written, SIZE // CHUNK):
+            await head.write(index * CHUNK, memoryview(bytes([index + 1]) * CHUNK))
+        await store.close()
+
+    made.run(fill)
+    assert check(made).findings == []
+    content = made.run(made.read_back)["vol"]
+    assert content == b"".join(bytes([index + 1]) * CHUNK for index in range(SIZE // CHUNK))
+
+
+def test_enospc_from_one_write_is_out_of_space_and_nothing_else():
+    made = make_volume()
+
+    async def write(env):
+        store = await TvolFile.open(env, PATH)
+        head = store.volumes()[0]
+        made.files.faults.append(Fault("write", enospc, forever=True, where=lambda offset, length: length == CHUNK))
+        with pytest.raises(OutOfSpace):
+            await head.write(0, memoryview(b"x" * CHUNK))
+        made.files.faults.clear()
+        await store.close()
+
+    made.run(write)
+    assert check(made).findings == []
+    assert made.run(made.read_back) == made.contents
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_failed_sync_is_sticky_until_reopened(nth):
+    made = make_volume()
+
+    async def fail(env):
+        store = await TvolFile.open(env, PATH)
+        head = store.volumes()[0]
+        await store.snapshot(head, "three")  # so that the write needs a new chunk and a commit record
+        await head.write(0, memoryview(b"x" * CHUNK))
+        made.files.faults.append(Fault("sync", eio, nth=nth))
+        with pytest.raises((StoreFailed, MediumError)):
+            await head.flush()
+        for _ in range(2):
+            with pytest.raises((StoreFailed, MediumError)):
+                await head.flush()
+            with pytest.raises(StoreFailed):
+                await head.write(0, memoryview(b"y" * 512))
+        assert not head.try_write(0, memoryview(b"y" * 512))
+        with pytest.raises(StoreFailed):
+            await store.snapshot(head, "late")
+
+    made.run(fail)
+    made.files.faults.clear()
+    made.files.lose_power()
+    assert check(made).findings == []
+    content = made.run(made.read_back)
+    assert content.pop("vol")[CHUNK:] == made.contents["vol"][CHUNK:]
+    assert content.pop("three") == made.contents.pop("vol")
+    assert content == made.contents
