@@ -124,19 +124,22 @@ class Framer:
 
     def encode(self, pdu: Pdu) -> bytes:
         """The bytes of ``pdu`` on the wire. Its data must fit the receiver; that is the caller's promise."""
+        return b"".join(self.parts(pdu))
+
+    def parts(self, pdu: Pdu) -> list[Buffer]:
+        """The same bytes in pieces, the data segment not copied: for a sender that joins or gathers them itself."""
         header = pdu.serialize()
         data = pdu.payload
-        if not self.header_digest and not data:
-            return header
         parts: list[Buffer] = [header]
         if self.header_digest:
             parts.append(digest(header))
         if data:
-            segment = b"".join((data, bytes(padding(len(data)))))
-            parts.append(segment)
+            parts.append(data)
+            if fill := padding(len(data)):
+                parts.append(bytes(fill))
             if self.data_digest:
-                parts.append(digest(segment))
-        return b"".join(parts)
+                parts.append(digest(b"".join((data, bytes(fill))) if fill else data))
+        return parts
 
 
 def decode(frame: Frame, kinds: dict[int, type[Pdu]]) -> Pdu:

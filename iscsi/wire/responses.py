@@ -446,3 +446,17 @@ class Reject(Pdu):
     @property
     def payload(self) -> Buffer:
         return self.data
+
+
+ResponsePdu = (
+    NopIn
+    | ScsiResponsePdu
+    | TaskManagementResponse
+    | LoginResponse
+    | TextResponse
+    | DataIn
+    | LogoutResponse
+    | R2T
+    | AsyncMessage
+    | Reject
+)
