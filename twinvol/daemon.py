@@ -104,7 +104,8 @@ async def _serve(path: Path, settings: Settings) -> None:
         ending.push_async_callback(iscsi.stop)
         await iscsi.start(listening.iscsi)
         _say_ready(portals, None if listening.api is None else sockets.bound_address(listening.api))
-        api.warm()
+        await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
+        await api.warm()
         if management is not None:
             management.start()
         gc.freeze()  # what is there now stays; a collection need not look at it again
@@ -125,4 +126,3 @@ def _say_ready(iscsi: list[str], api: str | None) -> None:
         "pid": os.getpid(),
     }
     print(json.dumps(message), flush=True)
-    log.info("ready: iSCSI at %s", ", ".join(iscsi))
