@@ -133,7 +133,7 @@ class CommandFlow:
         elif task.streams and task.wanted:
             self._session.writes += 1
             self._session.written_bytes += task.wanted
-            self._answer(task, ScsiResult())
+            self._answer(task, ScsiResult(data_out_wanted=task.wanted))
         else:
             self._session.enqueue(task)
             self.start()

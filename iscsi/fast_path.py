@@ -366,6 +366,7 @@ class FastPath:
         if device not in answers.dirty:
             answers.dirty.append(device)
         task.received += length
+        task.streamed += length
         task.data_sn += 1
         if not is_last:
             return filled

@@ -1,0 +1,242 @@
+"""The fast path answers like the plain one, byte for byte; how bytes are cut into receives changes nothing.
+
+The same random command stream goes to four targets: with and without fast path, over a device that always answers at
+once and over one that always would block. What they send and what their devices hold must be the same. A second
+property feeds one stream whole and in pieces, a third feeds arbitrary bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from iscsi.wire import requests, responses
+from iscsi.wire.opcodes import RESERVED_TAG
+from tests.support.iscsi_link import READ_10, READ_16, WRITE_10, WRITE_16, Link, cdb, make_registry, make_unit
+from tests.support.memory_device import MemoryDevice
+
+BLOCKS = 256
+MAX_HELD = 262_144 + 2048  # one PDU of the longest data segment, its headers and digests
+
+KEYS = st.fixed_dictionaries(
+    {
+        "InitialR2T": st.sampled_from(("Yes", "No")),
+        "ImmediateData": st.sampled_from(("Yes", "No")),
+        "MaxRecvDataSegmentLength": st.sampled_from(("512", "1000", "8192", "262144")),
+        "MaxBurstLength": st.sampled_from(("512", "5000", "262144")),
+        "FirstBurstLength": st.sampled_from(("512", "4096", "65536")),
+        "HeaderDigest": st.sampled_from(("None", "CRC32C")),
+        "DataDigest": st.sampled_from(("None", "CRC32C")),
+    }
+)
+
+
+DEFAULT_KEYS = {"InitialR2T": "No", "ImmediateData": "Yes", "FirstBurstLength": "65536"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A READ or WRITE, mostly a good one."""
+
+    opcode: int
+    lba: int
+    blocks: int
+    flags: int = 0
+    lun: int = 0
+    attribute: int = 1
+    immediate: bool = False
+    edtl_error: int = 0  # added to the right expected length
+    cmd_sn_error: int = 0
+    sent: int = 0  # immediate data, as far as it is allowed
+    final: bool = True
+    cuts: list[int] = field(default_factory=list)  # lengths of the Data-Out pieces, used round robin
+    data_sn_error: int = 0
+
+
+def mostly(usual, *others):
+    return st.one_of(st.just(usual), st.just(usual), st.just(usual), st.sampled_from(others))
+
+
+COMMANDS = st.builds(
+    Command,
+    opcode=st.sampled_from((READ_10, READ_16, WRITE_10, WRITE_16)),
+    lba=st.one_of(st.integers(0, BLOCKS), st.sampled_from((0xFFFFFFFF, 0))),
+    blocks=st.one_of(st.integers(0, 40), st.just(1)),
+    flags=mostly(0, 0x10, 0x08, 0x18, 0x20, 0x02),
+    lun=mostly(0, 1),
+    attribute=mostly(1, 0, 2, 3, 4),
+    immediate=mostly(False, True),
+    edtl_error=mostly(0, 512, -512, 100, 4096),
+    cmd_sn_error=mostly(0, -1, 1000),
+    sent=st.sampled_from((0, 512, 700, 4096, 1 << 20)),
+    final=mostly(True, False),
+    cuts=st.lists(st.sampled_from((512, 1024, 4096, 100, 1 << 18)), min_size=1, max_size=3),
+    data_sn_error=mostly(0, 1),
+)
+
+
+class Initiator:
+    """Plays commands to one target; what it does depends on the commands and the target's answers alone."""
+
+    def __init__(self, *, fast: bool, device_is_fast: bool) -> None:
+        self.device = MemoryDevice(BLOCKS * 512, fast=device_is_fast)
+        self.link = Link(make_registry(make_unit(self.device)), fast=fast)
+
+    async def log_in(self, keys: dict[str, str]) -> None:
+        agreed = await self.link.log_in(**keys)
+        await self.link.clear_attention()
+        self.first_burst = int(agreed["FirstBurstLength"])
+        self.immediate_data = agreed["ImmediateData"] == "Yes"
+        self.unsolicited = agreed["InitialR2T"] == "No"
+
+    def build(self, command: Command) -> tuple[requests.ScsiCommandPdu, bytes]:
+        """The command's PDU and all of its data."""
+        is_write = command.opcode in (WRITE_10, WRITE_16)
+        edtl = max(0, command.blocks * 512 + command.edtl_error)
+        data = bytes((command.lba + at) & 0xFF for at in range(edtl)) if is_write else b""
+        sent = min(command.sent, self.first_burst, edtl) if is_write and self.immediate_data else 0
+        lba = command.lba & 0xFFFFFFFF
+        pdu = self.link.command(
+            cdb(command.opcode, lba, command.blocks, flags=command.flags),
+            **({"write": edtl} if is_write else {"read": edtl}),
+            data=data[:sent],
+            lun=command.lun,
+            attribute=command.attribute,
+            immediate=command.immediate,
+            final=command.final or not is_write or not self.unsolicited,
+        )
+        if command.cmd_sn_error:
+            pdu = requests.ScsiCommandPdu(
+                **{name: getattr(pdu, name) for name in pdu.__slots__} | {"cmd_sn": pdu.cmd_sn + command.cmd_sn_error}
+            )
+            self.link.cmd_sn -= not pdu.immediate
+        return pdu, data
+
+    def data_out(self, pdu, data: bytes, command: Command, start: int, end: int, ttt: int) -> list[requests.DataOut]:
+        pieces = []
+        at = start
+        while at < end:
+            stop = min(at + command.cuts[len(pieces) % len(command.cuts)], end)
+            number = len(pieces) + command.data_sn_error
+            pieces.append(self.link.data_out(pdu.itt, data[at:stop], at, ttt=ttt, data_sn=number, final=stop == end))
+            at = stop
+        return pieces
+
+    async def play(self, command: Command) -> None:
+        pdu, data = self.build(command)
+        answers = await self.link.exchange(pdu)
+        if not pdu.final:
+            end = min(self.first_burst, len(data))
+            for piece in self.data_out(pdu, data, command, len(pdu.data), end, RESERVED_TAG):
+                answers += await self.link.exchange(piece)
+        while answers and isinstance(answers[-1], responses.R2T):
+            r2t = answers[-1]
+            end = r2t.buffer_offset + r2t.desired_length
+            answers = []
+            for piece in self.data_out(pdu, data, command, r2t.buffer_offset, end, r2t.ttt):
+                answers += await self.link.exchange(piece)
+
+
+async def play_everywhere(keys: dict[str, str], commands: list[Command]) -> None:
+    outcomes = []
+    for fast, device_is_fast in ((True, True), (False, True), (True, False), (False, False)):
+        initiator = Initiator(fast=fast, device_is_fast=device_is_fast)
+        await initiator.log_in(keys)
+        for command in commands:
+            if not initiator.link.connection.closing:
+                await initiator.play(command)
+        session = initiator.link.connection.session
+        counters = session.reads, session.read_bytes, session.writes, session.written_bytes
+        # A write whose data never came to its end may have reached the medium in part.
+        data = None if session.tasks else bytes(initiator.device.data)
+        outcomes.append((bytes(initiator.link.raw), data, counters))
+    for other in outcomes[1:]:
+        assert other == outcomes[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(KEYS, st.lists(COMMANDS, min_size=1, max_size=8))
+def test_fast_and_plain_path_answer_alike(keys, commands):
+    asyncio.run(play_everywhere(keys, commands))
+
+
+async def play_in_pieces(commands: list[Command], cuts: list[int], credit: int) -> None:
+    outcomes = []
+    for whole in (True, False):
+        initiator = Initiator(fast=True, device_is_fast=True)
+        await initiator.log_in(DEFAULT_KEYS)
+        stream = b""
+        for command in commands:
+            pdu, data = initiator.build(command)
+            stream += initiator.link.framer.encode(pdu)
+            if not pdu.final:
+                end = min(initiator.first_burst, len(data))
+                pieces = initiator.data_out(pdu, data, command, len(pdu.data), end, RESERVED_TAG)
+                stream += b"".join(map(initiator.link.framer.encode, pieces))
+        if whole:
+            initiator.link.feed(stream)
+        else:
+            at = number = 0
+            while at < len(stream):
+                length = cuts[number % len(cuts)]
+                initiator.link.feed(stream[at : at + length], credit)
+                at += length
+                number += 1
+            while initiator.link.fast_path.more:
+                initiator.link.feed(b"", credit)
+        await initiator.link.settle()
+        outcomes.append((bytes(initiator.link.raw), bytes(initiator.device.data)))
+    assert outcomes[0] == outcomes[1]
+
+
+USUAL = st.builds(
+    Command,
+    opcode=st.sampled_from((READ_10, READ_16, WRITE_10, WRITE_16)),
+    lba=st.integers(0, BLOCKS - 40),
+    blocks=st.integers(1, 40),
+    sent=st.sampled_from((512, 4096, 1 << 20)),
+    final=st.just(False),
+    cuts=st.lists(st.sampled_from((512, 1024, 4096)), min_size=1, max_size=3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(USUAL, min_size=1, max_size=6),
+    st.lists(st.sampled_from((1, 3, 47, 48, 49, 1000, 4096, 70_000)), min_size=1, max_size=4),
+    st.sampled_from((1, 8192, 1 << 30)),
+)
+@example([Command(READ_10, 0, 1), Command(WRITE_10, 0, 1, sent=512)], [1], 1)
+def test_how_bytes_are_cut_into_receives_changes_nothing(commands, cuts, credit):
+    asyncio.run(play_in_pieces(commands, cuts, credit))
+
+
+async def play_garbage(changes: list[tuple[int, int]], commands: list[Command], tail: bytes, fast: bool) -> None:
+    initiator = Initiator(fast=fast, device_is_fast=True)
+    await initiator.log_in(DEFAULT_KEYS)
+    stream = bytearray()
+    for command in commands:
+        stream += initiator.link.framer.encode(initiator.build(command)[0])
+    for where, value in changes:
+        stream[where % len(stream)] = value
+    stream += tail
+    for at in range(0, len(stream), 1000):
+        if not initiator.link.connection.closing:
+            initiator.link.feed(bytes(stream[at : at + 1000]))
+        assert len(initiator.link.rest) <= MAX_HELD
+    await initiator.link.settle()
+    initiator.link.received()  # well-formed PDUs and nothing else
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
+    st.lists(USUAL, min_size=1, max_size=4),
+    st.binary(max_size=300),
+    st.booleans(),
+)
+def test_any_bytes_are_answered_or_end_the_connection(changes, commands, tail, fast):
+    asyncio.run(play_garbage(changes, commands, tail, fast))
