@@ -150,8 +150,9 @@ async def play_everywhere(keys: dict[str, str], commands: list[Command]) -> None
                 await initiator.play(command)
         session = initiator.link.connection.session
         counters = session.reads, session.read_bytes, session.writes, session.written_bytes
-        # A write whose data never came to its end may have reached the medium in part.
-        data = None if session.tasks else bytes(initiator.device.data)
+        # A write whose data never came to its end, or came wrong, may have reached the medium in part.
+        is_whole = not session.tasks and not any(command.data_sn_error for command in commands)
+        data = bytes(initiator.device.data) if is_whole else None
         outcomes.append((bytes(initiator.link.raw), data, counters))
     for other in outcomes[1:]:
         assert other == outcomes[0]
