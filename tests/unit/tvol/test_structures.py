@@ -1,0 +1,121 @@
+"""The pure parts of the store: deadlists, births, the allocator's stages, the journal's ring."""
+
+from array import array
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.files import RealFileSystem
+from engine.tvol.allocator import Allocator, runs
+from engine.tvol.births import Births
+from engine.tvol.deadlist import Deadlist, pack_buckets, unpack_buckets
+from engine.tvol.journal import Journal, scan
+from engine.tvol.layout import RecordType
+
+CHUNK = 65536
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    opened = RealFileSystem().create(tmp_path / "f")
+    yield opened
+    opened.close()
+
+
+def dead(**buckets):
+    found = Deadlist()
+    for birth, chunks in buckets.items():
+        found.extend(int(birth[1:]), chunks)
+    return found
+
+
+def test_a_deadlist_gives_up_its_buckets_above_a_generation():
+    found = dead(b1=[10, 11], b5=[12], b7=[13, 14])
+    assert found.count_above(4) == 3
+    assert [bucket.tolist() for bucket in found.take_above(4)] == [[12], [13, 14]]
+    found.absorb(dead(b1=[20], b2=[21]))
+    assert {birth: bucket.tolist() for birth, bucket in found.buckets.items()} == {1: [10, 11, 20], 2: [21]}
+
+
+def test_a_captured_deadlist_does_not_see_later_entries():
+    found = dead(b3=[1, 2])
+    captured = found.capture()
+    found.add(3, 99)
+    stored = unpack_buckets(pack_buckets(captured), 1)
+    assert stored.buckets == {3: array("I", [1, 2])}
+
+
+@pytest.mark.parametrize(("stream", "count"), [([1, 5, 10], 1), ([1, 1, 10, 11], 1), ([1], 1)])
+def test_deadlist_streams_whose_counts_do_not_add_up_are_refused(stream, count):
+    with pytest.raises(ValueError, match="bucket"):
+        unpack_buckets(array("I", stream), count)
+
+
+def test_births_grow_and_tell_which_pages_changed():
+    births = Births(np.zeros(10, np.uint32))
+    births.set(5000, 3)
+    assert births.count == 5001
+    assert births.dirty == {0, 1}
+    assert births.with_birth(3).tolist() == [5000]
+    births.free(np.array([5000], np.uint32))
+    assert births.view[5000] == 0
+    assert len(births.page_bytes(1)) == (5001 - 4096) * 4
+
+
+def test_freed_chunks_wait_for_their_record_and_for_who_may_use_them(file):
+    births = Births(np.full(3, 0xFFFFFFFF, np.uint32))
+    allocator = Allocator(file, births, CHUNK)
+    chunks = [allocator.take(whole=True)[0] for _ in range(3)]
+    assert chunks == [3, 4, 5]
+    allocator.defer(7, 2, array("I", chunks))
+    assert not allocator.release(6, None), "the record is not durable"
+    assert not allocator.release(7, 2), "operation 2 was in flight when they were freed"
+    assert allocator.release(7, 3)
+    assert allocator.take(whole=False) == (3, False), "its content is unknown"
+
+
+def test_a_partial_write_prefers_chunks_that_read_zero(file):
+    births = Births(np.array([9, 9, 9, 0, 0], np.uint32))
+    allocator = Allocator(file, births, CHUNK)
+    assert allocator.take(whole=True) == (3, False)
+    punched = allocator.next_dirty(10)
+    assert punched.tolist() == [4]
+    allocator.add_zero(punched)
+    assert allocator.take(whole=False) == (4, True)
+    assert allocator.take(whole=False) == (5, True), "never used: beyond the end of the file"
+
+
+def test_runs_are_ascending_and_bounded():
+    assert runs(array("I", [9, 3, 4, 5, 6, 11]), 3) == [(3, 3), (6, 1), (9, 1), (11, 1)]
+    assert runs(array("I"), 3) == []
+
+
+def test_the_journal_wraps_with_pads_and_reads_back_from_its_head(file):
+    ring = 65536
+    file.truncate(CHUNK + ring)
+    journal = Journal(file, CHUNK, ring, incarnation=4, offset=0, seq=1, previous=0)
+    kept = []
+    for number in range(300):
+        payload = bytes([number % 256]) * (number % 700)
+        if not journal.has_room(2 * len(payload) + 128):
+            _, journal.head, offset, seq, previous = kept[-1]
+            start = (offset, seq, 4, previous)
+            kept = []
+        seq = journal.append(RecordType.MAP, payload)
+        kept.append((payload, journal.position, journal.offset, seq + 1, journal.previous))
+    data = bytearray(ring)
+    file.read_into((memoryview(data),), CHUNK)
+    found = [record for record, _ in scan(memoryview(data), *start)]
+    assert [r.payload for r in found if r.type == RecordType.MAP] == [payload for payload, *_ in kept]
+    assert all(b.seq == a.seq + 1 for a, b in pairwise(found))
+
+
+def test_the_record_after_a_commit_begins_in_a_new_sector(file):
+    file.truncate(CHUNK * 2)
+    journal = Journal(file, CHUNK, CHUNK, incarnation=1, offset=0, seq=1, previous=0)
+    for _ in range(20):
+        journal.append(RecordType.MAP, b"x" * 20)
+        journal.commit(journal.last_seq)
+        assert journal.offset % 512 == 0
