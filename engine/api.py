@@ -333,8 +333,13 @@ class EngineApi(Protocol):
         ...
 
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo: ...
-    async def target_access(self, target: str, *, add: list[str], remove: list[str]) -> TargetInfo:
-        """Change the access list. Sessions that it no longer admits are ended."""
+    async def target_access(
+        self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False
+    ) -> TargetInfo:
+        """Change the access list. Sessions that it no longer admits are ended.
+
+        A target without a list admits everybody: ``admit_all`` clears it; removing its last entry is refused.
+        """
         ...
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]: ...

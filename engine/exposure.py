@@ -158,7 +158,9 @@ class Exposure:
                 self._require_no_sessions(row)
             return self._info(await self._remove_lun(row, lun))
 
-    async def change_access(self, target: str, add: Sequence[str], remove: Sequence[str]) -> TargetInfo:
+    async def change_access(
+        self, target: str, add: Sequence[str], remove: Sequence[str], *, admit_all: bool
+    ) -> TargetInfo:
         async with self._changing:
             row = self._row(target)
             gone = {check_iscsi_name(initiator) for initiator in remove}
@@ -166,6 +168,13 @@ class Exposure:
             if missing:
                 raise NotFound("initiator in the access list", min(missing))
             access = tuple(sorted((set(row.initiators) - gone) | {check_iscsi_name(initiator) for initiator in add}))
+            if admit_all:
+                access = ()
+            elif row.initiators and not access:
+                raise InvalidArgument(
+                    f"without {', '.join(sorted(gone))} the access list is empty and target {row.name} would admit"
+                    " everybody; delete the target, or clear the list if that is meant"
+                )
             await self._pool.catalog.set_access(row.name, access)
             row = self._targets[row.name] = replace(row, initiators=access)
             await self._exports.set_access(row.name, access)

@@ -354,8 +354,10 @@ class LocalApi:
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo:
         return await self._exposure.remove_lun(target, lun, force=force)
 
-    async def target_access(self, target: str, *, add: list[str], remove: list[str]) -> TargetInfo:
-        return await self._exposure.change_access(target, add, remove)
+    async def target_access(
+        self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False
+    ) -> TargetInfo:
+        return await self._exposure.change_access(target, add, remove, admit_all=admit_all)
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]:
         return self._exposure.sessions(target)

@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from twinvol import __version__
+
 _NOUNS = {
     "serve": "Serve a pool in the foreground.",
     "status": "How the pool is.",
@@ -38,6 +40,6 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="twinvol", prog_name="twinvol")
+@click.version_option(version=__version__, prog_name="twinvol")
 def cli() -> None:
     """Block storage with a built-in iSCSI target: volumes, snapshots, clones and mirrors."""

@@ -98,7 +98,7 @@ async def lun_remove(api: EngineApi, output: Output, target: str, number: int, f
 
 @cli.group()
 def acl() -> None:
-    """Which initiators a target admits; an empty list admits all."""
+    """Which initiators a target admits; without a list, all."""
 
 
 @acl.command("add")
@@ -118,7 +118,16 @@ async def acl_add(api: EngineApi, output: Output, target: str, initiators: tuple
 async def acl_remove(api: EngineApi, output: Output, target: str, initiators: tuple[str, ...]) -> None:
     """Take initiators off the list and end their sessions."""
     info = await api.target_access(target, add=[], remove=list(initiators))
-    output.object(info, f"target {info.name} admits {', '.join(info.initiators) or 'all initiators'}")
+    output.object(info, f"target {info.name} admits {', '.join(info.initiators)}")
+
+
+@acl.command("clear")
+@click.argument("target")
+@with_api
+async def acl_clear(api: EngineApi, output: Output, target: str) -> None:
+    """Admit every initiator."""
+    info = await api.target_access(target, add=[], remove=[], admit_all=True)
+    output.object(info, f"target {info.name} admits every initiator")
 
 
 @cli.command()

@@ -198,6 +198,10 @@ async def test_targets_take_luns_and_access_lists(engine):
     assert engine.exports.access[target.name] == ("iqn.2026-11.org.example:b",)
     with pytest.raises(InvalidArgument):
         await engine.api.target_access("t", add=["no name"], remove=[])
+    with pytest.raises(InvalidArgument, match="everybody"):
+        await engine.api.target_access("t", add=[], remove=["iqn.2026-11.org.example:b"])
+    assert (await engine.api.target_access("t", add=[], remove=[], admit_all=True)).initiators == []
+    assert engine.exports.access[target.name] == ()
     with pytest.raises(NotFound):
         await engine.api.target_access("t", add=[], remove=["iqn.2026-11.org.example:c"])
     engine.exports.log_in(target.name)

@@ -1,0 +1,214 @@
+"""What initiators see of the engine's changes: a real target and initiator over loopback, in one process."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from engine.exposure import Exposure
+from engine.files import real_env
+from engine.local_api import LocalApi
+from engine.pool import Pool
+from engine.replicas import Replicas
+from engine.volume import Identity
+from iscsi.initiator.disk import IscsiDisk, connect, discover
+from iscsi.initiator.errors import CommandFailed, ConnectionLost, LoginRefused
+from iscsi.scsi.sense import SenseKey
+from iscsi.server import IscsiServer
+from iscsi.target import TargetRegistry
+from twinvol.wiring import IscsiExports
+
+MIB = 1 << 20
+HOST = "iqn.2026-11.org.example:host"
+
+
+class Array:
+    """A pool served over iSCSI."""
+
+    def __init__(self, pool: Pool, api: LocalApi, portal: tuple[str, int]) -> None:
+        self.pool = pool
+        self.api = api
+        self.portal = portal
+
+    async def disk(self, target: str, *, lun: int = 0, initiator: str = HOST) -> IscsiDisk:
+        return await connect(self.portal, target, lun, initiator_name=initiator)
+
+
+@asynccontextmanager
+async def serving(path: Path):
+    env = real_env(2)
+    pool = await Pool.open(path, env)
+    registry = TargetRegistry()
+    server = IscsiServer(registry)
+    exposure = Exposure(pool, IscsiExports(registry, server, ["127.0.0.1:3260"]), "iqn.2026-11.org.twinvol")
+    replicas = Replicas(pool, software="twinvol test")
+    await replicas.restore()
+    await exposure.restore()
+    (portal,) = await server.start([("127.0.0.1", 0)])
+    try:
+        yield Array(pool, LocalApi(pool, exposure, replicas, version="test"), portal)
+    finally:
+        await server.stop(graceful=False)
+        await pool.jobs.close()
+        await replicas.close()
+        await pool.close()
+        env.workers.close()
+
+
+@pytest.fixture
+async def array(tmp_path: Path):
+    async with serving(tmp_path / "pool") as array:
+        yield array
+
+
+async def test_an_exposed_volume_is_a_disk_with_its_identity(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True, physical_block_bytes=512)
+    assert [target.name for target in await discover(array.portal)] == [info.target]
+    async with await array.disk(info.target) as disk:
+        assert (disk.size_bytes, disk.physical_block_size) == (4 * MIB, 512)
+        assert info.serial.encode() in await disk.vpd_page(0x80)
+        assert bytes.fromhex(info.naa) in await disk.vpd_page(0x83)
+        await disk.write(4096, b"x" * 8192)
+        await disk.flush()
+        (session,) = await array.api.session_list()
+        assert (session.target, session.initiator) == (info.target, HOST)
+    async with await array.disk(info.target) as disk:
+        assert await disk.read(4096, 8192) == b"x" * 8192
+
+
+async def test_an_exposed_snapshot_is_another_disk_and_write_protected(array):
+    volume = await array.api.volume_create("v", 4 * MIB, expose=True)
+    async with await array.disk(volume.target) as disk:
+        await disk.write(0, b"1" * 4096)
+        snapshot = await array.api.snapshot_create("v", "s", expose=True)
+        await disk.write(0, b"2" * 4096)
+        assert Identity.of(snapshot.guid).serial == snapshot.serial != volume.serial
+        async with await array.disk(snapshot.target) as frozen:
+            assert await frozen.read(0, 4096) == b"1" * 4096
+            with pytest.raises(CommandFailed) as refused:
+                await frozen.write(0, b"3" * 4096)
+            assert refused.value.sense_key == SenseKey.DATA_PROTECT
+        assert await disk.read(0, 4096) == b"2" * 4096
+
+
+async def test_a_resize_under_a_session_is_seen(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    async with await array.disk(info.target) as disk:
+        await array.api.volume_resize("v", 8 * MIB)
+        await disk.refresh()
+        assert disk.size_bytes == 8 * MIB
+        await disk.write(8 * MIB - 4096, b"x" * 4096)
+
+
+async def test_a_forced_rollback_under_a_session_shows_the_old_content(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    async with await array.disk(info.target) as disk:
+        await disk.write(0, b"1" * 4096)
+        await array.api.snapshot_create("v", "s")
+        await disk.write(0, b"2" * 4096)
+        await array.api.snapshot_rollback("v", "s", force=True)
+        assert await disk.read(0, 4096) == b"1" * 4096
+        await disk.write(0, b"3" * 4096)
+        assert await disk.read(0, 4096) == b"3" * 4096
+
+
+async def test_a_mirror_under_a_session_takes_its_writes(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    async with await array.disk(info.target) as disk:
+        await disk.write(0, b"1" * MIB)
+        job = await array.api.replica_create("v", "r")
+        while job.state_number == 4:
+            job = await array.api.job_wait(job.job, after_version=job.version)
+        assert job.state == "Completed"
+        await disk.write(MIB, b"2" * 4096)
+        await disk.discard(0, 65536)
+        await disk.flush()
+        content = bytearray(4 * MIB)
+        await array.pool.volume("r").read(0, memoryview(content))
+        assert bytes(content) == await disk.read(0, 4 * MIB)
+
+
+async def test_a_volume_that_becomes_a_target_protects_itself_from_its_sessions_to_come(array):
+    await array.api.volume_create("v", 4 * MIB)
+    other = await array.api.volume_create("other", 4 * MIB, expose=True)
+    job = await array.api.replica_attach("v", "other")
+    while job.state_number == 4:
+        job = await array.api.job_wait(job.job, after_version=job.version)
+    async with await array.disk(other.target) as disk:
+        with pytest.raises(CommandFailed) as refused:
+            await disk.write(0, b"3" * 4096)
+        assert refused.value.sense_key == SenseKey.DATA_PROTECT
+        await array.api.replica_fracture("other")
+        await disk.write(0, b"3" * 4096)
+
+
+async def test_removing_a_target_ends_its_sessions_and_lets_the_volume_go(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    disk = await array.disk(info.target)
+    writing = asyncio.create_task(disk.write(0, b"x" * 4 * MIB))
+    await asyncio.sleep(0)
+    await array.api.volume_delete("v", force=True)
+    await asyncio.wait([writing])
+    assert writing.exception() is None or isinstance(writing.exception(), ConnectionLost)
+    with pytest.raises(ConnectionLost):
+        await disk.read(0, 4096)
+    await disk.close()
+    with pytest.raises(LoginRefused):
+        await array.disk(info.target)
+    assert await array.api.session_list() == []
+
+
+async def test_the_access_list_decides_who_logs_in_and_who_stays(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    disk = await array.disk(info.target)
+    await array.api.target_access(info.target, add=["iqn.2026-11.org.example:other"], remove=[])
+    with pytest.raises(ConnectionLost):
+        await disk.read(0, 4096)
+    await disk.close()
+    with pytest.raises(LoginRefused):
+        await array.disk(info.target)
+    assert await discover(array.portal, initiator_name=HOST) == []
+    async with await array.disk(info.target, initiator="iqn.2026-11.org.example:other") as admitted:
+        await admitted.read(0, 4096)
+
+
+async def test_luns_come_and_go_under_a_session(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    await array.api.volume_create("w", 8 * MIB)
+    async with await array.disk(info.target) as disk:
+        assert await disk.report_luns() == [0]
+        await array.api.target_lun_add(info.target, "w", lun=5)
+        assert await disk.report_luns() == [0, 5]
+        async with await array.disk(info.target, lun=5) as other:
+            assert other.size_bytes == 8 * MIB
+            await array.api.target_lun_remove(info.target, 5, force=True)
+            with pytest.raises(CommandFailed):
+                await other.read(0, 4096)
+        assert await disk.report_luns() == [0]
+
+
+async def test_reads_and_writes_go_on_while_the_pool_is_managed(array):
+    info = await array.api.volume_create("v", 16 * MIB, expose=True)
+    async with await array.disk(info.target) as disk:
+        going = asyncio.Event()
+
+        async def load():
+            number = 0
+            while not going.is_set():
+                data = number.to_bytes(8, "big") * 512
+                await disk.write((number * 4096) % (16 * MIB), data)
+                assert await disk.read((number * 4096) % (16 * MIB), 4096) == data
+                number += 1
+            return number
+
+        loading = asyncio.create_task(load())
+        for number in range(10):
+            await array.api.snapshot_create("v", f"s{number}", expose=number % 2 == 0)
+            await array.api.clone_create("v", f"s{number}", f"c{number}")
+        for number in range(10):
+            await array.api.volume_delete(f"c{number}")
+            await array.api.snapshot_delete("v", f"s{number}")
+        going.set()
+        assert await loading > 0
+    assert (await array.api.status()).health == "ok"
