@@ -376,5 +376,14 @@ class Offerer:
         return key.rule is Rule.DECLARED or number >= int(offered)
 
     def parameters(self) -> SessionParameters:
-        """What holds when login ends now."""
-        return _settle(self._values)
+        """What holds when login ends now.
+
+        Raises:
+            ProtocolError: a digest that was insisted on was not granted (a target may refuse it by silence, too).
+        """
+        settled = _settle(self._values)
+        wanted = (("HeaderDigest", self._wishes.header_digest), ("DataDigest", self._wishes.data_digest))
+        for (name, wish), granted in zip(wanted, (settled.header_digest, settled.data_digest), strict=True):
+            if not granted and "None" not in wish.split(","):
+                raise ProtocolError(f"{name}={wish} was not granted", None)
+        return settled

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from iscsi.scsi.lun import LogicalUnit
 
+    Watcher = Callable[["Target", "TargetChange"], None]
+
 PORTAL_GROUP_TAG = 1
 DEFAULT_PORT = 3260  # section 4.1 (IANA)
 MAX_NAME_BYTES = 223  # section 4.2.7.1
@@ -90,7 +92,7 @@ class Target:
         self.alias = alias
         self._luns: dict[int, LogicalUnit] = {}
         self._initiators = _names(initiators)
-        self._watchers: list[Callable[[Target, TargetChange], None]] = []
+        self._watchers: list[Watcher] = []
 
     def __str__(self) -> str:
         return self.name
@@ -142,10 +144,9 @@ class Target:
         self._notify(TargetChange.LUNS)
         return unit
 
-    def subscribe(self, watcher: Callable[[Target, TargetChange], None]) -> Callable[[], None]:
+    def subscribe(self, watcher: Watcher) -> Callable[[], None]:
         """Have ``watcher`` called in the same step as each change. Returns what ends that."""
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+        return _subscribe(self._watchers, watcher)
 
     def _notify(self, change: TargetChange) -> None:
         for watcher in list(self._watchers):
@@ -158,7 +159,7 @@ class TargetRegistry:
     def __init__(self) -> None:
         self._targets: dict[str, Target] = {}
         self._unsubscribe: dict[str, Callable[[], None]] = {}
-        self._watchers: list[Callable[[Target, TargetChange], None]] = []
+        self._watchers: list[Watcher] = []
         self.portals: list[Address] = []
         """Where the server listens, as bound; the shell sets it. Wildcard addresses are allowed."""
 
@@ -198,10 +199,9 @@ class TargetRegistry:
         self._notify(target, TargetChange.REMOVED)
         return target
 
-    def subscribe(self, watcher: Callable[[Target, TargetChange], None]) -> Callable[[], None]:
+    def subscribe(self, watcher: Watcher) -> Callable[[], None]:
         """Have ``watcher`` called in the same step as each change of any target. Returns what ends that."""
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+        return _subscribe(self._watchers, watcher)
 
     def send_targets(self, asker: str, portal: Address, which: str = "All") -> list[tuple[str, str]]:
         """The answer to a SendTargets key: pairs of TargetName and TargetAddress (section 13.3, appendix C).
@@ -246,6 +246,16 @@ class TargetRegistry:
     def _notify(self, target: Target, change: TargetChange) -> None:
         for watcher in list(self._watchers):
             watcher(target, change)
+
+
+def _subscribe(watchers: list[Watcher], watcher: Watcher) -> Callable[[], None]:
+    watchers.append(watcher)
+
+    def unsubscribe() -> None:
+        if watcher in watchers:
+            watchers.remove(watcher)
+
+    return unsubscribe
 
 
 def format_address(address: Address) -> str:

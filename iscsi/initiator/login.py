@@ -86,7 +86,7 @@ class InitiatorLogin:
         return self._request(dict(self._offerer.offers()))
 
     def parameters(self) -> SessionParameters:
-        """What was agreed."""
+        """What was agreed. Raises ProtocolError when a digest that was insisted on was not."""
         return self._offerer.parameters()
 
     def _request(self, pairs: dict[str, str], *, transit: bool = True) -> LoginRequest:
