@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Sense of failed transfers, RFC 7143 section 11.4.7.2: sense key ABORTED COMMAND with these ASC/ASCQ.
+_MAX_RESIDUAL = 0xFFFFFFFF  # what the field can say; a WRITE(16) may ask for more
+
 _UNEXPECTED_UNSOLICITED_DATA = 0x0C0C
 _INCORRECT_AMOUNT_OF_DATA = 0x0C0D
 _PROTOCOL_SERVICE_CRC_ERROR = 0x4705
@@ -225,7 +227,7 @@ class CommandFlow:
         else:
             actual = expected  # no residual is known for what was refused
         flags = ResidualFlag.OVERFLOW if actual > expected else ResidualFlag.UNDERFLOW if actual < expected else 0
-        residual = abs(actual - expected)
+        residual = min(abs(actual - expected), _MAX_RESIDUAL)
         sent = data[:expected] if is_read else data[:0]
         done = data_sn = 0
         while done < len(sent):

@@ -387,8 +387,8 @@ class Connection:
         self.header_digest = parameters.header_digest
         self.data_digest = parameters.data_digest
         # Whole sectors, so that each piece can be read by itself; both are 512 at least.
-        self.segment_bytes = parameters.max_send_data_segment_length & -SECTOR_SIZE
         self.burst_bytes = parameters.max_burst_length & -SECTOR_SIZE
+        self.segment_bytes = min(parameters.max_send_data_segment_length & -SECTOR_SIZE, self.burst_bytes)
         self.first_burst_bytes = parameters.first_burst_length
         if parameters.immediate_data:
             self.max_immediate_bytes = min(self.first_burst_bytes, parameters.max_recv_data_segment_length)

@@ -1,7 +1,8 @@
 """The fast path answers like the plain one, byte for byte; how bytes are cut into receives changes nothing.
 
 The same random command stream goes to four targets: with and without fast path, over a device that always answers at
-once and over one that always would block. What they send and what their devices hold must be the same. A second
+once and over one that always would block. What they send and what their devices hold must be the same. (Transfers that
+go wrong are not among them: how much of such a write reaches the medium is nobody's promise.) A second
 property feeds one stream whole and in pieces, a third feeds arbitrary bytes.
 """
 
@@ -53,7 +54,6 @@ class Command:
     sent: int = 0  # immediate data, as far as it is allowed
     final: bool = True
     cuts: list[int] = field(default_factory=list)  # lengths of the Data-Out pieces, used round robin
-    data_sn_error: int = 0
 
 
 def mostly(usual, *others):
@@ -74,7 +74,6 @@ COMMANDS = st.builds(
     sent=st.sampled_from((0, 512, 700, 4096, 1 << 20)),
     final=mostly(True, False),
     cuts=st.lists(st.sampled_from((512, 1024, 4096, 100, 1 << 18)), min_size=1, max_size=3),
-    data_sn_error=mostly(0, 1),
 )
 
 
@@ -106,7 +105,7 @@ class Initiator:
             lun=command.lun,
             attribute=command.attribute,
             immediate=command.immediate,
-            final=command.final or not is_write or not self.unsolicited,
+            final=command.final or not self.unsolicited or sent >= min(self.first_burst, len(data)),
         )
         if command.cmd_sn_error:
             pdu = requests.ScsiCommandPdu(
@@ -120,8 +119,8 @@ class Initiator:
         at = start
         while at < end:
             stop = min(at + command.cuts[len(pieces) % len(command.cuts)], end)
-            number = len(pieces) + command.data_sn_error
-            pieces.append(self.link.data_out(pdu.itt, data[at:stop], at, ttt=ttt, data_sn=number, final=stop == end))
+            piece = self.link.data_out(pdu.itt, data[at:stop], at, ttt=ttt, data_sn=len(pieces), final=stop == end)
+            pieces.append(piece)
             at = stop
         return pieces
 
@@ -150,10 +149,8 @@ async def play_everywhere(keys: dict[str, str], commands: list[Command]) -> None
                 await initiator.play(command)
         session = initiator.link.connection.session
         counters = session.reads, session.read_bytes, session.writes, session.written_bytes
-        # A write whose data never came to its end, or came wrong, may have reached the medium in part.
-        is_whole = not session.tasks and not any(command.data_sn_error for command in commands)
-        data = bytes(initiator.device.data) if is_whole else None
-        outcomes.append((bytes(initiator.link.raw), data, counters))
+        assert not session.tasks
+        outcomes.append((bytes(initiator.link.raw), bytes(initiator.device.data), counters))
     for other in outcomes[1:]:
         assert other == outcomes[0]
 
@@ -233,6 +230,7 @@ async def play_garbage(changes: list[tuple[int, int]], commands: list[Command], 
 
 
 @settings(max_examples=150, deadline=None)
+@example([(42, 1)], [Command(WRITE_16, 0, 1, sent=512)], b"", False)  # 16 Mi blocks: a residual of 33 bits
 @given(
     st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
     st.lists(USUAL, min_size=1, max_size=4),
