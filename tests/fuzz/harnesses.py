@@ -1,0 +1,219 @@
+"""One harness per parser: spoilt bytes are accepted, or refused by the one error that a peer may cause; nothing else.
+
+A harness takes a random generator, makes its input from it, and raises whatever is wrong. It must depend on nothing
+else, so that a seed replays it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from iscsi.initiator.errors import LoginRefused
+from iscsi.initiator.login import InitiatorLogin
+from iscsi.initiator.session import Command, InitiatorSession, parse_send_targets, send_targets
+from iscsi.login import TargetLogin
+from iscsi.negotiation import Responder, SessionParameters, Wishes
+from iscsi.target import Target, TargetRegistry
+from iscsi.wire.errors import ProtocolError
+from iscsi.wire.opcodes import AsyncEvent, LoginStatus
+from iscsi.wire.pdu import REQUESTS, RESPONSES, Framer, decode
+from iscsi.wire.requests import DataOut, LoginRequest, LogoutRequest, NopOut, TaskManagementRequest, TextRequest
+from iscsi.wire.responses import R2T, AsyncMessage, DataIn, LoginResponse, NopIn, ScsiResponsePdu, TextResponse
+from iscsi.wire.text_keys import parse_text, serialize_text
+from tests.fuzz.mutations import mutate
+from tests.support.iscsi_link import INITIATOR, READ_10, TARGET, WRITE_10, Link, cdb, make_registry, make_unit
+from tests.support.memory_device import MemoryDevice
+
+if TYPE_CHECKING:
+    import random
+
+    from iscsi.wire.bhs import Pdu
+
+ISID = bytes.fromhex("800000000001")
+PLAIN = Framer(max_data_segment=1 << 16)
+OFFERS = serialize_text(
+    {
+        "InitiatorName": INITIATOR,
+        "TargetName": TARGET,
+        "SessionType": "Normal",
+        "HeaderDigest": "CRC32C,None",
+        "MaxBurstLength": "262144",
+        "FirstBurstLength": "65536",
+        "MaxRecvDataSegmentLength": "65536",
+        "InitialR2T": "No",
+        "ErrorRecoveryLevel": "0",
+        "IFMarkInt": "2048~8192",
+        "X-org.example.key": "value",
+    }
+)
+
+
+def _stream(pdus: list[Pdu]) -> bytes:
+    return b"".join(map(PLAIN.encode, pdus))
+
+
+def _pdus(chance: random.Random, valid: list[Pdu], kinds: dict[int, type[Pdu]]) -> None:
+    framer = Framer(chance.random() < 0.2, chance.random() < 0.2, 1 << 16)
+    wire = memoryview(mutate(b"".join(map(framer.encode, valid)), chance))
+    offset = 0
+    with contextlib.suppress(ProtocolError):
+        while (frame := framer.next(wire, offset)) is not None:
+            offset = frame.end
+            with contextlib.suppress(ProtocolError):
+                pdu = decode(frame, kinds)
+                assert str(pdu)
+                assert kinds[frame.opcode].parse(*_parts(pdu)) == pdu, "a PDU that was taken can be sent again"
+    assert offset <= len(wire)
+
+
+def _parts(pdu: Pdu) -> tuple[bytes, bytes, bytes]:
+    header = pdu.serialize()
+    return header[:48], header[48:], bytes(pdu.payload)
+
+
+async def requests(chance: random.Random) -> None:
+    """PDUs as a target reads them."""
+    link = Link(TargetRegistry())
+    valid = [
+        link.command(cdb(READ_10, 0, 8), read=4096),
+        link.command(bytes(range(32)), write=8, data=b"12345678"),
+        DataOut(2, 5, 1, 0, 512, data=bytes(20)),
+        NopOut(3, 4, 5, data=b"ping"),
+        TaskManagementRequest(4, 1, 2, 3),
+        TextRequest(5, 6, 7, data=b"SendTargets=All\0"),
+        LoginRequest(ISID, 0, 1, 0, 1, 1, csg=0, nsg=1, transit=True, data=OFFERS),
+        LogoutRequest(6, 0, 0, 1, 2),
+    ]
+    _pdus(chance, valid, REQUESTS)
+
+
+async def responses(chance: random.Random) -> None:
+    """PDUs as an initiator reads them."""
+    _pdus(chance, RESPONSES_OF_A_SESSION, RESPONSES)
+
+
+RESPONSES_OF_A_SESSION: list[Pdu] = [
+    DataIn(1, 0, 0, data=bytes(64), final=False, max_cmd_sn=20),
+    DataIn(1, 1, 64, status=0, data=bytes(64), max_cmd_sn=20),
+    R2T(2, 9, 0, 0, 128, max_cmd_sn=20),
+    ScsiResponsePdu(2, 2, stat_sn=1, data=b"\0\4abcd", max_cmd_sn=20),
+    NopIn(0xFFFFFFFF, 2, ttt=4, max_cmd_sn=20),
+    TextResponse(3, 2, ttt=7, final=False, data=b"TargetName=iqn.a\0", max_cmd_sn=20),
+    TextResponse(3, 3, data=b"TargetAddress=1.2.3.4:3260,1\0", max_cmd_sn=20),
+    AsyncMessage(AsyncEvent.LOGOUT_REQUEST, 4, max_cmd_sn=20),
+]
+
+
+async def text(chance: random.Random) -> None:
+    """Key=value text, and the answers to it."""
+    spoilt = mutate(OFFERS, chance)
+    with contextlib.suppress(ProtocolError):
+        pairs = parse_text(spoilt)
+        assert parse_text(serialize_text(pairs)) == pairs
+        answers = Responder(discovery=chance.random() < 0.3).answer(pairs.items())
+        assert len(serialize_text(answers)) <= 8192
+    with contextlib.suppress(ProtocolError):
+        parse_send_targets(spoilt)
+
+
+async def target_login(chance: random.Random) -> None:
+    """Login requests at a target."""
+    registry = TargetRegistry()
+    registry.add(Target(TARGET))
+    login = TargetLogin(registry, lambda tsih: tsih == 3)
+    first = LoginRequest(ISID, 0, 1, 0, 1, 1, csg=0, nsg=1, transit=True, data=OFFERS[: chance.randrange(len(OFFERS))])
+    second = LoginRequest(ISID, 0, 1, 0, 1, 2, csg=1, nsg=3, transit=True, data=OFFERS)
+    wire = memoryview(mutate(_stream([first, second] * chance.randrange(1, 4)), chance))
+    offset = 0
+    with contextlib.suppress(ProtocolError):
+        while (frame := Framer().next(wire, offset)) is not None:
+            offset = frame.end
+            answer = login.receive(frame)
+            if answer is None:
+                answer = login.grant(5, 6)
+                assert answer.transit
+            answer.check()
+            assert (answer.status != LoginStatus.SUCCESS) is login.failed
+            if login.failed or login.outcome is not None:
+                return
+
+
+async def initiator_login(chance: random.Random) -> None:
+    """Login responses at an initiator."""
+    login = InitiatorLogin(INITIATOR, TARGET, ISID, Wishes())
+    login.first()
+    told = b"TargetPortalGroupTag=1\0AuthMethod=None\0"
+    agreed = b"HeaderDigest=None\0MaxBurstLength=65536\0InitialR2T=Yes\0MaxRecvDataSegmentLength=8192\0"
+    lines = [
+        LoginResponse(ISID, 0, 0, 1, 1, 1, csg=0, nsg=1, transit=True, data=told),
+        LoginResponse(ISID, 4, 0, 2, 1, 1, csg=1, nsg=3, transit=True, data=agreed),
+    ]
+    wire = memoryview(mutate(_stream(lines), chance))
+    offset = 0
+    with contextlib.suppress(ProtocolError, LoginRefused):
+        while (frame := Framer().next(wire, offset)) is not None:
+            offset = frame.end
+            answer = decode(frame, RESPONSES)
+            if not isinstance(answer, LoginResponse):
+                return
+            if login.receive(answer) is None:
+                assert isinstance(login.parameters(), SessionParameters)
+                return
+
+
+async def initiator_session(chance: random.Random) -> None:
+    """A target's PDUs in full feature phase, in pieces of any length."""
+    session = InitiatorSession(SessionParameters(), cmd_sn=1, max_cmd_sn=9, exp_stat_sn=0)
+    session.start(Command(0, bytes(16), data_in=memoryview(bytearray(128))))
+    session.start(Command(0, bytes(16), data_out=memoryview(bytes(128))))
+    session.start(send_targets())
+    wire = mutate(_stream(RESPONSES_OF_A_SESSION), chance)
+    pending = b""
+    with contextlib.suppress(ProtocolError):
+        while wire:
+            length = chance.randrange(1, len(wire) + 1)
+            pending, wire = pending + wire[:length], wire[length:]
+            taken, _ = session.receive(memoryview(pending))
+            pending = pending[taken:]
+    assert session.data_to_send()
+
+
+async def target_connection(chance: random.Random) -> None:
+    """An initiator's PDUs in full feature phase, through the fast and the slow path, in pieces of any length."""
+    device = MemoryDevice(1 << 16, fast=chance.random() < 0.5)
+    link = Link(make_registry(make_unit(device)), fast=chance.random() < 0.5)
+    await link.log_in(ImmediateData="Yes", InitialR2T="No")
+    written = link.command(cdb(WRITE_10, 8, 2), write=1024, data=bytes(512), final=False)
+    valid = [
+        link.command(bytes(6)),
+        link.command(bytes(6)),
+        link.command(cdb(READ_10, 0, 8), read=4096),
+        written,
+        DataOut(written.itt, 0xFFFFFFFF, 0, 0, 512, data=bytes(512)),
+        link.command(cdb(WRITE_10, 16, 8), write=4096, final=True),
+        NopOut(link.next_itt(), link.cmd_sn, 0, data=b"ping"),
+        TaskManagementRequest(
+            link.next_itt(), chance.randrange(1, 10), link.cmd_sn, 0, referenced_task_tag=written.itt
+        ),
+        TextRequest(link.next_itt(), link.cmd_sn, 0, data=b"SendTargets=\0", immediate=True),
+        LogoutRequest(link.next_itt(), 0, 0, link.cmd_sn, 0),
+    ]
+    if chance.random() < 0.3:
+        chance.shuffle(valid)
+    wire = mutate(_stream(valid), chance)
+    while wire and not link.connection.closing:
+        length = chance.randrange(1, len(wire) + 1)
+        link.feed(wire[:length])
+        wire = wire[length:]
+    await link.settle()
+    for answer in link.received():
+        answer.check()
+
+
+Harness = Callable[["random.Random"], Awaitable[None]]
+HARNESSES: dict[str, Harness] = {
+    harness.__name__: harness
+    for harness in (requests, responses, text, target_login, initiator_login, initiator_session, target_connection)
+}
