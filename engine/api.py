@@ -282,6 +282,24 @@ class EngineApi(Protocol):
         """The linked clones."""
         ...
 
+    async def volume_import(self, path: str, name: str, *, chunk_bytes: int = 65536, expose: bool = False) -> JobInfo:
+        """A new volume from the raw image at ``path``, an absolute path on the daemon's machine.
+
+        The volume appears when it is whole. The job's result has ``root``, the root of its hash tree.
+        """
+        ...
+
+    async def volume_export(self, name: str, snapshot: str | None, path: str, *, replace: bool = False) -> JobInfo:
+        """A raw image of a snapshot, or of the volume as it is now, at the absolute path ``path``.
+
+        The file appears when it is whole. The job's result has ``root``. Raises AlreadyExists without ``replace``.
+        """
+        ...
+
+    async def volume_root(self, name: str, snapshot: str | None = None) -> JobInfo:
+        """The root of the hash tree of a snapshot, or of the volume as it is now: ``root`` of the job's result."""
+        ...
+
     async def replica_create(self, source: str, name: str, *, mode: str = "sync") -> JobInfo:
         """Make a volume like the source, and mirror the source to it. The job ends when it is Synchronized."""
         ...

@@ -90,7 +90,9 @@ async def _copy(pool: Pool, frozen: Frozen, unfinished: UnfinishedVolume, job: J
 
         control = CopyControl(on_progress=report)
         options = CopyOptions(blank_target=True)
-        result = await copy_extents(frozen, unfinished.head, ledger=ledger, options=options, control=control)
+        result = await copy_extents(
+            frozen, unfinished.head, ledger=ledger, options=options, control=control, workers=workers
+        )
     except BaseException:
         await ledger.close()
         raise

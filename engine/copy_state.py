@@ -83,6 +83,12 @@ class ProgressStatus(enum.IntEnum):
     DETACHING = 21
 
 
+def label(value: CopyState | ProgressStatus | SyncType | CopyMode) -> str:
+    """The DMTF's name of a value: Synchronized, Requires resync."""
+    text: str = value.name.replace("_", " ").capitalize()
+    return "Not Applicable" if text == "Not applicable" else text
+
+
 class CopyEvent(enum.Enum):
     """What can happen to a relation."""
 

@@ -24,8 +24,10 @@ from engine.api import (
 from engine.catalog import VolumeRow
 from engine.clone import start_full_clone
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotSupported
+from engine.interchange import absolute, start_export, start_import
 from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size
+from engine.root_job import start_root
 from engine.volume import Identity
 
 if TYPE_CHECKING:
@@ -280,6 +282,32 @@ class LocalApi:
 
     async def clone_list(self) -> list[VolumeInfo]:
         return [self._volume_info(volume) for volume in self._pool.volumes() if self._pool.row(volume).origin]
+
+    # --- raw images and hash trees ----------------------------------------------------------------------------
+
+    async def volume_import(self, path: str, name: str, *, chunk_bytes: int = 65536, expose: bool = False) -> JobInfo:
+        row = VolumeRow(volume_id="", name=check_name("volume", name), file="")
+        check_chunk(chunk_bytes)
+        if expose:
+            self._exposure.require_exposable(name)
+
+        async def when_whole(volume: Volume) -> None:
+            if expose:
+                await self._exposure.expose(volume)
+            await self._event(f"volume {name}", f"imported from {path}")
+
+        image = absolute(path)
+        return _job_info(await start_import(self._pool, image, row, chunk_bytes, when_whole=when_whole))
+
+    async def volume_export(self, name: str, snapshot: str | None, path: str, *, replace: bool = False) -> JobInfo:
+        volume = self._pool.volume(name)
+        point = None if snapshot is None else self._pool.snapshot(volume, snapshot)
+        return _job_info(await start_export(self._pool, volume, point, absolute(path), replace_it=replace))
+
+    async def volume_root(self, name: str, snapshot: str | None = None) -> JobInfo:
+        volume = self._pool.volume(name)
+        point = None if snapshot is None else self._pool.snapshot(volume, snapshot)
+        return _job_info(await start_root(self._pool, volume, point))
 
     # --- replicas ---------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ Invariants:
 * A demotion is recorded before any host is acknowledged without the target (``MirrorStream``).
 * The ledger of a staging area is removed before the staging area is; the round (S, base, C) is recorded after the
   staging area exists and before anything is copied to it. So a ledger never speaks of another staging area.
-* Nobody but the mirror writes to the target; its content is always some prefix of what the source acknowledged.
+* Nobody but the mirror writes to the target, unless it is fractured; until then its content is always some prefix
+  of what the source acknowledged.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import proof
 from engine.copy_job import CopyControl, CopyOptions, copy_extents
-from engine.copy_state import CopyEvent, CopyMode, CopyState, ProgressStatus, Standing, SyncType, after
+from engine.copy_state import CopyEvent, CopyMode, CopyState, ProgressStatus, Standing, SyncType, after, label
 from engine.errors import EngineError, IntegrityError, InvalidState, NotFound, TimedOut
 from engine.ledger import Ledger, LedgerKey
 from engine.mirror_stream import QUEUE_BYTES_MAX, MirrorStream, StreamMode
@@ -125,7 +126,7 @@ class Mirror:
         self.link = link
         self.policy = policy or MirrorPolicy()
         self.rounds = 0
-        self.resent_bytes = 0
+        self.written_bytes = 0
         self._env = env
         self._ledger_path = ledger_path
         self._record = record
@@ -134,6 +135,7 @@ class Mirror:
         self._prefix = point_prefix(name)
         self._control = CopyControl()
         self._percent_floor = 0
+        self._finished_bytes = 0
         self._stream: MirrorStream | None = None
         self._copying: asyncio.Task[Any] | None = None
         self._run_task: asyncio.Task[None] | None = None
@@ -168,8 +170,9 @@ class Mirror:
 
     @property
     def progress_bytes(self) -> tuple[int, int]:
-        """Of the present or last round: done, total."""
-        return self._control.progress.done_bytes, self._control.progress.total_bytes
+        """Of all rounds since the last start: done, and known to be to do."""
+        progress, finished = self._control.progress, self._finished_bytes
+        return finished + progress.done_bytes, finished + progress.total_bytes
 
     @property
     def lag_bytes(self) -> int:
@@ -294,7 +297,7 @@ class Mirror:
 
     def _state_text(self) -> str:
         standing = self._standing
-        return f"{standing.state.name.capitalize()}{f' ({standing.reason})' if standing.reason else ''}"
+        return label(standing.state) + (f" ({standing.reason})" if standing.reason else "")
 
     def _first_standing(self) -> Standing:
         now = self._env.clock.time()
@@ -337,6 +340,8 @@ class Mirror:
 
     def _begin(self, event: CopyEvent, reason: str) -> None:
         self._percent_floor = 0
+        self._finished_bytes = 0
+        self._control = CopyControl()
         self._stopping = None
         self._turn(event, reason)
         self._run_task = asyncio.get_running_loop().create_task(self._run(), name=self._what)
@@ -508,7 +513,10 @@ class Mirror:
             await asyncio.wait([self._copying])
             if self._copying.cancelled():
                 raise InvalidState(self._what, "stopping", "running")
-            self.resent_bytes += self._copying.result().progress.written_bytes
+            progress = self._copying.result().progress
+            self.written_bytes += progress.written_bytes
+            self._finished_bytes += progress.total_bytes
+            self._control = CopyControl()
         finally:
             self._copying = None
             await ledger.close()

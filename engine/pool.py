@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING
 from engine.catalog import Catalog, VolumeRow
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, StoreCorrupt
 from engine.files import translate
+from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.jobs import JobRegistry
+from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.tvol.file import TvolFile
 from engine.volume import Volume
 
@@ -115,6 +117,7 @@ class Pool:
             try:
                 pool = cls(path, env, lock, catalog, await JobRegistry.open(catalog, env.clock))
                 await pool._open_families()
+                await pool._drop_leftovers()
             except BaseException:
                 await catalog.close()
                 raise
@@ -270,7 +273,8 @@ class Pool:
         async with self._changing:
             row = self.row(volume)
             store = self._stores[row.file]
-            if [head.volume_id for head in store.volumes()] == [volume.volume_id] and not store.snapshots():
+            users_own = [snapshot for snapshot in store.snapshots() if not snapshot.hidden]
+            if [head.volume_id for head in store.volumes()] == [volume.volume_id] and not users_own:
                 # The last of its family: the file goes as a whole.
                 await store.close()
                 del self._stores[row.file]
@@ -364,6 +368,13 @@ class Pool:
             self._keep_damaged(file, f"{folder / file} is missing", rows)
         kept = [row for family in self._damaged.values() for row in family.volumes]
         await self.catalog.replace_volumes([*self._rows.values(), *kept])
+
+    async def _drop_leftovers(self) -> None:
+        """Remove the points that exports and digests kept for themselves when a crash ended them."""
+        for store in self._stores.values():
+            for snapshot in store.snapshots():
+                if snapshot.hidden and snapshot.name.startswith((EXPORT_PREFIX, ROOT_PREFIX)):
+                    await store.delete_snapshot(snapshot)
 
     def _clash(self, store: VolumeStore) -> str | None:
         """Why a family may not be served beside those that are; None when it may."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from engine.api import ReplicaInfo
 from engine.catalog import MirrorRow
 from engine.copy_job import CopyControl
-from engine.copy_state import CopyState, ProgressStatus, SyncType
+from engine.copy_state import CopyState, ProgressStatus, label
 from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, NotFound
 from engine.links.local import LocalLink
 from engine.mirror import Mirror, MirrorRecord, point_prefix
@@ -80,7 +80,7 @@ class Replicas:
         lines = [f"replica {name} does not run: {why}" for name, why in self._idle.items()]
         for name, mirror in self._mirrors.items():
             if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
-                lines.append(f"replica {name} is {_text(mirror.standing.state)}: {mirror.standing.reason}")
+                lines.append(f"replica {name} is {label(mirror.standing.state)}: {mirror.standing.reason}")
         return lines
 
     def info(self, name: str) -> ReplicaInfo:
@@ -94,8 +94,8 @@ class Replicas:
                 target=self._name(row.target_id),
                 mode=row.mode,
                 sync_type="Mirror",
-                copy_state=_text(CopyState.INVALID),
-                progress_status=_text(ProgressStatus.UNKNOWN),
+                copy_state=label(CopyState.INVALID),
+                progress_status=label(ProgressStatus.UNKNOWN),
                 percent_synced=0,
                 lag_seconds=None,
                 lag_bytes=0,
@@ -112,9 +112,9 @@ class Replicas:
             source=mirror.source.name,
             target=mirror.link.target_name,
             mode=row.mode,
-            sync_type=_text(mirror.sync_type),
-            copy_state=_text(standing.state),
-            progress_status=_text(standing.progress),
+            sync_type=label(mirror.sync_type),
+            copy_state=label(standing.state),
+            progress_status=label(standing.progress),
             percent_synced=mirror.percent_synced,
             lag_seconds=mirror.lag_s,
             lag_bytes=mirror.lag_bytes,
@@ -284,7 +284,7 @@ class Replicas:
                 waiting.result()
             finally:
                 waiting.cancel()
-            return {"replica": mirror.name}
+            return {"replica": mirror.name, "rounds": mirror.rounds, "written_bytes": mirror.written_bytes}
 
         return await self._pool.jobs.start(kind, mirror.name, work)
 
@@ -313,9 +313,3 @@ def _reporting(job: Job) -> CopyControl:
         job.progress(progress.done_bytes, progress.total_bytes)
 
     return CopyControl(on_progress=report)
-
-
-def _text(value: CopyState | ProgressStatus | SyncType) -> str:
-    """DMTF's name of a value: Synchronized, Requires resync."""
-    text: str = value.name.replace("_", " ").capitalize()
-    return "Not Applicable" if text == "Not applicable" else text

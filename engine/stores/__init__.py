@@ -252,7 +252,7 @@ class VolumeStore(Protocol):
         ...
 
     async def commit_staging(self, staging: Head, name: str, *, guid: str) -> tuple[Head, Frozen]:
-        """Freeze the staging area as recovery point ``guid`` and make it the volume's content: one atomic,
+        """Freeze the staging area as hidden recovery point ``guid`` and make it the volume's content: one atomic,
         durable step. The old head is dropped. Returns the new head and the recovery point."""
         ...
 

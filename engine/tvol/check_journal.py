@@ -352,5 +352,6 @@ class Replay:
         staging, head = self._head_of(staging_id), self._head_of(head_id)
         self._new(old_id, head, self._share(head))
         self._change(self._node(old_id), flags=NodeFlag.DELETED)
-        self._change(staging, kind=NodeKind.SNAPSHOT, flags=0, name=name, generation=self._grow_generation())
+        generation = self._grow_generation()
+        self._change(staging, kind=NodeKind.SNAPSHOT, flags=NodeFlag.HIDDEN, name=name, generation=generation)
         self._become(head, staging)

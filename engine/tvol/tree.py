@@ -488,7 +488,7 @@ class Family:
         self.add(staging, base)
 
     def _apply_staging_commit(self, payload: bytes) -> None:
-        """The staging node becomes a snapshot, the head its child; a new deleted node takes the head's old place."""
+        """The staging node becomes a hidden snapshot, the head its child; a deleted node takes the head's old place."""
         staging_id, head_id, old_id, created_at = layout.unpack_fields(layout.STAGING_COMMIT, payload)
         (guid, name), _ = layout.unpack_text(payload, layout.STAGING_COMMIT.size, 2)
         staging, head = self.node(staging_id), self.node(head_id)
@@ -497,7 +497,7 @@ class Family:
         old.dead, old.mapped, old.own = head.dead, head.mapped, head.own
         self.add(old, head.parent)
         staging.kind = NodeKind.SNAPSHOT
-        staging.flags &= ~NodeFlag.STAGING
+        staging.flags = staging.flags & ~NodeFlag.STAGING | NodeFlag.HIDDEN
         staging.guid, staging.name, staging.created_at = guid, name, created_at
         staging.generation = self._next_generation()
         self._become(head, staging)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import click
 
-from twinvol.cli.command import Output, size, size_text, with_api
+from twinvol.cli.command import Output, size, size_text, volume_point, with_api
+from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
     from engine.api import EngineApi
@@ -106,3 +108,55 @@ async def space(api: EngineApi, output: Output, name: str) -> None:
     ]
     output.list("space", rows, ["name", "mapped_bytes", "unique_bytes"])
     click.echo(f"size {size_text(info.size_bytes)}; the family's file takes {size_text(info.file_bytes)} on the host")
+
+
+@cli.command("import")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, resolve_path=True))
+@click.argument("name")
+@click.option("--chunk", type=size, default="64K", show_default=True, help="64K or 256K.")
+@click.option("--expose", is_flag=True, help="Make a target of its name with the volume as LUN 0.")
+@job_options
+@with_api
+async def import_(
+    api: EngineApi,
+    output: Output,
+    path: str,
+    name: str,
+    chunk: int,
+    expose: bool,
+    no_wait: bool,
+    progress: bool,
+) -> None:
+    """Make a volume of a raw image, verified."""
+    job = await api.volume_import(path, name, chunk_bytes=chunk, expose=expose)
+    made = functools.partial(api.volume_show, name)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+
+
+@cli.command()
+@click.argument("source", type=volume_point, metavar="NAME[@SNAPSHOT]")
+@click.argument("path", type=click.Path(dir_okay=False, resolve_path=True))
+@click.option("--force", is_flag=True, help="Replace a file of that name.")
+@job_options
+@with_api
+async def export(
+    api: EngineApi,
+    output: Output,
+    source: tuple[str, str | None],
+    path: str,
+    force: bool,
+    no_wait: bool,
+    progress: bool,
+) -> None:
+    """Write a volume or snapshot to a raw image, sparse and verified."""
+    job = await api.volume_export(source[0], source[1], path, replace=force)
+    await finish(api, output, job, no_wait=no_wait, progress=progress)
+
+
+@cli.command()
+@click.argument("source", type=volume_point, metavar="NAME[@SNAPSHOT]")
+@job_options
+@with_api
+async def root(api: EngineApi, output: Output, source: tuple[str, str | None], no_wait: bool, progress: bool) -> None:
+    """The root of the hash tree: sixteen bytes that stand for size and content."""
+    await finish(api, output, await api.volume_root(source[0], source[1]), no_wait=no_wait, progress=progress)

@@ -1,0 +1,36 @@
+"""The job that digests a volume or snapshot: its result is the root of the hash tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.copy_job import CopyControl, CopyProgress
+from engine.proof import tree_of
+
+if TYPE_CHECKING:
+    from engine.jobs import Job
+    from engine.pool import Pool
+    from engine.stores import Frozen
+    from engine.volume import Volume
+
+HIDDEN_PREFIX = "root."
+"""Of the snapshot that is taken when a volume, not one of its snapshots, is digested."""
+
+
+async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job:
+    """Begin to digest a snapshot, or the volume as it is now; the job's result has ``root`` and ``size_bytes``."""
+
+    async def work(job: Job) -> dict[str, Any]:
+        def report(progress: CopyProgress) -> None:
+            job.progress(progress.done_bytes, progress.total_bytes)
+
+        store = volume.head.store
+        point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
+        try:
+            tree = await tree_of(point, control=CopyControl(on_progress=report))
+        finally:
+            if snapshot is None:
+                await store.delete_snapshot(point)
+        return {"volume": volume.name, "root": tree.root().hex(), "size_bytes": tree.size_bytes}
+
+    return await pool.jobs.start("digest", volume.name if snapshot is None else f"{volume.name}@{snapshot.name}", work)
