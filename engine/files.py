@@ -228,7 +228,8 @@ class RealFile:
             raise translate(error, f"truncating {self.path} to {size}") from error
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # a late call fails, and does not reach a file that got the same number
+        os.close(fd)
 
 
 def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:

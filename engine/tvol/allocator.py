@@ -74,7 +74,10 @@ class Allocator:
         return first
 
     def give_back(self, chunks: Iterable[int]) -> None:
-        """Chunks that were taken and not published; something may have been written to them."""
+        """Chunks that were taken and not published; something may have been written to them.
+
+        They stay on offer: a disk that is full does not make the file grow with each attempt.
+        """
         self._dirty.extend(chunks)
 
     def defer(self, seq: int, last_operation: int, chunks: array[int]) -> None:

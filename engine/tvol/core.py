@@ -256,30 +256,29 @@ class Core:
         async with self._growing:
             if self.pages.headroom() >= pages + MARGIN:
                 return True
-            for wanted in (count, 1):
-                if await self._grow_by(wanted):
-                    return True
+            for wanted in (count, 1, 0):
+                try:
+                    await self._grow_by(wanted)
+                except OutOfSpace:
+                    continue
+                return True
         return False
 
-    async def _grow_by(self, count: int) -> bool:
+    async def _grow_by(self, count: int) -> None:
+        """Turn ``count`` chunks at the end of the file into metadata chunks; with 0 one that is free already."""
+        first = self.allocator.extend(count) if count else self.allocator.take(whole=True)[0]
+        taken = range(first, first + max(1, count))
         try:
-            first = self.allocator.extend(count)
-        except OutOfSpace:
-            return False
-        offset, length = first << self.chunk_shift, count << self.chunk_shift
-        try:
-            await self.env.workers.run(lambda: self.file.allocate(offset, length))
-        except OutOfSpace:
-            self.allocator.give_back(range(first + count - 1, first - 1, -1))
-            return False
+            await self.env.workers.run(
+                lambda: self.file.allocate(first << self.chunk_shift, len(taken) << self.chunk_shift)
+            )
+            while not self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES):
+                await self.checkpointer.run()
+            self.log(RecordType.METADATA, layout.METADATA.pack(first, len(taken)))
         except BaseException:
-            self.allocator.give_back(range(first + count - 1, first - 1, -1))
+            self.allocator.give_back(reversed(taken))
             raise
-        while not self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES):
-            await self.checkpointer.run()
-        self.log(RecordType.METADATA, layout.METADATA.pack(first, count))
-        self.pages.add_chunks(first, count)
-        return True
+        self.pages.add_chunks(first, len(taken))
 
     async def free_space(self) -> bool:
         """Have everything that is free already given back to the host. False when there was nothing."""

@@ -66,6 +66,15 @@ class FileInfo:
     """Records found at open that no flush had covered before a power loss."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What an open file takes over from the superblock that it was loaded from."""
+
+    family_id: bytes
+    sequence: int
+    reachable: set[int]
+
+
 class TvolFile(NativeStore):
     """One volume file, open. Made by ``create`` and ``open``."""
 
@@ -126,15 +135,23 @@ class TvolFile(NativeStore):
                 seq=1,
                 previous=0,
             )
-            store = await cls._start(
-                env, file, family, journal, family_id=uuid.uuid4().bytes, sequence=0, reachable=set()
-            )
-            await env.workers.run(lambda: env.files.sync_directory(path.parent))
+            store = await cls._start(env, file, family, journal, _Origin(uuid.uuid4().bytes, 0, set()))
         except BaseException:
             await env.workers.run(file.close)
             await env.workers.run(lambda: env.files.remove(path))
             raise
+        try:
+            await env.workers.run(lambda: cls._sync_directory_after_create(env, path))
+        except BaseException:
+            await store.close()
+            await env.workers.run(lambda: env.files.remove(path))
+            raise
         return store
+
+    @staticmethod
+    def _sync_directory_after_create(env: StoreEnv, path: Path) -> None:
+        """The file's name is durable before anybody is told that the volume exists."""
+        env.files.sync_directory(path.parent)
 
     @classmethod
     async def open(cls, env: StoreEnv, path: Path, *, writable: bool = True) -> TvolFile:
@@ -156,14 +173,14 @@ class TvolFile(NativeStore):
                 seq=found.next_seq,
                 previous=found.previous,
             )
-            identity = {"family_id": superblock.family, "sequence": superblock.sequence, "reachable": found.reachable}
+            origin = _Origin(superblock.family, superblock.sequence, found.reachable)
             if writable:
                 end = family.births.count * superblock.chunk_bytes
                 await env.workers.run(lambda: heal_slots(file, superblock))
                 await env.workers.run(lambda: file.truncate(end))
-                store = await cls._start(env, file, family, journal, **identity)  # type: ignore[arg-type]
+                store = await cls._start(env, file, family, journal, origin)
             else:
-                store = cls._assemble(env, file, family, journal, **identity)  # type: ignore[arg-type]
+                store = cls._assemble(env, file, family, journal, origin)
                 store._core.fail(StoreFailed(f"{path} is open for reading only"))
             store._recovered = found
         except BaseException:
@@ -174,56 +191,48 @@ class TvolFile(NativeStore):
         return store
 
     @classmethod
-    def _assemble(
-        cls,
-        env: StoreEnv,
-        file: BlockFile,
-        family: Family,
-        journal: Journal,
-        *,
-        family_id: bytes,
-        sequence: int,
-        reachable: set[int],
-    ) -> TvolFile:
+    def _assemble(cls, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, origin: _Origin) -> TvolFile:
         journal_chunks = journal.ring_bytes // family.chunk_bytes
-        pages = PagePool(family, metadata_chunks(family, journal_chunks), reachable)
+        pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable)
         del family.freed[:]  # freed by replay: free like all the rest once the opening checkpoint is durable
         core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes), pages)
         core.checkpointer = Checkpointer(
             core,
-            family_id=family_id,
-            sequence=sequence,
+            family_id=origin.family_id,
+            sequence=origin.sequence,
             boot_id=env.files.boot_id(),
             journal_chunks=journal_chunks,
         )
-        return cls(core, family_id)
+        return cls(core, origin.family_id)
 
     @classmethod
     async def _start(
-        cls,
-        env: StoreEnv,
-        file: BlockFile,
-        family: Family,
-        journal: Journal,
-        *,
-        family_id: bytes,
-        sequence: int,
-        reachable: set[int],
+        cls, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, origin: _Origin
     ) -> TvolFile:
         """Assemble, then make the state durable under the journal's incarnation: only now is there a journal."""
-        store = cls._assemble(env, file, family, journal, family_id=family_id, sequence=sequence, reachable=reachable)
+        store = cls._assemble(env, file, family, journal, origin)
         core = store._core
-        missing = MARGIN * 2 - core.pages.headroom()
-        if missing > 0:
-            try:
-                await store._reserve_pages(missing)
-            except OutOfSpace:
-                if core.pages.headroom() < 0:
-                    raise
-                _LOG.warning("%s: the disk is full; only what needs no space will work", file.path)
-        await core.checkpointer.run()
+        try:
+            await store._widen_reserve()
+            await core.checkpointer.run()
+        except BaseException as error:
+            core.fail(f"it could not be opened: {error!r}")
+            await core.checkpointer.idle()  # nothing may still write when the caller closes the file
+            raise
         store._housekeeper.wake()
         return store
+
+    async def _widen_reserve(self) -> None:
+        core = self._core
+        missing = MARGIN * 2 - core.pages.headroom()
+        if missing <= 0:
+            return
+        try:
+            await self._reserve_pages(missing)
+        except OutOfSpace:
+            if core.pages.headroom() < 0:
+                raise
+            _LOG.warning("%s: the disk is full; only what needs no space will work", core.path)
 
     async def _reserve_pages(self, pages: int) -> None:
         """Metadata chunks for the opening checkpoint, which is the record of them."""

@@ -24,7 +24,7 @@ from engine.errors import EngineError, InvalidArgument, OutOfSpace
 from engine.tvol import layout
 from engine.tvol.bulk import NativeWriteLease
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
-from engine.tvol.device import SECTOR_MASK, ZEROES, NativeDevice
+from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, ZEROES, NativeDevice
 from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_VOLUME_CHUNKS, ZERO, NodeFlag, RecordType
 from engine.units import KIB, align_down, align_up
 
@@ -198,22 +198,29 @@ class NativeHead(NativeDevice):
 
     def try_write(self, offset: int, data: memoryview, /) -> bool:
         """Write ``data`` now, or return False having done nothing. ``end_pass`` must follow before the answer."""
+        # 0.4 us over the system call in place (0.05 the map, 0.05 the birth, 0.1 the clock); an idle end_pass 0.05 us.
         length = len(data)
-        end = offset + length
+        within = offset & self._mask
+        if (
+            self._admissions
+            or within + length > self._chunk_bytes
+            or offset + length > self._size
+            or (offset | length) & REFUSED_BITS
+        ):
+            return self._try_write_new(offset, data)
         shift = self._shift
         index = offset >> shift
-        if (end - 1) >> shift == index and end <= self._size and not (offset | length) & 511 and not self._admissions:
-            entry = self._leaves[index >> 12].view[index & 4095]
-            if entry >= 2 and self._births.view[entry] > self._floor and offset >= 0:
-                started = self._monotonic()
-                try:
-                    self._write_now((data,), (entry << shift) + (offset & self._mask))
-                except EngineError:
-                    return False  # the coroutine meets it again and raises it
-                if self._monotonic() - started > SLOW_WRITE_S:
-                    self._was_slow(started)
-                return True
-        return self._try_write_new(offset, data)
+        entry = self._leaves[index >> 12].view[index & 4095]
+        if entry < 2 or self._births.view[entry] <= self._floor:
+            return self._try_write_new(offset, data)
+        started = self._monotonic()
+        try:
+            self._write_now((data,), (entry << shift) + within)
+        except EngineError:
+            return False  # the coroutine meets it again and raises it
+        if self._monotonic() - started > SLOW_WRITE_S:
+            self._was_slow(started)
+        return True
 
     def _try_write_new(self, offset: int, data: memoryview) -> bool:
         """Writes that span chunks or need new ones, as far as that is cheap."""

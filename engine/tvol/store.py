@@ -68,28 +68,35 @@ class NativeStore:
             return
         self._closed = True
         core = self._core
-        for head in self._heads.values():
-            head.shut()
-        for head in self._heads.values():
-            await head.drained()
-        await self._housekeeper.stop()
-        while self._sealing:
-            await asyncio.wait(list(self._sealing))
-        await core.quiet()
         try:
+            for head in self._heads.values():
+                head.shut()
+            for head in self._heads.values():
+                await head.drained()
+            await self._housekeeper.stop()
+            while self._sealing:
+                await asyncio.wait(list(self._sealing))
+            await core.quiet()
             if not core.failed:
                 end = core.family.births.count * core.chunk_bytes
                 await core.env.workers.run(lambda: core.file.truncate(end))
                 await core.checkpointer.run(clean=True)
         finally:
-            core.fail(StoreFailed(f"{core.path} is closed"))
-            for device in self._devices():
-                device.retire("closed")
-            for head in self._heads.values():
-                head.reopen()
-            await core.idle()
-            await core.checkpointer.idle()
-            await core.env.workers.run(core.file.close)
+            await self._end("closed")
+
+    async def _end(self, why: str) -> None:
+        """Let nothing start any more, wait for what runs, and close the file as it is."""
+        core = self._core
+        core.fail(StoreFailed(f"{core.path} is {why}"))
+        for device in self._devices():
+            device.retire(why)
+        for head in self._heads.values():
+            head.reopen()
+        await self._housekeeper.stop()
+        await core.quiet()
+        await core.idle()
+        await core.checkpointer.idle()
+        await core.env.workers.run(core.file.close)
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -189,6 +196,12 @@ class NativeStore:
             raise InvalidArgument(f"{device.name!r} is a snapshot")
         return found
 
+    def _volume(self, device: Head) -> NativeHead:
+        found = self._head(device)
+        if found.staging:
+            raise InvalidArgument(f"this is the staging area of {found.name!r}, not the volume")
+        return found
+
     def _snapshot(self, device: Frozen) -> NativeSnapshot:
         found = self._native(device)
         if not isinstance(found, NativeSnapshot):
@@ -222,6 +235,7 @@ class NativeStore:
     async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> NativeSnapshot:
         """Freeze the volume at this instant (the flip is in the call's first step) and return once durable.
 
+        It is completed even if the caller is cancelled after its instant.
         Raises AlreadyExists, InvalidArgument, StoreFailed, OutOfSpace.
         """
         self._check_snapshot(head, name, guid)
@@ -344,7 +358,7 @@ class NativeStore:
         The head's device stays the same object. Writes wait meanwhile; those admitted before are in that snapshot.
         Raises InvalidArgument (a snapshot of another volume), NotFound, StoreFailed, OutOfSpace.
         """
-        found = self._head(head)
+        found = self._volume(head)
         if self._sealed_snapshot(to).volume_id != found.volume_id:
             raise InvalidArgument(f"{to.name!r} is not a snapshot of {found.name!r}")
         taken = {snapshot.name for snapshot in self._snapshots.values() if snapshot.volume_id == found.volume_id}
@@ -373,7 +387,7 @@ class NativeStore:
 
     async def delete_volume(self, head: Head) -> None:
         """Delete a volume with its snapshots and staging area. Raises InUse, naming the linked clones of them."""
-        found = self._head(head)
+        found = self._volume(head)
         self._check_clones(found)
         devices = self._devices_of(found.volume_id)
         heads = [device for device in devices if isinstance(device, NativeHead)]
@@ -416,7 +430,7 @@ class NativeStore:
         Raises InvalidState when the volume has one.
         """
         await self._core.make_room(pages=self._tree_pages())
-        found = self._head(head)
+        found = self._volume(head)
         if self.staging(found.volume_id):
             raise InvalidState(f"staging of {found.name!r}", "open", "none")
         core, node_id = self._core, self._new_node()
