@@ -113,6 +113,10 @@ class Exposure:
             if lun.volume_id == volume_id and lun.snapshot_guid == snapshot_guid
         ]
 
+    def all_luns_of(self, volume_id: str) -> list[LunRow]:
+        """Where a volume or any snapshot of it is shown, or should be."""
+        return [lun for row in self._targets.values() for lun in row.luns if lun.volume_id == volume_id]
+
     def require_idle(self, luns: Sequence[LunRow], what: str, *, hint: str) -> None:
         """Raises InUse, naming the initiators, when sessions are on one of the targets of ``luns``."""
         targets = {lun.target for lun in luns}

@@ -152,12 +152,12 @@ class LocalApi:
         return self._volume_info(volume)
 
     async def volume_delete(self, name: str, *, force: bool = False) -> None:
-        if any(row.name == name for family in self._pool.damaged() for row in family.volumes):
-            if not force:
-                self._pool.volume(name)  # raises what is wrong with it
-            await self._pool.delete_damaged(name)
-            await self._event(f"volume {name}", "its damaged file was deleted")
-            return
+        for family in self._pool.damaged():
+            if any(row.name == name for row in family.volumes):
+                if not force:
+                    self._pool.volume(name)  # raises what is wrong with it
+                await self._delete_damaged(family)
+                return
         volume = self._pool.volume(name)
         self._replicas.require_free(volume, "delete")
         snapshots = self._pool.snapshots(volume)
@@ -177,6 +177,13 @@ class LocalApi:
             await volume.head.store.delete_snapshot(snapshot)
         await self._pool.delete_volume(volume)
         await self._event(f"volume {name}", "deleted")
+
+    async def _delete_damaged(self, family: DamagedFamily) -> None:
+        for row in family.volumes:
+            await self._exposure.withdraw(row.name, self._exposure.all_luns_of(row.volume_id))
+        await self._pool.delete_damaged(family)
+        for row in family.volumes:
+            await self._event(f"volume {row.name}", "its damaged file was deleted")
 
     async def volume_space(self, name: str) -> SpaceInfo:
         volume = self._pool.volume(name)

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -287,17 +288,15 @@ class Pool:
             del self._rows[volume.volume_id]
             await self.catalog.remove_volume(volume.volume_id)
 
-    async def delete_damaged(self, name: str) -> None:
-        """Remove the damaged file that held volume ``name``, and with it all that it held."""
+    async def delete_damaged(self, family: DamagedFamily) -> None:
+        """Remove a damaged file, and with it all that it held."""
         async with self._changing:
-            for file, family in list(self._damaged.items()):
-                if any(row.name == name for row in family.volumes):
-                    await self.env.workers.run(partial(self.env.files.remove, family.path))
-                    del self._damaged[file]
-                    for row in family.volumes:
-                        await self.catalog.remove_volume(row.volume_id)
-                    return
-        raise NotFound("volume", name)
+            with contextlib.suppress(NotFound):
+                await self.env.workers.run(partial(self.env.files.remove, family.path))
+            await self.env.workers.run(partial(self.env.files.sync_directory, family.path.parent))
+            del self._damaged[family.path.name]
+            for row in family.volumes:
+                await self.catalog.remove_volume(row.volume_id)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

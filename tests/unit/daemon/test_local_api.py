@@ -219,6 +219,7 @@ async def test_a_damaged_family_is_shown_with_its_reason_and_does_not_keep_other
     async with opened(pool) as engine:
         await engine.api.volume_create("good", MIB, expose=True)
         bad = await engine.api.volume_create("bad", MIB, expose=True)
+        await engine.api.snapshot_create("bad", "s", expose=True)
     (pool / "volumes" / "bad.tvol").unlink()
     (pool / "volumes" / "bad.tvol").write_bytes(b"garbage" * 4096)
     async with opened(pool) as engine:
@@ -238,6 +239,13 @@ async def test_a_damaged_family_is_shown_with_its_reason_and_does_not_keep_other
             await engine.api.volume_delete("bad")
         await engine.api.volume_delete("bad", force=True)
         assert not (pool / "volumes" / "bad.tvol").exists()
+        assert [target.name for target in await engine.api.target_list()] == [f"{PREFIX}:good"]
+        assert (await engine.api.status()).health == "ok"
+    (pool / "volumes" / "good.tvol").unlink()
+    async with opened(pool) as engine:
+        assert "missing" in (await engine.api.volume_show("good")).reason
+        await engine.api.volume_delete("good", force=True)
+        assert (await engine.api.status()).health == "ok"
 
 
 async def test_status_counts(engine):
