@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from iscsi.scsi import mode, persistent_reserve, provisioning, sbc, spc
 from iscsi.scsi.dispatch import CommandSpec, CommandTable, Sharing
-from iscsi.scsi.sense import Effect
+from iscsi.scsi.sense import Asc, Effect
 
 
 def _usage(*parts: str) -> bytes:
@@ -84,6 +84,10 @@ _COMMON = (
 
 # Reservations
 
+# SAM-5 would have PERSISTENT RESERVE IN report any unit attention. Those that tell of reservations it leaves for the
+# next command: it is how a host looks up what they say, and sg_persist (sg3-utils 1.46) does not try again.
+_TELL_OF_RESERVATIONS = frozenset((Asc.RESERVATIONS_PREEMPTED, Asc.RESERVATIONS_RELEASED, Asc.REGISTRATIONS_PREEMPTED))
+
 _LEGACY_RESERVATIONS = (
     CommandSpec("RESERVE(6)", _usage("160000000000"), persistent_reserve.reserve_6, sharing=Sharing.PERSISTENT),
     CommandSpec("RELEASE(6)", _usage("170000000000"), persistent_reserve.release_6, sharing=Sharing.ALWAYS),
@@ -95,6 +99,7 @@ _RESERVE_IN = tuple(
         handler,
         sharing=Sharing.PERSISTENT,
         service_action=action,
+        passes=_TELL_OF_RESERVATIONS,
     )
     for action, name, handler in (
         (0, "READ KEYS", persistent_reserve.read_keys),

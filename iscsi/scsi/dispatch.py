@@ -36,7 +36,11 @@ class Sharing(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
-    """A supported command. ``usage``: its CDB with a 1 in every bit that is looked at, operation code verbatim."""
+    """A supported command.
+
+    ``usage``: its CDB with a 1 in every bit that is looked at, operation code verbatim. ``passes``: the unit attentions
+    that it leaves pending and does not mind; ``ignores_unit_attention``: all of them.
+    """
 
     name: str
     usage: bytes
@@ -46,6 +50,7 @@ class CommandSpec:
     service_action: int | None = None
     needs_medium: bool = False
     ignores_unit_attention: bool = False
+    passes: frozenset[Asc] = frozenset()
     data_out: DataOutLength | None = None
 
     @property

@@ -17,9 +17,9 @@ _SPC_4 = 0x06
 _VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)  # SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 144)
 _TARGET_PORT_GROUP = 1
 
-_BINARY, _ASCII, _UTF8 = 1, 2, 3  # code sets, SPC-4 table 28
+_BINARY, _UTF8 = 1, 3  # code sets, SPC-4 table 28
 _UNIT, _PORT, _DEVICE = 0x00, 0x10, 0x20  # associations, in the place they have in byte 1 of a designator
-_T10_VENDOR, _NAA, _RELATIVE_PORT, _PORT_GROUP, _NAME_STRING = 1, 3, 4, 5, 8  # designator types, SPC-4 table 589
+_NAA, _RELATIVE_PORT, _PORT_GROUP, _NAME_STRING = 3, 4, 5, 8  # designator types, SPC-4 table 589
 _ISCSI = 0x50  # protocol identifier 5h, in its place in byte 0
 _PIV = 0x80
 
@@ -88,13 +88,15 @@ def _name_string(name: str) -> bytes:
 
 
 def _device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """The unit is named by its NAA identifier alone.
+
+    A T10 vendor ID or a SCSI name string beside it would come before a *locally assigned* NAA identifier in sg3-utils'
+    udev rules (1.46) and in multipath-tools (0.9), and after it in systemd's scsi_id: one disk with two names.
+    """
     identity, it_nexus = lu.identity, nexus.it_nexus
-    vendor_specific = identity.vendor.encode("ascii").ljust(8) + identity.serial.encode("ascii")
     return b"".join(
         (
             _designator(_BINARY, _UNIT, _NAA, identity.naa.to_bytes(8, "big")),
-            _designator(_ASCII, _UNIT, _T10_VENDOR, vendor_specific),
-            _designator(_UTF8, _UNIT, _NAME_STRING, _name_string(f"naa.{identity.naa:016X}")),
             _designator(_BINARY, _PORT, _RELATIVE_PORT, it_nexus.portal_group_tag.to_bytes(4, "big")),
             _designator(_BINARY, _PORT, _PORT_GROUP, _TARGET_PORT_GROUP.to_bytes(4, "big")),
             _designator(_UTF8, _PORT, _NAME_STRING, _name_string(it_nexus.target_port)),

@@ -154,13 +154,13 @@ class Nexus:
             self.unit_attentions.remove(asc)
             self.lu.refresh(self)
 
-    def take_unit_attention(self) -> Sense | None:
-        """The oldest pending unit attention, which is thereby reported."""
-        if not self.unit_attentions:
-            return None
-        asc = self.unit_attentions.pop(0)
-        self.lu.refresh(self)
-        return Sense(SenseKey.UNIT_ATTENTION, asc)
+    def take_unit_attention(self, *, but: frozenset[Asc] = frozenset()) -> Sense | None:
+        """The oldest pending unit attention that is not one of ``but``; it is reported thereby."""
+        for asc in self.unit_attentions:
+            if asc not in but:
+                self.withdraw_unit_attention(asc)
+                return Sense(SenseKey.UNIT_ATTENTION, asc)
+        return None
 
 
 class LogicalUnit:
@@ -335,9 +335,9 @@ class LogicalUnit:
     def _admit(self, nexus: Nexus, spec: CommandSpec, cdb: bytes) -> None:
         """The checks common to all commands, in their order of precedence (SAM-5 section 5.3.3, SPC-4 section 5.9)."""
         if nexus.unit_attentions and not spec.ignores_unit_attention:
-            sense = nexus.take_unit_attention()
-            assert sense is not None
-            raise CheckCondition(sense)
+            sense = nexus.take_unit_attention(but=spec.passes)
+            if sense is not None:
+                raise CheckCondition(sense)
         self.reservations.check(nexus, spec)
         spec.check_fields(cdb)
         if spec.effect is not Effect.NONE or spec.needs_medium:

@@ -242,6 +242,7 @@ async def test_preempt_takes_the_reservation_over():
     one, two, _ = await hosts(2)
     await prout(one, RESERVE, 1, kind=WERO)
     await prout(two, PREEMPT, 2, 1, kind=EA)
+    assert await keys(one) == (3, [2])  # what the pending unit attention tells can be looked up
     await one.send(TEST_UNIT_READY, expect=attention(0x2A05))
     assert await keys(two) == (3, [2])
     assert (await prin(two, 1))[8:16] == (2).to_bytes(8, "big")
@@ -346,6 +347,11 @@ async def test_full_status_names_every_registrant_and_the_holder():
     first = (1).to_bytes(8, "big") + bytes((0, 0, 0, 0, 1, WE, 0, 0, 0, 0, 0, 1)) + len(name).to_bytes(4, "big") + name
     assert data[8 : 8 + len(first)] == first
     assert data[8 + len(first) :][12:14] == bytes(2)
+
+
+async def test_reading_reservations_reports_other_unit_attentions():
+    host = Host(disk(), clear_attention=False)
+    await host.send("5e 00 00 00 00 00 00 20 00 00", expect=attention(0x2900))
 
 
 async def test_capabilities_claim_no_persistence_through_power_loss():
