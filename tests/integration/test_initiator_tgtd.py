@@ -1,0 +1,58 @@
+"""Our initiator against somebody else's target: tgtd, over one sparse file."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bench.targets import tgtd, why_no_tgtd
+from iscsi.initiator import CommandFailed, IscsiUrl, LoginRefused, Wishes, connect, discover
+
+SIZE = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory):
+    """A tgtd of our own with one disk; tgtd keeps LUN 0 for its controller, so the disk is LUN 1."""
+    if reason := why_no_tgtd():
+        pytest.skip(reason)
+    with tgtd(tmp_path_factory.mktemp("tgtd"), "disk", SIZE, cpu=0) as endpoint:
+        yield IscsiUrl.parse(endpoint.url)
+
+
+@pytest.mark.client("tgtd")
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        Wishes(),
+        Wishes(header_digest="CRC32C,None", data_digest="CRC32C,None"),
+        Wishes(initial_r2t=True, immediate_data=False, max_burst_length=65536, first_burst_length=8192),
+        Wishes(max_recv_data_segment_length=4096),
+    ],
+    ids=["default", "digests if it may", "all solicited", "short segments"],
+)
+async def test_reads_and_writes(url, wishes):
+    async with await connect(url.portal, url.target, url.lun, wishes=wishes) as disk:
+        assert disk.size_bytes == SIZE
+        data = os.urandom((3 << 20) + 512)
+        await disk.write(512, data)
+        await disk.flush()
+        assert await disk.read(512, len(data)) == data
+        await disk.write_zeroes(512, 65536)
+        assert await disk.read(0, 131072) == bytes(66048) + data[65536 : 65536 + 65024]
+
+
+@pytest.mark.client("tgtd")
+async def test_discovery_and_refusals(url):
+    (found,) = await discover(url.portal)
+    assert (found.name, found.addresses) == (url.target, (f"127.0.0.1:{url.port},1",))
+    with pytest.raises(LoginRefused):
+        await connect(url.portal, url.target + "x")
+    with pytest.raises(CommandFailed):
+        await connect(url.portal, url.target, 9)
+    async with await connect(url.portal, url.target, url.lun) as disk:
+        assert url.lun in await disk.report_luns()
+        assert (await disk.inquiry()).vendor == "IET"
+        outcome = await disk.execute(b"\x88" + SIZE.to_bytes(9, "big") + b"\0\0\0\1\0\0", data_in_length=512)
+        assert outcome.status == 2
