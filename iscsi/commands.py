@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Sense of failed transfers, RFC 7143 section 11.4.7.2: sense key ABORTED COMMAND with these ASC/ASCQ.
 _MAX_RESIDUAL = 0xFFFFFFFF  # what the field can say; a WRITE(16) may ask for more
 
+# Sense of failed transfers, RFC 7143 section 11.4.7.2: sense key ABORTED COMMAND with these ASC/ASCQ.
 _UNEXPECTED_UNSOLICITED_DATA = 0x0C0C
 _INCORRECT_AMOUNT_OF_DATA = 0x0C0D
 _PROTOCOL_SERVICE_CRC_ERROR = 0x4705

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, OutOfRange, WriteProtected
+from engine.errors import OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
-    import asyncio
+    from engine.errors import EngineError
 
 
 class MemoryDevice:
     """Sector states are kept one by one, so that ``extents`` is exact.
 
     ``errors``: what the operation of that name ("read", "write", "flush", ...) raises. ``gate``: while set to an
-    unset event, coroutines wait for it before they do anything. ``calls`` records coroutines as (name, offset, length).
+    unset event, coroutines wait for it before they do anything. ``calls`` records coroutines as (name, offset, length);
+    ``called`` is set with the first.
     """
 
     def __init__(self, size_bytes: int, *, read_only: bool = False, fast: bool = False) -> None:
@@ -27,6 +29,7 @@ class MemoryDevice:
         self.fast = fast
         self.errors: dict[str, EngineError] = {}
         self.gate: asyncio.Event | None = None
+        self.called = asyncio.Event()
         self.calls: list[tuple[str, int, int]] = []
         self.fua_writes = 0
 
@@ -94,6 +97,7 @@ class MemoryDevice:
 
     async def _begin(self, name: str, offset: int, length: int, *, writes: bool = False) -> None:
         self.calls.append((name, offset, length))
+        self.called.set()
         if self.gate is not None:
             await self.gate.wait()
         if name in self.errors:

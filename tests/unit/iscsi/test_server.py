@@ -1,0 +1,322 @@
+"""The asyncio shell over real sockets: flow control, fairness, limits, stopping. No test waits for a time to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from contextlib import asynccontextmanager
+
+import pytest
+
+from engine.errors import StoreFailed
+from engine.units import KIB, MIB
+from iscsi import server as server_module
+from iscsi.answers import MAX_UNSENT_BYTES
+from iscsi.initiator import IscsiDisk, LoginRefused, connect, discover
+from iscsi.server import IscsiServer
+from iscsi.wire import requests, responses
+from iscsi.wire.opcodes import AsyncEvent, LogoutReason, RejectReason, Stage
+from iscsi.wire.pdu import RESPONSES, Framer, decode
+from iscsi.wire.text_keys import serialize_text
+from tests.support.iscsi_link import INITIATOR, TARGET, cdb, make_registry, make_unit
+from tests.support.memory_device import MemoryDevice
+
+SIZE = 4 * MIB
+
+
+class RecordingDevice(MemoryDevice):
+    """Notes the order of fast reads and writes over all sessions."""
+
+    def __init__(self):
+        super().__init__(SIZE, fast=True)
+        self.order = []
+        self.fails = False
+
+    def try_read(self, offset, view, /):
+        self.order.append(offset)
+        return super().try_read(offset, view)
+
+    def end_pass(self):
+        if self.fails:
+            raise StoreFailed("the journal cannot be written")
+
+
+class RawInitiator:
+    """A socket, a login, and PDUs as the test wants them."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+        self.cmd_sn = 1
+        self.itt = 0
+
+    @classmethod
+    async def open(cls, address, *, isid=1, receive_bytes=None):
+        sock = socket.socket()
+        sock.setblocking(False)
+        if receive_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        self = cls(*await asyncio.open_connection(sock=sock, limit=receive_bytes or 64 * KIB))
+        self.isid = b"\x00\x02\x3d" + isid.to_bytes(3, "big")
+        return self
+
+    async def log_in(self, **keys):
+        text = {
+            "InitiatorName": INITIATOR,
+            "TargetName": TARGET,
+            "SessionType": "Normal",
+            "MaxRecvDataSegmentLength": str(256 * KIB),
+            "FirstBurstLength": str(256 * KIB),
+        }
+        stages = {"csg": Stage.OPERATIONAL, "nsg": Stage.FULL_FEATURE, "transit": True}
+        self.send(requests.LoginRequest(self.isid, 0, 0, 0, 1, 0, data=serialize_text(text | keys), **stages))
+        response = await self.receive()
+        assert response.status == 0
+        await self.command(bytes(6))  # takes the unit attention
+        return self
+
+    def send(self, *pdus):
+        self.writer.write(b"".join(map(Framer().encode, pdus)))
+
+    async def receive(self):
+        header = await self.reader.readexactly(48)
+        length = int.from_bytes(header[5:8], "big")
+        data = await self.reader.readexactly(length + (-length & 3))
+        framer = Framer(max_data_segment=1 << 20)
+        return decode(framer.next(memoryview(header + data)), RESPONSES)
+
+    def build(self, command, *, read=0, write=b""):
+        self.itt += 1
+        pdu = requests.ScsiCommandPdu(
+            self.itt,
+            0,
+            command.ljust(16, b"\0"),
+            self.cmd_sn,
+            0,
+            edtl=read or len(write),
+            read=bool(read),
+            write=bool(write),
+            data=write,
+        )
+        self.cmd_sn += 1
+        return pdu
+
+    def read(self, lba, blocks):
+        return self.build(cdb(0x28, lba, blocks), read=blocks * 512)
+
+    async def command(self, command, **fields):
+        self.send(self.build(command, **fields))
+        return await self.receive()
+
+    async def is_closed(self):
+        try:
+            while await self.reader.read(4096):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+    async def close(self):
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+class Serving:
+    """A running server with one device, and the clients that were opened to it."""
+
+    def __init__(self, device):
+        self.device = device
+        self.server = IscsiServer(make_registry(make_unit(device)))
+        self.clients = []
+
+    async def open(self, **options):
+        client = await RawInitiator.open(self.address, **options)
+        self.clients.append(client)
+        return client
+
+    async def log_in(self, **options):
+        return await (await self.open(**options)).log_in()
+
+
+@asynccontextmanager
+async def serving(device=None):
+    self = Serving(device or RecordingDevice())
+    (self.address,) = await self.server.start([("127.0.0.1", 0)])
+    try:
+        yield self
+    finally:
+        for client in self.clients:
+            await client.close()
+        await self.server.stop(graceful=False)
+
+
+async def test_an_initiator_reads_what_it_wrote_and_is_counted():
+    async with serving() as target:
+        disk = await connect(target.address, TARGET)
+        assert isinstance(disk, IscsiDisk)
+        data = bytes(range(256)) * 4 * KIB
+        await disk.write(64 * KIB, data)
+        assert await disk.read(64 * KIB, len(data)) == data
+        (session,) = target.server.sessions()
+        assert (session.target, session.written_bytes) == (TARGET, len(data))
+        assert session.read_bytes >= len(data)
+        await disk.close()
+
+
+async def test_discovery_tells_the_address_that_was_reached():
+    async with serving() as target:
+        (found,) = await discover(target.address)
+        assert found.name == TARGET
+        assert found.addresses == ("{}:{},1".format(*target.address),)
+
+
+async def test_a_stalled_reader_holds_a_bounded_number_of_answers_and_nobody_else():
+    async with serving() as target:
+        target.device.data[:] = bytes(range(256)) * (SIZE // 256)
+        stalled = await target.log_in(receive_bytes=4096)
+        stalled.writer.transport.pause_reading()
+        other = await target.log_in(isid=2)
+        stalled.send(*(stalled.read(0, 512) for _ in range(100)))  # 25 MiB of answers
+        await stalled.writer.drain()
+        for _ in range(5):  # each a round trip: whatever could be served meanwhile was served
+            assert (await other.command(cdb(0x28, 8, 8), read=4096)).data == target.device.data[4096:8192]
+        served = target.device.order.count(0) * 256 * KIB
+        kernel = 16 * MIB  # what a socket may hold, by far
+        assert served <= MAX_UNSENT_BYTES + kernel
+        assert served < 100 * 256 * KIB
+        stalled.writer.transport.resume_reading()
+        for _ in range(100):
+            answer = await stalled.receive()
+            assert answer.data == target.device.data[: 256 * KIB]
+
+
+async def test_a_flood_of_one_session_does_not_starve_another():
+    async with serving() as target:
+        flood = await target.log_in()
+        other = await target.log_in(isid=2)
+        target.device.order.clear()
+        flood.send(*(flood.read(0, 512) for _ in range(120)))
+        other.send(other.read(8, 8))
+        for _ in range(120):
+            await flood.receive()
+        await other.receive()
+        assert target.device.order.index(4096) < 60
+
+
+async def test_an_answer_is_not_sent_when_its_write_could_not_be_journalled():
+    async with serving() as target:
+        writer = await target.log_in()
+        reader = await target.log_in(isid=2)
+        target.device.fails = True
+        writer.send(writer.build(cdb(0x2A, 0, 1), write=bytes(512)))
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await writer.receive()
+        target.device.fails = False
+        assert (await reader.command(cdb(0x28, 0, 1), read=512)).status == 0
+        assert len(target.server.sessions()) == 1
+
+
+async def test_bytes_that_come_one_by_one_are_understood():
+    async with serving() as target:
+        slow = await target.open()
+        await slow.log_in()
+        for byte in Framer().encode(slow.read(0, 1)):
+            slow.writer.write(bytes((byte,)))
+            await slow.writer.drain()
+            await asyncio.sleep(0)
+        assert (await slow.receive()).status == 0
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n" * 4, b"\x16\x03\x01" + bytes(100), b"\xff" * 100_000])
+async def test_garbage_before_login_closes_that_connection_only(garbage):
+    async with serving() as target:
+        good = await target.log_in()
+        bad = await target.open()
+        bad.writer.write(garbage)
+        assert await bad.is_closed()
+        assert (await good.command(cdb(0x28, 0, 1), read=512)).status == 0
+
+
+async def test_a_bad_pdu_is_rejected_and_the_session_goes_on():
+    async with serving() as target:
+        raw = await target.log_in()
+        raw.writer.write(bytes((0x1F, 0x80)) + bytes(46))
+        assert (await raw.receive()).reason == RejectReason.COMMAND_NOT_SUPPORTED
+        assert (await raw.command(cdb(0x28, 0, 1), read=512)).status == 0
+
+
+async def test_who_does_not_log_in_is_closed(monkeypatch):
+    monkeypatch.setattr(server_module, "LOGIN_TIMEOUT_S", 0.01)
+    async with serving() as target:
+        idle = await target.open()
+        assert await idle.is_closed()
+
+
+async def test_connections_of_one_address_are_limited(monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS_PER_ADDRESS", 1)
+    async with serving() as target:
+        first = await target.log_in()
+        assert await (await target.open()).is_closed()
+        assert (await first.command(cdb(0x28, 0, 1), read=512)).status == 0
+
+
+async def test_a_graceful_stop_asks_for_logout_and_ends_when_all_have_gone():
+    async with serving() as target:
+        raw = await target.log_in()
+        stopping = asyncio.create_task(target.server.stop())
+        message = await raw.receive()
+        assert (message.OPCODE, message.event) == (responses.AsyncMessage.OPCODE, AsyncEvent.LOGOUT_REQUEST)
+        raw.send(requests.LogoutRequest(99, LogoutReason.CLOSE_SESSION, 0, raw.cmd_sn, 0))
+        assert isinstance(await raw.receive(), responses.LogoutResponse)
+        assert await raw.is_closed()
+        await stopping
+        assert target.server.sessions() == []
+
+
+async def test_a_stop_waits_for_the_commands_in_their_workers():
+    device = MemoryDevice(SIZE)
+    async with serving(device) as target:
+        raw = await target.log_in()
+        target.device.gate = asyncio.Event()
+        raw.send(raw.build(cdb(0x2A, 0, 1), write=b"\1" * 512))
+        await target.device.called.wait()
+        stopping = asyncio.create_task(target.server.stop(graceful=False))
+        assert await raw.is_closed()
+        assert not stopping.done()
+        target.device.gate.set()
+        await stopping
+        assert target.device.data[:512] == b"\1" * 512
+
+
+async def test_a_target_that_is_removed_loses_its_sessions():
+    async with serving() as target:
+        raw = await target.log_in()
+        target.server.registry.remove(TARGET)
+        assert await raw.is_closed()
+        await target.server.dropped()
+        assert target.server.sessions() == []
+        with pytest.raises(LoginRefused):
+            await connect(target.address, TARGET)
+
+
+async def test_both_ip_versions_are_served():
+    server = IscsiServer(make_registry(make_unit(RecordingDevice())))
+    try:
+        addresses = await server.start([("127.0.0.1", 0), ("::1", 0)])
+    except OSError:
+        pytest.skip("no IPv6 here")
+    for address in addresses:
+        disk = await connect(address, TARGET)
+        assert await disk.read(0, 512) == bytes(512)
+        await disk.close()
+    await server.stop(graceful=False)
+
+
+async def test_nothing_listens_when_one_address_cannot_be_bound():
+    async with serving() as target:
+        second = IscsiServer(make_registry())
+        with pytest.raises(OSError, match="in use"):
+            await second.start([("127.0.0.1", 0), target.address])
