@@ -9,6 +9,7 @@ import click
 from twinvol import __version__
 
 _NOUNS = {
+    "demo": "The main job end to end, on temporary files.",
     "serve": "Serve a pool in the foreground.",
     "status": "How the pool is.",
     "volume": "Volumes.",
