@@ -144,13 +144,17 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits."""
+    """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits. Counters since its login."""
 
     target: str
     initiator: str
     isid: str
     tsih: int
     address: str
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,11 @@ class EventInfo:
 
 @dataclass(frozen=True, slots=True)
 class StatusInfo:
-    """``health``: ok, or degraded with ``reasons``. ``free_bytes``: what the host's file system has left."""
+    """``health``: ok, or degraded with ``reasons``. ``free_bytes``: what the host's file system has left.
+
+    ``interrupted_copies``: names of volumes whose copy was interrupted; asking for the same copy goes on with it,
+    ``volume_delete`` discards it.
+    """
 
     pool: str
     pid: int
@@ -197,6 +205,7 @@ class StatusInfo:
     started_at: float
     health: str
     reasons: list[str]
+    interrupted_copies: list[str]
     iscsi: list[str]
     volumes: int
     snapshots: int
@@ -245,7 +254,8 @@ class EngineApi(Protocol):
     async def volume_delete(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its exposure. Raises InUse: sessions, snapshots or linked clones hold it.
 
-        ``force`` ends the sessions and deletes the snapshots; linked clones hold it always.
+        ``force`` ends the sessions and deletes the snapshots; linked clones hold it always. Of a volume whose copy was
+        interrupted, what is there is removed.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 The copy grows where nobody sees it (``Pool.begin``) and appears, whole, when the last byte is verified and durable.
 Interrupted by a crash, a stop or an error, it stays with its ledger, and asking for the same clone again goes on where
-it stopped; cancelled, it is removed.
+it stopped. Cancelled, or discarded after an interruption, it is removed.
 """
 
 from __future__ import annotations
@@ -65,6 +65,15 @@ async def start_full_clone(
     except BaseException:
         await pool.abandon(unfinished, keep=True)
         raise
+
+
+async def discard_interrupted(pool: Pool, name: str) -> None:
+    """Remove what an interrupted copy called ``name`` left: its file, and the point that it was made of."""
+    await pool.discard_interrupted(name)
+    for volume in pool.volumes():
+        for snapshot in volume.head.store.snapshots(volume.volume_id):
+            if snapshot.hidden and snapshot.name == HIDDEN_PREFIX + name:
+                await volume.head.store.delete_snapshot(snapshot)
 
 
 async def _point(source: Volume, name: str, *, resumed: bool) -> Frozen:

@@ -22,7 +22,7 @@ from engine.api import (
     VolumeInfo,
 )
 from engine.catalog import VolumeRow
-from engine.clone import start_full_clone
+from engine.clone import discard_interrupted, start_full_clone
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotSupported
 from engine.interchange import absolute, start_export, start_import
 from engine.jobs import Job, JobState
@@ -75,6 +75,7 @@ class LocalApi:
             started_at=self._started_at,
             health="degraded" if reasons else "ok",
             reasons=reasons,
+            interrupted_copies=self._pool.interrupted(),
             iscsi=self._exposure.portals(),
             volumes=len(volumes),
             snapshots=sum(len(self._pool.snapshots(volume)) for volume in volumes),
@@ -158,6 +159,9 @@ class LocalApi:
                     self._pool.volume(name)  # raises what is wrong with it
                 await self._delete_damaged(family)
                 return
+        if name in self._pool.interrupted():
+            await discard_interrupted(self._pool, name)
+            return
         volume = self._pool.volume(name)
         self._replicas.require_free(volume, "delete")
         snapshots = self._pool.snapshots(volume)

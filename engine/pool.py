@@ -149,6 +149,11 @@ class Pool:
     def damaged(self) -> list[DamagedFamily]:
         return list(self._damaged.values())
 
+    def interrupted(self) -> list[str]:
+        """Names of the volumes whose making was interrupted and can go on."""
+        folder = self.path / VOLUMES_NAME / UNFINISHED_NAME
+        return sorted({path.stem for path in folder.glob("*" + FILE_SUFFIX)} - self._unfinished)
+
     def volume(self, name: str) -> Volume:
         """Raises NotFound; StoreCorrupt when its file is damaged."""
         volume = self._volumes.get(name)
@@ -287,6 +292,14 @@ class Pool:
             del self._volumes[volume.name]
             del self._rows[volume.volume_id]
             await self.catalog.remove_volume(volume.volume_id)
+
+    async def discard_interrupted(self, name: str) -> None:
+        """Remove what is there of a volume whose making was interrupted. Raises NotFound."""
+        async with self._changing:
+            if name not in self.interrupted():
+                raise NotFound("volume", name)
+            path = self.path / VOLUMES_NAME / UNFINISHED_NAME / (name + FILE_SUFFIX)
+            await self.env.workers.run(lambda: _remove_unfinished(path))
 
     async def delete_damaged(self, family: DamagedFamily) -> None:
         """Remove a damaged file, and with it all that it held."""

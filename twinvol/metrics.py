@@ -34,4 +34,21 @@ async def render(api: EngineApi) -> tuple[bytes, str]:
         size.labels(volume.name).set(volume.size_bytes)
         served.labels(volume.name).set(volume.state in ("ok", "read-only"))
         snapshots.labels(volume.name).set(volume.snapshots)
+    counters = {
+        key: Gauge(f"twinvol_session_{key}", text, ["target", "initiator", "tsih"], registry=registry)
+        for key, text in (
+            ("reads", "READ commands of a session"),
+            ("read_bytes", "Bytes that a session has read"),
+            ("writes", "WRITE commands of a session"),
+            ("written_bytes", "Bytes that a session has written"),
+        )
+    }
+    for session in await api.session_list():
+        for key, counter in counters.items():
+            counter.labels(session.target, session.initiator, str(session.tsih)).set(getattr(session, key))
+    lag = Gauge("twinvol_replica_lag_bytes", "What a replica's target is missing", ["replica"], registry=registry)
+    synchronized = Gauge("twinvol_replica_synchronized", "1 while Synchronized", ["replica"], registry=registry)
+    for replica in await api.replica_list():
+        lag.labels(replica.name).set(replica.lag_bytes)
+        synchronized.labels(replica.name).set(replica.copy_state == "Synchronized")
     return generate_latest(registry), CONTENT_TYPE_LATEST

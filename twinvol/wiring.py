@@ -55,6 +55,10 @@ class IscsiExports:
                 isid=session.isid,
                 tsih=session.tsih,
                 address=session.address,
+                reads=session.reads,
+                read_bytes=session.read_bytes,
+                writes=session.writes,
+                written_bytes=session.written_bytes,
             )
             for session in self._server.sessions()
             if session.target is not None

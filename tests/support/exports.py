@@ -19,7 +19,7 @@ class MemoryExports:
         self.logged_in: list[SessionInfo] = []
 
     def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
-        self.logged_in.append(SessionInfo(target, initiator, "40000137ffff", 1, "127.0.0.1:40000"))
+        self.logged_in.append(SessionInfo(target, initiator, "40000137ffff", 1, "127.0.0.1:40000", 0, 0, 0, 0))
 
     def portals(self) -> list[str]:
         return ["127.0.0.1:3260"]

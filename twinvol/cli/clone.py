@@ -9,6 +9,7 @@ import click
 
 from twinvol.cli.command import Output, volume_point, with_api
 from twinvol.cli.job import finish, job_options
+from twinvol.cli.volume import volume_line
 
 if TYPE_CHECKING:
     from engine.api import EngineApi
@@ -40,11 +41,10 @@ async def create(
     if full:
         job = await api.clone_copy(source[0], source[1], name, expose=expose)
         made = functools.partial(api.volume_show, name)
-        await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+        await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=volume_line)
         return
     info = await api.clone_create(source[0], source[1], name, expose=expose)
-    where = f", at {info.target} LUN {info.lun}" if info.target else ""
-    output.object(info, f"clone {info.name} of {info.origin}{where}")
+    output.object(info, volume_line(info))
 
 
 @cli.command("list")

@@ -73,20 +73,20 @@ async def finish(
     no_wait: bool,
     progress: bool,
     made: Callable[[], Awaitable[Any]] | None = None,
+    text: Callable[[Any], str] | None = None,
 ) -> None:
     """Wait for ``job`` with a progress bar, print its result, and exit with its code when it failed.
 
-    ``made``: asks for what the job made, whose fields the answer has too.
+    ``made``: asks for what the job made, whose fields the answer has too. ``text``: the line for people about that, or
+    about the job's result where nothing was made.
     """
     if no_wait:
         output.object({"job": job.job}, f"job {job.job}")
         return
     job = await outcome(api, output, job, progress=progress)
-    fields = {} if made is None else as_json(await made())
-    output.object(
-        {**as_json(job), **job.result, **fields, "exit_code": 0},
-        f"job {job.job} ({job.kind} {job.subject}): {job.state}",
-    )
+    thing = job.result if made is None else await made()
+    line = f"job {job.job} ({job.kind} {job.subject}): {job.state}" if text is None else text(thing)
+    output.object({**as_json(job), **job.result, **as_json(thing), "exit_code": 0}, line)
 
 
 async def outcome(api: EngineApi, output: Output, job: JobInfo, *, progress: bool = False) -> JobInfo:

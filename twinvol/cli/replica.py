@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,7 +49,7 @@ async def create(
             raise NotSupported(f"{option} is not supported yet; leave it out")
     job = await api.replica_create(source, name, mode=mode)
     made = functools.partial(api.replica_show, name)
-    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 
 
 @cli.command()
@@ -65,7 +65,7 @@ async def attach(
     """Keep the volume TARGET a mirror of SOURCE; what it holds is lost."""
     job = await api.replica_attach(source, target, name=name, mode=mode)
     made = functools.partial(api.replica_show, name or target)
-    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 
 
 @cli.command("list")
@@ -99,7 +99,7 @@ async def pause(api: EngineApi, output: Output, name: str) -> None:
 async def resume(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
     """Let a paused replica flow again; waits until it is Synchronized."""
     made = functools.partial(api.replica_show, name)
-    await finish(api, output, await api.replica_resume(name), no_wait=no_wait, progress=progress, made=made)
+    await finish(api, output, await api.replica_resume(name), no_wait=no_wait, progress=progress, made=made, text=_line)
 
 
 @cli.command()
@@ -117,7 +117,7 @@ async def fracture(api: EngineApi, output: Output, name: str) -> None:
 async def resync(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
     """Bring the target up to date by what changed; what was written to it is lost."""
     made = functools.partial(api.replica_show, name)
-    await finish(api, output, await api.replica_resync(name), no_wait=no_wait, progress=progress, made=made)
+    await finish(api, output, await api.replica_resync(name), no_wait=no_wait, progress=progress, made=made, text=_line)
 
 
 @cli.command()
@@ -135,7 +135,12 @@ async def detach(api: EngineApi, output: Output, name: str) -> None:
 @with_api
 async def verify(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
     """Compare both sides by hash tree. Ends with 9 when they differ."""
-    await finish(api, output, await api.replica_verify(name), no_wait=no_wait, progress=progress)
+    job = await api.replica_verify(name)
+
+    def text(result: dict[str, Any]) -> str:
+        return f"replica {name}: both sides are identical, root {result['root']}"
+
+    await finish(api, output, job, no_wait=no_wait, progress=progress, text=text)
 
 
 @cli.command()

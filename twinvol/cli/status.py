@@ -45,6 +45,8 @@ def _print(status: StatusInfo) -> None:
     click.echo(f"pool {status.pool}: {status.health} (twinvol {status.version}, pid {status.pid})")
     for reason in status.reasons:
         click.echo(f"  ! {reason}")
+    for name in status.interrupted_copies:
+        click.echo(f"  the copy to {name} was interrupted: do it again to go on, or discard it: volume delete {name}")
     click.echo(f"up since {time_text(status.started_at)}; iSCSI at {', '.join(status.iscsi) or '-'}")
     click.echo(
         f"{status.volumes} volumes, {status.snapshots} snapshots, {status.replicas} replicas,"

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from engine.api import EngineApi, TargetInfo
 
 
+_SESSION_COLUMNS = ["target", "initiator", "isid", "tsih", "address", "reads", "read_bytes", "writes", "written_bytes"]
+
+
 @click.group()
 def cli() -> None:
     """iSCSI targets. NAME is an iSCSI name, or the part of it behind the pool's prefix."""
@@ -135,7 +138,7 @@ async def acl_clear(api: EngineApi, output: Output, target: str) -> None:
 @with_api
 async def sessions(api: EngineApi, output: Output, target: str | None) -> None:
     """Who is logged in."""
-    output.list("sessions", await api.session_list(target), ["target", "initiator", "isid", "tsih", "address"])
+    output.list("sessions", await api.session_list(target), _SESSION_COLUMNS)
 
 
 def _lun(target: TargetInfo, number: int) -> str:

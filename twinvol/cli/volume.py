@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +11,7 @@ from twinvol.cli.command import Output, size, size_text, volume_point, with_api
 from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
-    from engine.api import EngineApi
+    from engine.api import EngineApi, VolumeInfo
 
 
 @click.group()
@@ -52,8 +52,7 @@ async def create(
         write_cache=write_cache == "on",
         expose=expose,
     )
-    where = f", at {info.target} LUN {info.lun}" if info.target else ""
-    output.object(info, f"volume {info.name}: {size_text(info.size_bytes)}{where}")
+    output.object(info, volume_line(info))
 
 
 @cli.command("list")
@@ -79,7 +78,7 @@ async def show(api: EngineApi, output: Output, name: str) -> None:
 async def resize(api: EngineApi, output: Output, name: str, size: int, shrink: bool) -> None:
     """Change the size; initiators are told."""
     info = await api.volume_resize(name, size, shrink=shrink)
-    output.object(info, f"volume {info.name}: {size_text(info.size_bytes)}")
+    output.object(info, volume_line(info))
 
 
 @cli.command()
@@ -130,7 +129,7 @@ async def import_(
     """Make a volume of a raw image, verified."""
     job = await api.volume_import(path, name, chunk_bytes=chunk, expose=expose)
     made = functools.partial(api.volume_show, name)
-    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=volume_line)
 
 
 @cli.command()
@@ -150,7 +149,11 @@ async def export(
 ) -> None:
     """Write a volume or snapshot to a raw image, sparse and verified."""
     job = await api.volume_export(source[0], source[1], path, replace=force)
-    await finish(api, output, job, no_wait=no_wait, progress=progress)
+
+    def text(result: dict[str, Any]) -> str:
+        return f"{path}: root {result['root']}"
+
+    await finish(api, output, job, no_wait=no_wait, progress=progress, text=text)
 
 
 @cli.command()
@@ -159,4 +162,12 @@ async def export(
 @with_api
 async def root(api: EngineApi, output: Output, source: tuple[str, str | None], no_wait: bool, progress: bool) -> None:
     """The root of the hash tree: sixteen bytes that stand for size and content."""
-    await finish(api, output, await api.volume_root(source[0], source[1]), no_wait=no_wait, progress=progress)
+    job = await api.volume_root(source[0], source[1])
+    await finish(api, output, job, no_wait=no_wait, progress=progress, text=lambda result: str(result["root"]))
+
+
+def volume_line(info: VolumeInfo) -> str:
+    """A volume in a line."""
+    origin = f", clone of {info.origin}" if info.origin else ""
+    where = f", at {info.target} LUN {info.lun}" if info.target else ""
+    return f"volume {info.name}: {size_text(info.size_bytes)}{origin}{where}"

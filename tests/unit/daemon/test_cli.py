@@ -157,6 +157,53 @@ async def test_targets(shell):
     assert (await shell.ok("target", "list"))["targets"] == []
 
 
+async def test_full_clones_and_raw_images(shell, tmp_path: Path):
+    await shell.ok("volume", "create", "disk", "--size", "4M")
+    await shell.engine.pool.volume("disk").write(MIB, memoryview(b"x" * 4096))
+    clone = await shell.ok("clone", "create", "disk", "copy", "--full", "--expose")
+    assert (clone["name"], clone["target"], clone["origin"], clone["state"]) == ("copy", f"{PREFIX}:copy", None, "ok")
+    image = tmp_path / "image"
+    exported = await shell.ok("volume", "export", "copy", str(image))
+    root = await shell.ok("volume", "root", "disk")
+    assert clone["root"] == exported["root"] == root["root"]
+    assert image.read_bytes()[MIB : MIB + 4096] == b"x" * 4096
+    assert (await shell.json("volume", "export", "copy", str(image)))[0] == 4
+    imported = await shell.ok("volume", "import", str(image), "again", "--expose")
+    assert (imported["target"], imported["root"]) == (f"{PREFIX}:again", root["root"])
+    assert (await shell.text("volume", "root", "again"))[1].strip() == root["root"]
+    job = await shell.ok("clone", "create", "disk", "third", "--full", "--no-wait")
+    assert job.keys() == {"schema", "job"}
+    assert (await shell.ok("job", "wait", str(job["job"])))["state"] == "Completed"
+
+
+async def test_replicas(shell, tmp_path: Path):
+    await shell.ok("volume", "create", "disk", "--size", "4M")
+    replica = await shell.ok("replica", "create", "disk", "rep", "--mode", "sync")
+    fields = {"name": "rep", "source": "disk", "target": "rep", "mode": "sync", "copy_state": "Synchronized"}
+    assert fields.items() <= replica.items()
+    shown = await shell.ok("replica", "show", "rep")
+    assert shown["sync_type"] == "Mirror"
+    numbers = {key: shown[key] for key in ("percent_synced", "lag_seconds", "lag_bytes", "rpo_seconds", "peer")}
+    assert list(numbers.values()) == [100, 0.0, 0, None, None]
+    assert (shown["progress_status"], shown["reason"]) == ("Completed", "")
+    assert [each["name"] for each in (await shell.ok("replica", "list"))["replicas"]] == ["rep"]
+    assert (await shell.ok("replica", "verify", "rep"))["identical"] is True
+    out = tmp_path / "proof.json"
+    proof = await shell.ok("replica", "proof", "rep", "--out", str(out))
+    assert json.loads(out.read_text())["source"]["root"] == proof["root"]
+    assert (await shell.ok("replica", "fracture", "rep"))["copy_state"] == "Fractured"
+    assert (await shell.ok("replica", "resync", "rep"))["copy_state"] == "Synchronized"
+    assert (await shell.ok("replica", "pause", "rep"))["copy_state"] == "Suspended"
+    code, text = await shell.text("replica", "resume", "rep")
+    assert (code, text.splitlines()[-1]) == (0, "replica rep: Synchronized")
+    assert (await shell.json("replica", "resume", "rep"))[0] == 5
+    await shell.ok("replica", "detach", "rep")
+    await shell.ok("replica", "attach", "disk", "rep", "--mode", "sync", "--name", "pair")
+    assert (await shell.json("replica", "create", "disk", "r2", "--mode", "async"))[0] == 6
+    assert (await shell.json("replica", "create", "disk", "r2", "--mode", "sync", "--peer", "p"))[0] == 6
+    assert (await shell.json("volume", "delete", "disk"))[0] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

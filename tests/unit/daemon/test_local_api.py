@@ -327,6 +327,7 @@ async def test_an_interrupted_full_clone_goes_on_when_asked_again(tmp_path: Path
     async with opened(pool) as engine:
         assert [info.name for info in await engine.api.volume_list()] == ["v"]
         assert (await engine.api.job_show(job.job)).state == "Exception"
+        assert (await engine.api.status()).interrupted_copies == ["c"]
         again = await engine.api.clone_copy("v", None, "c")
         first = again.done_bytes
         while not first and again.state_number == 4:
@@ -336,3 +337,20 @@ async def test_an_interrupted_full_clone_goes_on_when_asked_again(tmp_path: Path
         assert (await finished(engine, again.job)).state == "Completed"
         assert await read(engine, "c", 127 * MIB, MIB) == await read(engine, "v", 127 * MIB, MIB)
         assert await engine.api.snapshot_list("v") == []
+
+
+async def test_an_interrupted_full_clone_can_be_discarded(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("v", 64 * MIB)
+        for offset in range(0, 64 * MIB, MIB):
+            await write(engine, "v", offset, b"1" * MIB)
+        await engine.api.clone_copy("v", None, "c")
+        with pytest.raises(NotFound):
+            await engine.api.volume_delete("c")
+    async with opened(pool) as engine:
+        if (await engine.api.status()).interrupted_copies:
+            await engine.api.volume_delete("c", force=True)
+        assert (await engine.api.status()).interrupted_copies == []
+        assert list((pool / "volumes").glob("**/c.*")) == []
+        assert (await engine.api.volume_space("v")).snapshots == []
