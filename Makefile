@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST ?= $(BIN)/python -m pytest
+# Tests run in parallel; PYTEST_FLAGS="-x tests/unit" or the like runs some of them in one process.
+PYTEST_FLAGS ?= -n auto --dist worksteal -p no:benchmark
 ROUNDS ?= 200
 
 .PHONY: help demo test check format bench kill9 clients clean

@@ -9,48 +9,21 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
-import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration import vm_host
-from tests.support.clients import INITIATOR_VM
-from tests.support.daemon import ROOT, Daemon, twinvol
+from tests.integration.vm import free_portal, run_scenario
+from tests.support.daemon import twinvol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.daemon import Daemon
+
 pytestmark = [pytest.mark.client("initiator-vm"), pytest.mark.slow, pytest.mark.timeout(420)]
-
-GUEST_TIMEOUT_S = 300
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon.start(tmp_path / "pool") as running:
-        yield running
-
-
-def run_scenario(name: str, portal: str, work: Path, *options: str) -> dict[str, Any]:
-    """Run one scenario to its end; its summary. AssertionError with the failed checks and the end of the console."""
-    console = work / f"{name}.console"
-    command = [str(INITIATOR_VM), "--no-skip", "--portal", portal, "--log", str(console)]
-    command += ["--timeout", str(GUEST_TIMEOUT_S), *options, name]
-    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    last = done.stdout.strip().splitlines()[-1:] or ["{}"]
-    summary: dict[str, Any] = json.loads(last[0])
-    if done.returncode != 0 or summary.get("status") != "passed":
-        tail = console.read_text(encoding="utf-8", errors="replace")[-4000:] if console.exists() else ""
-        pytest.fail(
-            f"scenario {name}: {summary.get('status')} {summary.get('reason')}; failed checks:"
-            f" {summary.get('failed_checks')}\n{done.stderr[-3000:]}\n--- console ends ---\n{tail}"
-        )
-    assert summary["checks_passed"] > 0
-    return summary
 
 
 def iqn(url: str) -> str:
@@ -80,13 +53,11 @@ def test_snapshots_taken_under_the_guest_mount_and_compare(daemon: Daemon, tmp_p
 
 def test_kill_9_under_io_loses_nothing_that_was_fsynced(tmp_path: Path):
     """The daemon is killed twice while the guest writes; the guest's file system must not notice more than a pause."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        portal = f"127.0.0.1:{probe.getsockname()[1]}"
+    portal = free_portal()
     pool = tmp_path / "pool"
     host = [sys.executable, "-m", "tests.integration.vm_host"]
     try:
-        vm_host.start(pool, portal)
+        vm_host.run("start", pool, portal)
         made = twinvol("volume", "create", "disk", "--size", "512M", "--expose", "--json", "--pool", str(pool))
         assert made.returncode == 0, made.stderr
         run_scenario(
@@ -98,7 +69,7 @@ def test_kill_9_under_io_loses_nothing_that_was_fsynced(tmp_path: Path):
             *("--host-cmd", f"start={shlex.join([*host, 'start', str(pool), portal])}"),
         )
     finally:
-        vm_host.kill(pool)
+        vm_host.run("kill", pool)
     (volume_file,) = pool.rglob("*.tvol")
     checked = twinvol("check", str(volume_file))
     assert checked.returncode == 0, checked.stdout + checked.stderr

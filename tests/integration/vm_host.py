@@ -45,6 +45,14 @@ def start(pool: Path, portal: str) -> None:
         sys.exit(f"the daemon did not become ready: {log_path.read_text(encoding='utf-8')[-2000:]}")
 
 
+def runs(pid: int) -> bool:
+    """Whether the process is there, and more than a zombie that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def kill(pool: Path) -> None:
     """SIGKILL, and wait until it is gone. Nothing to do when no daemon was started."""
     if not pid_file(pool).exists():
@@ -55,9 +63,7 @@ def kill(pool: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-    stat = Path(f"/proc/{pid}/stat")
-    # It is not always this process's child: gone is when /proc says so, or when nobody but its parent is left to ask.
-    while stat.exists() and stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z":
+    while runs(pid):  # not this process's child, so it cannot be waited for
         time.sleep(0.01)
 
 
@@ -67,6 +73,13 @@ def snapshot(pool: Path, volume: str, number: str) -> None:
         sys.exit(f"snapshot create: {made.stderr}")
     answer = json.loads(made.stdout)
     print(f"SNAP_TARGET={answer['target']}\nSNAP_LUN={answer['lun']}")
+
+
+def run(verb: str, *arguments: str | Path) -> None:
+    """One verb in a process of its own, as the guest's scenarios have it run."""
+    command = [sys.executable, "-m", "tests.integration.vm_host", verb, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def main() -> None:

@@ -1,0 +1,46 @@
+"""Running one scenario of the initiator VM against a portal on this machine."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.clients import INITIATOR_VM
+from tests.support.daemon import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GUEST_TIMEOUT_S = 300
+
+
+def free_portal() -> str:
+    """A portal of loopback whose port was free a moment ago, for a daemon that has to come back at the same place."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def run_scenario(scenario: str, portal: str, work: Path, *options: str) -> dict[str, Any]:
+    """Run one scenario (a name, or the path of a script) to its end; its summary.
+
+    Fails the test with the failed checks and the end of the guest's console.
+    """
+    console = work / "guest.console"
+    command = [str(INITIATOR_VM), "--no-skip", "--portal", portal, "--log", str(console)]
+    command += ["--timeout", str(GUEST_TIMEOUT_S), *options, scenario]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    last = done.stdout.strip().splitlines()[-1:] or ["{}"]
+    summary: dict[str, Any] = json.loads(last[0])
+    if done.returncode != 0 or summary.get("status") != "passed":
+        tail = console.read_text(encoding="utf-8", errors="replace")[-4000:] if console.exists() else ""
+        pytest.fail(
+            f"scenario {scenario}: {summary.get('status')} {summary.get('reason')}; failed checks:"
+            f" {summary.get('failed_checks')}\n{done.stderr[-3000:]}\n--- console ends ---\n{tail}"
+        )
+    assert summary["checks_passed"] > 0
+    return summary
