@@ -7,8 +7,10 @@ PYTEST ?= $(BIN)/python -m pytest
 # Tests run in parallel; PYTEST_FLAGS="-x tests/unit" or the like runs some of them in one process.
 PYTEST_FLAGS ?= -n auto --dist worksteal -p no:benchmark
 ROUNDS ?= 200
+SEED ?= 0
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test check format bench kill9 clients clean
+.PHONY: help demo test check format bench fuzz kill9 clients clean
 
 help:
 	@echo "make demo     the main job end to end on temporary files, under a minute"
@@ -16,6 +18,7 @@ help:
 	@echo "make check    formatting, lint, types, import contracts"
 	@echo "make format   apply the formatting and the safe lint fixes"
 	@echo "make bench    side by side with tgtd and others, micro benchmarks (BENCH=--quick for a look)"
+	@echo "make fuzz     FUZZ_SECONDS=60 of spoilt bytes at every iSCSI parser, from SEED=0 on"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
 	@echo "make clean    remove what these made"
 
@@ -52,6 +55,9 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.snapshot_scale
 	@mkdir -p bench/results
 	$(BIN)/python -m pytest bench -q -p no:xdist --benchmark-columns=median,iqr,ops --benchmark-json=bench/results/micro.json
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(FUZZ_SECONDS)
 
 kill9: $(STAMP) clients
 	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py --timeout=7200 -s

@@ -161,6 +161,30 @@ async def test_a_command_that_takes_too_long_ends_the_connection():
         device.gate.set()
 
 
+async def test_a_cancelled_command_ends_the_connection():
+    device = MemoryDevice(SIZE)
+    async with serving(device) as (portal, _):
+        disk = await connect(portal, TARGET)
+        device.gate = asyncio.Event()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await disk.read(0, SIZE)
+        assert not disk.is_open
+        device.gate.set()
+
+
+async def test_a_disk_that_shrank_says_so():
+    device = MemoryDevice(SIZE)
+    async with serving(device) as (portal, server), await connect(portal, TARGET) as disk:
+        device.resize(SIZE // 2)
+        server.registry.find(TARGET).luns[0].capacity_changed()
+        with pytest.raises(CommandFailed) as error:
+            await disk.read(SIZE // 2, 512)
+        assert error.value.asc == 0x21
+        await disk.refresh()
+        assert disk.size_bytes == SIZE // 2
+
+
 async def test_the_same_isid_replaces_the_session():
     async with serving(MemoryDevice(SIZE)) as (portal, _):
         isid = b"\x80\0\0\0\0\1"

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import AlreadyExists, InvalidArgument, NotFound
-from iscsi.target import Target, TargetChange, TargetRegistry, validate_name
+from iscsi.target import MAX_LUNS, Target, TargetChange, TargetRegistry, validate_name
 
 IQN = "iqn.2026-11.org.twinvol:disk"
 ASKER = "iqn.1993-08.org.debian:01:abc"
@@ -123,3 +123,23 @@ def test_mapped_and_scoped_addresses_are_written_plainly():
     registry = served([("::", 3260)], Target(IQN))
     assert addresses(registry, ("::ffff:192.0.2.7", 3260)) == ["192.0.2.7:3260,1"]
     assert addresses(registry, ("fe80::1%eth0", 3260)) == ["[fe80::1]:3260,1"]
+
+
+def test_what_a_target_refuses():
+    with pytest.raises(InvalidArgument):
+        Target(IQN, alias="a" * 256)
+    with pytest.raises(InvalidArgument):
+        Target(IQN, initiators=["a name with spaces"])
+    full = Target(IQN)
+    for lun in range(MAX_LUNS):
+        full.map_lun(lun, UNIT)
+    with pytest.raises(InvalidArgument):
+        full.map_lun(MAX_LUNS, UNIT)
+
+
+def test_a_registry_is_walked_and_counted():
+    registry = served([], Target(IQN), Target(IQN + "-2", initiators=[ASKER]))
+    assert len(registry) == 2
+    assert [str(target) for target in registry] == [IQN, IQN + "-2"]
+    assert registry.find(IQN).initiators is None
+    assert registry.find(IQN + "-2").initiators == {ASKER}
