@@ -107,6 +107,7 @@ class MirrorStream:
         self._queue_bytes = 0
         self._waiting: dict[_Waiting, None] = {}
         self._under_way = 0
+        self._unstarted = 0  # tasks of ``_apply`` that have not taken their first step
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._left: asyncio.Future[None] | None = None
@@ -124,9 +125,12 @@ class MirrorStream:
             return self._left
         if self.mode is StreamMode.CLOSED:
             return None
+        self.written_bytes += change.length
+        if self.mode is StreamMode.SYNC and not self._unstarted and self._apply_now(change):
+            return self._left
+        # From here on it is kept longer than the initiator's buffer may be ours, so it is copied.
         data = None if change.data is None else bytes(change.data)
         write = MirrorWrite(change.sequence, change.kind, change.offset, change.length, data, change.fua)
-        self.written_bytes += change.length
         if self.mode is StreamMode.SYNC:
             waiting = self._wait()
             self._start(write, waiting)
@@ -254,12 +258,26 @@ class MirrorStream:
             self._start(write, waiting)
         self._queue_bytes = 0
 
+    def _apply_now(self, change: Change) -> bool:
+        """Send a write within this step, where the link can. True: it is there, or the stream is leaving."""
+        write = MirrorWrite(change.sequence, change.kind, change.offset, change.length, change.data, change.fua)
+        try:
+            ack = self._link.apply_now(write)
+            if ack is not None:
+                self._check(ack)
+        except EngineError as error:
+            self.leave(f"target {self._link.target_name}: {error}", retry=False)
+            return True
+        return ack is not None
+
     def _start(self, write: MirrorWrite, waiting: _Waiting) -> None:
         # A task for each write, in order: the link's calls begin in the order of the tasks.
         self._under_way += 1
+        self._unstarted += 1
         self._spawn(self._apply(write, waiting))
 
     async def _apply(self, write: MirrorWrite, waiting: _Waiting) -> None:
+        self._unstarted -= 1
         try:
             self._check(await self._link.apply(write))
         except EngineError as error:

@@ -304,15 +304,20 @@ class Volume:
         finally:
             self._leave()
 
-    def _apply(self, change: Change) -> Awaitable[None]:
+    async def _apply(self, change: Change) -> None:
+        head = self._head
         match change.kind:
             case ChangeKind.DATA:
                 assert change.data is not None
-                return self._head.write(change.offset, change.data, fua=change.fua)
+                # In the loop where the head can: a hop to a worker costs more than a small write.
+                if not change.fua and head.try_write(change.offset, change.data):
+                    head.end_pass()
+                else:
+                    await head.write(change.offset, change.data, fua=change.fua)
             case ChangeKind.ZEROES:
-                return self._head.write_zeroes(change.offset, change.length, fua=change.fua)
+                await head.write_zeroes(change.offset, change.length, fua=change.fua)
             case ChangeKind.DISCARD:
-                return self._head.discard(change.offset, change.length)
+                await head.discard(change.offset, change.length)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -444,7 +444,7 @@ async def temporary_folder() -> AsyncIterator[Path]:
 
 
 async def run(screen: Screen) -> dict[str, Any]:
-    """Run the demo; returns its summary, with ``ok``."""
+    """Run the demo and show its summary; returns that, with ``ok``."""
     began = time.monotonic()
     async with temporary_folder() as folder:
         demo = Demo(folder, screen)
@@ -455,12 +455,9 @@ async def run(screen: Screen) -> dict[str, Any]:
             failure = str(error) or type(error).__name__
             if demo.checks and demo.checks[-1].ok:
                 demo.checks.append(Check("the demo went through", False, failure, 0))
-    return {
-        "ok": not failure,
-        "failure": failure,
-        "seconds": round(time.monotonic() - began, 2),
-        "checks": [
-            {"name": c.name, "ok": c.ok, "detail": c.detail, "seconds": round(c.seconds, 3)} for c in demo.checks
-        ],
-        "copies": [{"name": n, "made": made, "bytes": size, "root": root} for n, made, size, root in demo.copies],
-    }
+        checks = [vars(check) for check in demo.checks]
+        copies = [{"name": n, "made": made, "bytes": size, "root": root} for n, made, size, root in demo.copies]
+        seconds = round(time.monotonic() - began, 2)
+        result = {"ok": not failure, "failure": failure, "seconds": seconds, "checks": checks, "copies": copies}
+        screen.summary(result)
+    return result

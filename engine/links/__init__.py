@@ -40,13 +40,13 @@ class LinkState:
 
 @dataclass(frozen=True, slots=True)
 class MirrorWrite:
-    """One write of the source on its way. ``data`` is the link's own copy, None unless ``kind`` is DATA."""
+    """One write of the source on its way. ``data``: None unless ``kind`` is DATA."""
 
     sequence: int
     kind: ChangeKind
     offset: int
     length: int
-    data: bytes | None
+    data: bytes | memoryview | None
     fua: bool
 
 
@@ -91,6 +91,13 @@ class MirrorLink(Protocol):
         ...
 
     # The stream.
+
+    def apply_now(self, write: MirrorWrite, /) -> Ack | None:
+        """Apply a write within this step of the loop; None: nothing was done, use ``apply``.
+
+        Nothing may be waiting to take its first step in ``apply``: this write would overtake it.
+        """
+        ...
 
     async def apply(self, write: MirrorWrite, /) -> Ack:
         """Apply one write; several may be under way."""

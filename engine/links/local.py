@@ -76,6 +76,13 @@ class LocalLink:
             head, _ = await store.commit_staging(self._staging(), self._name(guid), guid=guid)
             self._target.rebind(head)
 
+    def apply_now(self, write: MirrorWrite, /) -> Ack | None:
+        head = self._target.head
+        if write.data is None or write.fua or not head.try_write(write.offset, memoryview(write.data)):
+            return None
+        head.end_pass()
+        return self._ack()
+
     async def apply(self, write: MirrorWrite, /) -> Ack:
         ack, head = self._ack(), self._target.head
         match write.kind:
@@ -91,10 +98,9 @@ class LocalLink:
     async def apply_in_order(self, writes: Sequence[MirrorWrite], /) -> Ack:
         ack, head = self._ack(), self._target.head
         for write in writes:
-            if write.data is not None and not write.fua and head.try_write(write.offset, memoryview(write.data)):
-                continue
-            head.end_pass()
-            await self.apply(write)
+            if write.data is None or write.fua or not head.try_write(write.offset, memoryview(write.data)):
+                head.end_pass()
+                await self.apply(write)
         head.end_pass()
         return ack
 

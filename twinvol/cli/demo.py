@@ -24,6 +24,4 @@ def cli(as_json: bool) -> None:
     result = asyncio.run(demo.run(screen))
     if as_json:
         Output(json=True).object(result)
-    else:
-        screen.summary(result)
     sys.exit(0 if result["ok"] else 1)
