@@ -227,18 +227,20 @@ class TargetRegistry:
     def _addresses(self, portal: Address) -> list[Address]:
         """Portals that somebody who reached ``portal`` may try: that one first, then the others it can mean.
 
-        A wildcard portal is told as the address that was reached. Loopback is told to loopback only.
+        A wildcard portal is told as the address that was reached, if it is of the same family: which address of the
+        other family the asker could use is not known here. Loopback is told to loopback only.
         """
-        reached = (_plain(portal[0]), portal[1])
-        addresses = [reached]
+        here = ipaddress.ip_address(_plain(portal[0]))
+        addresses = [(str(here), portal[1])]
         for host, port in self.portals:
             address = ipaddress.ip_address(_plain(host))
             if address.is_unspecified:
-                other = (reached[0], port)
-            elif address.is_loopback and not ipaddress.ip_address(reached[0]).is_loopback:
+                if address.version != here.version:
+                    continue
+                address = here
+            elif address.is_loopback and not here.is_loopback:
                 continue
-            else:
-                other = (str(address), port)
+            other = (str(address), port)
             if other not in addresses:
                 addresses.append(other)
         return addresses

@@ -113,6 +113,12 @@ def test_a_wildcard_portal_is_told_as_the_address_that_was_reached():
     assert addresses(registry, ("192.0.2.7", 3260)) == ["192.0.2.7:3260,1", "192.0.2.7:3261,1"]
 
 
+def test_a_wildcard_portal_of_the_other_family_is_not_told():
+    registry = served([("::", 3260), ("0.0.0.0", 3261)], Target(IQN))
+    assert addresses(registry, ("192.0.2.7", 3261)) == ["192.0.2.7:3261,1"]
+    assert addresses(registry, ("2001:db8::1", 3260)) == ["[2001:db8::1]:3260,1"]
+
+
 def test_loopback_is_not_told_to_others():
     registry = served([("127.0.0.1", 3260), ("192.0.2.7", 3260), ("2001:db8::1", 3260)], Target(IQN))
     assert addresses(registry, ("192.0.2.7", 3260)) == ["192.0.2.7:3260,1", "[2001:db8::1]:3260,1"]
