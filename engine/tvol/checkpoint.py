@@ -29,7 +29,6 @@ from engine.tvol.layout import (
     TOP_ENTRIES,
     TOP_ENTRY,
     FileRecord,
-    NodeFlag,
     NodeRecord,
     PageRef,
     RootType,
@@ -44,13 +43,18 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.tree import Family, Node
 
+_NODES_PER_TURN = 64
 _BATCH_PAGES = 64
 """Pages (1 MiB) that one worker call writes; between calls the loop serves others."""
 
 
 @dataclass(slots=True)
 class _NodeCapture:
-    record: NodeRecord
+    node: Node
+    key: object
+    """What the record says besides pages and deadlist counts."""
+    record: NodeRecord | None
+    """None: the record of the last checkpoint stands (2,000 unchanged snapshots must not hold up the loop)."""
     map: ChunkMap
     leaves: list[Leaf] | None
     """The leaves if the map is dirty, else None: its pages of the last checkpoint stand."""
@@ -155,7 +159,7 @@ class Checkpointer:
         core.check()
         self._sequence = new.sequence
         core.journal.head = capture.position
-        core.pages.finish(capture.reachable)
+        core.pages.finish(capture.reachable, len(root) // PAGE_SIZE + 1)
         core.became_durable(capture.seq)
 
     def _sync_pages_before_superblock(self) -> None:
@@ -176,7 +180,8 @@ class Checkpointer:
         """The state now. Nothing in here waits; what is left mutable is not changed any more by anybody."""
         core, family = self._core, self._core.family
         free = core.pages.begin_checkpoint()
-        nodes = [node for node in family.nodes.values() if not node.flags & NodeFlag.RECLAIMING]
+        reclaiming = set(family.reclaiming)
+        nodes = [node for node in family.nodes.values() if node not in reclaiming]
         journal, births = core.journal, family.births
         capture = _Capture(
             seq=journal.last_seq,
@@ -230,12 +235,12 @@ class Checkpointer:
             (RootType.RECLAIM, reclaim.serialize()),
         ]
         _reach(capture.reachable, births.pages, reclaim.pages)
-        for node in capture.nodes:
-            await self._write_node(writer, node)
+        for number, node in enumerate(capture.nodes):
+            records.append((RootType.NODE, await self._write_node(writer, node)))
             _reach(capture.reachable, node.map.pages, node.dead.pages)
             capture.reachable.update(node.map.leaf_pages)
-            record = dataclasses.replace(node.record, top_pages=node.map.pages, deadlist_pages=node.dead.pages)
-            records.append((RootType.NODE, record.serialize()))
+            if not number % _NODES_PER_TURN:
+                await asyncio.sleep(0)
         return b"".join(layout.pack_root_record(kind, payload) for kind, payload in records)
 
     async def _write_births(self, writer: _PageWriter, births: Births, capture: _Capture) -> None:
@@ -244,7 +249,8 @@ class Checkpointer:
         for page, data in capture.births.items():
             births.pages[page] = await writer.add(data)
 
-    async def _write_node(self, writer: _PageWriter, node: _NodeCapture) -> None:
+    async def _write_node(self, writer: _PageWriter, node: _NodeCapture) -> bytes:
+        """Write a node's changed pages; its record."""
         if node.leaves is not None:
             for leaf in node.leaves:
                 if not leaf.page and leaf is not ABSENT_LEAF:
@@ -260,6 +266,12 @@ class Checkpointer:
             node.map.leaf_pages = tuple(leaf.page for leaf in node.leaves if leaf.page)
         if node.buckets is not None:
             node.dead.pages = await writer.add_stream(pack_buckets(node.buckets).tobytes())
+        if node.record is None:
+            assert node.node.stored is not None
+            return node.node.stored[1]
+        record = dataclasses.replace(node.record, top_pages=node.map.pages, deadlist_pages=node.dead.pages)
+        node.node.stored = (node.key, record.serialize())
+        return node.node.stored[1]
 
     async def _write_root(self, writer: _PageWriter, root: bytes, reachable: set[int]) -> tuple[PageRef, ...]:
         """Write the root stream; the references to its index pages."""
@@ -280,6 +292,11 @@ def _reach(reachable: set[int], *groups: Sequence[PageRef]) -> None:
 
 def _capture_node(node: Node) -> _NodeCapture:
     leaves = buckets = None
+    clean = not node.map.dirty and not node.dead.dirty
+    parent = node.parent.id if node.parent else 0
+    key = (parent, node.generation, node.kind, node.flags, node.size_bytes, node.mapped, node.own, node.guid, node.name)
+    if clean and node.stored and node.stored[0] == key:
+        return _NodeCapture(node, key, None, node.map, None, node.dead, None)
     if node.map.dirty:
         leaves = list(node.map.leaves)
         node.map.dirty = False
@@ -289,7 +306,7 @@ def _capture_node(node: Node) -> _NodeCapture:
     node.map.freeze()
     record = NodeRecord(
         node=node.id,
-        parent=node.parent.id if node.parent else 0,
+        parent=parent,
         generation=node.generation,
         kind=node.kind,
         flags=node.flags,
@@ -306,7 +323,7 @@ def _capture_node(node: Node) -> _NodeCapture:
         top_pages=(),
         deadlist_pages=(),
     )
-    return _NodeCapture(record, node.map, leaves, node.dead, buckets)
+    return _NodeCapture(node, key, record, node.map, leaves, node.dead, buckets)
 
 
 class _PageWriter:

@@ -73,6 +73,7 @@ class _Origin:
     family_id: bytes
     sequence: int
     reachable: set[int]
+    root_pages: int
 
 
 class TvolFile(NativeStore):
@@ -135,7 +136,7 @@ class TvolFile(NativeStore):
                 seq=1,
                 previous=0,
             )
-            store = await cls._start(env, file, family, journal, _Origin(uuid.uuid4().bytes, 0, set()))
+            store = await cls._start(env, file, family, journal, _Origin(uuid.uuid4().bytes, 0, set(), 1))
         except BaseException:
             await env.workers.run(file.close)
             await env.workers.run(lambda: env.files.remove(path))
@@ -173,7 +174,9 @@ class TvolFile(NativeStore):
                 seq=found.next_seq,
                 previous=found.previous,
             )
-            origin = _Origin(superblock.family, superblock.sequence, found.reachable)
+            origin = _Origin(
+                superblock.family, superblock.sequence, found.reachable, superblock.root_length // layout.PAGE_SIZE + 1
+            )
             if writable:
                 end = family.births.count * superblock.chunk_bytes
                 await env.workers.run(lambda: heal_slots(file, superblock))
@@ -193,7 +196,7 @@ class TvolFile(NativeStore):
     @classmethod
     def _assemble(cls, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, origin: _Origin) -> TvolFile:
         journal_chunks = journal.ring_bytes // family.chunk_bytes
-        pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable)
+        pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable, origin.root_pages)
         del family.freed[:]  # freed by replay: free like all the rest once the opening checkpoint is durable
         core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes), pages)
         core.checkpointer = Checkpointer(

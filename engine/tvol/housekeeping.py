@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, StoreFailed
 from engine.tvol import layout
-from engine.tvol.layout import NodeFlag, RecordType
+from engine.tvol.layout import RecordType
 from engine.tvol.pages import MARGIN
 
 if TYPE_CHECKING:
@@ -81,10 +81,7 @@ class Housekeeper:
             await self._core.grow_pages(2 * MARGIN)
 
     def _mergeable(self) -> Node | None:
-        for node in self._core.family.nodes.values():
-            if node.flags & NodeFlag.DELETED and len(node.children) < 2:
-                return node
-        return None
+        return next((node for node in self._core.family.deleted.values() if len(node.children) < 2), None)
 
     async def _merge(self) -> None:
         core = self._core

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.tvol.layout import PAGE_SIZE, REFS_PER_INDEX_PAGE, TOP_ENTRIES, WORDS_PER_PAGE, NodeFlag, NodeKind
+from engine.tvol.layout import PAGE_SIZE, REFS_PER_INDEX_PAGE, TOP_ENTRIES, WORDS_PER_PAGE, NodeKind
 
 if TYPE_CHECKING:
     from engine.tvol.tree import Family
@@ -22,25 +22,23 @@ MARGIN = 24
 """Pages that only deletes, discards and flips may use up."""
 WRITE_STEP = 8
 """More than one admitted change of the write path can dirty: two leaves, a deadlist page, the births of new chunks."""
-_CHANGING = NodeFlag.UNSEALED | NodeFlag.RECLAIMING
-"""Nodes other than heads whose maps may still change."""
-_NODE_ROOT_BYTES = 512
-"""Root stream of one node, with a few page references and names of usual length."""
 
 
 class PagePool:
     """Free pages and the estimate of what the next checkpoint needs."""
 
-    def __init__(self, family: Family, chunks: list[int], reachable: set[int]) -> None:
+    def __init__(self, family: Family, chunks: list[int], reachable: set[int], root_pages: int) -> None:
         self._per_chunk = family.chunk_bytes // PAGE_SIZE
         self._family = family
         self._chunks = chunks
         self._free: list[int] = []
         """Descending, so that pages are taken in ascending order."""
         self._base = 0
+        self._root_pages = 0
+        """Of the last checkpoint; tree operations count what they add to it."""
         self._running = 0
         """Of the free pages, the most that the running checkpoint uses."""
-        self.finish(reachable)
+        self.finish(reachable, root_pages)
 
     def add_chunks(self, first: int, count: int) -> None:
         """New metadata chunks, allocated at the host and logged."""
@@ -56,26 +54,27 @@ class PagePool:
         self._running = self.needed()
         return self._free.copy()
 
-    def finish(self, reachable: set[int]) -> None:
+    def finish(self, reachable: set[int], root_pages: int) -> None:
         """Both superblock slots hold the state that reaches ``reachable``: every other page is free."""
         per_chunk = self._per_chunk
         pages = (page for chunk in self._chunks for page in range(chunk * per_chunk, (chunk + 1) * per_chunk))
         self._free = sorted((page for page in pages if page not in reachable), reverse=True)
         self._running = 0
+        self._root_pages = root_pages
         self.rebase()
 
     def rebase(self) -> None:
-        """Recompute the part of the estimate that does not follow changes one by one."""
-        nodes = self._family.nodes.values()
-        pages = 8 + len(nodes) * _NODE_ROOT_BYTES // PAGE_SIZE
-        for node in nodes:
-            tops = -(-len(node.map.leaves) // TOP_ENTRIES)
-            words = -(-node.dead.words() // WORDS_PER_PAGE)
-            if node.kind == NodeKind.HEAD or node.flags & _CHANGING or node.map.dirty or node.dead.dirty:
-                pages += tops + words + 1
-            pages += (tops + words) // 512
+        """Recompute the part of the estimate that does not follow changes one by one.
+
+        A sealed snapshot costs nothing but its part of the root stream: what tree operations change of it is counted
+        by them.
+        """
+        pages = 8 + self._root_pages + self._root_pages // REFS_PER_INDEX_PAGE
+        for node in self._family.nodes.values():
+            if node.kind is NodeKind.HEAD or node.flags:
+                pages += 2 + len(node.map.leaves) // TOP_ENTRIES + node.dead.words() // WORDS_PER_PAGE
         queued = sum(map(len, self._family.reclaim))
-        self._base = pages + -(-queued // WORDS_PER_PAGE) + pages // REFS_PER_INDEX_PAGE
+        self._base = pages + -(-queued // WORDS_PER_PAGE)
 
     def needed(self) -> int:
         """Upper bound of the pages that a checkpoint captured now would write."""

@@ -144,6 +144,9 @@ class _Loader:
             family.nodes[record.node] = self._node(record, family)
         for record in records:
             node = family.nodes[record.node]
+            family.largest_map = max(family.largest_map, len(node.map.leaves))
+            if node.flags & NodeFlag.DELETED:
+                family.deleted[node.id] = node
             if node.flags & NodeFlag.RECLAIMING:
                 family.reclaiming.append(node)
             elif record.parent:
@@ -242,7 +245,7 @@ def _drop_unsealed(family: Family) -> None:
     """A snapshot whose seal is missing never became one: nobody was told of it."""
     for node in family.nodes.values():
         if node.flags & NodeFlag.UNSEALED:
-            node.flags = (node.flags | NodeFlag.DELETED) & ~NodeFlag.UNSEALED
+            family.mark_deleted(node)
 
 
 def metadata_chunks(family: Family, journal_chunks: int) -> list[int]:

@@ -227,8 +227,7 @@ class NativeStore:
 
     def _tree_pages(self) -> int:
         """More pages than any tree operation adds to the next checkpoint: a map's top pages, a few besides."""
-        leaves = max((len(node.map.leaves) for node in self._core.family.nodes.values()), default=0)
-        return 8 + leaves // layout.TOP_ENTRIES
+        return 8 + self._core.family.largest_map // layout.TOP_ENTRIES
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
@@ -238,10 +237,9 @@ class NativeStore:
         It is completed even if the caller is cancelled after its instant.
         Raises AlreadyExists, InvalidArgument, StoreFailed, OutOfSpace.
         """
-        self._check_snapshot(head, name, guid)
         if not self._core.ready_for_tree_record(self._tree_pages()):
-            await self.prepare_flip()
             self._check_snapshot(head, name, guid)
+            await self.prepare_flip()
         flip = self.flip(head, name, guid=guid, hidden=hidden)
         # The sealing goes on if the caller is cancelled: the flip has happened and others may build on it.
         task = asyncio.create_task(self.seal(flip), name=f"seal {name}")

@@ -71,6 +71,7 @@ class Node:
         "own",
         "parent",
         "size_bytes",
+        "stored",
         "volume_id",
     )
 
@@ -95,6 +96,8 @@ class Node:
         """Entries that name a chunk."""
         self.own = 0
         """Those of them born above the floor."""
+        self.stored: tuple[object, bytes] | None = None
+        """For the checkpoint: the record that it wrote last, and what that says of the node."""
 
     def attach(self, parent: Node | None) -> None:
         """Make this a child of ``parent``."""
@@ -133,11 +136,15 @@ class Family:
         self.reclaim: deque[array[int]] = deque()
         """Chunks of merged nodes that are still to be freed, in order; a queued array never changes."""
         self.reclaiming: deque[Node] = deque()
+        self.deleted: dict[int, Node] = {}
+        """Nodes marked as deleted that are still in the tree."""
         self.dirty_leaves = 0
         """Leaves made since the last checkpoint: each will need a page."""
         self.dirty_words = 0
         """Deadlist and reclaim entries added since."""
         self.structure_pages = 0
+        self.largest_map = 0
+        """Leaves of the largest map that there was."""
         """Upper bound of the pages that tree operations since then add to the next checkpoint."""
         self._apply: dict[int, Callable[[bytes], None]] = {
             RecordType.MAP: self._apply_map,
@@ -174,6 +181,7 @@ class Family:
 
     def _count_structure(self, *nodes: Node) -> None:
         for node in nodes:
+            self.largest_map = max(self.largest_map, len(node.map.leaves))
             self.structure_pages += 2 + len(node.map.leaves) // TOP_ENTRIES + node.dead.words() // WORDS_PER_PAGE
 
     def node(self, node_id: int) -> Node:
@@ -389,7 +397,12 @@ class Family:
     def _apply_delete(self, payload: bytes) -> None:
         for at in range(0, len(payload), layout.NODE_ID.size):
             (node_id,) = layout.NODE_ID.unpack_from(payload, at)
-            self.node(node_id).flags |= NodeFlag.DELETED
+            self.mark_deleted(self.node(node_id))
+
+    def mark_deleted(self, node: Node) -> None:
+        """From now on nobody sees the node; it keeps its place until it is merged."""
+        node.flags = (node.flags | NodeFlag.DELETED) & ~NodeFlag.UNSEALED
+        self.deleted[node.id] = node
 
     def _apply_merge(self, payload: bytes) -> None:
         (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
@@ -400,6 +413,7 @@ class Family:
 
     def merge(self, node: Node) -> None:
         """Take a deleted node with at most one child out of the tree."""
+        del self.deleted[node.id]
         parent = node.parent
         node.detach()
         if not node.children:
@@ -493,9 +507,10 @@ class Family:
         (guid, name), _ = layout.unpack_text(payload, layout.STAGING_COMMIT.size, 2)
         staging, head = self.node(staging_id), self.node(head_id)
         old = Node(old_id, NodeKind.HEAD, head.map.copy(), size_bytes=head.size_bytes, volume_id=head.volume_id)
-        old.flags, old.name, old.created_at = NodeFlag.DELETED, head.name, head.created_at
+        old.name, old.created_at = head.name, head.created_at
         old.dead, old.mapped, old.own = head.dead, head.mapped, head.own
         self.add(old, head.parent)
+        self.mark_deleted(old)
         staging.kind = NodeKind.SNAPSHOT
         staging.flags = staging.flags & ~NodeFlag.STAGING | NodeFlag.HIDDEN
         staging.guid, staging.name, staging.created_at = guid, name, created_at
