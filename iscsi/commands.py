@@ -167,7 +167,9 @@ class CommandFlow:
     # -- running
 
     def start(self) -> None:
-        """Hand every task that may start to the shell."""
+        """Ask for the data that there is room for now, and hand every task that may start to the shell."""
+        for task in self._session.unwithheld():
+            self._solicit(task)
         if self._connection.may_start:
             for task in self._session.startable():
                 self._connection.add_work(self._run(task))
@@ -185,7 +187,8 @@ class CommandFlow:
             if result.status == Status.GOOD:
                 self._count(task, result)
             self._answer(task, result)
-        self.start()
+        elif session.has_waiting:
+            self.start()
 
     def _count(self, task: ScsiTask, result: ScsiResult) -> None:
         session = self._session
@@ -211,9 +214,7 @@ class CommandFlow:
         session = self._session
         session.retire(task)
         self._respond(task.itt, task.is_read, task.is_write, task.expected, result)
-        for other in session.unwithheld():
-            self._solicit(other)
-        if session.has_queue:
+        if session.has_waiting:
             self.start()
 
     def _respond(self, itt: int, is_read: bool, is_write: bool, expected: int, result: ScsiResult) -> None:

@@ -221,8 +221,13 @@ class Connection:
     def resume(self) -> None:
         """The peer takes its answers again: go on with the commands that waited for that."""
         self.may_start = True
-        if self._commands is not None:
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Tasks are gone that others waited for."""
+        if self._commands is not None and not self.closing:
             self._commands.start()
+            self._wake()
 
     def request_logout(self) -> None:
         """The target is going down: ask the initiator to log out (RFC 7143 section 11.9.1)."""
@@ -517,6 +522,7 @@ class Connection:
         tasks = [task for task in self.session.tasks.values() if task.nexus is nexus and task.runner is not caller]
         for task in tasks:
             self.session.abort(task)
+        self.go_on()
         await settle(tasks)
 
     async def _bury(self, session: Session, running: list[ScsiTask]) -> None:

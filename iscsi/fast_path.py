@@ -5,6 +5,10 @@ written by the device's ``try_read`` and ``try_write``, and answered behind the 
 not usual goes, in its place in the stream, to ``Connection.receive_pdu``, which answers alike, byte for byte
 (``tests/properties/test_fast_path.py``); so this file may decline anything and must never guess.
 
+Measured without the device and the system calls (4 KiB commands, Python 3.11, the machine of ``bench/``): 0.84 us for a
+read and 0.90 us for a write, and 1.9 us once per pass; with both digests 2.6 us. The budget is 1.5 us per command. A
+frozen object per command would cost 0.9 us, a task per command 1.3-4.2 us (PERFORMANCE section 1).
+
 Layouts: RFC 7143 sections 11.3 (SCSI Command), 11.4 (SCSI Response), 11.7 (Data-Out, Data-In), 11.8 (R2T).
 """
 
@@ -129,12 +133,8 @@ class FastPath:
             word, lengths, lun, itt, expected, cmd_sn, cdb_head, cdb_lba, cdb_length, cdb_tail = unpack(
                 buffer, position
             )
-            if digests:
-                size = connection.frame(buffer, position, end)
-                if not size:
-                    break
-                if not connection.is_intact:
-                    word = _NOT_FAST
+            if header_digest and not _matches(buffer, position, position + BHS_BYTES):
+                word = _NOT_FAST  # wrong, or behind an AHS
 
             if word in _READ_COMMANDS:
                 nexus = nexuses.get(lun)
@@ -231,8 +231,10 @@ class FastPath:
                         device = nexus.fast_device
                         assert device is not None  # lun.py: fast_writable implies it
                         try:
-                            done = length <= max_immediate and device.try_write(
-                                lba << nexus.block_shift, buffer[start:stop]
+                            done = (
+                                length <= max_immediate
+                                and (not data_digest or _matches(buffer, start, stop))
+                                and device.try_write(lba << nexus.block_shift, buffer[start:stop])
                             )
                         except EngineError:
                             done = False
@@ -263,11 +265,11 @@ class FastPath:
             session.exp_cmd_sn = exp_cmd_sn
             session.max_cmd_sn = max_cmd_sn
             connection.stat_sn = stat_sn
-            if not digests:
-                size = connection.frame(buffer, position, end)
+            size = connection.frame(buffer, position, end)
             if not size:
                 break
-            if word >> 8 != _OPCODE_DATA_OUT or (after := self._data_out(buffer, position, filled)) < 0:
+            is_data_out = word >> 8 == _OPCODE_DATA_OUT and connection.is_intact
+            if not is_data_out or (after := self._data_out(buffer, position, filled)) < 0:
                 connection.receive_pdu(buffer, position)
                 after = filled
                 for data in connection.take_output():
@@ -281,6 +283,8 @@ class FastPath:
             is_open = session.is_fast()
             position += size
             credit -= size if size > SMALL_COMMAND_BYTES else SMALL_COMMAND_BYTES
+            if connection.closing or connection.is_waiting:
+                break
 
         session.exp_cmd_sn = exp_cmd_sn
         session.max_cmd_sn = max_cmd_sn
@@ -392,3 +396,8 @@ class FastPath:
             _DIGEST.pack_into(arena, start + BHS_BYTES, crc32c(arena[start : start + BHS_BYTES]))
         if self._data_digest and length:
             _DIGEST.pack_into(arena, data + length, crc32c(arena[data : data + length]))
+
+
+def _matches(buffer: memoryview, start: int, end: int) -> bool:
+    """Whether the digest of these bytes follows them."""
+    return crc32c(buffer[start:end]) == int(_DIGEST.unpack_from(buffer, end)[0])

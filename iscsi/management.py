@@ -56,6 +56,8 @@ class TaskManagement:
                 bereaved.add(task.nexus)
         for nexus in bereaved:
             nexus.establish_unit_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+        for connection in {session.connection for session, _ in victims}:
+            connection.go_on()
         running = [task for _, task in victims if task.running]
         if running:
             self._connection.add_work(self._conclude_later(request, response, units, running))

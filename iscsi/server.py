@@ -290,7 +290,7 @@ class _Shell(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._answers.paused = False
         self._connection.resume()
-        self._loop.call_soon(self._serve_backlog)
+        self._wake()
 
     def eof_received(self) -> bool:
         return False
@@ -350,9 +350,6 @@ class _Shell(asyncio.BufferedProtocol):
             self._has_backlog = False
             rest, self._rest = self._rest, memoryview(b"")
             self._serve(rest, is_own=True)
-        else:
-            self._send_output()
-            self._follow_up()
         if not self._has_backlog and not self._answers.paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -371,7 +368,14 @@ class _Shell(asyncio.BufferedProtocol):
             self._transport.write(b"".join(output))
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._serve_backlog)
+        self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """The core has something for us, outside of a pass."""
+        if not self.closed.is_set():
+            self._send_output()
+            self._follow_up()
+            self._serve_backlog()
 
     def _follow_up(self) -> None:
         """After a pass or a finished command: start what the core wants started, close if it is done."""

@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from engine.units import MIB
+from iscsi.scsi.limits import MAX_TRANSFER_BYTES
 from iscsi.wire.opcodes import TaskAttribute
 
 if TYPE_CHECKING:
@@ -156,8 +157,9 @@ class Session:
             self._queue.append(task)
 
     @property
-    def has_queue(self) -> bool:
-        return bool(self._queue)
+    def has_waiting(self) -> bool:
+        """Whether any task waits to run, or for room for its data."""
+        return bool(self._queue or self._withheld)
 
     def startable(self) -> Iterator[ScsiTask]:
         """Take the tasks that may start now out of the queue. The caller runs each."""
@@ -167,13 +169,13 @@ class Session:
                 continue
             if self._may_start(task):
                 task.running = True
-                self._running_bytes += task.expected
+                self._running_bytes += _cost(task)
                 yield task
             else:
                 self._queue.append(task)
 
     def _may_start(self, task: ScsiTask) -> bool:
-        if self._running_bytes and self._running_bytes + task.expected > MAX_RUNNING_BYTES:
+        if self._running_bytes and self._running_bytes + _cost(task) > MAX_RUNNING_BYTES:
             return False
         if not self._ordered or task.attribute == TaskAttribute.HEAD_OF_QUEUE:
             return True
@@ -187,7 +189,7 @@ class Session:
     def stop(self, task: ScsiTask) -> None:
         """A running task has left its worker."""
         task.running = False
-        self._running_bytes -= task.expected
+        self._running_bytes -= _cost(task)
         task.finished.set()
 
     def abort(self, task: ScsiTask) -> None:
@@ -215,6 +217,11 @@ class Session:
             task = self._withheld.popleft()
             if not task.aborted and self.may_solicit(task):
                 yield task
+
+
+def _cost(task: ScsiTask) -> int:
+    """Bytes that a running task may hold; the logical unit refuses longer transfers."""
+    return min(task.expected, MAX_TRANSFER_BYTES)
 
 
 async def settle(tasks: Iterable[ScsiTask]) -> None:

@@ -612,3 +612,41 @@ async def test_garbage_before_login_ends_the_connection(garbage):
     link.feed(garbage)
     assert link.connection.closing
     assert link.connection.session is None
+
+
+# -- what waits, and what follows it
+
+
+async def test_nothing_behind_a_logout_is_done(linked):
+    link, device = linked
+    logout = requests.LogoutRequest(link.next_itt(), LogoutReason.CLOSE_SESSION, 0, link.cmd_sn, 0)
+    (response,) = await link.exchange(logout, link.write(0, pattern(1)))
+    assert isinstance(response, responses.LogoutResponse)
+    assert bytes(device.data[:512]) == bytes(512)
+
+
+async def test_solicited_data_waits_for_room_and_an_abort_makes_it():
+    link, _ = await connect(device_is_fast=False, ImmediateData="No", InitialR2T="Yes")
+    writes = [link.command(cdb(WRITE_16, 0, 16384, flags=0x08), write=8 << 20) for _ in range(5)]  # FUA: gathered
+    answers = await link.exchange(*writes)
+    assert [pdu.itt for pdu in answers] == [write.itt for write in writes[:4]]
+    ended = await link.exchange(management(link, TaskFunction.ABORT_TASK, writes[0].itt))
+    assert {type(pdu) for pdu in ended} == {responses.TaskManagementResponse, responses.R2T}
+    assert link.connection.session.tasks.keys() == {write.itt for write in writes[1:]}
+
+
+async def test_aborting_an_ordered_command_lets_the_others_go_on():
+    link, device = await connect(device_is_fast=False)
+    device.gate = asyncio.Event()
+    commands = [link.read(0, 1), link.read(1, 1, attribute=2), link.read(2, 1)]
+    link.feed(b"".join(map(link.framer.encode, commands)))
+    await asyncio.sleep(0)
+    link.feed(link.framer.encode(management(link, TaskFunction.ABORT_TASK, commands[1].itt)))
+    await asyncio.sleep(0)
+    assert [call[1] // 512 for call in device.calls] == [0, 2]
+    device.gate.set()
+    await link.settle()
+    assert [pdu.itt for pdu in link.received() if isinstance(pdu, responses.DataIn)] == [
+        commands[0].itt,
+        commands[2].itt,
+    ]

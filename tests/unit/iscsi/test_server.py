@@ -320,3 +320,26 @@ async def test_nothing_listens_when_one_address_cannot_be_bound():
         second = IscsiServer(make_registry())
         with pytest.raises(OSError, match="in use"):
             await second.start([("127.0.0.1", 0), target.address])
+
+
+async def test_a_login_replaces_a_session_that_reads_nothing_any_more():
+    async with serving() as target:
+        dead = await target.log_in(receive_bytes=4096)
+        dead.writer.transport.pause_reading()
+        dead.send(*(dead.read(0, 512) for _ in range(100)))
+        await dead.writer.drain()
+        other = await target.log_in(isid=2)
+        await other.command(cdb(0x28, 8, 8), read=4096)  # the dead one's answers are stuck by now
+        again = await target.log_in()
+        assert (await again.command(cdb(0x28, 0, 1), read=512)).status == 0
+        assert len(target.server.sessions()) == 2
+
+
+async def test_sessions_over_a_device_that_blocks_go_through_workers():
+    async with serving(MemoryDevice(SIZE)) as target:
+        disk = await connect(target.address, TARGET)
+        data = bytes(range(256)) * 8 * KIB
+        await disk.write(0, data)
+        assert await disk.read(0, len(data)) == data
+        await disk.flush()
+        await disk.close()
