@@ -54,6 +54,7 @@ class NativeWriteLease:
         node: that the admission publishes in; asked when publishing, since a flip may have come between.
         chunks: for each chunk of the extent its place in the file, and whether it is new there.
         leave: ends the admission.
+        write_through: what is published is durable when ``publish`` returns (the head has no write cache).
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class NativeWriteLease:
         first: int,
         chunks: list[tuple[int, bool]],
         leave: Callable[[], None],
+        *,
+        write_through: bool,
     ) -> None:
         self.unit_bytes = core.chunk_bytes
         self._core = core
@@ -70,6 +73,7 @@ class NativeWriteLease:
         self._first = first
         self._chunks = chunks
         self._leave = leave
+        self._write_through = write_through
         self._unpublished = {chunk for chunk, new in chunks if new}
 
     def write(self, at: int, data: memoryview, /) -> None:
@@ -98,6 +102,8 @@ class NativeWriteLease:
                 self._unpublished.discard(chunk)
                 step += 1
         core.end_pass()
+        if self._write_through:
+            await core.flush()
 
     def release(self) -> None:
         self._core.allocator.give_back(sorted(self._unpublished))

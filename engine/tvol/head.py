@@ -150,6 +150,8 @@ class NativeHead(NativeDevice):
         self._admissions: list[_Admission] = []
         self._epoch = Epoch(node)
         self._gate: asyncio.Event | None = None
+        self._shut_by = 0
+        """Operations that hold the head's writes; the gate opens when the last one has ended."""
         self._write_cache = True
         self._paused_until = 0.0
         self._slow_at = -SLOW_PAUSE_S
@@ -184,6 +186,9 @@ class NativeHead(NativeDevice):
 
     def retire(self, reason: str) -> None:
         super().retire(reason)
+        if self._gate:
+            self._gate.set()  # whoever waits finds the device gone
+            self._gate = None
         self._core.on_tree_change.remove(self.refresh)
         self._core.on_failure.remove(self.refresh)
         self.refresh()
@@ -416,7 +421,14 @@ class NativeHead(NativeDevice):
         except BaseException:
             self._leave(admission)
             raise
-        return NativeWriteLease(self._core, lambda: admission.epoch.node, first, chunks, lambda: self._leave(admission))
+        return NativeWriteLease(
+            self._core,
+            lambda: admission.epoch.node,
+            first,
+            chunks,
+            lambda: self._leave(admission),
+            write_through=not self._write_cache,
+        )
 
     def _take_whole(self, node: Node, first: int, last: int) -> list[tuple[int, bool]]:
         """For each index the chunk to overwrite whole, and whether it is a new one. Raises OutOfSpace, taking none."""
@@ -530,14 +542,16 @@ class NativeHead(NativeDevice):
         return self._gate is not None
 
     def shut(self) -> None:
-        """Hold all new writes until ``reopen``."""
-        self._gate = asyncio.Event()
+        """Hold all new writes until as many ``reopen``."""
+        self._shut_by += 1
+        self._gate = self._gate or asyncio.Event()
         self.refresh()
 
     def reopen(self) -> None:
-        gate, self._gate = self._gate, None
-        if gate:
-            gate.set()
+        self._shut_by -= 1
+        if self._gate and not self._shut_by:
+            self._gate.set()
+            self._gate = None
         self.refresh()
 
     async def drained(self) -> None:

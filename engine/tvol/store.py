@@ -90,8 +90,6 @@ class NativeStore:
         core.fail(StoreFailed(f"{core.path} is {why}"))
         for device in self._devices():
             device.retire(why)
-        for head in self._heads.values():
-            head.reopen()
         await self._housekeeper.stop()
         await core.quiet()
         await core.idle()
