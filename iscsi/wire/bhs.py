@@ -10,6 +10,7 @@ Reserved fields are sent as zero and ignored when received.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -78,9 +79,9 @@ def protocol_error(message: str) -> ProtocolError:
 
 
 def parse_ahs(ahs: Buffer) -> Iterator[tuple[int, bytes]]:
-    """Walk additional header segments: (AHSType, AHS-Specific bytes behind the reserved fourth byte's position).
+    """Walk additional header segments: AHSType, and the AHSLength bytes that follow it (section 11.2.2).
 
-    The yielded bytes start right behind AHSType, so an extended CDB begins at index 1 (section 11.2.2.3).
+    The first of these is reserved in both types that exist.
 
     Raises:
         ProtocolError: a segment does not fit.
@@ -105,7 +106,7 @@ def serialize_ahs(kind: AhsType, specific: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Pdu:
+class Pdu(ABC):
     """A PDU without its digests and padding.
 
     Subclasses have ``parse(bhs, ahs, data)`` (structure only), ``check()`` (values that the RFC forbids) and
@@ -131,14 +132,15 @@ class Pdu:
         return cls._parse(bhs, ahs, data)
 
     @classmethod
+    @abstractmethod
     def _parse(cls, bhs: Buffer, ahs: Buffer, data: Buffer) -> Self:
-        raise AssertionError(f"{cls.__name__} has no parser")
+        """The object; lengths and opcode are checked."""
 
+    @abstractmethod
     def serialize(self) -> bytes:
-        """The header: BHS and AHSs. The data segment, padding and digests are ``iscsi.wire.pdu.encode``'s."""
-        raise AssertionError(f"{type(self).__name__} has no serializer")
+        """The header: BHS and AHSs. Data segment, padding and digests are added by ``iscsi.wire.pdu.Framer``."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - not every type has something to refuse
         """Refuse values that the RFC forbids in a PDU of this type.
 
         Raises:
@@ -147,8 +149,9 @@ class Pdu:
 
     @property
     def payload(self) -> Buffer:
-        """The data segment, empty for a PDU that has none."""
-        return b""
+        """The data segment: the field ``data`` of those PDUs that have one."""
+        data: Buffer = getattr(self, "data", b"")
+        return data
 
     def __str__(self) -> str:
         shown = []

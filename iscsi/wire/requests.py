@@ -60,10 +60,6 @@ class NopOut(Pdu):
         if self.itt != RESERVED_TAG and self.ttt != RESERVED_TAG:
             raise invalid_field("a NOP-Out cannot be a ping and an answer at once")  # section 11.18.2
 
-    @property
-    def payload(self) -> Buffer:
-        return self.data
-
 
 _SCSI_COMMAND = layout("QIIII16s")
 _READ = 0x40
@@ -144,10 +140,6 @@ class ScsiCommandPdu(Pdu):
             raise invalid_field("F must be 1 when no data follows")  # section 11.3.1
         if len(self.data) > (self.edtl if self.write else 0):
             raise invalid_field("immediate data beyond the expected data transfer length")
-
-    @property
-    def payload(self) -> Buffer:
-        return self.data
 
 
 _TASK_MANAGEMENT = layout("QIIIIII8x")
@@ -244,10 +236,6 @@ class LoginRequest(Pdu):
         if self.transit and self.continued:
             raise invalid_field("T must be 0 when C is 1")  # section 11.12.2
 
-    @property
-    def payload(self) -> Buffer:
-        return self.data
-
 
 _TEXT = layout("QIIII16x")
 
@@ -286,10 +274,6 @@ class TextRequest(Pdu):
         if self.final and self.continued:
             raise invalid_field("F must be 0 when C is 1")  # section 11.10.2
 
-    @property
-    def payload(self) -> Buffer:
-        return self.data
-
 
 _DATA_OUT = layout("QII4xI4xII4x")
 
@@ -322,10 +306,6 @@ class DataOut(Pdu):
     def check(self) -> None:
         if self.itt == RESERVED_TAG:
             raise invalid_field("Data-Out needs an ITT")
-
-    @property
-    def payload(self) -> Buffer:
-        return self.data
 
 
 _LOGOUT = layout("8xIHxxII16x")

@@ -52,10 +52,6 @@ class NopIn(Pdu):
         if self.itt != RESERVED_TAG and self.ttt != RESERVED_TAG:
             raise invalid_field("a NOP-In cannot be a ping and an answer at once")  # section 11.19.1
 
-    @property
-    def payload(self) -> Buffer:
-        return self.data
-
 
 _SCSI_RESPONSE = layout("8xIIIIIIII")
 
@@ -117,10 +113,6 @@ class ScsiResponsePdu(Pdu):
         """The sense data, empty when none came."""
         length = int.from_bytes(self.data[:2], "big")
         return bytes(self.data[2 : 2 + length])
-
-    @property
-    def payload(self) -> Buffer:
-        return self.data
 
 
 _TASK_MANAGEMENT = layout("8xI4xIII12x")
@@ -203,10 +195,6 @@ class LoginResponse(Pdu):
         if self.transit and self.continued:
             raise invalid_field("T must be 0 when C is 1")  # section 11.13.2
 
-    @property
-    def payload(self) -> Buffer:
-        return self.data
-
 
 _TEXT = layout("QIIIII12x")
 
@@ -242,10 +230,6 @@ class TextResponse(Pdu):
     def check(self) -> None:
         if self.final and (self.continued or self.ttt != RESERVED_TAG):
             raise invalid_field("a final text response has C 0 and no TTT")  # sections 11.11.1, 11.11.4
-
-    @property
-    def payload(self) -> Buffer:
-        return self.data
 
 
 _DATA_IN = layout("QIIIIIIII")
@@ -313,10 +297,6 @@ class DataIn(Pdu):
             raise invalid_field("status comes with the final Data-In only")  # section 11.7.3
         if self.flags & _RESIDUAL_MASK == _RESIDUAL_MASK:
             raise invalid_field("a residual is an overflow or an underflow")
-
-    @property
-    def payload(self) -> Buffer:
-        return self.data
 
 
 _LOGOUT = layout("8xI4xIII4xHH4x")
@@ -412,10 +392,6 @@ class AsyncMessage(Pdu):
         parameters = (self.parameter1, self.parameter2, self.parameter3)
         return _ASYNC.pack(*head, self.lun, RESERVED_TAG, *numbers, *parameters)
 
-    @property
-    def payload(self) -> Buffer:
-        return self.data
-
 
 _REJECT = layout("8xI4xIIII8x")
 
@@ -442,10 +418,6 @@ class Reject(Pdu):
     def serialize(self) -> bytes:
         head = (self.OPCODE, FINAL, self.reason, 0, lengths_word(0, len(self.data)))
         return _REJECT.pack(*head, RESERVED_TAG, self.stat_sn, self.exp_cmd_sn, self.max_cmd_sn, self.data_sn)
-
-    @property
-    def payload(self) -> Buffer:
-        return self.data
 
 
 ResponsePdu = (
