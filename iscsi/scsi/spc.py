@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iscsi.scsi.command import ScsiResult
-from iscsi.scsi.inquiry import standard_inquiry, vital_product_data
+from iscsi.scsi.inquiry import TARGET_PORT_GROUP, standard_inquiry, vital_product_data
 from iscsi.scsi.sense import Asc, CheckCondition, Sense, SenseKey, invalid_cdb_field
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ _ALLOCATION_LENGTH_MAX = 65536
 """No parameter data here is longer; a larger allocation length is the host's generosity."""
 
 _REPORT_LUNS_WELL_KNOWN_ONLY = 0x01
-_TARGET_PORT_GROUP = 1
 _LOG_PAGE_SUPPORTED = 0x00
 
 _START, _LOEJ, _NO_FLUSH = 0x01, 0x02, 0x04  # byte 4 of START STOP UNIT
@@ -91,7 +90,7 @@ async def report_target_port_groups(lu: LogicalUnit, nexus: Nexus, command: Scsi
     extended = command.cdb[1] >> 5
     if extended > 1:
         raise invalid_cdb_field(1, 7)
-    group = bytes((0x00, 0x01)) + _TARGET_PORT_GROUP.to_bytes(2, "big") + bytes((0, 0, 0, 1))
+    group = bytes((0x00, 0x01)) + TARGET_PORT_GROUP.to_bytes(2, "big") + bytes((0, 0, 0, 1))
     group += bytes(2) + nexus.it_nexus.portal_group_tag.to_bytes(2, "big")
     header = b"\x10\0\0\0" if extended else b""
     return _truncated((len(header) + len(group)).to_bytes(4, "big") + header + group, command.cdb, 6, 10)
