@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from iscsi.initiator.errors import ConnectionLost
+from iscsi.initiator.errors import ConnectionLost, InitiatorError
 from iscsi.initiator.login import FIRST_CMD_SN, InitiatorLogin
 from iscsi.initiator.session import Event, Exchange, InitiatorSession, Logout, LogoutRequested
 from iscsi.wire.errors import ProtocolError
@@ -96,8 +96,8 @@ class Link(asyncio.BufferedProtocol):
             if self._waiters:  # what is under way is answered first
                 await asyncio.wait(list(self._waiters.values()))
             await self.run(Logout())
-        except ConnectionLost:
-            _log.debug("connection was lost before logout")
+        except InitiatorError as error:  # the session ends in either case
+            _log.info("no logout: %s", error)
         finally:
             self.drop(ConnectionLost("logged out"))
 

@@ -76,6 +76,17 @@ async def test_the_other_commands():
         assert disk.size_bytes == 2 * SIZE
 
 
+async def test_a_lun_beyond_255_is_addressed_flat():
+    high = MemoryDevice(1 << 20)
+    async with serving(MemoryDevice(SIZE)) as (portal, server):
+        server.registry.find(TARGET).map_lun(300, make_unit(high, 2))
+        async with await connect(portal, TARGET, 300) as disk:
+            assert await disk.report_luns() == [0, 300]
+            await disk.write(512, b"\5" * 512)
+            assert await disk.read(0, 1024) == bytes(512) + b"\5" * 512
+    assert high.data[512] == 5
+
+
 async def test_errors_have_types():
     device = MemoryDevice(SIZE)
     async with serving(device) as (portal, _):
