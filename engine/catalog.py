@@ -39,6 +39,7 @@ CREATE TABLE volumes (
     volume_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, file TEXT NOT NULL,
     physical_block INTEGER NOT NULL, write_cache INTEGER NOT NULL, read_only INTEGER NOT NULL,
     removable INTEGER NOT NULL, origin TEXT NOT NULL);
+CREATE TABLE deletions (file TEXT PRIMARY KEY);
 CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL);
 CREATE TABLE luns (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, lun INTEGER NOT NULL,
@@ -192,6 +193,25 @@ class Catalog:
                 _put_volume(database, row)
 
         await self._run(work)
+
+    async def begin_deletion(self, file: str) -> None:
+        """A family's file is to go: from here on it will, whatever crashes."""
+        await self._run(lambda database: database.execute("INSERT OR REPLACE INTO deletions VALUES (?)", (file,)))
+
+    async def finish_deletion(self, file: str) -> None:
+        """The file is gone: forget its volumes and the LUNs that showed them."""
+
+        def work(database: sqlite3.Connection) -> None:
+            held = "(SELECT volume_id FROM volumes WHERE file = ?)"
+            database.execute(f"DELETE FROM luns WHERE volume_id IN {held}", (file,))
+            database.execute("DELETE FROM volumes WHERE file = ?", (file,))
+            database.execute("DELETE FROM deletions WHERE file = ?", (file,))
+
+        await self._run(work)
+
+    async def deletions(self) -> list[str]:
+        """Files whose deletion began and is not recorded as finished."""
+        return await self._run(lambda database: [row[0] for row in database.execute("SELECT file FROM deletions")])
 
     async def remove_volume(self, volume_id: str) -> None:
         """Forget a volume and the LUNs that showed it or its snapshots."""

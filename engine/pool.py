@@ -23,7 +23,6 @@ import fcntl
 import logging
 import os
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.catalog import Catalog, VolumeRow
@@ -282,16 +281,22 @@ class Pool:
             users_own = [snapshot for snapshot in store.snapshots() if not snapshot.hidden]
             if [head.volume_id for head in store.volumes()] == [volume.volume_id] and not users_own:
                 # The last of its family: the file goes as a whole.
-                await store.close()
+                await self.catalog.begin_deletion(row.file)
+                self._forget(volume)
                 del self._stores[row.file]
-                path = self.path / VOLUMES_NAME / row.file
-                await self.env.workers.run(lambda: self.env.files.remove(path))
-                await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+                try:
+                    await store.close()
+                except EngineError as error:
+                    log.warning("closing %s, which is deleted: %s", row.file, error)
+                await self._delete_file(row.file)
             else:
                 await store.delete_volume(volume.head)
-            del self._volumes[volume.name]
-            del self._rows[volume.volume_id]
-            await self.catalog.remove_volume(volume.volume_id)
+                self._forget(volume)
+                await self.catalog.remove_volume(volume.volume_id)
+
+    def _forget(self, volume: Volume) -> None:
+        del self._volumes[volume.name]
+        del self._rows[volume.volume_id]
 
     async def discard_interrupted(self, name: str) -> None:
         """Remove what is there of a volume whose making was interrupted. Raises NotFound."""
@@ -304,12 +309,9 @@ class Pool:
     async def delete_damaged(self, family: DamagedFamily) -> None:
         """Remove a damaged file, and with it all that it held."""
         async with self._changing:
-            with contextlib.suppress(NotFound):
-                await self.env.workers.run(partial(self.env.files.remove, family.path))
-            await self.env.workers.run(partial(self.env.files.sync_directory, family.path.parent))
+            await self.catalog.begin_deletion(family.path.name)
+            await self._delete_file(family.path.name)
             del self._damaged[family.path.name]
-            for row in family.volumes:
-                await self.catalog.remove_volume(row.volume_id)
 
     # --- inside -----------------------------------------------------------------------------------------------
 
@@ -346,8 +348,18 @@ class Pool:
         self._rows[volume.volume_id] = row
         return volume
 
+    async def _delete_file(self, file: str) -> None:
+        """Finish a deletion that the catalogue has as begun."""
+        path = self.path / VOLUMES_NAME / file
+        with contextlib.suppress(NotFound):
+            await self.env.workers.run(lambda: self.env.files.remove(path))
+        await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+        await self.catalog.finish_deletion(file)
+
     async def _open_families(self) -> None:
         """Open every file; those of the catalogue first, so that of two with one identity the known one is served."""
+        for file in await self.catalog.deletions():
+            await self._delete_file(file)
         rows = await self.catalog.volumes()
         folder = self.path / VOLUMES_NAME
         for leftover in (folder / UNFINISHED_NAME).glob("*" + FILE_SUFFIX):
