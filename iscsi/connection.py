@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from iscsi.scsi.lun import Nexus
     from iscsi.session import SessionTable
     from iscsi.target import TargetRegistry
-    from iscsi.task import ScsiTask
     from iscsi.wire.bhs import Pdu
 
 _log = logging.getLogger(__name__)
@@ -251,10 +250,9 @@ class Connection:
         self._output.clear()
         session = self.session
         if session is not None:
-            running = [task for task in session.tasks.values() if task.running]
             for task in list(session.tasks.values()):
                 session.abort(task)
-            self._work.append(self._bury(session, running))
+            self._work.append(self._bury(session))
 
     # -- for commands and task management
 
@@ -498,14 +496,13 @@ class Connection:
         if result != LogoutResult.CLOSED:
             self.send(responses.LogoutResponse(request.itt, response=result, **self.status_numbers()))
             return
-        running = [task for task in session.tasks.values() if task.running]
         for task in list(session.tasks.values()):
             session.abort(task)
         self.is_waiting = True
-        self._work.append(self._finish_logout(request, running))
+        self._work.append(self._finish_logout(session, request))
 
-    async def _finish_logout(self, request: requests.LogoutRequest, running: list[ScsiTask]) -> None:
-        await settle(running)
+    async def _finish_logout(self, session: Session, request: requests.LogoutRequest) -> None:
+        await settle(list(session.running))
         self.send(responses.LogoutResponse(request.itt, **self.status_numbers()))
         self.close()
 
@@ -519,14 +516,14 @@ class Connection:
         """What PREEMPT AND ABORT awaits; a command that preempts its own nexus does not wait for itself."""
         assert self.session is not None
         caller = asyncio.current_task()
-        tasks = [task for task in self.session.tasks.values() if task.nexus is nexus and task.runner is not caller]
-        for task in tasks:
-            self.session.abort(task)
+        for task in list(self.session.tasks.values()):
+            if task.nexus is nexus and task.runner is not caller:
+                self.session.abort(task)
         self.go_on()
-        await settle(tasks)
+        await settle([task for task in self.session.running if task.nexus is nexus and task.runner is not caller])
 
-    async def _bury(self, session: Session, running: list[ScsiTask]) -> None:
-        await settle(running)
+    async def _bury(self, session: Session) -> None:
+        await settle(list(session.running))
         for nexus in list(self.all_nexuses()):
             nexus.lu.detach(nexus)
         session.nexuses.clear()

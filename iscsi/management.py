@@ -19,8 +19,10 @@ from iscsi.wire import responses
 from iscsi.wire.opcodes import TaskFunction, TaskResponse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from iscsi.connection import Connection
-    from iscsi.scsi.lun import LogicalUnit
+    from iscsi.scsi.lun import LogicalUnit, Nexus
     from iscsi.session import Session, SessionTable
     from iscsi.task import ScsiTask
     from iscsi.wire import requests
@@ -48,47 +50,68 @@ class TaskManagement:
 
     def begin(self, request: requests.TaskManagementRequest) -> None:
         """End the tasks that are there now; answer at once, or when the last of them has left its worker."""
-        response, victims, units = self._plan(request)
-        bereaved = set()
-        for session, task in victims:
-            session.abort(task)
-            if session is not self._session and not units:
-                bereaved.add(task.nexus)
-        for nexus in bereaved:
-            nexus.establish_unit_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
-        for connection in {session.connection for session, _ in victims}:
-            connection.go_on()
-        running = [task for _, task in victims if task.running]
+        nexus = None
+        units: list[LogicalUnit] = []
+        if request.function in _OF_THE_TARGET:
+            units = list({id(nexus.lu): nexus.lu for nexus in self._connection.all_nexuses()}.values())
+        elif request.function in _OF_A_UNIT:
+            nexus = self._connection.nexus(request.lun)
+            if nexus is not None and request.function == TaskFunction.LOGICAL_UNIT_RESET:
+                units = [nexus.lu]
+        response = self._check(request, nexus)
+        running = []
+        if response == TaskResponse.FUNCTION_COMPLETE:
+            matches = self._matcher(request, nexus, units)
+            # Those that were aborted before and still run are waited for as well.
+            running = self._table.running(matches)
+            self._end(self._table.tasks_of(matches), tell=not units)
         if running:
             self._connection.add_work(self._conclude_later(request, response, units, running))
         else:
             self._conclude(request, response, units)
 
-    def _plan(
-        self, request: requests.TaskManagementRequest
-    ) -> tuple[TaskResponse, list[tuple[Session, ScsiTask]], list[LogicalUnit]]:
-        """What to answer, which tasks to end first, and which logical units to reset after that."""
-        function = request.function
-        if function in _OF_THE_TARGET:
-            units = list({id(nexus.lu): nexus.lu for nexus in self._connection.all_nexuses()}.values())
-            return TaskResponse.FUNCTION_COMPLETE, self._table.tasks_of(lambda _, task: task.nexus.lu in units), units
-        if function == TaskFunction.TASK_REASSIGN:
-            return TaskResponse.REASSIGNMENT_NOT_SUPPORTED, [], []
-        if function not in _OF_A_UNIT:
-            return TaskResponse.FUNCTION_NOT_SUPPORTED, [], []
-        nexus = self._connection.nexus(request.lun)
+    def _check(self, request: requests.TaskManagementRequest, nexus: Nexus | None) -> TaskResponse:
+        """What the function will be answered with."""
+        if request.function in _OF_THE_TARGET:
+            return TaskResponse.FUNCTION_COMPLETE
+        if request.function == TaskFunction.TASK_REASSIGN:
+            return TaskResponse.REASSIGNMENT_NOT_SUPPORTED
+        if request.function not in _OF_A_UNIT:
+            return TaskResponse.FUNCTION_NOT_SUPPORTED
         if nexus is None:
-            return TaskResponse.LUN_DOES_NOT_EXIST, [], []
-        unit = nexus.lu
-        if function == TaskFunction.ABORT_TASK:
+            return TaskResponse.LUN_DOES_NOT_EXIST
+        if request.function == TaskFunction.ABORT_TASK:
             task = self._session.tasks.get(request.referenced_task_tag)
             if task is None or task.nexus is not nexus:
-                return TaskResponse.TASK_DOES_NOT_EXIST, [], []
-            return TaskResponse.FUNCTION_COMPLETE, [(self._session, task)], []
-        if function == TaskFunction.ABORT_TASK_SET:
-            return TaskResponse.FUNCTION_COMPLETE, self._table.tasks_of(lambda _, task: task.nexus is nexus), []
-        victims = self._table.tasks_of(lambda _, task: task.nexus.lu is unit)
-        return TaskResponse.FUNCTION_COMPLETE, victims, [unit] if function == TaskFunction.LOGICAL_UNIT_RESET else []
+                return TaskResponse.TASK_DOES_NOT_EXIST
+        return TaskResponse.FUNCTION_COMPLETE
+
+    def _matcher(
+        self, request: requests.TaskManagementRequest, nexus: Nexus | None, units: list[LogicalUnit]
+    ) -> Callable[[ScsiTask], bool]:
+        """Which tasks the function ends."""
+        if request.function == TaskFunction.ABORT_TASK:
+            the_one = self._session.tasks[request.referenced_task_tag]
+            return lambda task: task is the_one
+        if request.function == TaskFunction.ABORT_TASK_SET:
+            return lambda task: task.nexus is nexus
+        if nexus is not None and request.function == TaskFunction.CLEAR_TASK_SET:
+            unit = nexus.lu
+            return lambda task: task.nexus.lu is unit
+        return lambda task: task.nexus.lu in units
+
+    def _end(self, victims: list[tuple[Session, ScsiTask]], *, tell: bool) -> None:
+        """Abort tasks. ``tell``: other sessions that lost some get the unit attention 2Fh/00h."""
+        bereaved = set()
+        for session, task in victims:
+            session.abort(task)
+            if session is not self._session:
+                bereaved.add(task.nexus)
+        if tell:
+            for nexus in bereaved:
+                nexus.establish_unit_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+        for connection in {session.connection for session, _ in victims}:
+            connection.go_on()
 
     async def _conclude_later(
         self,

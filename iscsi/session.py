@@ -67,6 +67,7 @@ class Session:
         "nexuses",
         "read_bytes",
         "reads",
+        "running",
         "target",
         "tasks",
         "tsih",
@@ -94,6 +95,9 @@ class Session:
         self.max_cmd_sn = exp_cmd_sn + WINDOW - 1 & _U32
         self.nexuses: dict[int, Nexus] = {}
         self.tasks: dict[int, ScsiTask] = {}
+        self.running: set[ScsiTask] = (
+            set()
+        )  # in the logical unit's hands; aborted ones too, which are no longer in tasks
         self.reads = self.read_bytes = self.writes = self.written_bytes = 0
         self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
         self._immediate = 0
@@ -168,7 +172,7 @@ class Session:
             if task.aborted:
                 continue
             if self._may_start(task):
-                task.running = True
+                self.running.add(task)
                 self._running_bytes += _cost(task)
                 yield task
             else:
@@ -188,12 +192,12 @@ class Session:
 
     def stop(self, task: ScsiTask) -> None:
         """A running task has left its worker."""
-        task.running = False
+        self.running.discard(task)
         self._running_bytes -= _cost(task)
         task.finished.set()
 
     def abort(self, task: ScsiTask) -> None:
-        """No answer for this one. If it runs, ``settle`` waits for it; else it is gone at once."""
+        """No answer for this one. If it runs, it stays in ``running`` until ``settle`` is through; else it is gone."""
         task.aborted = True
         self.retire(task)
 
@@ -225,10 +229,9 @@ def _cost(task: ScsiTask) -> int:
 
 
 async def settle(tasks: Iterable[ScsiTask]) -> None:
-    """Return when none of these tasks touches the medium any more."""
+    """Return when none of these running tasks touches the medium any more."""
     for task in tasks:
-        if task.running:
-            await task.finished.wait()
+        await task.finished.wait()
 
 
 class SessionTable:
@@ -269,6 +272,10 @@ class SessionTable:
                 return session
         return None
 
-    def tasks_of(self, matches: Callable[[Session, ScsiTask], bool]) -> list[tuple[Session, ScsiTask]]:
+    def tasks_of(self, matches: Callable[[ScsiTask], bool]) -> list[tuple[Session, ScsiTask]]:
         """All tasks in progress, of any session, for which ``matches`` is true."""
-        return [(s, t) for s in self._sessions.values() for t in s.tasks.values() if matches(s, t)]
+        return [(session, task) for session in self for task in session.tasks.values() if matches(task)]
+
+    def running(self, matches: Callable[[ScsiTask], bool]) -> list[ScsiTask]:
+        """The running tasks among them, and those that were aborted before and still run."""
+        return [task for session in self for task in session.running if matches(task)]

@@ -54,7 +54,6 @@ class ScsiTask:
         "r2t_sn",
         "received",
         "runner",
-        "running",
         "streamed",
         "streams",
         "ttt",
@@ -95,7 +94,6 @@ class ScsiTask:
         self.streams = False
         self.wanted = expected if is_write else 0  # how much of it is asked for; the CDB may want less
         self.aborted = False
-        self.running = False
         self.runner: asyncio.Task[None] | None = None
         self.finished = asyncio.Event()
 

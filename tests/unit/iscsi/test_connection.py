@@ -650,3 +650,30 @@ async def test_aborting_an_ordered_command_lets_the_others_go_on():
         commands[0].itt,
         commands[2].itt,
     ]
+
+
+async def test_an_aborted_write_that_still_runs_is_waited_for_by_reset_and_by_the_next_login():
+    table = SessionTable()
+    device = MemoryDevice(BLOCKS * 512)
+    registry = make_registry(make_unit(device))
+    old, _ = await connect(table=table, registry=registry)
+    other, _ = await connect(table=table, registry=registry, isid=2)
+    device.gate = asyncio.Event()
+    write = old.write(0, pattern(1))
+    old.feed(old.framer.encode(write))
+    await asyncio.sleep(0)
+    old.feed(old.framer.encode(management(old, TaskFunction.ABORT_TASK, write.itt)))
+    other.feed(other.framer.encode(management(other, TaskFunction.LOGICAL_UNIT_RESET)))
+    old.connection.lost()
+    new = Link(registry, table)
+    logging_in = asyncio.create_task(new.log_in())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert other.received() == []
+    assert not logging_in.done()
+    device.gate.set()
+    await old.settle()
+    await other.settle()
+    await logging_in
+    (response,) = other.received()
+    assert response.response == TaskResponse.FUNCTION_COMPLETE
