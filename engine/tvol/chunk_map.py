@@ -53,7 +53,9 @@ class Leaf:
         return part[part >= FIRST_CHUNK_ENTRY]
 
 
-ABSENT_LEAF = Leaf(np.zeros(LEAF_ENTRIES, np.uint32), owner=-1, birth=0)
+_NO_ENTRIES = np.zeros(LEAF_ENTRIES, np.uint32)
+_NO_ENTRIES.setflags(write=False)
+ABSENT_LEAF = Leaf(_NO_ENTRIES, owner=-1, birth=0)
 """Stands for every leaf that has no entry; nobody owns it, so the first change copies it."""
 
 

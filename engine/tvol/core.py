@@ -22,7 +22,7 @@ import logging
 from array import array
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, MediumError, OutOfSpace, StoreFailed
+from engine.errors import MediumError, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import runs
 from engine.tvol.journal import COMMIT_ROOM
@@ -187,7 +187,7 @@ class Core:
                 for at in range(0, len(items), 3 * MAX_MAP_ITEMS):
                     part = items[at : at + 3 * MAX_MAP_ITEMS].tobytes()
                     self.last_change_seq = self.journal.append(RecordType.MAP, layout.pack_map(node_id, part))
-        except EngineError as error:
+        except Exception as error:  # whatever it was: memory and journal do not agree any more
             raise self.fail(error) from error
         self._stamp_freed()
         if self.journal.used * 2 > self.journal.ring_bytes:
@@ -211,9 +211,9 @@ class Core:
             raise OutOfSpace(f"{self.path} has used up its generations; copy the volume to a new file")
         try:
             self.last_change_seq = self.journal.append(kind, payload)
-        except EngineError as error:
+            self.family.apply(kind, payload)
+        except Exception as error:  # as in end_pass
             raise self.fail(error) from error
-        self.family.apply(kind, payload)
         self._stamp_freed()
         for callback in self.on_tree_change:
             callback()
