@@ -75,7 +75,7 @@ class TwinvolCopy:
     def __init__(self, work: Path, size_bytes: int) -> None:
         self._loop = asyncio.new_event_loop()
         self._size = size_bytes
-        env = real_env()
+        env = self._env = real_env()
         make = TvolFile.create
         self._source = self._run(make(env, work / "source.tvol", volume_name="source", size_bytes=size_bytes))
         self._target = self._run(make(env, work / "target.tvol", volume_name="target", size_bytes=size_bytes))
@@ -90,7 +90,7 @@ class TwinvolCopy:
 
     def copy(self) -> None:
         """One verified copy, durable at its end."""
-        result = self._run(copy_extents(self._frozen, self._target.volumes()[0]))
+        result = self._run(copy_extents(self._frozen, self._target.volumes()[0], workers=self._env.workers))
         assert result.progress.done_bytes == self._size
 
     def close(self) -> None:

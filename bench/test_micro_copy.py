@@ -34,7 +34,8 @@ def test_copy_64_mib_verified_into_a_new_file(benchmark: BenchmarkFixture, tmp_p
     async def copy() -> bytes:
         path = tmp_path / f"b{next(numbers)}.tvol"
         target = await TvolFile.create(env, path, volume_name="b", size_bytes=SIZE)
-        result = await copy_extents(frozen, target.volumes()[0], options=CopyOptions(blank_target=True))
+        blank = CopyOptions(blank_target=True)
+        result = await copy_extents(frozen, target.volumes()[0], options=blank, workers=env.workers)
         await target.close()
         path.unlink()
         return result.tree.root()
