@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.copy_job import CopyControl, whole_leaves
 from engine.copy_steps import PIECE_BYTES
@@ -21,13 +21,20 @@ from engine.stores import Extent, ExtentState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.stores import BlockDevice
-
 SCHEMA = "twinvol.proof/1"
 LANES = 4
 
 
-async def tree_of(device: BlockDevice, *, control: CopyControl | None = None) -> HashTree:
+class Readable(Protocol):
+    """What ``tree_of`` needs of a device."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    async def read(self, offset: int, view: memoryview, /) -> None: ...
+    async def extents(self, offset: int, length: int, /) -> list[Extent]: ...
+
+
+async def tree_of(device: Readable, *, control: CopyControl | None = None) -> HashTree:
     """The digest tree of a device that does not change meanwhile (a snapshot).
 
     ``control`` pauses it and is told of its progress, in bytes of data read.
@@ -51,9 +58,12 @@ async def tree_of(device: BlockDevice, *, control: CopyControl | None = None) ->
             control.progress.done_bytes += piece.length
             control.tell()
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(LANES):
-            group.create_task(lane())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(LANES):
+                group.create_task(lane())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
     return tree
 
 

@@ -274,10 +274,10 @@ class Volume:
 
     async def _change(self, kind: ChangeKind, offset: int, length: int, data: memoryview | None, fua: bool) -> None:
         """The order of effects of a write; see the module."""
-        if self.read_only:
-            raise WriteProtected(f"volume {self.name} is read-only")
         await self._enter()
         try:
+            if self.read_only:
+                raise WriteProtected(f"volume {self.name} is read-only")
             # 1. Refuse what no copy could take, before any copy hears of it.
             size = self._head.size_bytes
             if offset < 0 or offset + length > size or offset % SECTOR_SIZE or length % SECTOR_SIZE:

@@ -16,6 +16,7 @@ _NOUNS = {
     "snapshot": "Snapshots of volumes.",
     "clone": "Writable copies.",
     "replica": "Mirrors of volumes.",
+    "proof": "Proof documents of replicas.",
     "target": "iSCSI targets, LUNs, access lists and sessions.",
     "job": "Long work.",
     "check": "Verify a volume file.",

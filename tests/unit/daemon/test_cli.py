@@ -34,6 +34,8 @@ class Shell:
 
     async def json(self, *arguments: str) -> tuple[int, dict]:
         done = await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--json", "--pool", str(self.pool)])
+        if not done.stdout:
+            return done.exit_code, {}
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert all(line["schema"] == SCHEMA for line in lines), done.output
         return done.exit_code, lines[-1]
@@ -191,6 +193,14 @@ async def test_replicas(shell, tmp_path: Path):
     out = tmp_path / "proof.json"
     proof = await shell.ok("replica", "proof", "rep", "--out", str(out))
     assert json.loads(out.read_text())["source"]["root"] == proof["root"]
+    assert (await shell.ok("proof", "check", str(out), "--volume", "rep"))["holds"] is True
+    await shell.ok("volume", "export", "disk", str(tmp_path / "image"))
+    assert (await shell.ok("proof", "check", str(out), "--image", str(tmp_path / "image")))["holds"] is True
+    (tmp_path / "image").write_bytes(b"x" * 4 * MIB)
+    assert (await shell.json("proof", "check", str(out), "--image", str(tmp_path / "image")))[0] == 9
+    assert (await shell.json("proof", "check", str(tmp_path / "image"), "--volume", "rep"))[0] == 2
+    assert (await shell.json("proof", "check", str(out)))[0] == 2
+    assert (await shell.json("proof", "check", str(tmp_path / "no"), "--volume", "rep"))[0] == 3
     assert (await shell.ok("replica", "fracture", "rep"))["copy_state"] == "Fractured"
     assert (await shell.ok("replica", "resync", "rep"))["copy_state"] == "Synchronized"
     assert (await shell.ok("replica", "pause", "rep"))["copy_state"] == "Suspended"
@@ -313,4 +323,6 @@ def test_every_command_takes_json_and_pool_and_has_help():
     for path, command in commands.items():
         options = {option for parameter in command.params for option in parameter.opts}
         assert command.help, path
-        assert path in ("serve", "check") or {"--json", "--pool"} <= options, path
+        # serve answers with its ready line; demo makes a pool of its own.
+        assert "--json" in options or path == "serve", path
+        assert "--pool" in options or path == "demo", path

@@ -123,6 +123,20 @@ def test_errors_reach_scripts(tmp_path: Path):
         assert failed.value.code == 3
 
 
+def test_a_proof_is_checked_again_over_iscsi(tmp_path: Path):
+    out = tmp_path / "proof.json"
+    with Daemon.start(tmp_path / "pool") as daemon:
+        daemon.volume("v", "4M")
+        daemon.run("replica", "create", "v", "r", "--mode", "sync")
+        daemon.run("replica", "proof", "r", "--out", str(out))
+        point = daemon.run("snapshot", "create", "r", "s", "--expose")
+        assert twinvol("proof", "check", str(out), "--url", daemon.url(point)).returncode == 0
+        other = daemon.volume("other", "4M", "--read-only")
+        assert twinvol("proof", "check", str(out), "--url", other).returncode == 0, "empty as well"
+        assert twinvol("proof", "check", str(out), "--url", daemon.volume("larger", "8M")).returncode == 9
+        assert twinvol("proof", "check", str(out), "--url", other + "1").returncode == 1
+
+
 class Http:
     """The management process's API."""
 
