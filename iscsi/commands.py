@@ -178,7 +178,10 @@ class CommandFlow:
         session = self._session
         task.runner = asyncio.current_task()
         try:
-            result = await task.nexus.lu.execute(task.nexus, task.command())
+            if task.nexus in session.nexuses.values():
+                result = await task.nexus.lu.execute(task.nexus, task.command())
+            else:  # no longer shown since the command began
+                result = execute_absent(task.command(), self._connection.luns())
         finally:
             session.stop(task)
         if not task.aborted:

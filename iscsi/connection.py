@@ -507,6 +507,7 @@ class Connection:
         self.close()
 
     def _detach(self, nexus: Nexus) -> None:
+        """A logical unit is no longer shown. Its running commands still finish; those not begun find nothing there."""
         assert self.session is not None
         for field in [field for field, held in self.session.nexuses.items() if held is nexus]:
             del self.session.nexuses[field]

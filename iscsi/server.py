@@ -25,7 +25,7 @@ from engine.units import KIB, MIB
 from iscsi.answers import MAX_UNSENT_BYTES, Answers, ArenaPool
 from iscsi.connection import Connection
 from iscsi.fast_path import FastPath
-from iscsi.session import SessionTable
+from iscsi.session import SessionTable, settle
 from iscsi.target import TargetChange
 from iscsi.wire.bhs import MAX_AHS_BYTES
 from iscsi.wire.opcodes import BHS_SIZE
@@ -153,10 +153,14 @@ class IscsiServer:
         self._listeners.clear()
 
     async def dropped(self) -> None:
-        """Return when no command of a session that lost its right to its target touches a device any more."""
+        """Return when no command of a session that lost its right to its target, or of a LUN that is no longer shown,
+        touches a device any more."""
         for shell in [shell for shell in self._shells if shell.is_dropped]:
             await shell.closed.wait()
             await shell.settle()
+        for session in self.table:
+            shown = list(session.nexuses.values())
+            await settle([task for task in session.running if task.nexus not in shown])
 
     def sessions(self) -> list[SessionInfo]:
         """Everybody who is logged in."""

@@ -108,7 +108,9 @@ class IscsiExports:
         self._show(target, lun, held)
 
     async def remove_lun(self, target: str, lun: int) -> None:
-        self._drop(self._target(target).unmap_lun(lun))
+        unit = self._target(target).unmap_lun(lun)
+        await self._server.dropped()
+        self._drop(unit)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -677,3 +677,22 @@ async def test_an_aborted_write_that_still_runs_is_waited_for_by_reset_and_by_th
     await logging_in
     (response,) = other.received()
     assert response.response == TaskResponse.FUNCTION_COMPLETE
+
+
+async def test_a_lun_that_goes_lets_its_running_commands_finish_and_refuses_the_others():
+    link, device = await connect(device_is_fast=False, ImmediateData="No", InitialR2T="Yes")
+    device.gate = asyncio.Event()
+    running = link.read(0, 1)
+    gathering = link.write(0, pattern(1), sent=0)
+    link.feed(b"".join(map(link.framer.encode, (running, gathering))))
+    await asyncio.sleep(0)
+    (r2t,) = link.received()
+    link.registry.find(TARGET).unmap_lun(0)
+    link.connection.luns_changed()
+    device.gate.set()
+    link.feed(link.framer.encode(link.data_out(gathering.itt, pattern(1), 0, ttt=r2t.ttt)))
+    await link.settle()
+    answers = {pdu.itt: pdu for pdu in link.received()}
+    assert answers[running.itt].status == Status.GOOD
+    assert sense_code(answers[gathering.itt]) == (0x5, 0x2500)
+    assert bytes(device.data[:512]) == bytes(512)
