@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 EVENT_LIST_MAX = 10_000
 DIFF_EXTENTS_MAX = 20_000
 """Extents of one answer; more are asked for from its ``next_offset``."""
+DIFF_EXTENTS_A_STEP = 512
 JOB_WAIT_MAX_S = 60.0
 
 
@@ -260,6 +261,8 @@ class LocalApi:
                 next_offset = extent.offset
                 break
             extents.append(ExtentInfo(extent.offset, extent.length))
+            if len(extents) % DIFF_EXTENTS_A_STEP == 0:
+                await asyncio.sleep(0)  # the data path's turn
         changed = sum(extent.length for extent in extents)
         return DiffInfo(volume, older, newer, extents, changed, next_offset)
 

@@ -117,7 +117,7 @@ class ApiServer:
             await writer.drain()
 
     async def _answer(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        answer = encode({"id": message.get("id"), **await self._outcome(message)})
+        answer = await self._outcome(message)
         if len(answer) > MAX_ANSWER_BYTES:
             error = InvalidArgument(f"the answer has {len(answer)} bytes, too long for one message; ask for less")
             answer = encode({"id": message.get("id"), "error": error_to_json(error)})
@@ -126,7 +126,7 @@ class ApiServer:
             with contextlib.suppress(ConnectionError):
                 await writer.drain()
 
-    async def _outcome(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def _outcome(self, message: dict[str, Any]) -> bytes:
         name = message.get("method")
         params = message.get("params", {})
         try:
@@ -135,12 +135,17 @@ class ApiServer:
             if method is None or not isinstance(params, dict):
                 raise InvalidArgument(f"no operation is called {name!r}, or its params are no object")
             arguments = method.parse_parameters(params)
-            return {"result": method.dump_result(await getattr(self._api, method.name)(**arguments))}
+            result = await getattr(self._api, method.name)(**arguments)
+            # In a thread: a list of thousands takes longer than the data path may be held up.
+            return await asyncio.to_thread(
+                lambda: encode({"id": message.get("id"), "result": method.dump_result(result)})
+            )
         except EngineError as error:
-            return {"error": error_to_json(error)}
+            failure = error
         except Exception as error:
             log.exception("%s failed by a mistake in twinvol", name)
-            return {"error": error_to_json(EngineError(f"internal error: {error!r}; the daemon's log has more"))}
+            failure = EngineError(f"internal error: {error!r}; the daemon's log has more")
+        return encode({"id": message.get("id"), "error": error_to_json(failure)})
 
 
 def _load_methods() -> dict[str, Method]:
