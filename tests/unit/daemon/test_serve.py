@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -170,9 +169,12 @@ def test_the_management_process_serves_status_volumes_and_metrics_to_bearers_of_
 
 
 def management_pid(daemon: Daemon) -> int:
-    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(daemon.process.pid)], capture_output=True, text=True)
-    (pid,) = done.stdout.split()
-    return int(pid)
+    main = daemon.process.pid
+    children = [
+        int(pid) for task in Path(f"/proc/{main}/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
+    (pid,) = children
+    return pid
 
 
 def test_a_crash_of_the_management_process_does_not_hurt_the_data_process(tmp_path: Path):
