@@ -60,8 +60,9 @@ async def start_full_clone(
         await when_whole(clone)
         return {"volume": name, "root": root}
 
+    reads = source.name if snapshot is None else f"{source.name}@{snapshot.name}"
     try:
-        return await pool.jobs.start("clone", f"{source.name} {name}", work)
+        return await pool.jobs.start("clone", f"{source.name} {name}", work, reads=reads)
     except BaseException:
         await pool.abandon(unfinished, keep=True)
         raise

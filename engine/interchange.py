@@ -314,7 +314,7 @@ async def start_export(pool: Pool, volume: Volume, snapshot: Frozen | None, path
         return {"path": str(path), "root": root}
 
     name = volume.name if snapshot is None else f"{volume.name}@{snapshot.name}"
-    return await pool.jobs.start("export", f"{name} {path}", work)
+    return await pool.jobs.start("export", f"{name} {path}", work, reads=name)
 
 
 async def _copy(pool: Pool, source: RawImage | Frozen, target: Any, job: Job) -> str:

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from engine.catalog import JOB_HISTORY_MAX, JobRow
-from engine.errors import EngineError, InvalidState, JobCancelled, NotFound
+from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,6 +62,7 @@ class Job:
         self.result = row.result
         self.rate_bytes_s = 0.0
         self.version = 1
+        self.reads: str | None = None
         self._clock = clock
         self._changed = asyncio.Event()
         self._begun = asyncio.Event()
@@ -152,8 +153,12 @@ class JobRegistry:
                 await catalog.save_job(job._row())
         return registry
 
-    async def start(self, kind: str, subject: str, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> Job:
+    async def start(
+        self, kind: str, subject: str, work: Callable[[Job], Awaitable[dict[str, Any]]], *, reads: str | None = None
+    ) -> Job:
         """Begin ``work`` as a job. What it returns becomes the job's ``result`` (JSON values).
+
+        ``reads``: VOLUME or VOLUME@SNAPSHOT that it reads and that must not go meanwhile; see ``require_unread``.
 
         It is ended by ``asyncio`` cancellation, never before its first step has run, and must then leave whatever it
         or its starter made either resumable or removed.
@@ -164,6 +169,7 @@ class JobRegistry:
         running = int(JobState.RUNNING)
         job_id = await self._catalog.add_job(kind, subject, running, now)
         job = Job(JobRow(job_id, kind, subject, running, 0, 0, now, None, "", None, {}), self._clock)
+        job.reads = reads
         self._jobs[job_id] = job
         while len(self._jobs) > JOB_HISTORY_MAX:
             oldest = next(iter(self._jobs))
@@ -183,6 +189,15 @@ class JobRegistry:
     def all(self) -> list[Job]:
         """Oldest first."""
         return list(self._jobs.values())
+
+    def require_unread(self, what: str) -> None:
+        """Raises InUse when a running job reads ``what``: a VOLUME or any snapshot of it, or a VOLUME@SNAPSHOT."""
+        for job in self._jobs.values():
+            if job.reads is not None and not job.state.final and what in (job.reads, job.reads.partition("@")[0]):
+                raise InUse(
+                    f"{what} is being read by job {job.job_id} ({job.kind});"
+                    f" wait for it, or end it: twinvol job cancel {job.job_id}"
+                )
 
     async def cancel(self, job_id: int) -> Job:
         """Cancel a job and wait for its end. Raises NotFound; InvalidState when it is over already."""

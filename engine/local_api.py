@@ -165,6 +165,7 @@ class LocalApi:
             return
         volume = self._pool.volume(name)
         self._replicas.require_free(volume, "delete")
+        self._pool.jobs.require_unread(name)
         snapshots = self._pool.snapshots(volume)
         if snapshots and not force:
             names = ", ".join(snapshot.name for snapshot in snapshots[:8])
@@ -224,6 +225,7 @@ class LocalApi:
     async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
         source = self._pool.volume(volume)
         snapshot = self._pool.snapshot(source, name)
+        self._pool.jobs.require_unread(f"{volume}@{name}")
         luns = self._exposure.luns_of(source.volume_id, snapshot.guid)
         if not force:
             self._exposure.require_idle(luns, f"snapshot {volume}@{name}", hint="use --force")

@@ -33,4 +33,5 @@ async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job
                 await store.delete_snapshot(point)
         return {"volume": volume.name, "root": tree.root().hex(), "size_bytes": tree.size_bytes}
 
-    return await pool.jobs.start("digest", volume.name if snapshot is None else f"{volume.name}@{snapshot.name}", work)
+    subject = volume.name if snapshot is None else f"{volume.name}@{snapshot.name}"
+    return await pool.jobs.start("digest", subject, work, reads=subject)

@@ -306,6 +306,8 @@ async def test_a_cancelled_full_clone_leaves_nothing(engine):
     job = await engine.api.clone_copy("v", None, "c")
     with pytest.raises(AlreadyExists):
         await engine.api.volume_create("c", MIB)
+    with pytest.raises(InUse, match=f"job {job.job}"):
+        await engine.api.volume_delete("v", force=True)
     await engine.api.job_wait(job.job, after_version=job.version)
     assert (await engine.api.job_cancel(job.job)).state == "Terminated"
     assert list((engine.pool.path / "volumes").glob("**/c.*")) == []
