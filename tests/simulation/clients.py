@@ -206,6 +206,9 @@ class Client:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     async def _snapshot(self) -> None:
+        await self.store.prepare_flip()  # so that the flip is in the first step of ``snapshot``, as asked below
+        if self.files.dead:
+            return
         volume = self._pick_volume()
         if volume is None or len(self.family.snapshots) >= SNAPSHOTS_MAX:
             return
