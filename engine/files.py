@@ -25,6 +25,7 @@ from engine.errors import (
     InUse,
     MediumError,
     NotFound,
+    NotSupported,
     OutOfSpace,
     PermissionDenied,
 )
@@ -58,7 +59,10 @@ class BlockFile(Protocol):
         ...
 
     def punch(self, offset: int, length: int, /) -> None:
-        """Give a range back to the host; it reads zero afterwards. The size of the file does not change."""
+        """Give a range back to the host; it reads zero afterwards. The size of the file does not change.
+
+        Raises NotSupported where the host's file system cannot.
+        """
         ...
 
     def allocate(self, offset: int, length: int, /) -> None:
@@ -214,10 +218,16 @@ class RealFile:
         self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
 
     def allocate(self, offset: int, length: int, /) -> None:
-        self._fallocate(0, offset, length)
+        try:
+            self._fallocate(0, offset, length)
+        except NotSupported:  # then writing is what takes the space
+            zeroes = memoryview(bytes(length))
+            self.write((zeroes,), offset)
 
     def _fallocate(self, mode: int, offset: int, length: int) -> None:
         code = _fallocate_call()(self._fd, mode, offset, length)
+        if code == errno.EOPNOTSUPP:
+            raise NotSupported(f"the file system of {self.path} has no fallocate mode {mode}")
         if code:
             raise translate(OSError(code, os.strerror(code)), f"fallocate {mode} of {self.path} at {offset}+{length}")
 

@@ -22,7 +22,7 @@ import logging
 from array import array
 from typing import TYPE_CHECKING
 
-from engine.errors import MediumError, OutOfSpace, StoreFailed
+from engine.errors import MediumError, NotSupported, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import runs
 from engine.tvol.journal import COMMIT_ROOM
@@ -85,7 +85,8 @@ class Core:
         self._quiet: asyncio.Event | None = None
         self._next_flush: asyncio.Future[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
-        self._growing: asyncio.Lock = asyncio.Lock()
+        self._growing = asyncio.Lock()
+        self._can_punch = True
 
     @property
     def path(self) -> Path:
@@ -285,12 +286,13 @@ class Core:
         if not (self.allocator.has_deferred or self.allocator.dirty_count):
             return False
         await self.flush()
-        try:
-            while self.allocator.dirty_count:
-                await self.punch_some()
-        except MediumError:  # the host cannot punch; a chunk that was let go may still be used again as it is
-            _LOG.warning("%s: cannot give space back to the host", self.path)
+        await self.punch_all()
         return True
+
+    async def punch_all(self) -> None:
+        """Give the space of all dirty chunks back to the host, in pieces."""
+        while self.allocator.dirty_count and self._can_punch:
+            await self.punch_some()
 
     async def punch_some(self) -> None:
         """Punch up to 4 MiB of dirty chunks in a worker; they read zero afterwards."""
@@ -299,10 +301,15 @@ class Core:
         pieces = runs(chunks, longest)
         try:
             await self.env.workers.run(lambda: self._punch(pieces))
+        except (NotSupported, MediumError) as error:
+            self.allocator.give_back(chunks)
+            self._can_punch = False  # some file systems cannot; the chunks are used again as they are
+            _LOG.warning("%s: free space is not given back to the host: %s", self.path, error)
         except BaseException:
             self.allocator.give_back(chunks)
             raise
-        self.allocator.add_zero(chunks)
+        else:
+            self.allocator.add_zero(chunks)
 
     def _punch(self, pieces: list[tuple[int, int]]) -> None:
         for first, count in pieces:

@@ -67,8 +67,7 @@ class Housekeeper:
                 await self._grow_reserve()
                 await self._merge()
                 await self._reclaim()
-                while self._core.allocator.dirty_count:
-                    await self._core.punch_some()
+                await self._core.punch_all()
         except StoreFailed:
             _LOG.error("%s: background work ends: the store has failed", self._core.path)
         except EngineError as error:

@@ -230,7 +230,8 @@ class NativeStore:
     # --- snapshots ----------------------------------------------------------------------------------------------
 
     async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> NativeSnapshot:
-        """Freeze the volume at this instant (the flip is in the call's first step) and return once durable.
+        """Freeze the volume at this instant (the flip is in the call's first step, if there is room for it as
+        ``prepare_flip`` makes it) and return once durable.
 
         It is completed even if the caller is cancelled after its instant.
         Raises AlreadyExists, InvalidArgument, StoreFailed, OutOfSpace.
