@@ -236,6 +236,7 @@ class Pool:
             path = self.path / VOLUMES_NAME / (name + FILE_SUFFIX)
             await self.env.workers.run(lambda: unfinished.path.rename(path))
             await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+            unfinished.store.renamed(path)
             row = replace(row, volume_id=unfinished.head.volume_id, name=name, file=path.name)
             await self.catalog.put_volume(row)
             self._unfinished.discard(name)

@@ -111,6 +111,10 @@ class NativeStore:
     def path(self) -> Path:
         return self._core.path
 
+    def renamed(self, path: Path) -> None:
+        """Whoever made the file has given it another name since; only messages use it."""
+        self._core.file.path = path
+
     @property
     def chunk_bytes(self) -> int:
         return self._core.chunk_bytes
