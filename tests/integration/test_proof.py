@@ -1,0 +1,40 @@
+"""A proof document, checked again by every kind of holder, by the commands that users type."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, twinvol
+
+
+@pytest.fixture
+def daemon(tmp_path: Path):
+    with Daemon.start(tmp_path / "pool") as daemon:
+        yield daemon
+
+
+def test_a_proof_holds_for_every_copy_and_for_nothing_else(daemon, tmp_path):
+    image = tmp_path / "image.raw"
+    image.write_bytes(bytes(range(256)) * 4096 + bytes(4 << 20))
+    daemon.run("volume", "import", str(image), "a", "--expose")
+    daemon.run("replica", "create", "a", "b", "--mode", "sync")
+    proof = tmp_path / "proof.json"
+    made = daemon.run("replica", "proof", "b", "--out", str(proof))
+    daemon.run("volume", "export", "b", str(tmp_path / "out.raw"))
+    holders = (
+        ("--volume", "a", "--pool", str(daemon.pool)),
+        ("--volume", "b", "--pool", str(daemon.pool)),
+        ("--image", str(tmp_path / "out.raw")),
+        ("--url", daemon.url(daemon.run("volume", "show", "a"))),
+    )
+    for holder in holders:
+        done = twinvol("proof", "check", str(proof), *holder, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["root"] == made["root"]
+    with (tmp_path / "out.raw").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"x")
+    assert twinvol("proof", "check", str(proof), "--image", str(tmp_path / "out.raw")).returncode == 9
+    assert twinvol("proof", "check", str(image), "--image", str(image)).returncode == 2
+    assert twinvol("proof", "check", str(proof)).returncode == 2
