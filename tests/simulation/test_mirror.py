@@ -128,6 +128,7 @@ def _mark_without_holding(patch) -> None:
         self._staying(StreamMode.SYNC)
 
     async def drained(self):
+        await asyncio.sleep(0.0005)  # the marker takes its time to the target, and nothing waits for it
         self._staying(StreamMode.SYNC)
 
     patch.setattr(MirrorStream, "hold", hold)
