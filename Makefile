@@ -60,7 +60,7 @@ fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(FUZZ_SECONDS)
 
 kill9: $(STAMP) clients
-	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py --timeout=7200 -s
+	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py -s
 
 clean:
 	rm -rf $(VENV) build bench/build bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

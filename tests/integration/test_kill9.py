@@ -26,12 +26,12 @@ from tests.support.generations import Ledger, wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.client("loadgen"), pytest.mark.slow, pytest.mark.timeout(300)]
-
 ROUNDS = int(os.environ.get("TWINVOL_KILL9_ROUNDS", "5"))
 SEED = int(os.environ.get("TWINVOL_KILL9_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 SIZE = "64M"
 RUN_LIMIT_S = 60
+
+pytestmark = [pytest.mark.client("loadgen"), pytest.mark.slow, pytest.mark.timeout(240 + 15 * ROUNDS)]
 
 
 def replay(test: str) -> str:
