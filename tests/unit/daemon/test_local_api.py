@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -356,3 +357,32 @@ async def test_an_interrupted_full_clone_can_be_discarded(tmp_path: Path):
         assert (await engine.api.status()).interrupted_copies == []
         assert list((pool / "volumes").glob("**/c.*")) == []
         assert (await engine.api.volume_space("v")).snapshots == []
+
+
+async def test_a_copy_of_a_volume_file_is_not_served_beside_its_original(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("v", MIB)
+        await write(engine, "v", 0, b"original" * 64)
+    shutil.copy(pool / "volumes" / "v.tvol", pool / "volumes" / "a.tvol")
+    async with opened(pool) as engine:
+        assert [info.name for info in await engine.api.volume_list()] == ["v"]
+        assert Path((await engine.api.volume_show("v")).file).name == "v.tvol"
+        assert await read(engine, "v", 0, 512) == b"original" * 64
+        (reason,) = (await engine.api.status()).reasons
+        assert "a.tvol" in reason
+        assert "copy" in reason
+
+
+async def test_volumes_are_found_again_without_the_catalogue(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        before = await engine.api.volume_create("v", MIB)
+        await engine.api.snapshot_create("v", "s")
+        await engine.api.clone_create("v", "s", "c")
+    for file in pool.glob("catalog.sqlite*"):
+        file.unlink()
+    async with opened(pool) as engine:
+        assert [info.name for info in await engine.api.volume_list()] == ["c", "v"]
+        assert (await engine.api.volume_show("v")).serial == before.serial
+        assert [info.name for info in await engine.api.snapshot_list("v")] == ["s"]
