@@ -30,9 +30,12 @@ from iscsi.scsi.sense import Asc
 from iscsi.session import MAX_SESSIONS, Session, settle
 from iscsi.text import TextExchange
 from iscsi.wire import requests, responses
+from iscsi.wire.bhs import MAX_AHS_BYTES, padding
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.lun import decode_lun, encode_lun
 from iscsi.wire.opcodes import (
+    BHS_SIZE,
+    DIGEST_SIZE,
     IMMEDIATE_BIT,
     RESERVED_TAG,
     AsyncEvent,
@@ -174,6 +177,21 @@ class Connection:
             return 0
         self.is_intact = self._frame.data_digest_ok
         return self._frame.end - position
+
+    @property
+    def max_pdu_bytes(self) -> int:
+        """The longest PDU that may come."""
+        framer = self._framer
+        return BHS_SIZE + MAX_AHS_BYTES + 2 * DIGEST_SIZE + framer.max_data_segment + padding(framer.max_data_segment)
+
+    def missing(self, rest: memoryview) -> int:
+        """Bytes that an incomplete PDU still needs; 0 as long as its header is incomplete itself."""
+        if len(rest) < BHS_SIZE:
+            return 0
+        try:
+            return self._framer.size(rest[:BHS_SIZE]) - len(rest)
+        except ProtocolError:
+            return 0  # ``frame`` ends the connection
 
     def receive_pdu(self, buffer: memoryview, position: int) -> None:
         """Handle the PDU at ``position``, for which ``frame`` has just returned its size."""

@@ -2,7 +2,9 @@
 
 One receive buffer serves all connections of a server. It holds valid bytes only inside ``buffer_updated``; what is left
 over (an incomplete PDU, or a backlog when a pass has spent its credit) is copied to the connection, and an incomplete
-PDU is put in front of the buffer again when its next bytes are received, so that every PDU is seen in one piece.
+PDU is put in front of the buffer again when its next bytes are received, so that every PDU is seen in one piece. Of a
+long PDU, whose bytes come in many receives over a real network, the rest is received into a buffer of the connection's
+own instead, and nothing is copied twice.
 
 Fairness: a pass serves ``CONTENDED_CREDIT`` of a connection, then the loop goes round. A connection that was also
 the last one served may use ``LONE_CREDIT``: nobody is waiting, and breaking off costs a copy of the rest.
@@ -44,6 +46,9 @@ the rest is for the headers, so that eight such writes fit and none is cut in tw
 
 LOGIN_RECEIVE_BYTES = BHS_SIZE + MAX_AHS_BYTES + DEFAULT_MAX_DATA_SEGMENT
 """What is read at once of a peer that has not logged in, and all that is kept of it: one PDU with 8 KiB of text."""
+
+LONG_REST_BYTES = 32 * KIB
+"""From so many missing bytes on, a PDU is received to its end in a buffer of the connection's own."""
 
 CONTENDED_CREDIT = 256 * KIB
 LONE_CREDIT = 2 * MIB
@@ -226,7 +231,8 @@ class _Shell(asyncio.BufferedProtocol):
     """One TCP connection: carries bytes between the transport and ``Connection``, and runs what the core wants run.
 
     ``_rest`` is what was received and not served: an incomplete PDU, or with ``_has_backlog`` also complete ones; then
-    the transport's reading is paused.
+    the transport's reading is paused. While ``_long_end`` is set, ``_rest`` is empty and ``_long`` has the first
+    ``_long_filled`` bytes of a PDU that ends there.
     """
 
     def __init__(self, server: IscsiServer) -> None:
@@ -234,6 +240,9 @@ class _Shell(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._rest = memoryview(b"")
         self._has_backlog = False
+        self._long: memoryview | None = None
+        self._long_filled = 0
+        self._long_end = 0
         self._fast: FastPath | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._login_timer: asyncio.TimerHandle | None = None
@@ -275,6 +284,8 @@ class _Shell(asyncio.BufferedProtocol):
         self._login_timer = self._loop.call_later(LOGIN_TIMEOUT_S, self._login_timed_out)
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if self._long is not None and self._long_end:
+            return self._long[self._long_filled : self._long_end]
         buffer = self._server.receive_buffer
         held = len(self._rest)
         if held:
@@ -282,6 +293,13 @@ class _Shell(asyncio.BufferedProtocol):
         return buffer[held : RECEIVE_BYTES if self.is_logged_in else LOGIN_RECEIVE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._long is not None and self._long_end:
+            self._connection.silent_ticks = 0
+            self._long_filled += nbytes
+            if self._long_filled == self._long_end:
+                self._long_end = 0
+                self._serve(self._long[: self._long_filled], is_own=True)
+            return
         held = len(self._rest)
         self._rest = memoryview(b"")
         self._serve(self._server.receive_buffer[: held + nbytes])
@@ -338,13 +356,28 @@ class _Shell(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         rest = received[position:]
-        self._rest = rest if is_own or not rest else memoryview(bytes(rest))
-        if more or connection.is_waiting:
+        has_backlog = more or connection.is_waiting
+        if rest and not has_backlog and self._is_long(rest):
+            self._receive_long(rest)
+        else:
+            self._rest = rest if is_own or not rest else memoryview(bytes(rest))
+        if has_backlog:
             self._has_backlog = True
             self._transport.pause_reading()
             if not self._answers.paused and not connection.is_waiting:
                 self._loop.call_soon(self._serve_backlog)
         self._follow_up()
+
+    def _is_long(self, rest: memoryview) -> bool:
+        return self.is_logged_in and self._connection.missing(rest) >= LONG_REST_BYTES
+
+    def _receive_long(self, rest: memoryview) -> None:
+        """Have the rest of an incomplete PDU received right behind its beginning."""
+        if self._long is None:
+            self._long = memoryview(bytearray(self._connection.max_pdu_bytes))
+        self._long[: len(rest)] = rest
+        self._long_filled = len(rest)
+        self._long_end = len(rest) + self._connection.missing(rest)
 
     def _serve_backlog(self) -> None:
         """Go on where a pass broke off, or read again if nothing is left."""
@@ -413,6 +446,8 @@ class _Shell(asyncio.BufferedProtocol):
 
     def tick(self) -> None:
         """Keep-alive and house-keeping, every ``TICK_S``."""
+        if self._connection.silent_ticks and not self._long_end and not self._has_backlog:
+            self._long = None
         self._connection.tick()
         self._answers.reclaim()
         self._send_output()

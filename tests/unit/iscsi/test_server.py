@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 from contextlib import asynccontextmanager
 
@@ -343,3 +344,29 @@ async def test_sessions_over_a_device_that_blocks_go_through_workers():
         assert await disk.read(0, len(data)) == data
         await disk.flush()
         await disk.close()
+
+
+@pytest.mark.parametrize("device_is_fast", [True, False], ids=["fast", "workers"])
+async def test_long_pdus_in_pieces_of_any_length_arrive_whole(device_is_fast):
+    chance = random.Random(7)
+    device = MemoryDevice(SIZE, fast=device_is_fast)
+    async with serving(device) as target:
+        raw = await target.log_in()
+        expected = bytearray(SIZE)
+        stream = b""
+        for number in range(24):
+            length = chance.choice((512, 40 * KIB, 128 * KIB, 256 * KIB))
+            offset = chance.randrange((SIZE - length) // 512) * 512
+            data = chance.randbytes(length)
+            expected[offset : offset + length] = data
+            stream += Framer().encode(raw.build(cdb(0x2A, offset // 512, length // 512), write=data))
+            if number % 3 == 2 or not device_is_fast:  # workers may finish in any order: one at a time
+                while stream:
+                    piece = chance.choice((1, 47, 1448, 20_000, 70_000, 300_000))
+                    raw.writer.write(stream[:piece])
+                    await raw.writer.drain()
+                    stream = stream[piece:]
+                    await asyncio.sleep(0)
+                for _ in range(3 if device_is_fast else 1):
+                    assert (await raw.receive()).status == 0
+        assert device.data == expected
