@@ -74,11 +74,16 @@ class Allocator:
         return first
 
     def give_back(self, chunks: Iterable[int]) -> None:
-        """Chunks that were taken and not published; something may have been written to them.
-
-        They stay on offer: a disk that is full does not make the file grow with each attempt.
-        """
+        """Chunks that were taken and not published; something may have been written to them."""
         self._dirty.extend(chunks)
+
+    def retract(self, first: int, count: int) -> None:
+        """Undo ``extend``, nothing having been written: attempts on a full disk must not make the file ever longer."""
+        if self.end == first + count:
+            self.end = first
+            self._births.cut(first)
+        else:
+            self.give_back(range(first + count - 1, first - 1, -1))
 
     def defer(self, seq: int, last_operation: int, chunks: array[int]) -> None:
         """Chunks freed by record ``seq``, while operations up to ``last_operation`` may be using them."""

@@ -47,6 +47,11 @@ class Births:
         self.dirty.update(range(self.count >> _PAGE_SHIFT, ((count - 1) >> _PAGE_SHIFT) + 1))
         self.count = count
 
+    def cut(self, count: int) -> None:
+        """Cover no more than ``count`` chunks; those beyond are free."""
+        self.count = min(self.count, count)
+        self.dirty = {page for page in self.dirty if page < self.page_count()}
+
     def set(self, chunk: int, birth: int) -> None:
         if chunk >= self.count:
             self.extend_to(chunk + 1)

@@ -245,7 +245,7 @@ class Checkpointer:
 
     async def _write_births(self, writer: _PageWriter, births: Births, capture: _Capture) -> None:
         count = -(-capture.births_count // layout.BIRTHS_PER_PAGE)
-        births.pages.extend([PageRef(0, 0)] * (count - len(births.pages)))
+        births.pages = births.pages[:count] + [PageRef(0, 0)] * (count - len(births.pages))
         for page, data in capture.births.items():
             births.pages[page] = await writer.add(data)
 

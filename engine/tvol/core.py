@@ -268,18 +268,16 @@ class Core:
     async def _grow_by(self, count: int) -> None:
         """Turn ``count`` chunks at the end of the file into metadata chunks; with 0 one that is free already."""
         first = self.allocator.extend(count) if count else self.allocator.take(whole=True)[0]
-        taken = range(first, first + max(1, count))
+        taken = max(1, count)
         try:
-            await self.env.workers.run(
-                lambda: self.file.allocate(first << self.chunk_shift, len(taken) << self.chunk_shift)
-            )
+            await self.env.workers.run(lambda: self.file.allocate(first << self.chunk_shift, taken << self.chunk_shift))
             while not self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES):
                 await self.checkpointer.run()
-            self.log(RecordType.METADATA, layout.METADATA.pack(first, len(taken)))
+            self.log(RecordType.METADATA, layout.METADATA.pack(first, taken))
         except BaseException:
-            self.allocator.give_back(reversed(taken))
+            self.allocator.retract(first, taken)
             raise
-        self.pages.add_chunks(first, len(taken))
+        self.pages.add_chunks(first, taken)
 
     async def free_space(self) -> bool:
         """Have everything that is free already given back to the host. False when there was nothing."""

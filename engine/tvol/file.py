@@ -246,7 +246,7 @@ class TvolFile(NativeStore):
         try:
             await core.env.workers.run(lambda: core.file.allocate(offset, length))
         except OutOfSpace:
-            core.allocator.give_back(range(first + count - 1, first - 1, -1))
+            core.allocator.retract(first, count)
             raise
         for chunk in range(first, first + count):
             core.family.births.set(chunk, BIRTH_METADATA)

@@ -28,6 +28,9 @@ _LOG = logging.getLogger(__name__)
 RECLAIM_STEPS = 4
 """Steps (of up to 4096 chunks, under 0.2 ms) in one record and one turn of the loop."""
 
+GROW_RETRY_S = 1.0
+"""On a full disk the reserve is tried again after this time, not with every pass."""
+
 
 class Housekeeper:
     """Runs when something is to be done; owned by the store."""
@@ -39,6 +42,7 @@ class Housekeeper:
         self._stopped = False
         self.deleted_seq = core.durable_seq
         """The last record that marked nodes as deleted."""
+        self._grow_at = 0.0
         core.on_work = self.wake
 
     def wake(self) -> None:
@@ -76,8 +80,11 @@ class Housekeeper:
             self._task = None
 
     async def _grow_reserve(self) -> None:
-        if self._core.pages.headroom() < 2 * MARGIN:
-            await self._core.grow_pages(2 * MARGIN)
+        clock = self._core.env.clock
+        if self._core.pages.headroom() >= 2 * MARGIN or clock.monotonic() < self._grow_at:
+            return
+        if not await self._core.grow_pages(2 * MARGIN):
+            self._grow_at = clock.monotonic() + GROW_RETRY_S
 
     def _mergeable(self) -> Node | None:
         return next((node for node in self._core.family.deleted.values() if len(node.children) < 2), None)

@@ -1,0 +1,133 @@
+"""A host without space: writes that need some fail and change nothing; what gives space back works."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.errors import MediumError, OutOfSpace, StoreFailed
+from engine.files import RealFile, RealFileSystem, StoreEnv, SystemClock, ThreadWorkers
+from engine.tvol.check import check_file
+from engine.tvol.file import TvolFile
+from engine.units import KIB, MIB
+
+CHUNK = 64 * KIB
+
+
+class FaultyFile(RealFile):
+    """A file whose disk can be full: what has no blocks yet gets none; or whose syncs fail."""
+
+    full = False
+    bad_sync = False
+
+    def _taken(self, offset, length):
+        """Whether the range has blocks, as far as the file's data regions tell."""
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA) == offset and (
+                os.lseek(self._fd, offset, os.SEEK_HOLE) >= offset + length
+            )
+        except OSError:
+            return False
+
+    def write(self, buffers, offset, /):
+        if self.full and not self._taken(offset, sum(map(len, buffers))) and not self.reserved(offset):
+            raise OutOfSpace("simulated ENOSPC")
+        super().write(buffers, offset)
+
+    def allocate(self, offset, length, /):
+        if self.full:
+            raise OutOfSpace("simulated ENOSPC")
+        super().allocate(offset, length)
+        self.ranges.append((offset, offset + length))
+
+    def reserved(self, offset):
+        return any(first <= offset < end for first, end in self.ranges)
+
+    def sync_data(self):
+        if self.bad_sync:
+            raise MediumError("simulated EIO")
+        super().sync_data()
+
+
+class FaultyFileSystem(RealFileSystem):
+    """Gives the test its hands on the one file."""
+
+    file: FaultyFile
+
+    def _open(self, path, flags, lock):
+        real = super()._open(path, flags, lock)
+        self.file = FaultyFile(path, os.dup(real._fd))
+        self.file.ranges = []
+        real.close()
+        return self.file
+
+
+@pytest.fixture
+async def made(tmp_path: Path):
+    files = FaultyFileSystem()
+    workers = ThreadWorkers(2)
+    env = StoreEnv(files, workers, SystemClock())
+    path = tmp_path / "v.tvol"
+    store = await TvolFile.create(env, path, volume_name="v", size_bytes=64 * MIB, journal_bytes=CHUNK)
+    yield store, files, path
+    await store.close()
+    workers.close()
+
+
+async def test_a_full_disk_fails_new_chunks_only_and_does_not_make_the_file_longer(made):
+    store, files, path = made
+    head = store.volume("v")
+    await head.write(0, memoryview(b"1" * MIB))
+    await head.flush()
+    files.file.full = True
+    with pytest.raises(OutOfSpace):
+        await head.write(32 * MIB, memoryview(b"x" * CHUNK))
+    chunks = store.info().chunks
+    for number in range(40):
+        assert not head.try_write((33 + number % 8) * MIB, memoryview(b"x" * CHUNK))
+        with pytest.raises(OutOfSpace):
+            await head.write((33 + number % 8) * MIB, memoryview(b"x" * CHUNK))
+    assert store.info().chunks <= chunks + 4
+    assert head.try_write(0, memoryview(b"2" * CHUNK)), "its own chunks can still be written"
+    head.end_pass()
+    await head.flush()
+    await head.discard(CHUNK, 8 * CHUNK)
+    await head.flush()
+    data = bytearray(MIB)
+    await head.read(0, memoryview(data))
+    assert data == b"2" * CHUNK + bytes(8 * CHUNK) + b"1" * (MIB - 9 * CHUNK)
+    files.file.full = False
+    await head.write(32 * MIB, memoryview(b"x" * CHUNK))
+    await store.close()
+    assert not check_file(path).findings
+
+
+async def test_snapshots_can_be_made_and_deleted_on_a_full_disk(made):
+    store, files, path = made
+    head = store.volume("v")
+    await head.write(0, memoryview(b"1" * MIB))
+    files.file.full = True
+    for number in range(30):
+        snapshot = await store.snapshot(head, f"s{number}")
+        await store.delete_snapshot(snapshot)
+        await store.settled()
+    assert store.info().nodes == 1
+    await store.close()
+    assert not check_file(path).findings
+
+
+async def test_a_failed_sync_stays_failed_until_the_file_is_opened_again(made):
+    store, files, _ = made
+    head = store.volume("v")
+    await head.write(0, memoryview(b"1" * CHUNK))
+    files.file.bad_sync = True
+    with pytest.raises(StoreFailed):
+        await head.flush()
+    files.file.bad_sync = False
+    assert store.failed is not None
+    assert not head.try_write(0, memoryview(b"2" * 512))
+    for attempt in (head.flush(), head.write(0, memoryview(b"2" * 512)), store.snapshot(head, "s")):
+        with pytest.raises(StoreFailed):
+            await attempt
+    data = bytearray(512)
+    assert head.try_read(0, memoryview(data)), "reading goes on"
