@@ -7,6 +7,7 @@ refusal (in use, wrong state, no space) has done nothing certain: what it wrote 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import InUse, InvalidState, MediumError, NotFound, OutOfSpace, StoreFailed, WriteProtected
@@ -21,8 +22,27 @@ if TYPE_CHECKING:
     from tests.support.sim_files import SimFileSystem
 
 REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
-SNAPSHOTS_MAX = 6
+SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
+
+IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn")
+STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Mood:
+    """What clients prefer to do, as weights of ``IO`` and ``STRUCTURE``."""
+
+    io: tuple[int, ...]
+    structure: tuple[int, ...]
+
+
+MOODS = {
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1), (10, 6, 2, 3, 2, 1, 4, 1)),
+    "reading while chunks die": Mood((8, 8, 6, 1, 12, 4, 40, 0), (10, 8, 1, 1, 0, 0, 0, 0)),
+    "filling the journal": Mood((3, 6, 1, 0, 0, 1, 1, 30), (10, 8, 1, 1, 0, 0, 1, 0)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1), (20, 24, 2, 2, 0, 1, 2, 0)),
+}
 
 
 async def read_all(device: Head | Frozen, windows: Windows) -> bytearray:
@@ -39,8 +59,9 @@ async def read_all(device: Head | Frozen, windows: Windows) -> bytearray:
 class Client:
     """One user, doing ``steps`` random things to the family."""
 
-    def __init__(self, rng: random.Random, store: TvolFile, family: Family, files: SimFileSystem) -> None:
+    def __init__(self, rng: random.Random, store: TvolFile, family: Family, files: SimFileSystem, mood: Mood) -> None:
         self.rng = rng
+        self.mood = mood
         self.store = store
         self.family = family
         self.files = files
@@ -84,9 +105,7 @@ class Client:
     async def _one_io(self, target: Volume | Staging) -> None:
         head = target.head
         assert head is not None
-        kind = self.rng.choices(
-            ("write", "try_write", "fua", "zeroes", "discard", "flush", "read"), (20, 25, 5, 5, 6, 8, 8)
-        )[0]
+        kind = self.rng.choices(IO, self.mood.io)[0]
         content = target.content
         if kind == "flush":
             captured = content.flushing()
@@ -100,12 +119,26 @@ class Client:
             await self._read(head, target)
         elif kind == "try_write":
             await self._try_writes(head, target)
+        elif kind == "churn":
+            await self._churn(head, target)
         else:
-            await self._change(kind, head, target)
+            await self._change(kind, head, target, self._extent(target.windows))
 
-    async def _change(self, kind: str, head: Head, target: Volume | Staging) -> None:
+    async def _churn(self, head: Head, target: Volume | Staging) -> None:
+        """Much journal for little data: chunks are given back and taken anew."""
+        for _ in range(self.rng.randint(5, 60)):
+            if self.files.dead:
+                return
+            start = self.rng.randrange(target.windows.sectors) // 128 * 128
+            (start, offset, length), *_ = target.windows.within(start, 128)
+            await self._change(self.rng.choice(("discard", "zeroes")), head, target, (start, offset, length))
+            if self.files.dead:
+                return
+            await self._pass(head, target, [(start, offset, min(length, 4096))])
+
+    async def _change(self, kind: str, head: Head, target: Volume | Staging, extent: tuple[int, int, int]) -> None:
         content = target.content
-        start, offset, length = self._extent(target.windows)
+        start, offset, length = extent
         end = start + length // SECTOR
         number = self.family.next()
         self.family.tell(f"{number} {head.name} {kind} {offset}+{length} sectors {start}..{end - 1}")
@@ -130,11 +163,14 @@ class Client:
                 content.acknowledged(start, end, number, value=0)
 
     async def _try_writes(self, head: Head, target: Volume | Staging) -> None:
+        extents = [self._extent(target.windows) for _ in range(self.rng.randint(1, 4))]
+        await self._pass(head, target, extents)
+
+    async def _pass(self, head: Head, target: Volume | Staging, extents: list[tuple[int, int, int]]) -> None:
         """A pass of the loop: some writes, the journal once, then the answers."""
         done = []
         later = []
-        for _ in range(self.rng.randint(1, 4)):
-            start, offset, length = self._extent(target.windows)
+        for start, offset, length in extents:
             number = self.family.next()
             sectors = length // SECTOR
             data = tagged(number, start, sectors, target.writer)
@@ -182,10 +218,7 @@ class Client:
     # Structure
 
     async def _structural(self) -> None:
-        kind = self.rng.choices(
-            ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed"),
-            (10, 6, 2, 3, 2, 1, 4, 1),
-        )[0]
+        kind = self.rng.choices(STRUCTURE, self.mood.structure)[0]
         await getattr(self, f"_{kind}")()
 
     def _pick_volume(self, *, alone: bool = False) -> Volume | None:

@@ -221,7 +221,8 @@ class Family:
             raise Violation(f"volume {volume.name!r} has a recovery point and still the staging area it was made from")
         if committed:
             assert volume.other is not None
-            volume.content, volume.other = volume.other.content, None
+            volume.content, volume.size_bytes = volume.other.content, volume.other.size_bytes
+            volume.windows, volume.other = volume.other.windows, None
         elif staging.commit is not None:
             volume.other = None
         if head is None:

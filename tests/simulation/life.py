@@ -11,6 +11,7 @@ Oracle (``tests.support.volume_oracle``, ``tests.simulation.family``)
     * a snapshot, once read, never changes; what was acknowledged before it is in it, what came after is not;
     * volumes, snapshots and staging areas exist exactly as promised; a commit of staging is all or nothing;
     * ``check`` is clean before and after every recovery, and the file can go on;
+    * one of two good superblock slots may rot at any power loss;
     * a failed sync is sticky until the file is reopened; a full disk fails writes and damages nothing.
 
 Not checked: speed, how much of the unflushed survives, file systems that reorder below a sector.
@@ -30,9 +31,10 @@ from typing import TYPE_CHECKING
 
 from engine.errors import MediumError, StoreFailed
 from engine.files import StoreEnv
+from engine.tvol import layout
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
-from tests.simulation.clients import Client, read_all
+from tests.simulation.clients import MOODS, Client, read_all
 from tests.simulation.family import SECTOR, Family, Violation
 from tests.support.sim_files import Fault, SimFileSystem, eio
 from tests.support.sim_loop import Deadlock, ProcessDied, SimClock, SimLoop, SimWorkers
@@ -45,6 +47,7 @@ PATH = Path("/pool/volumes/family.tvol")
 CHUNK = 65536
 LEAF_SPAN = 4096 * CHUNK
 CRASHES_PER_LIFE_MAX = 6
+ROT_CHANCE = 0.1
 
 
 class SimulationFailed(AssertionError):
@@ -60,6 +63,7 @@ class Plan:
     size_bytes: int
     crashes: int
     clients: int
+    mood: str
     structural: float
     quota_chunks: int | None
     fail_sync: bool
@@ -80,6 +84,7 @@ class Plan:
             size,
             crashes=rng.randint(1, CRASHES_PER_LIFE_MAX),
             clients=rng.randint(1, 6),
+            mood=rng.choice(("mixed", "mixed", "mixed", *MOODS)),
             structural=rng.choice((0.0, 0.05, 0.15, 0.3, 0.5)),
             quota_chunks=rng.randrange(40, 90) if rng.random() < 0.1 else None,
             fail_sync=rng.random() < 0.06,
@@ -134,7 +139,7 @@ class Life:
         # a check and a reopening, and only a reboot brings back what can be trusted.
         power = rng.random() < 0.65 or self.files.cache_lies
         if power:
-            story = f"power lost, of what pended the medium has: {self.files.lose_power()}"
+            story = f"power lost, of what pended the medium has: {self.files.lose_power()}" + self._rot()
         else:
             story = "the process ended"
             self.files.restart_process()
@@ -148,10 +153,24 @@ class Life:
         if self.created:
             self._check()
 
+    def _rot(self) -> str:
+        """Sometimes one of two good superblock slots rots while the machine is off: the other is always enough."""
+        if not self.created or self.rng.random() > ROT_CHANCE:
+            return ""
+        image = self.files.image(PATH)
+        try:
+            for offset in layout.SUPERBLOCK_OFFSETS:
+                layout.Superblock.parse(image.read(offset, layout.SUPERBLOCK_SIZE))
+        except layout.LayoutError:
+            return ""  # the crash has torn one already
+        slot = self.rng.randrange(2)
+        self.files.flip(PATH, layout.SUPERBLOCK_OFFSETS[slot] + self.rng.randrange(layout.SUPERBLOCK_SIZE))
+        return f"; superblock {slot} rots"
+
     def _process(self, main: Callable[[SimLoop, StoreEnv], object]) -> bool:
         """Run one process. True: it died; False: it ended by itself."""
         loop = SimLoop()
-        workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=self.rng.choice((1, 3, 12)))
+        workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=self.rng.choice((1, 3, 12, 60)))
         self.files.on_death = loop.die
         try:
             loop.run_until_complete(main(loop, StoreEnv(self.files, workers, SimClock(loop))))
@@ -200,7 +219,10 @@ class Life:
 
     def _plan_death(self, loop: SimLoop) -> None:
         rng = self.rng
-        if rng.random() < 0.7:
+        way = rng.random()
+        if way < 0.15:
+            self.files.die_after(rng.randint(1, 6), where=_in_a_superblock)
+        elif way < 0.75:
             self.files.die_after(rng.randint(1, rng.choice((20, 100, 400))))
         else:
             loop.call_after_turns(rng.randint(1, 600), self.files.kill)
@@ -209,7 +231,8 @@ class Life:
         rng = self.rng
         self._plan_death(loop)
         crowd = [
-            Client(random.Random(rng.getrandbits(64)), store, self.family, self.files) for _ in range(self.plan.clients)
+            Client(random.Random(rng.getrandbits(64)), store, self.family, self.files, MOODS[self.plan.mood])
+            for _ in range(self.plan.clients)
         ]
         steps = rng.randint(5, 80)
         await asyncio.gather(*(client.run(steps, structural=self.plan.structural) for client in crowd))
@@ -220,6 +243,10 @@ class Life:
         report = check_file(PATH, files=self.files)
         if report.damaged:
             raise Violation("check: " + "; ".join(str(finding) for finding in report.findings[:5]))
+
+
+def _in_a_superblock(operation: str, offset: int) -> bool:
+    return operation == "sync" or (operation == "write" and offset < 2 * layout.SUPERBLOCK_SIZE)
 
 
 def run_seed(seed: int, *, verbose: bool = False) -> Outcome:

@@ -331,6 +331,7 @@ class SimFileSystem:
         """Number of the process."""
         self.on_death: Callable[[], None] = lambda: None
         self._die_in: int | None = None
+        self._die_where: Callable[[str, int], bool] = lambda operation, offset: True
         self._boot = 1
         self._files: dict[Path, Inode] = {}
         self._removed: dict[Path, Inode] = {}
@@ -396,9 +397,15 @@ class SimFileSystem:
         for image in (self._files[path].live, self._files[path].durable):
             image.write(offset, bytes([image.read(offset, 1)[0] ^ mask]))
 
-    def die_after(self, operations: int | None) -> None:
-        """End the process inside the file operation that is so many from now; None: not by itself."""
+    def die_after(
+        self, operations: int | None, where: Callable[[str, int], bool] = lambda operation, offset: True
+    ) -> None:
+        """End the process inside the file operation that is so many from now; None: not by itself.
+
+        ``where`` tells by (operation, offset) which ones count.
+        """
         self._die_in = operations
+        self._die_where = where
 
     def step(
         self,
@@ -418,7 +425,7 @@ class SimFileSystem:
                 if on_fault is not None:
                     on_fault()
                 raise fault.error()
-        if self._die_in is not None:
+        if self._die_in is not None and self._die_where(operation, offset):
             self._die_in -= 1
             if self._die_in <= 0:
                 if on_death is not None:
@@ -505,6 +512,11 @@ def _all_but_one(inode: Inode, rng: random.Random) -> None:
             effect.apply_torn(inode.durable, rng)
 
 
+def _all_torn(inode: Inode, rng: random.Random) -> None:
+    for effect in inode.pending:
+        effect.apply_torn(inode.durable, rng)
+
+
 def _below_an_offset(inode: Inode, rng: random.Random) -> None:
     _by_side(inode, rng, below=True)
 
@@ -538,6 +550,7 @@ _PATTERNS = (
     _oldest,
     _newest,
     _all_but_one,
+    _all_torn,
     _below_an_offset,
     _above_an_offset,
 )

@@ -28,6 +28,9 @@ TURN_SECONDS = 1e-4
 """What one turn takes on the virtual clock."""
 MAX_FORGOTTEN_TASKS = 1000
 MAX_CLOSES = 50
+SLOW_CALL_CHANCE = 0.05
+SLOW_CALL_FACTOR = 10
+"""Now and then a worker's call is overtaken by many others."""
 
 
 class ProcessDied(BaseException):
@@ -192,8 +195,18 @@ class SimWorkers:
     async def run(self, call):
         future = self._loop.create_future()
         delay = self._rng.randrange(self._turns_max) if self._rng.random() < 0.7 else 0
+        if self._rng.random() < SLOW_CALL_CHANCE:
+            delay *= SLOW_CALL_FACTOR
         self._loop.call_after_turns(delay, self._take_effect, call, future)
-        return await future
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():  # as the real pool: the caller's buffers are in use until the call has ended
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()
+            raise
 
     def _take_effect(self, call, future) -> None:
         try:

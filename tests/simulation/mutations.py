@@ -1,0 +1,463 @@
+"""The proof of the proof: each rule of the store taken away in turn must make the simulation fail.
+
+A mutation replaces one method of the store by one that leaves a single step out or turns two of them round, and
+nothing else. ``crashes_until_caught`` says how many crashes the simulation needed to notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.errors import StoreFailed
+from engine.tvol import file as file_module
+from engine.tvol import layout, recovery
+from engine.tvol.allocator import Allocator
+from engine.tvol.checkpoint import Checkpointer
+from engine.tvol.core import Core
+from engine.tvol.head import Epoch, NativeHead
+from engine.tvol.housekeeping import Housekeeper
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, PageRef, RecordType
+from engine.tvol.store import NativeStore
+from engine.tvol.tree import Family
+from tests.simulation.life import run_seed
+from tests.support.sim_files import SimBlockFile, SimFileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NEVER_USED = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """``patches``: (object, attribute, replacement made from the original)."""
+
+    rule: str
+    patches: tuple[tuple[object, str, Callable], ...]
+
+    def apply(self) -> None:
+        """For the rest of this process."""
+        for target, attribute, make in self.patches:
+            setattr(target, attribute, make(getattr(target, attribute)))
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """For a while."""
+        before = [(target, attribute, getattr(target, attribute)) for target, attribute, _ in self.patches]
+        self.apply()
+        try:
+            yield
+        finally:
+            for target, attribute, original in before:
+                setattr(target, attribute, original)
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """How a mutation ended."""
+
+    name: str
+    crashes: int
+    failure: str | None
+
+
+def crashes_until_caught(name: str, seed: int, crashes_max: int) -> Caught:
+    """Run lives with the rule taken away until one breaks a promise."""
+    crashes = 0
+    with MUTATIONS[name].applied():
+        while crashes < crashes_max:
+            outcome = run_seed(seed)
+            crashes += outcome.crashes
+            if outcome.failure is not None:
+                return Caught(name, crashes, outcome.failure)
+            seed += 1
+    return Caught(name, crashes, None)
+
+
+# --- how a step is taken away -----------------------------------------------------------------------------------------
+
+
+def _nothing(original):
+    return lambda *arguments, **named: None
+
+
+def _left_out(target: object, attribute: str) -> tuple[tuple[object, str, Callable], ...]:
+    return ((target, attribute, _nothing),)
+
+
+def _commit_covers_everything(original):
+    def write_commit_record(self, covers):
+        self.journal.commit(self.journal.last_seq)
+
+    return write_commit_record
+
+
+def _flush_without_first_sync_if_map_is_durable(original):
+    async def commit_group(self):
+        self.end_pass()
+        if self.last_change_seq > self.durable_seq:
+            await original(self)
+
+    return commit_group
+
+
+def _flush_joins_the_running_group(original):
+    async def flush(self):
+        self.end_pass()
+        if self._flusher is not None:
+            await self.idle()
+            self.check()
+        else:
+            await original(self)
+
+    return flush
+
+
+def _publish_before_the_data_is_written(original):
+    async def write_piece(self, admission, offset, data):
+        core = self._core
+        await core.make_room()
+        plan = self._plan(admission.epoch.node, offset, data)
+        for index, chunk in plan.published:
+            core.publish(admission.epoch.node, index, chunk)
+        core.end_pass()
+        await core.env.workers.run(lambda: plan.carry_out(core.file))
+
+    return write_piece
+
+
+def _fast_tier_keeps_its_first_floor(original):
+    """A flip does not tell the fast tier that its chunks are shared now."""
+
+    def refresh(self):
+        original(self)
+        if not (self._closed or self._gate or self._core.failed):
+            self._first = getattr(self, "_first", self._floor)
+            self._floor = self._first
+
+    return refresh
+
+
+def _in_place_whatever_snapshots_there_are(original):
+    def plan_chunk(self, plan, node, index, within, data):
+        entry = node.map.lookup(index)
+        if entry >= FIRST_CHUNK_ENTRY:
+            plan.write((entry << self._shift) + within, [data])
+        else:
+            original(self, plan, node, index, within, data)
+
+    return plan_chunk
+
+
+def _at_once(original):
+    async def drained(self):
+        return
+
+    return drained
+
+
+def _own_epoch_only(original):
+    async def drained(self):
+        self.before = None
+        await original(self)
+
+    return drained
+
+
+def _seal_without_flush(original):
+    async def seal(self, flip):
+        await flip.epoch.drained()
+        await self._core.make_room(reserved=True)
+        self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(flip.snapshot.node_id))
+
+    return seal
+
+
+def _unsealed_counts_as_sealed(original):
+    def drop_unsealed(family):
+        for node in family.nodes.values():
+            node.flags &= ~NodeFlag.UNSEALED
+
+    return drop_unsealed
+
+
+def _merge_does_not_wait(original):
+    async def sync_deletes(self):
+        self.deleted_seq = 0
+
+    return sync_deletes
+
+
+def _release_before_it_is_durable(original):
+    return lambda self, durable_seq, oldest_operation: original(self, NEVER_USED, oldest_operation)
+
+
+def _release_under_its_users(original):
+    return lambda self, durable_seq, oldest_operation: original(self, durable_seq, None)
+
+
+def _punch_when_freed(original):
+    def defer(self, seq, last_operation, chunks):
+        for chunk in chunks:
+            self._file.punch(chunk * self._chunk_bytes, self._chunk_bytes)
+        original(self, seq, last_operation, chunks)
+
+    return defer
+
+
+def _every_free_chunk_reads_zero(original):
+    return lambda self, *, whole: (original(self, whole=whole)[0], True)
+
+
+def _free_chunks_are_zero_at_open(original):
+    def init(self, *arguments):
+        original(self, *arguments)
+        self._zero, self._dirty = self._dirty, self._zero
+
+    return init
+
+
+def _file_is_not_cut_at_open(original):
+    def truncate(self, size):
+        if size >= self.size():
+            original(self, size)
+
+    return truncate
+
+
+def _no_new_incarnation(original):
+    def journal(*arguments, incarnation, **named):
+        return original(*arguments, incarnation=max(1, incarnation - 1), **named)
+
+    return journal
+
+
+def _any_predecessor(original):
+    def parse_record(ring, offset, seq, incarnation, previous):
+        if offset + layout.RECORD_HEADER.size <= len(ring):
+            previous = layout.RECORD_HEADER.unpack_from(ring, offset)[9]
+        return original(ring, offset, seq, incarnation, previous)
+
+    return parse_record
+
+
+def _soft_records_count_after_power_loss(original):
+    return lambda file, superblock, family, reachable, *, trusted: original(
+        file, superblock, family, reachable, trusted=True
+    )
+
+
+def _soft_records_never_count(original):
+    return lambda file, superblock, family, reachable, *, trusted: original(
+        file, superblock, family, reachable, trusted=False
+    )
+
+
+def _commit_counts_to_its_own_place(original):
+    def last_covered(records):
+        return max((record.seq for record, _ in records if record.type == RecordType.COMMIT), default=0)
+
+    return last_covered
+
+
+def _journal_space_free_at_capture(original):
+    def capture(self):
+        captured = original(self)
+        self._core.journal.head = captured.position
+        return captured
+
+    return capture
+
+
+def _births_pages_in_place(original):
+    async def write_births(self, writer, births, capture):
+        before = list(births.pages)
+        await original(self, writer, births, capture)
+        batch = dict(writer._batch)
+        for number in capture.births:
+            if number < len(before) and before[number].page and births.pages[number].page in batch:
+                data = batch.pop(births.pages[number].page)
+                writer._batch = [item for item in writer._batch if item[0] != births.pages[number].page]
+                births.pages[number] = PageRef(before[number].page, births.pages[number].checksum)
+                writer._batch.append((before[number].page, data))
+
+    return write_births
+
+
+def _failure_is_forgotten(original):
+    def fail(self, cause):
+        if isinstance(cause, StoreFailed):  # closing
+            return original(self, cause)
+        return StoreFailed(str(cause))
+
+    return fail
+
+
+def _overlapping_writes_do_not_wait(original):
+    return lambda self, first, last: []
+
+
+def _kill_frees_what_snapshots_see(original):
+    def kill(self, node, chunk):
+        floor, node.floor = node.floor, 0
+        try:
+            original(self, node, chunk)
+        finally:
+            node.floor = floor
+
+    return kill
+
+
+MUTATIONS: dict[str, Mutation] = {
+    # Flush and commit
+    "data-sync-before-commit": Mutation(
+        "data and soft records are durable before the commit record that vouches for them",
+        _left_out(Core, "_sync_data_before_commit"),
+    ),
+    "sync-of-commit-record": Mutation(
+        "the commit record is durable before the flush returns",
+        _left_out(Core, "_sync_commit_record"),
+    ),
+    "commit-covers-captured-set": Mutation(
+        "a commit record covers what was captured before the data sync, nothing later",
+        ((Core, "_write_commit_record", _commit_covers_everything),),
+    ),
+    "recovery-stops-at-covers": Mutation(
+        "replay after power loss stops at what the last commit covers, not at its place",
+        ((recovery, "_last_covered", _commit_counts_to_its_own_place),),
+    ),
+    "sync-of-in-place-writes": Mutation(
+        "a flush without map changes still syncs the data",
+        ((Core, "_commit_group", _flush_without_first_sync_if_map_is_durable),),
+    ),
+    "group-flush-join": Mutation(
+        "a flush joins only a group whose data sync has not started",
+        ((Core, "flush", _flush_joins_the_running_group),),
+    ),
+    "sticky-failure": Mutation(
+        "after a failed sync nothing is promised until the file is reopened",
+        ((Core, "fail", _failure_is_forgotten),),
+    ),
+    # Writing
+    "record-before-acknowledgement": Mutation(
+        "a changed map is journaled before the write is acknowledged",
+        _left_out(NativeHead, "end_pass"),
+    ),
+    "publish-after-pwrite": Mutation(
+        "a mapping is published after its data was written",
+        ((NativeHead, "_write_piece", _publish_before_the_data_is_written),),
+    ),
+    "one-writer-per-chunk": Mutation(
+        "writes to a chunk with one in flight wait",
+        ((NativeHead, "_overlapping", _overlapping_writes_do_not_wait),),
+    ),
+    "in-place-rule": Mutation(
+        "in place only where no snapshot sees the chunk",
+        ((NativeHead, "_plan_chunk", _in_place_whatever_snapshots_there_are),),
+    ),
+    "in-place-rule-fast-tier": Mutation(
+        "a flip ends in-place writing of the fast tier at once",
+        ((NativeHead, "refresh", _fast_tier_keeps_its_first_floor),),
+    ),
+    # Snapshots
+    "seal-waits-for-old-epoch": Mutation(
+        "a snapshot is sealed when its epoch has no write in flight",
+        ((Epoch, "drained", _at_once),),
+    ),
+    "seal-waits-for-older-epochs": Mutation(
+        "a snapshot is sealed when earlier epochs have no write in flight either",
+        ((Epoch, "drained", _own_epoch_only),),
+    ),
+    "seal-is-flushed": Mutation(
+        "a snapshot is durable when its call returns",
+        ((NativeStore, "seal", _seal_without_flush),),
+    ),
+    # Freeing
+    "kill-rule": Mutation(
+        "what an older snapshot sees goes to the deadlist, not to the free chunks",
+        ((Family, "_kill", _kill_frees_what_snapshots_see),),
+    ),
+    "freed-waits-for-durability": Mutation(
+        "a freed chunk is reused only when the record that freed it is durable",
+        ((Allocator, "release", _release_before_it_is_durable),),
+    ),
+    "freed-waits-for-its-users": Mutation(
+        "a freed chunk is reused only when reads and writes in flight have ended",
+        ((Allocator, "release", _release_under_its_users),),
+    ),
+    "punch-after-durable": Mutation(
+        "a freed chunk is punched only when the record that freed it is durable",
+        ((Allocator, "defer", _punch_when_freed),),
+    ),
+    "merge-after-durable-delete": Mutation(
+        "a deleted snapshot is merged away only when its deletion is durable",
+        ((Housekeeper, "_sync_deletes_before_merge", _merge_does_not_wait),),
+    ),
+    "zero-fill": Mutation(
+        "a partial write to a chunk of unknown content zeroes the rest",
+        ((Allocator, "take", _every_free_chunk_reads_zero),),
+    ),
+    "free-is-unknown-at-open": Mutation(
+        "after opening no free chunk is assumed to be zero",
+        ((Allocator, "__init__", _free_chunks_are_zero_at_open),),
+    ),
+    "cut-at-open": Mutation(
+        "opening cuts the file at its durable end",
+        ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
+    ),
+    # Checkpoint
+    "pages-before-superblock": Mutation(
+        "pages and data are durable before a superblock refers to them",
+        _left_out(Checkpointer, "_sync_pages_before_superblock"),
+    ),
+    "slots-one-after-the-other": Mutation(
+        "the first superblock slot is durable before the second is overwritten",
+        _left_out(Checkpointer, "_sync_first_superblock"),
+    ),
+    "reuse-after-both-slots": Mutation(
+        "both slots are durable before old pages and journal space are reused",
+        _left_out(Checkpointer, "_sync_second_superblock"),
+    ),
+    "journal-space-after-superblock": Mutation(
+        "journal space is freed after the checkpoint, not at its start",
+        ((Checkpointer, "_capture", _journal_space_free_at_capture),),
+    ),
+    "shadow-pages": Mutation(
+        "pages are never written in place",
+        ((Checkpointer, "_write_births", _births_pages_in_place),),
+    ),
+    # Recovery
+    "soft-records-after-kill": Mutation(
+        "on the same boot every valid record is replayed",
+        ((recovery, "_replay", _soft_records_never_count),),
+    ),
+    "no-soft-records-after-power-loss": Mutation(
+        "on another boot records that no commit covers are ignored",
+        ((recovery, "_replay", _soft_records_count_after_power_loss),),
+    ),
+    "incarnation": Mutation(
+        "each opening for writing has a new incarnation, so that ignored records stay void",
+        ((file_module, "Journal", _no_new_incarnation),),
+    ),
+    "directory-sync": Mutation(
+        "a created file's name is durable when the creation returns",
+        _left_out(SimFileSystem, "sync_directory"),
+    ),
+}
+"""What is taken away, by name."""
+
+REDUNDANT: dict[str, Mutation] = {
+    "unsealed-is-dropped": Mutation(
+        "a snapshot without its seal is dropped at open: what it would hold is legal, since the writes that it misses"
+        " were not acknowledged at its instant; dropping it keeps a snapshot that nobody was told of from appearing",
+        ((recovery, "_drop_unsealed", _unsealed_counts_as_sealed),),
+    ),
+    "predecessor-checksum": Mutation(
+        "a record names its predecessor's checksum: a second line behind incarnation and sequence number, which never"
+        " repeat within a file's life",
+        ((layout, "parse_record", _any_predecessor),),
+    ),
+}
+"""Steps that the simulation cannot miss, because another step makes them unnecessary; each says which."""
