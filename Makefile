@@ -10,7 +10,9 @@ ROUNDS ?= 200
 SEED ?= 0
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test check format bench fuzz kill9 clients clean
+N ?= 2000
+
+.PHONY: help demo test check format bench fuzz sim sim-mutations kill9 clients clean
 
 help:
 	@echo "make demo     the main job end to end on temporary files, under a minute"
@@ -19,6 +21,8 @@ help:
 	@echo "make format   apply the formatting and the safe lint fixes"
 	@echo "make bench    side by side with tgtd and others, micro benchmarks (BENCH=--quick for a look)"
 	@echo "make fuzz     FUZZ_SECONDS=60 of spoilt bytes at every iSCSI parser, from SEED=0 on"
+	@echo "make sim      N=10000 simulated crashes of the volume file from SEED=1; a failure prints how to replay it"
+	@echo "make sim-mutations  each rule of the store taken away in turn, and how many crashes it took to notice"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
 	@echo "make clean    remove what these made"
 
@@ -58,6 +62,12 @@ bench: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --seconds $(FUZZ_SECONDS)
+
+sim: $(STAMP)
+	$(BIN)/python -m tests.simulation --seed $(SEED) --crashes $(N)
+
+sim-mutations: $(STAMP)
+	$(BIN)/python -m tests.simulation --mutations --seed $(SEED) --crashes $(N)
 
 kill9: $(STAMP) clients
 	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py -s

@@ -15,7 +15,7 @@ import sys
 import time
 
 from tests.simulation.life import run_seed
-from tests.simulation.mutations import MUTATIONS, crashes_until_caught
+from tests.simulation.mutations import MUTATIONS, REDUNDANT, crashes_until_caught
 
 BATCH = 64
 """Lives handed to the processes at a time."""
@@ -77,14 +77,17 @@ def replay(seed: int, mutation: str | None) -> int:
 def mutation_table(seed: int, crashes: int, processes: int) -> int:
     """Every mutation, and after how many crashes it was caught."""
     missed = 0
+    width = max(map(len, MUTATIONS))
     with multiprocessing.Pool(processes, maxtasksperchild=1) as pool:
         jobs = [(name, pool.apply_async(crashes_until_caught, (name, seed, crashes))) for name in MUTATIONS]
-        width = max(map(len, MUTATIONS))
         for name, job in jobs:
             caught = job.get()
             missed += caught.failure is None
-            told = f"{caught.crashes:6d}  {caught.failure}" if caught.failure else f"NOT CAUGHT in {caught.crashes}"
+            told = f"{caught.crashes:6}  {caught.failure}" if caught.failure else f"NOT CAUGHT in {caught.crashes}"
             print(f"{name:{width}}  {told[:150]}", flush=True)
+    print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} caught, seeds from {seed}, at most {crashes} crashes each")
+    for name, mutation in REDUNDANT.items():
+        print(f"not expected to be caught: {name}: {mutation.rule}")
     return 1 if missed else 0
 
 

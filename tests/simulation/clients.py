@@ -39,8 +39,8 @@ class Mood:
 
 MOODS = {
     "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1), (10, 6, 2, 3, 2, 1, 4, 1)),
-    "reading while chunks die": Mood((8, 8, 6, 1, 12, 4, 40, 0), (10, 8, 1, 1, 0, 0, 0, 0)),
-    "filling the journal": Mood((3, 6, 1, 0, 0, 1, 1, 30), (10, 8, 1, 1, 0, 0, 1, 0)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0), (10, 8, 1, 1, 0, 0, 0, 0)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30), (10, 8, 1, 1, 0, 0, 1, 0)),
     "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1), (20, 24, 2, 2, 0, 1, 2, 0)),
 }
 
@@ -200,7 +200,7 @@ class Client:
         content = target.content
         floor = content.floor_of(start, end)
         buffer = bytearray(length)
-        if not head.try_read(offset, memoryview(buffer)):
+        if self.rng.random() < 0.5 or not head.try_read(offset, memoryview(buffer)):
             await head.read(offset, memoryview(buffer))
         if not self.files.dead:
             content.verify(buffer, start, floor, "a read")

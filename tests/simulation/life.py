@@ -223,7 +223,7 @@ class Life:
         if way < 0.15:
             self.files.die_after(rng.randint(1, 6), where=_in_a_superblock)
         elif way < 0.75:
-            self.files.die_after(rng.randint(1, rng.choice((20, 100, 400))))
+            self.files.die_after(rng.randint(1, rng.choice((20, 100, 400, 400, 2000))))
         else:
             loop.call_after_turns(rng.randint(1, 600), self.files.kill)
 

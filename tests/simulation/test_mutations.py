@@ -1,0 +1,35 @@
+"""A quick part of the proof of the proof; ``make sim-mutations`` prints the whole table."""
+
+import pytest
+
+from tests.simulation.mutations import crashes_until_caught
+
+QUICK = {
+    "data-sync-before-commit": 300,
+    "sync-of-commit-record": 300,
+    "commit-covers-captured-set": 600,
+    "group-flush-join": 300,
+    "sticky-failure": 600,
+    "record-before-acknowledgement": 300,
+    "publish-after-pwrite": 300,
+    "one-writer-per-chunk": 300,
+    "in-place-rule-fast-tier": 300,
+    "seal-waits-for-old-epoch": 600,
+    "seal-is-flushed": 300,
+    "kill-rule": 300,
+    "freed-waits-for-durability": 600,
+    "zero-fill": 300,
+    "free-is-unknown-at-open": 300,
+    "cut-at-open": 300,
+    "soft-records-after-kill": 300,
+    "incarnation": 600,
+    "directory-sync": 300,
+}
+"""Those that are caught soon: name -> the crashes within which it must be."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(QUICK))
+def test_a_store_without_the_rule_is_caught(name):
+    caught = crashes_until_caught(name, 1, QUICK[name])
+    assert caught.failure is not None, f"{name} survived {caught.crashes} crashes"
