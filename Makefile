@@ -9,7 +9,6 @@ PYTEST_FLAGS ?= -n auto --dist worksteal -p no:benchmark
 ROUNDS ?= 200
 SEED ?= 0
 FUZZ_SECONDS ?= 60
-
 N ?= 2000
 
 .PHONY: help demo test check format bench fuzz sim sim-mutations kill9 clients clean
@@ -21,7 +20,7 @@ help:
 	@echo "make format   apply the formatting and the safe lint fixes"
 	@echo "make bench    side by side with tgtd and others, micro benchmarks (BENCH=--quick for a look)"
 	@echo "make fuzz     FUZZ_SECONDS=60 of spoilt bytes at every iSCSI parser, from SEED=0 on"
-	@echo "make sim      N=10000 simulated crashes of the volume file from SEED=1; a failure prints how to replay it"
+	@echo "make sim      N=10000 simulated crashes of the volume file from SEED=0; a failure prints how to replay it"
 	@echo "make sim-mutations  each rule of the store taken away in turn, and how many crashes it took to notice"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
 	@echo "make clean    remove what these made"

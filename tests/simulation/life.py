@@ -170,7 +170,8 @@ class Life:
     def _process(self, main: Callable[[SimLoop, StoreEnv], object]) -> bool:
         """Run one process. True: it died; False: it ended by itself."""
         loop = SimLoop()
-        workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=self.rng.choice((1, 3, 12, 60)))
+        turns_max = self.rng.choice((1, 3, 12, 60))
+        workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=turns_max, slow_chance=0.05)
         self.files.on_death = loop.die
         try:
             loop.run_until_complete(main(loop, StoreEnv(self.files, workers, SimClock(loop))))

@@ -28,9 +28,7 @@ TURN_SECONDS = 1e-4
 """What one turn takes on the virtual clock."""
 MAX_FORGOTTEN_TASKS = 1000
 MAX_CLOSES = 50
-SLOW_CALL_CHANCE = 0.05
 SLOW_CALL_FACTOR = 10
-"""Now and then a worker's call is overtaken by many others."""
 
 
 class ProcessDied(BaseException):
@@ -185,17 +183,21 @@ def _end(coro: Any) -> None:
 
 
 class SimWorkers:
-    """The pool of ``engine.files.Workers``: each call happens at a seeded turn and reports at a later one."""
+    """The pool of ``engine.files.Workers``: each call happens at a seeded turn and reports at a later one.
 
-    def __init__(self, loop: SimLoop, rng: random.Random, *, turns_max: int = 6) -> None:
+    ``slow_chance``: how often one is ten times slower, so that many others overtake it.
+    """
+
+    def __init__(self, loop: SimLoop, rng: random.Random, *, turns_max: int = 6, slow_chance: float = 0.0) -> None:
         self._loop = loop
         self._rng = rng
         self._turns_max = turns_max
+        self._slow_chance = slow_chance
 
     async def run(self, call):
         future = self._loop.create_future()
         delay = self._rng.randrange(self._turns_max) if self._rng.random() < 0.7 else 0
-        if self._rng.random() < SLOW_CALL_CHANCE:
+        if self._slow_chance and self._rng.random() < self._slow_chance:
             delay *= SLOW_CALL_FACTOR
         self._loop.call_after_turns(delay, self._take_effect, call, future)
         try:
