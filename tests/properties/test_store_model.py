@@ -231,11 +231,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = SimLoop(turns_max=10_000_000)
         self.files = SimFileSystem(random.Random(1), cold_read_chance=0.1)
-        env = StoreEnv(self.files, SimWorkers(self.loop, random.Random(2)), SimClock(self.loop))
-        self.model = Model(env, PATH)
+        self.model = Model(self.new_process(), PATH)
         self.do(self.model.create(MAX_SECTORS * SECTOR))
+
+    def new_process(self) -> StoreEnv:
+        self.loop = SimLoop(turns_max=10_000_000)
+        return StoreEnv(self.files, SimWorkers(self.loop, random.Random(2)), SimClock(self.loop))
 
     def do(self, coro) -> None:
         self.loop.run_until_complete(coro)
@@ -298,7 +300,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def kill(self):
         self.files.kill()
+        self.loop.close()
         self.files.restart_process()
+        self.model.env = self.new_process()
         assert not check_file(PATH, files=self.files).findings
         self.do(self.model.open_again())
 
@@ -307,14 +311,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(self.model.compare())
 
     def teardown(self):
-        self.do(self.model.store.close())
-        assert not check_file(PATH, files=self.files).findings
+        self.files.kill()
         self.loop.close()
 
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
