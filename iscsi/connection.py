@@ -548,6 +548,7 @@ class Connection:
         session.nexuses.clear()
         self._table.remove(session)
         session.ended.set()
+        _log.info("%s has ended", session)
 
     def _refuse(self, error: ProtocolError, header: bytes) -> None:
         """Answer a peer's mistake as the error says; see ``ProtocolError.answer``."""
