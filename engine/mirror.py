@@ -29,10 +29,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine import proof
@@ -40,7 +39,8 @@ from engine.copy_job import CopyControl, CopyOptions, copy_extents
 from engine.copy_state import CopyEvent, CopyMode, CopyState, ProgressStatus, Standing, SyncType, after, label
 from engine.errors import EngineError, IntegrityError, InvalidState, NotFound, TimedOut
 from engine.ledger import Ledger, LedgerKey
-from engine.mirror_stream import QUEUE_BYTES_MAX, MirrorStream, StreamMode
+from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
+from engine.mirror_stream import MirrorStream, StreamMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,45 +52,6 @@ if TYPE_CHECKING:
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class MirrorPolicy:
-    """What an administrator may choose.
-
-    ``budget_s``: a host waits at most this long for the target before the mirror breaks. ``rounds_max``: rounds
-    that may overflow before the mirror gives up and says so. ``mark_interval_s``: how often the common point moves
-    forward while synchronized; until then it holds back the space of what was overwritten.
-    """
-
-    budget_s: float = 5.0
-    queue_bytes: int = QUEUE_BYTES_MAX
-    rounds_max: int = 8
-    mark_interval_s: float = 60.0
-
-
-@dataclass(slots=True)
-class MirrorRecord:
-    """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said."""
-
-    wanted: str = "active"
-    synchronized: bool = False
-    common: str | None = None
-    round_source: str | None = None
-    round_base: str | None = None
-    reason: str = ""
-
-    def serialize(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> MirrorRecord:
-        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
-
-
-def point_prefix(mirror_name: str) -> str:
-    """The beginning of the names of a mirror's recovery points; short enough to leave room for a GUID."""
-    return f"mirror-{hashlib.sha256(mirror_name.encode()).hexdigest()[:12]}"
 
 
 class Mirror:
@@ -136,6 +97,7 @@ class Mirror:
         self._control = CopyControl()
         self._percent_floor = 0
         self._finished_bytes = 0
+        self._lost_rounds = 0
         self._stream: MirrorStream | None = None
         self._copying: asyncio.Task[Any] | None = None
         self._run_task: asyncio.Task[None] | None = None
@@ -366,7 +328,8 @@ class Mirror:
             self._record.reason = reason
             if stream is not None and stream.mode is StreamMode.SYNC:
                 self._stopping = event
-                await self._mark(stream, then_leave=reason)
+                with contextlib.suppress(EngineError):  # the older common point serves as well; the event is told
+                    await self._mark(stream, then_leave=reason)
         await self._stop(event, reason)
         await self._save()
         if self._standing.state is not after(CopyState.UNSYNCHRONIZED, event, self._what)[0]:
@@ -430,6 +393,7 @@ class Mirror:
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     async def _synchronize(self) -> None:
+        self._lost_rounds = 0
         for _ in range(self.policy.rounds_max):
             self._go_on()
             stream = await self._round()
@@ -440,6 +404,7 @@ class Mirror:
                     raise InvalidState(self._what, "left", "synchronized")
                 self._turn(CopyEvent.CONVERGED, "")
                 return
+            self._lost_rounds += stream is not None
         lost = self._stream.reason if self._stream is not None else None
         raise InvalidState(
             self._what, f"behind after {self.policy.rounds_max} rounds ({lost})", "a target as fast as the writes"
@@ -464,6 +429,7 @@ class Mirror:
                 budget_s=self.policy.budget_s,
                 demote=self._demoted,
                 queue_bytes=self.policy.queue_bytes,
+                allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._allowance,
             )
             await self.source.head.store.prepare_flip()
             # One step of the loop: S has every write before it, the stream every one after.
@@ -520,6 +486,12 @@ class Mirror:
         finally:
             self._copying = None
             await ledger.close()
+
+    def _allowance(self) -> int:
+        """Bytes that hosts may have queued by now: three quarters of the queue, in step with the copy."""
+        progress = self._control.progress
+        moved = progress.written_bytes + progress.equal_bytes + progress.zero_bytes
+        return self.policy.queue_bytes * 3 // 4 * moved // max(1, moved, progress.total_bytes)
 
     def _go_on(self) -> None:
         if self._stopping is not None:

@@ -18,6 +18,10 @@ Invariants:
 * A stream whose queue overflowed, or of which the source refused a write, is of no more use: it drops everything at
   once and is ``lost``. What it carried can be derived from its starting point. ``reason`` says why a stream ended.
 * A host waits for the target no longer than ``budget_s`` plus the time of recording the demotion.
+
+A source that is written faster than it can be copied would overflow every queue. With an ``allowance`` the stream is
+*paced*: in QUEUE and DRAIN hosts are held back, each write for at most ``budget_s``, so that the queue fills no faster
+than the round advances, and is refilled at half the speed at which it is drained.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InvalidState
 from engine.links import MirrorWrite
-from engine.units import MIB
+from engine.units import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -46,6 +50,12 @@ QUEUE_WRITES_MAX = 65536
 
 CATCH_UP_BYTES = 1 * MIB
 """Below this the rest of the queue is applied while hosts wait: a few milliseconds."""
+
+PACE_SLACK_BYTES = 256 * KIB
+"""So much may always be submitted before anybody is held back."""
+
+PACE_INTERVAL_S = 0.002
+"""How often those held back are looked at."""
 
 BATCH_BYTES = 1 * MIB
 BATCH_WRITES = 64
@@ -78,6 +88,7 @@ class MirrorStream:
         budget_s: how long a host may wait for the target.
         demote: durably records that the mirror leaves the synchronous state, with the reason; awaited before
             anybody is acknowledged without the target. ``retry``: a new round may begin by itself.
+        allowance: bytes that hosts may have submitted by now, given how far the round is; None: no pacing.
     """
 
     def __init__(
@@ -90,6 +101,7 @@ class MirrorStream:
         demote: Callable[[str, bool], Coroutine[None, None, None]],
         queue_bytes: int = QUEUE_BYTES_MAX,
         catch_up_bytes: int = CATCH_UP_BYTES,
+        allowance: Callable[[], int] | None = None,
     ) -> None:
         self.mode = StreamMode.QUEUE
         self.lost = False
@@ -110,6 +122,12 @@ class MirrorStream:
         self._unstarted = 0  # tasks of ``_apply`` that have not taken their first step
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
+        self._allowance = allowance
+        self._submitted_bytes = 0
+        self._drain_from = 0
+        self._drained_bytes = 0
+        self._held_back: deque[tuple[int, _Waiting]] = deque()
+        self._pace_timer: asyncio.TimerHandle | None = None
         self._left: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
@@ -139,7 +157,8 @@ class MirrorStream:
             self._push(write, None)
             if self._queue_bytes > self._queue_bytes_max or len(self._queue) > QUEUE_WRITES_MAX:
                 self._lose(f"more than {self._queue_bytes_max} bytes were written while the copy ran")
-            return None
+                return None
+            return self._pace()
         waiting = self._wait()
         self._push(write, waiting)
         return waiting.future
@@ -174,9 +193,11 @@ class MirrorStream:
             return False
         self._staying(StreamMode.QUEUE)
         self.mode = StreamMode.DRAIN
+        self._drain_from = self._submitted_bytes
         while not self._is_lost():
             if self.mode is StreamMode.DRAIN and self._queue_bytes <= self._catch_up_bytes:
                 self.mode = StreamMode.CATCH_UP
+                self._let_go()
             batch = self._next_batch()
             if not batch:
                 break
@@ -236,7 +257,37 @@ class MirrorStream:
 
     def _push(self, write: MirrorWrite, waiting: _Waiting | None) -> None:
         self._queue.append((write, waiting))
-        self._queue_bytes += 0 if write.data is None else write.length
+        size = 0 if write.data is None else write.length
+        self._queue_bytes += size
+        self._submitted_bytes += size
+
+    def _pace(self) -> Awaitable[None] | None:
+        """What a host has to wait for so that the queue does not grow faster than allowed."""
+        if self._allowance is None or self._submitted_bytes <= self._allowed_bytes():
+            return None
+        waiting = _Waiting(self._loop.create_future(), self._loop.time())
+        self._held_back.append((self._submitted_bytes, waiting))
+        if self._pace_timer is None:
+            self._pace_timer = self._loop.call_later(PACE_INTERVAL_S, self._let_go)
+        return waiting.future
+
+    def _allowed_bytes(self) -> int:
+        if self.mode is StreamMode.QUEUE and self._allowance is not None:
+            return self._allowance() + PACE_SLACK_BYTES
+        if self.mode is StreamMode.DRAIN:
+            return self._drain_from + self._drained_bytes // 2 + PACE_SLACK_BYTES
+        return self._submitted_bytes
+
+    def _let_go(self) -> None:
+        """Answer those held back who may go on by now, or have waited long enough."""
+        self._pace_timer = None
+        allowed, long_ago = self._allowed_bytes(), self._loop.time() - self._budget_s
+        while self._held_back and (self._held_back[0][0] <= allowed or self._held_back[0][1].since <= long_ago):
+            _, waiting = self._held_back.popleft()
+            if not waiting.future.done():
+                waiting.future.set_result(None)
+        if self._held_back:
+            self._pace_timer = self._loop.call_later(PACE_INTERVAL_S, self._let_go)
 
     def _next_batch(self) -> list[MirrorWrite]:
         """The next writes for whom nobody waits."""
@@ -244,7 +295,9 @@ class MirrorStream:
         size = 0
         while self._queue and self._queue[0][1] is None and size < BATCH_BYTES and len(batch) < BATCH_WRITES:
             write, _ = self._queue.popleft()
-            self._queue_bytes -= 0 if write.data is None else write.length
+            if write.data is not None:
+                self._queue_bytes -= write.length
+                self._drained_bytes += write.length
             size += write.length
             batch.append(write)
         return batch
@@ -351,6 +404,7 @@ class MirrorStream:
         self._source.detach(self)
         if self._timer is not None:
             self._timer.cancel()
+        self._let_go()
         futures = [waiting.future for waiting in self._waiting] + ([self._left] if self._left is not None else [])
         self._waiting.clear()
         for future in futures:

@@ -22,7 +22,8 @@ from engine.copy_job import CopyControl
 from engine.copy_state import CopyState, ProgressStatus, label
 from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, NotFound
 from engine.links.local import LocalLink
-from engine.mirror import Mirror, MirrorRecord, point_prefix
+from engine.mirror import Mirror
+from engine.mirror_record import MirrorRecord, point_prefix
 from engine.pool import LEDGER_SUFFIX, LEDGERS_NAME
 
 if TYPE_CHECKING:

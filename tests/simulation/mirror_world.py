@@ -40,7 +40,8 @@ from engine.copy_state import CopyState
 from engine.errors import EngineError, InvalidState, MediumError, StoreFailed
 from engine.files import StoreEnv
 from engine.links.local import LocalLink
-from engine.mirror import Mirror, MirrorPolicy, MirrorRecord, point_prefix
+from engine.mirror import Mirror
+from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.units import KIB, SECTOR_SIZE
