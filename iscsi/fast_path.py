@@ -281,6 +281,7 @@ class FastPath:
             max_cmd_sn = session.max_cmd_sn
             stat_sn = connection.stat_sn
             is_open = session.is_fast()
+            segment = connection.segment_bytes  # a text request may have changed it
             position += size
             credit -= size if size > SMALL_COMMAND_BYTES else SMALL_COMMAND_BYTES
             if connection.closing or connection.is_waiting:

@@ -696,3 +696,10 @@ async def test_a_lun_that_goes_lets_its_running_commands_finish_and_refuses_the_
     assert answers[running.itt].status == Status.GOOD
     assert sense_code(answers[gathering.itt]) == (0x5, 0x2500)
     assert bytes(device.data[:512]) == bytes(512)
+
+
+async def test_a_new_segment_length_holds_for_the_command_right_behind_it(linked):
+    link, _ = linked
+    text = requests.TextRequest(link.next_itt(), link.cmd_sn, 0, data=b"MaxRecvDataSegmentLength=512\0", immediate=True)
+    answers = await link.exchange(text, link.read(0, 3))
+    assert [len(pdu.data) for pdu in answers[1:]] == [512, 512, 512]
