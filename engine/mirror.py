@@ -222,7 +222,8 @@ class Mirror:
             self._pinned.add(guid)
         try:
             target = await self.link.point(guid)
-            trees = [await proof.tree_of(side, control=control) for side in (point, target)]
+            workers = self._env.workers
+            trees = [await proof.tree_of(side, control=control, workers=workers) for side in (point, target)]
         finally:
             self._pinned.discard(guid)
         sides = [

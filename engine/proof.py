@@ -12,14 +12,16 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engine.copy_job import CopyControl, whole_leaves
+from engine.copy_job import STRIP_BYTES, CopyControl, whole_leaves
 from engine.copy_steps import PIECE_BYTES
 from engine.errors import InvalidArgument
 from engine.hash_tree import HASH_NAME, LEAF_BYTES, HashTree, leaf_digests
-from engine.stores import Extent, ExtentState
+from engine.stores import BulkSource, Extent, ExtentState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from engine.files import Workers
 
 SCHEMA = "twinvol.proof/1"
 LANES = 4
@@ -34,10 +36,12 @@ class Readable(Protocol):
     async def extents(self, offset: int, length: int, /) -> list[Extent]: ...
 
 
-async def tree_of(device: Readable, *, control: CopyControl | None = None) -> HashTree:
+async def tree_of(device: Readable, *, control: CopyControl | None = None, workers: Workers | None = None) -> HashTree:
     """The digest tree of a device that does not change meanwhile (a snapshot).
 
-    ``control`` pauses it and is told of its progress, in bytes of data read.
+    Args:
+        control: pauses it and is told of its progress, in bytes of data read.
+        workers: for a whole strip in one worker call, where the device can lease its extents.
     """
     control = control or CopyControl()
     tree = HashTree(device.size_bytes)
@@ -46,16 +50,18 @@ async def tree_of(device: Readable, *, control: CopyControl | None = None) -> Ha
     extents = await device.extents(0, device.size_bytes)
     data = whole_leaves([e for e in extents if e.state is ExtentState.DATA], device.size_bytes)
     control.progress.total_bytes += sum(extent.length for extent in data)
-    pieces = _pieces(data)
+    strips = _cut(data, STRIP_BYTES)
 
     async def lane() -> None:
         buffer = memoryview(bytearray(PIECE_BYTES))
-        for piece in pieces:
+        for strip in strips:
             await control.passage()
-            view = buffer[: piece.length]
-            await device.read(piece.offset, view)
-            tree.put(piece.offset, leaf_digests(view))
-            control.progress.done_bytes += piece.length
+            if workers is not None and isinstance(device, BulkSource):
+                digests = await _digest_in_one_call(device, strip, buffer, workers)
+            else:
+                digests = await _digest(device, strip, buffer)
+            tree.put(strip.offset, digests)
+            control.progress.done_bytes += strip.length
             control.tell()
 
     try:
@@ -67,10 +73,36 @@ async def tree_of(device: Readable, *, control: CopyControl | None = None) -> Ha
     return tree
 
 
-def _pieces(extents: list[Extent]) -> Iterator[Extent]:
+async def _digest(device: Readable, strip: Extent, buffer: memoryview) -> bytes:
+    digests = b""
+    for piece in _cut([strip], PIECE_BYTES):
+        view = buffer[: piece.length]
+        await device.read(piece.offset, view)
+        digests += leaf_digests(view)
+    return digests
+
+
+async def _digest_in_one_call(device: BulkSource, strip: Extent, buffer: memoryview, workers: Workers) -> bytes:
+    lease = device.lease_read(strip.offset, strip.length)
+
+    def call() -> bytes:
+        digests = b""
+        for piece in _cut([strip], PIECE_BYTES):
+            view = buffer[: piece.length]
+            lease.read(piece.offset - strip.offset, view)
+            digests += leaf_digests(view)
+        return digests
+
+    try:
+        return await workers.run(call)
+    finally:
+        lease.release()
+
+
+def _cut(extents: list[Extent], length: int) -> Iterator[Extent]:
     for extent in extents:
-        for offset in range(extent.offset, extent.end, PIECE_BYTES):
-            yield Extent(offset, min(PIECE_BYTES, extent.end - offset))
+        for offset in range(extent.offset, extent.end, length):
+            yield Extent(offset, min(length, extent.end - offset))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job
         store = volume.head.store
         point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
         try:
-            tree = await tree_of(point, control=CopyControl(on_progress=report))
+            control = CopyControl(on_progress=report)
+            tree = await tree_of(point, control=control, workers=pool.env.workers)
         finally:
             if snapshot is None:
                 await store.delete_snapshot(point)

@@ -103,7 +103,7 @@ async def _of_image(path: Path) -> tuple[str, int]:
     try:
         image = await RawImage.open(path, workers)
         try:
-            tree = await tree_of(image)
+            tree = await tree_of(image, workers=workers)
         finally:
             await image.close()
     finally:
