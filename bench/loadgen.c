@@ -11,9 +11,10 @@
  * acknowledged one to the issued one. A granule never written reads zero (generation 0).
  *
  * Usage: loadgen COMMAND URL --ledger FILE [options]
- *   read | write    --block BYTES --depth N --seconds S [--warmup S] [--pattern random|seq] [--cpu-of PID]... [--flush-every N]
+ *   read | write    --block BYTES --depth N --seconds S [--warmup S] [--pattern random|seq|mixed] [--cpu-of PID]... [--flush-every N]
  *   fill            write every granule of the span once, in order (--block, --depth: 256 KiB, 8)
  *   verify          read the whole span, check every byte (likewise)
+ *                   mixed: lengths from 4 KiB to BYTES at any multiple of 4 KiB, as a file system has them
  * All: --span BYTES (default: the volume), --cpu N (pin to that core), --seed N.
  *
  * Ends with one line of JSON on stdout. Exit status 0; 1 wrong bytes; 2 usage or set-up; 3 the target went away or
@@ -53,6 +54,7 @@ struct slot {
     struct scsi_iovec iov;
     uint64_t *buffer;
     uint64_t offset;
+    uint32_t length;
     uint64_t sent_ns;
     bool is_flush;
 };
@@ -73,7 +75,7 @@ static struct {
     char failure_text[256];
     bool stop, measuring, want_time;
     /* options */
-    bool writing, sequential, check_all;
+    bool writing, sequential, mixed, check_all;
     uint32_t block, depth;
     uint64_t flush_every, flushed_at;
     double seconds, warmup;
@@ -144,24 +146,30 @@ static void check_sector(uint64_t sector, const uint64_t *words) {
 
 /* ---- choosing and sending ------------------------------------------------------------------------------- */
 
-static bool granules_busy(uint64_t offset) {
-    return memchr(g.busy + offset / GRANULE, 1, g.block / GRANULE) != NULL;
+static bool granules_busy(uint64_t offset, uint32_t length) {
+    return memchr(g.busy + offset / GRANULE, 1, length / GRANULE) != NULL;
 }
 
-static bool choose(uint64_t *offset) { /* false: a sequential pass over the span is complete */
+static bool choose(struct slot *slot) { /* false: a sequential pass over the span is complete */
     uint64_t blocks = g.span / g.block;
+    slot->length = g.block;
     if (!g.sequential) {
-        do
-            *offset = next_random() % blocks * g.block;
-        while (g.writing && granules_busy(*offset));
+        do {
+            if (g.mixed) {
+                slot->length = (uint32_t)(next_random() % (g.block / GRANULE) + 1) * GRANULE;
+                slot->offset = next_random() % ((g.span - slot->length) / GRANULE + 1) * GRANULE;
+            } else {
+                slot->offset = next_random() % blocks * g.block;
+            }
+        } while (g.writing && granules_busy(slot->offset, slot->length));
         return true;
     }
     if (g.cursor == blocks) {
         if (!g.deadline_ns) return false;
         g.cursor = 0;
     }
-    if (g.writing && granules_busy(g.cursor * g.block)) return false;
-    *offset = g.cursor++ * g.block;
+    if (g.writing && granules_busy(g.cursor * g.block, g.block)) return false;
+    slot->offset = g.cursor++ * g.block;
     return true;
 }
 
@@ -185,23 +193,23 @@ static void send_next(struct slot *slot) {
         return;
     }
     slot->is_flush = false;
-    if (!choose(&slot->offset)) return;
+    if (!choose(slot)) return;
     slot->iov.iov_base = slot->buffer;
-    slot->iov.iov_len = g.block;
+    slot->iov.iov_len = slot->length;
     if (g.want_time) slot->sent_ns = now_ns();
     uint64_t lba = slot->offset / SECTOR;
     if (g.writing) {
         uint64_t first = slot->offset / GRANULE;
-        for (uint32_t i = 0; i < g.block / GRANULE; i++) {
+        for (uint32_t i = 0; i < slot->length / GRANULE; i++) {
             uint32_t generation = ++g.ledger[first + i].issued;
             g.busy[first + i] = 1;
             for (uint32_t s = 0; s < SECTORS_PER_GRANULE; s++)
                 stamp(slot->buffer + (i * SECTORS_PER_GRANULE + s) * WORDS, lba + i * SECTORS_PER_GRANULE + s, generation);
         }
-        task = iscsi_write16_iov_task(g.iscsi, g.url->lun, lba, NULL, g.block, SECTOR, 0, 0, 0, 0, 0, completed, slot,
+        task = iscsi_write16_iov_task(g.iscsi, g.url->lun, lba, NULL, slot->length, SECTOR, 0, 0, 0, 0, 0, completed, slot,
                                       &slot->iov, 1);
     } else {
-        task = iscsi_read16_iov_task(g.iscsi, g.url->lun, lba, g.block, SECTOR, 0, 0, 0, 0, 0, completed, slot,
+        task = iscsi_read16_iov_task(g.iscsi, g.url->lun, lba, slot->length, SECTOR, 0, 0, 0, 0, 0, completed, slot,
                                      &slot->iov, 1);
     }
     if (!task) {
@@ -237,12 +245,12 @@ static void completed(struct iscsi_context *iscsi, int status, void *command_dat
         g.flushes++;
     } else if (g.writing) {
         uint64_t first = slot->offset / GRANULE;
-        for (uint32_t i = 0; i < g.block / GRANULE; i++) {
+        for (uint32_t i = 0; i < slot->length / GRANULE; i++) {
             g.ledger[first + i].acknowledged = g.ledger[first + i].issued;
             g.busy[first + i] = 0;
         }
     } else {
-        for (uint32_t s = 0; s < g.block / SECTOR; s++) check_sector(slot->offset / SECTOR + s, slot->buffer + s * WORDS);
+        for (uint32_t s = 0; s < slot->length / SECTOR; s++) check_sector(slot->offset / SECTOR + s, slot->buffer + s * WORDS);
     }
     if (task) scsi_free_scsi_task(task);
     if (!slot->is_flush && g.want_time) account(slot);
@@ -385,7 +393,7 @@ static const char *parse_options(int argc, char **argv) {
         else if (!strcmp(name, "--seconds")) g.seconds = atof(value);
         else if (!strcmp(name, "--warmup")) g.warmup = atof(value);
         else if (!strcmp(name, "--span")) g.span = strtoull(value, NULL, 10);
-        else if (!strcmp(name, "--pattern")) g.sequential = !strcmp(value, "seq");
+        else if (!strcmp(name, "--pattern")) g.sequential = !strcmp(value, "seq"), g.mixed = !strcmp(value, "mixed");
         else if (!strcmp(name, "--flush-every")) g.flush_every = strtoull(value, NULL, 10);
         else if (!strcmp(name, "--seed")) g.random_state ^= strtoull(value, NULL, 10) * 0x9E3779B97F4A7C15u;
         else if (!strcmp(name, "--cpu")) pin(atoi(value));

@@ -62,6 +62,7 @@ def test_every_acknowledged_write_survives(loadgen_program: Path, tmp_path: Path
             writer = generator.start(
                 "write",
                 block=rng.choice((4096, 4096, 16384, 65536, 262144)),
+                pattern=rng.choice(("random", "seq", "mixed", "mixed")),
                 depth=rng.choice((1, 8, 32)),
                 flush_every=rng.choice((0, 0, 7, 100)),
                 seconds=RUN_LIMIT_S,
