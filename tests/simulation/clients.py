@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
     from engine.stores import Frozen, Head
     from engine.tvol.file import TvolFile
+    from engine.tvol.head import NativeHead
     from tests.support.sim_files import SimFileSystem
+    from tests.support.sim_loop import SimWorkers
 
 REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
 SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
 
-IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn")
+IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease")
 STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed")
 
 
@@ -38,10 +40,10 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1), (10, 6, 2, 3, 2, 1, 4, 1)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0), (10, 8, 1, 1, 0, 0, 0, 0)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30), (10, 8, 1, 1, 0, 0, 1, 0)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1), (20, 24, 2, 2, 0, 1, 2, 0)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6), (10, 6, 2, 3, 2, 1, 4, 1)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1), (10, 8, 1, 1, 0, 0, 0, 0)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1), (10, 8, 1, 1, 0, 0, 1, 0)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0)),
 }
 
 
@@ -59,8 +61,17 @@ async def read_all(device: Head | Frozen, windows: Windows) -> bytearray:
 class Client:
     """One user, doing ``steps`` random things to the family."""
 
-    def __init__(self, rng: random.Random, store: TvolFile, family: Family, files: SimFileSystem, mood: Mood) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        store: TvolFile,
+        family: Family,
+        files: SimFileSystem,
+        workers: SimWorkers,
+        mood: Mood,
+    ) -> None:
         self.rng = rng
+        self.workers = workers
         self.mood = mood
         self.store = store
         self.family = family
@@ -121,8 +132,39 @@ class Client:
             await self._try_writes(head, target)
         elif kind == "churn":
             await self._churn(head, target)
+        elif kind == "lease":
+            await self._lease(head, target)
         else:
             await self._change(kind, head, target, self._extent(target.windows))
+
+    async def _lease(self, head: NativeHead, target: Volume | Staging) -> None:
+        """A range handed to one worker, as the copy loop does: written, then published in whole or in part."""
+        start = self.rng.randrange(target.windows.sectors) // 128 * 128
+        start, offset, length = self.rng.choice(target.windows.within(start, 128 * self.rng.randint(1, 4)))
+        number = self.family.next()
+        self.family.tell(
+            f"{number} {head.name} lease {offset}+{length} sectors {start}..{start + length // SECTOR - 1}"
+        )
+        lease = await head.lease_write(offset, length)
+        if lease is None:
+            return
+        try:
+            data = memoryview(tagged(number, start, length // SECTOR, target.writer))
+            unit = lease.unit_bytes
+            ranges = [(at, unit) for at in range(0, length, unit) if self.rng.random() < 0.9]
+            for at, size in ranges:
+                await self.workers.run(lambda at=at, size=size: lease.write(at, data[at : at + size]))
+            if self.files.dead:
+                return
+            await lease.publish(ranges)
+        finally:
+            if not self.files.dead:
+                lease.release()
+        if not self.files.dead:
+            self.family.tell(f"{number} done")
+            for at, size in ranges:
+                first = start + at // SECTOR
+                target.content.acknowledged(first, first + size // SECTOR, number, value=number)
 
     async def _churn(self, head: Head, target: Volume | Staging) -> None:
         """Much journal for little data: chunks are given back and taken anew."""
@@ -246,6 +288,11 @@ class Client:
         if volume is None or len(self.family.snapshots) >= SNAPSHOTS_MAX:
             return
         volume.users += 1
+        try:
+            await self.store.prepare_flip()
+        except REFUSALS:
+            volume.users -= 1
+            raise
         guid = self._guid()
         name = f"s{self.family.next()}"
         head = volume.head

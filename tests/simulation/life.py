@@ -201,14 +201,14 @@ class Life:
         self.created = True
         writer = next(self.family.writers)
         self.family.adopt(store.volumes()[0], plan.windows, Content(plan.windows.sectors, {writer: 1 << 62}), writer)
-        await self._clients(loop, store)
+        await self._clients(loop, env.workers, store)
 
     async def _work(self, loop: SimLoop, env: StoreEnv) -> None:
         if self.rng.random() < 0.15:
             self._plan_death(loop)
         store = await TvolFile.open(env, PATH)
         await self.family.found(store, read_all, durable=self.power_lost)
-        await self._clients(loop, store)
+        await self._clients(loop, env.workers, store)
 
     async def _look_only(self, loop: SimLoop, env: StoreEnv) -> None:
         self.files.faults.clear()
@@ -228,11 +228,11 @@ class Life:
         else:
             loop.call_after_turns(rng.randint(1, 600), self.files.kill)
 
-    async def _clients(self, loop: SimLoop, store: TvolFile) -> None:
+    async def _clients(self, loop: SimLoop, workers: SimWorkers, store: TvolFile) -> None:
         rng = self.rng
         self._plan_death(loop)
         crowd = [
-            Client(random.Random(rng.getrandbits(64)), store, self.family, self.files, MOODS[self.plan.mood])
+            Client(random.Random(rng.getrandbits(64)), store, self.family, self.files, workers, MOODS[self.plan.mood])
             for _ in range(self.plan.clients)
         ]
         steps = rng.randint(5, 80)

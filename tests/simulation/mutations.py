@@ -21,8 +21,14 @@ from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, PageRef, RecordType
 from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
+from tests.simulation.directed import (
+    a_journal_overrun_during_a_checkpoint,
+    a_slow_reader_of_a_freed_chunk,
+    two_flips_over_a_slow_write,
+)
 from tests.simulation.life import run_seed
 from tests.support.sim_files import SimBlockFile, SimFileSystem
+from tests.support.volume_oracle import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,6 +73,11 @@ def crashes_until_caught(name: str, seed: int, crashes_max: int) -> Caught:
     """Run lives with the rule taken away until one breaks a promise."""
     crashes = 0
     with MUTATIONS[name].applied():
+        if name in DIRECTED:
+            try:
+                DIRECTED[name]()
+            except Violation as error:
+                return Caught(name, 1, f"directed: {error}")
         while crashes < crashes_max:
             outcome = run_seed(seed)
             crashes += outcome.crashes
@@ -447,6 +458,13 @@ MUTATIONS: dict[str, Mutation] = {
     ),
 }
 """What is taken away, by name."""
+
+DIRECTED: dict[str, Callable[[], None]] = {
+    "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
+    "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
+    "journal-space-after-superblock": a_journal_overrun_during_a_checkpoint,
+}
+"""Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 
 REDUNDANT: dict[str, Mutation] = {
     "unsealed-is-dropped": Mutation(

@@ -4,11 +4,6 @@ import pytest
 
 from tests.simulation.life import run_seed
 
-REGRESSIONS: dict[int, str] = {
-    999: "two flips close together: a write of the older epoch changed the newer snapshot after its return",
-}
-"""Seeds that once broke a promise, and what it was."""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1, 161, 20))
@@ -16,9 +11,3 @@ def test_lives_with_crashes_keep_every_promise(first):
     for seed in range(first, first + 20):
         outcome = run_seed(seed)
         assert outcome.failure is None, f"{outcome.failure}\nreplay: python -m tests.simulation --replay {seed}"
-
-
-@pytest.mark.parametrize("seed", sorted(REGRESSIONS))
-def test_a_life_that_once_failed_keeps_every_promise(seed):
-    outcome = run_seed(seed)
-    assert outcome.failure is None, f"{outcome.failure}\nreplay: python -m tests.simulation --replay {seed}"

@@ -450,7 +450,7 @@ class SimFileSystem:
             inode.writer = None
             inode.readers = 0
 
-    def lose_power(self) -> str:
+    def lose_power(self, pattern_name: str | None = None) -> str:
         """The machine is gone and comes back with what the medium has. Returns the pattern of the loss."""
         self.dead = True
         self.cache_lies = False
@@ -459,7 +459,8 @@ class SimFileSystem:
             if self.rng.random() < 0.5:
                 self._files.setdefault(path, inode)
         self._removed.clear()
-        pattern = self.rng.choice(_PATTERNS)
+        fit = [item for item in _PATTERNS if pattern_name in (None, item.__name__.lstrip("_"))]
+        pattern = self.rng.choice(fit)
         for path, inode in list(self._files.items()):
             if not inode.entry_durable and self.rng.random() < 0.5:
                 del self._files[path]

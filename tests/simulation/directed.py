@@ -1,0 +1,155 @@
+"""Races too narrow to be met by chance, played on purpose: one worker's call is held while everything else runs.
+
+Each scenario raises Violation when the store breaks its promise; ``mutations`` runs them where random lives would
+take too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import StoreCorrupt
+from engine.files import StoreEnv
+from engine.tvol.file import TvolFile
+from tests.support.sim_files import SimFileSystem
+from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
+from tests.support.volume_oracle import Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+PATH = Path("/pool/v.tvol")
+CHUNK = 65536
+CHUNKS = 12
+
+
+class HeldWorkers(SimWorkers):
+    """Holds the first call that ``meant`` is true of until ``let_go``."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        super().__init__(loop, random.Random(1), turns_max=2)
+        self._future = loop.create_future
+        self.meant: Callable[[object], bool] | None = None
+        self.held: asyncio.Future[None] | None = None
+
+    async def run(self, call):
+        if self.meant is not None and self.meant(call):
+            self.meant = None
+            self.held = self._future()
+            await self.held
+        return await super().run(call)
+
+    def let_go(self) -> None:
+        assert self.held is not None, "the call to hold never came"
+        self.held.set_result(None)
+
+
+def _process(files: SimFileSystem, main: Callable[[StoreEnv, HeldWorkers], Coroutine]) -> None:
+    loop = SimLoop()
+    workers = HeldWorkers(loop)
+    try:
+        loop.run_until_complete(main(StoreEnv(files, workers, SimClock(loop)), workers))
+    finally:
+        files.kill()
+        loop.close()
+
+
+async def _create(env: StoreEnv) -> TvolFile:
+    return await TvolFile.create(
+        env, PATH, volume_name="vol", size_bytes=CHUNKS * CHUNK, chunk_bytes=CHUNK, journal_bytes=CHUNK
+    )
+
+
+def a_slow_reader_of_a_freed_chunk() -> None:
+    """It reads what was there or the zeroes of the discard, never what somebody else wrote into the chunk later."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        await head.flush()
+        workers.meant = lambda call: True
+        buffer = bytearray(CHUNK)
+        reader = asyncio.ensure_future(head.read(0, memoryview(buffer)))
+        await asyncio.sleep(0)
+        await head.discard(0, CHUNK)
+        for index in range(1, CHUNKS):
+            await head.flush()
+            await head.write(index * CHUNK, memoryview(b"b" * CHUNK))
+        workers.let_go()
+        await reader
+        if bytes(buffer) not in (b"a" * CHUNK, bytes(CHUNK)):
+            raise Violation("a reader was given what was written to its chunk after it had been freed")
+        await store.close()
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def two_flips_over_a_slow_write() -> None:
+    """The second snapshot shares the chunk that a write admitted before the first one is still changing."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        workers.meant = lambda call: True
+        writer = asyncio.ensure_future(head.write(0, memoryview(b"b" * 512)))
+        await asyncio.sleep(0)
+        first = asyncio.ensure_future(store.snapshot(head, "first"))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(store.snapshot(head, "second"))
+        for _ in range(300):
+            await asyncio.sleep(0)
+        before = bytearray(512)
+        if second.done():
+            await second.result().read(0, memoryview(before))
+        workers.let_go()
+        await asyncio.gather(writer, first, second)
+        after = bytearray(512)
+        await second.result().read(0, memoryview(after))
+        if any(before) and before != after:
+            raise Violation("a snapshot changed after its call had returned")
+        await store.close()
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_journal_overrun_during_a_checkpoint() -> None:
+    """Power is lost before the checkpoint's superblock: all that was flushed since the last one is still there."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        await head.flush()
+        workers.meant = lambda call: getattr(call, "__name__", "") == "_sync_pages_before_superblock"
+
+        async def churn() -> None:
+            for _ in range(600):
+                await head.discard(CHUNK, CHUNK)
+                await head.write_zeroes(CHUNK, CHUNK)
+
+        churning = asyncio.ensure_future(churn())
+        for _ in range(5000):
+            await asyncio.sleep(0)
+        assert workers.held is not None, "the journal was not filled"
+        assert not churning.done() or churning.exception() is None
+
+    async def look(env: StoreEnv, workers: HeldWorkers) -> None:
+        try:
+            store = await TvolFile.open(env, PATH)
+        except StoreCorrupt as error:
+            raise Violation(str(error)) from error
+        buffer = bytearray(CHUNK)
+        await store.volumes()[0].read(0, memoryview(buffer))
+        if buffer != b"a" * CHUNK:
+            raise Violation("flushed data is gone: its record was overwritten before the checkpoint was durable")
+        await store.close()
+
+    _process(files, main)
+    files.lose_power("everything")
+    _process(files, look)
