@@ -27,6 +27,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -426,6 +427,7 @@ int main(int argc, char **argv) {
     g.writing = !strcmp(command, "write") || !strcmp(command, "fill");
     if (!pass && !g.writing && strcmp(command, "read")) die(command, "unknown command");
     g.check_all = pass;
+    signal(SIGPIPE, SIG_IGN); /* a target that is gone is a result, not an end */
     connect_session(argv[2]);
     if (g.span == 0 || g.span > g.size) g.span = g.size;
     g.span -= g.span % g.block;
