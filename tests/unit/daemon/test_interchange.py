@@ -9,6 +9,8 @@ from engine.errors import AlreadyExists, InvalidArgument, NotFound
 from tests.support.engine import opened
 
 MIB = 1 << 20
+ROOT = "472919e6b7210e17489155d7a7bdd83a"
+"""Of the image below; proofs of earlier versions must stay checkable."""
 
 
 @pytest.fixture
@@ -90,3 +92,22 @@ async def test_what_cannot_be_is_refused_and_leaves_nothing(engine, tmp_path):
     with pytest.raises(InvalidArgument):
         await engine.api.volume_export("v", None, str(tmp_path / "no" / "folder"))
     assert [v.name for v in await engine.api.volume_list()] == ["v"]
+
+
+@pytest.mark.parametrize("chunk", [65536, 262144])
+async def test_the_root_does_not_depend_on_chunks_or_on_stored_zeroes(engine, tmp_path, chunk):
+    data = bytearray(random.Random(5).randbytes(3 * MIB + 65536))
+    for start, end in ((65536, 131072), (MIB, MIB + 300_000), (2 * MIB, 2 * MIB + 262144)):
+        data[start:end] = bytes(end - start)
+    (tmp_path / "i").write_bytes(data)
+    job = await done(engine, await engine.api.volume_import(str(tmp_path / "i"), "v", chunk_bytes=chunk))
+    root = await done(engine, await engine.api.volume_root("v"))
+    assert job.result["root"] == root.result["root"] == ROOT
+    volume = engine.pool.volume("v")
+    found = bytearray(len(data))
+    await volume.read(0, memoryview(found))
+    assert found == data
+    await volume.write(65536, memoryview(bytes(65536)))
+    assert (await done(engine, await engine.api.volume_root("v"))).result["root"] == ROOT
+    await done(engine, await engine.api.clone_copy("v", None, "c"))
+    assert (await done(engine, await engine.api.volume_root("c"))).result["root"] == ROOT
