@@ -1,0 +1,158 @@
+"""What ``check`` says of files whose checksums are right and whose contents contradict each other.
+
+A faulty writer makes such files. Here a page is changed and every checksum above it made right again.
+"""
+
+import struct
+
+import numpy as np
+import pytest
+
+from engine.tvol import layout
+from engine.tvol.check import check_file
+from tests.support.made_volumes import PATH, make_volume
+
+PAGE = layout.PAGE_SIZE
+
+
+def change_page(made, page, change):
+    """Apply ``change(bytearray)`` to a page and correct its checksum in whoever refers to it, up to the superblocks."""
+    image = made.files.image(PATH)
+    pages = list(made.image().pages)
+    old = image.read(page * PAGE, PAGE)
+    new = bytearray(old)
+    change(new)
+    replace(made, pages, page, old, bytes(new))
+
+
+def replace(made, pages, page, old, new):
+    image = made.files.image(PATH)
+    image.write(page * PAGE, new)
+    was, now = (struct.pack("<Q", layout.checksum64(data)) for data in (old, new))
+    number = struct.pack("<I", page)
+    for parent in pages:
+        before = image.read(parent * PAGE, PAGE)
+        after = corrected(before, number, was, now)
+        if after != before:
+            replace(made, pages, parent, before, after)
+    for offset in layout.SUPERBLOCK_OFFSETS:
+        before = image.read(offset, layout.SUPERBLOCK_SIZE)
+        after = corrected(before, number, was, now)
+        if after != before:
+            image.write(offset, after[:-8] + struct.pack("<Q", layout.checksum64(after[:-8])))
+
+
+def corrected(data, number, was, now):
+    """References are (page, checksum) or, in map tops, (page, birth, checksum)."""
+    at = data.find(was)
+    while at >= 0:
+        if number in (data[at - 4 : at], data[at - 8 : at - 4]):
+            data = data[:at] + now + data[at + 8 :]
+        at = data.find(was, at + 8)
+    return data
+
+
+def words_changed(change):
+    def apply(page):
+        words = np.frombuffer(page, dtype="<u4").copy()
+        change(words)
+        page[:] = words.tobytes()
+
+    return apply
+
+
+def findings(made):
+    report = check_file(PATH, files=made.files)
+    assert report.exit_code == 9
+    return " | ".join(map(str, report.findings))
+
+
+def leaf_of(made, name):
+    (node,) = [node for node in made.image().nodes.values() if node.record.name == name]
+    return node.leaves[0]
+
+
+def test_the_helper_alone_damages_nothing():
+    made = make_volume()
+    (page,) = made.pages("births")
+    change_page(made, page, words_changed(lambda words: words.__setitem__(4000, 1)))
+    change_page(made, page, words_changed(lambda words: words.__setitem__(4000, 0)))
+    assert check_file(PATH, files=made.files).findings == []
+
+
+def test_a_named_chunk_that_is_free():
+    made = make_volume()
+    chunk = int(leaf_of(made, "vol").entries.max())
+    change_page(made, made.pages("births")[0], words_changed(lambda words: words.__setitem__(chunk, 0)))
+    assert "names a chunk that is free" in findings(made)
+
+
+def test_a_chunk_that_nothing_names():
+    made = make_volume()
+    leaf = leaf_of(made, "vol")
+    at = int(leaf.entries.argmax())
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(at, 0)))
+    assert f"nothing refers to them, first {leaf.entries[at]}" in findings(made)
+
+
+def test_a_chunk_from_the_future():
+    made = make_volume()
+    chunk = int(leaf_of(made, "vol").entries.max())
+    change_page(made, made.pages("births")[0], words_changed(lambda words: words.__setitem__(chunk, 99)))
+    assert "born in generation 99" in findings(made)
+
+
+def test_a_chunk_named_twice_in_one_map():
+    made = make_volume()
+    leaf = leaf_of(made, "copy")
+    newest = int(leaf.entries[:20].max())
+    other = int(np.flatnonzero(leaf.entries[:20] != newest)[0])
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(other, newest)))
+    assert f"names chunk {newest} twice" in findings(made)
+
+
+def test_a_chunk_of_a_volume_named_by_its_clone():
+    made = make_volume()
+    chunk = int(leaf_of(made, "vol").entries[:20].max())
+    leaf = leaf_of(made, "copy")
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(0, chunk)))
+    assert "belongs to another node" in findings(made)
+
+
+def test_an_entry_beyond_all_chunks():
+    made = make_volume()
+    leaf = leaf_of(made, "vol")
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(3, 1_000_000)))
+    assert "entry 3 (chunk 1000000) does not exist" in findings(made)
+
+
+def test_a_deadlist_that_lacks_a_chunk():
+    made = make_volume()
+    page = made.pages("deadlist")[0]
+
+    def change(words):
+        count = int(np.flatnonzero(words)[-1])
+        words[count] = words[count - 1]
+
+    change_page(made, page, words_changed(change))
+    text = findings(made)
+    assert "deadlist: misses 1 chunks" in text
+
+
+@pytest.mark.parametrize("field", ["mapped", "own"])
+def test_a_wrong_count_in_a_node(field):
+    made = make_volume()
+    node = next(node for node in made.image().nodes.values() if node.record.name == "vol")
+    right = struct.pack("<QQ", node.record.mapped, node.record.own)
+    wrong = struct.pack("<QQ", node.record.mapped + (field == "mapped"), node.record.own + (field == "own"))
+    for page in made.pages("root stream"):
+        change_page(made, page, lambda data: data.__setitem__(slice(None), data.replace(right, wrong, 1)))
+    assert "its map has" in findings(made)
+
+
+def test_a_map_page_in_a_chunk_of_data():
+    made = make_volume()
+    page = made.pages("map leaf")[0]
+    chunk = page * PAGE // 65536
+    change_page(made, made.pages("births")[0], words_changed(lambda words: words.__setitem__(chunk, 1)))
+    assert "is not in a chunk of metadata" in findings(made)
