@@ -401,7 +401,8 @@ class MirrorStream:
         self.mode = StreamMode.CLOSED
         self._queue.clear()
         self._queue_bytes = 0
-        self._source.detach(self)
+        if self in self._source.taps:
+            self._source.detach(self)
         if self._timer is not None:
             self._timer.cancel()
         self._let_go()

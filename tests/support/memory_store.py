@@ -299,7 +299,7 @@ class MemoryStore:
         return self._add(frozen)
 
     async def prepare_flip(self) -> None:
-        return
+        await self.pace("prepare", self.nodes[0], 0, 0)
 
     async def clone(self, source: MemoryNode, name: str) -> MemoryNode:
         head = MemoryNode(self, f"volume-{name}", name, source.size_bytes, "head", "", self.tick())

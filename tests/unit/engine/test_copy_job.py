@@ -155,3 +155,42 @@ def test_extents_are_widened_to_leaves_and_merged():
         Extent(3 * LEAF_BYTES, LEAF_BYTES),
     ]
     assert whole_leaves([Extent(SIZE - 512, 512)], SIZE) == [Extent(SIZE - 512, 512)]
+
+
+async def interrupted_by_a_power_loss(seed: int, tmp_path: Path) -> tuple[bytes, bytes]:
+    """A copy that fails half way, its target losing power, and the copy that goes on: what both sides hold then."""
+    source, target = await frozen_source(seed, writes=60), blank_target()
+    rng, env = random.Random(seed), real_env()
+    path, key = tmp_path / f"ledger-{seed}", LedgerKey(source.guid, "", "t", SIZE)
+    left = [rng.randrange(2, 14)]
+
+    async def fail_late(operation, node, offset, length):
+        left[0] -= operation == "write"
+        if left[0] < 0 and operation == "write":
+            raise MediumError("the machine goes down")
+
+    target.store.pace = fail_late
+    ledger = await Ledger.open(env.files, env.workers, path, key)
+    with pytest.raises(MediumError):
+        await copy_extents(source, target, ledger=ledger)
+    await ledger.close()
+    again = target.store.crash(rng, power_loss=True).volumes()[0]
+    ledger = await Ledger.open(env.files, env.workers, path, key)
+    await copy_extents(source, again, ledger=ledger)
+    await ledger.remove()
+    return source.content(0, SIZE), again.content(0, SIZE)
+
+
+async def test_what_a_ledger_holds_is_at_the_target_after_a_power_loss(tmp_path: Path):
+    for seed in range(12):
+        expected, found = await interrupted_by_a_power_loss(seed, tmp_path)
+        assert found == expected, f"seed {seed}"
+
+
+async def test_recording_before_the_targets_flush_would_lose_data(tmp_path: Path, monkeypatch):
+    async def no_flush(self):
+        return
+
+    monkeypatch.setattr(MemoryNode, "flush", no_flush)
+    outcomes = [await interrupted_by_a_power_loss(seed, tmp_path) for seed in range(12)]
+    assert any(found != expected for expected, found in outcomes)
