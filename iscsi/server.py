@@ -247,6 +247,7 @@ class _Shell(asyncio.BufferedProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._login_timer: asyncio.TimerHandle | None = None
         self._is_admitted = False
+        self._is_woken = False
         self.closed = asyncio.Event()
 
     @property
@@ -405,12 +406,17 @@ class _Shell(asyncio.BufferedProtocol):
             self._transport.write(b"".join(output))
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._look)
+        """Look soon, once for all commands that finish in this round of the loop: their answers leave in one send."""
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon(self._look)
 
     def _look(self) -> None:
         """The core has something for us, outside of a pass."""
+        self._is_woken = False
         if not self.closed.is_set():
             self._send_output()
+            self._note_login()
             self._follow_up()
             self._serve_backlog()
 
@@ -434,13 +440,7 @@ class _Shell(asyncio.BufferedProtocol):
             # Ours, not the peer's. What it was to answer stays unanswered, so the initiator must find out at once.
             _log.exception("connection from %s dropped: internal error", self._address)
             self._connection.drop()
-        if self.closed.is_set():
-            return
-        self._send_output()
-        self._note_login()
-        self._follow_up()
-        if self._has_backlog:
-            self._serve_backlog()
+        self._wake()
 
     # -- the server's calls
 
