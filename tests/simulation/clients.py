@@ -164,7 +164,9 @@ class Client:
             self.family.tell(f"{number} done")
             for at, size in ranges:
                 first = start + at // SECTOR
-                target.content.acknowledged(first, first + size // SECTOR, number, value=number)
+                target.content.acknowledged(
+                    first, first + size // SECTOR, number, value=number, durable=target.write_through
+                )
 
     async def _churn(self, head: Head, target: Volume | Staging) -> None:
         """Much journal for little data: chunks are given back and taken anew."""
@@ -189,7 +191,7 @@ class Client:
             await head.write(offset, memoryview(data), fua=kind == "fua")
             if not self.files.dead:
                 self.family.tell(f"{number} done")
-                content.acknowledged(start, end, number, value=number, durable=kind == "fua")
+                content.acknowledged(start, end, number, value=number, durable=kind == "fua" or target.write_through)
             return
         content.zeroing(start, end, number)
         if kind == "zeroes":
@@ -197,12 +199,12 @@ class Client:
             await head.write_zeroes(offset, length, fua=fua)
             if not self.files.dead:
                 self.family.tell(f"{number} done")
-                content.acknowledged(start, end, number, value=0, durable=fua)
+                content.acknowledged(start, end, number, value=0, durable=fua or target.write_through)
         else:
             await head.discard(offset, length)
             if not self.files.dead:
                 self.family.tell(f"{number} done")
-                content.acknowledged(start, end, number, value=0)
+                content.acknowledged(start, end, number, value=0, durable=target.write_through)
 
     async def _try_writes(self, head: Head, target: Volume | Staging) -> None:
         extents = [self._extent(target.windows) for _ in range(self.rng.randint(1, 4))]
@@ -229,12 +231,12 @@ class Client:
             return
         for start, end, number in done:
             self.family.tell(f"{number} done")
-            target.content.acknowledged(start, end, number, value=number)
+            target.content.acknowledged(start, end, number, value=number, durable=target.write_through)
         for start, sectors, number, offset, data in later:
             await head.write(offset, memoryview(data))
             if not self.files.dead:
                 self.family.tell(f"{number} done")
-                target.content.acknowledged(start, start + sectors, number, value=number)
+                target.content.acknowledged(start, start + sectors, number, value=number, durable=target.write_through)
 
     async def _read(self, head: Head, target: Volume | Staging) -> None:
         start, offset, length = self._extent(target.windows)
@@ -429,20 +431,29 @@ class Client:
                 volume.exclusive = False
 
     async def _drop(self) -> None:
-        """Delete a whole volume, if it is not the last."""
+        """Delete a whole volume with its snapshots, if it is not the last."""
         volume = self._pick_volume(alone=True)
         if volume is None or len(self.family.volumes) < 2:
             return
-        if any(snapshot.volume_id == volume.volume_id for snapshot in self.family.snapshots.values()):
+        its = [s for s in self.family.snapshots.values() if s.volume_id == volume.volume_id]
+        if any(snapshot.users or snapshot.doomed or not snapshot.certain for snapshot in its):
             return
         assert volume.head is not None
         volume.exclusive = True
+        for snapshot in its:
+            snapshot.doomed = True
         self.family.maybe_deleted.add(volume.volume_id)
         self.family.tell(f"delete volume {volume.name}")
         try:
             await self.store.delete_volume(volume.head)
             if not self.files.dead:
                 del self.family.volumes[volume.volume_id]
+                for snapshot in its:
+                    del self.family.snapshots[snapshot.guid]
+        except REFUSALS:  # it has linked clones
+            for snapshot in its:
+                snapshot.doomed = False
+            raise
         finally:
             if self._decided():
                 self.family.maybe_deleted.discard(volume.volume_id)

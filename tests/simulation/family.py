@@ -39,6 +39,8 @@ class Volume:
     other: Change | None = None
     """What a structural call under way would make of it."""
     staging: Staging | None = None
+    write_through: bool = False
+    """Its write cache is off: what is acknowledged is durable."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class Staging:
     """guid of the recovery point that a commit under way would make."""
     aborting: bool = False
     users: int = 0
+    write_through: bool = False
 
 
 @dataclass(slots=True)
@@ -134,6 +137,7 @@ class Family:
                 volume.staging.users = 0
             volume.users = 0
             volume.exclusive = False
+            volume.write_through = False
             volume.head = None
         for clone in self.maybe_clones.values():
             clone.content.crashed(power_lost=power_lost)
@@ -187,6 +191,8 @@ class Family:
         if len(present) != len(frozen):
             raise Violation("two snapshots have one guid")
         for guid, item in present.items():
+            if item.volume_id not in self.volumes:
+                raise Violation(f"snapshot {item.name!r} exists, but its volume was deleted with it")
             if guid in self.snapshots:
                 self.snapshots[guid].frozen = item
                 continue
