@@ -27,24 +27,25 @@ CHUNKS = 12
 
 
 class HeldWorkers(SimWorkers):
-    """Holds the first call that ``meant`` is true of until ``let_go``."""
+    """Holds the next call that ``meant`` is true of until ``let_go``."""
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__(loop, random.Random(1), turns_max=2)
         self._future = loop.create_future
         self.meant: Callable[[object], bool] | None = None
-        self.held: asyncio.Future[None] | None = None
+        self.held: list[asyncio.Future[None]] = []
 
     async def run(self, call):
         if self.meant is not None and self.meant(call):
             self.meant = None
-            self.held = self._future()
-            await self.held
+            self.held.append(self._future())
+            await self.held[-1]
         return await super().run(call)
 
     def let_go(self) -> None:
-        assert self.held is not None, "the call to hold never came"
-        self.held.set_result(None)
+        """The call that was held first goes on."""
+        assert self.held, "the call to hold never came"
+        self.held.pop(0).set_result(None)
 
 
 def _process(files: SimFileSystem, main: Callable[[StoreEnv, HeldWorkers], Coroutine]) -> None:
@@ -117,6 +118,49 @@ def two_flips_over_a_slow_write() -> None:
     _process(SimFileSystem(random.Random(1)), main)
 
 
+def a_merge_before_the_deletion_is_durable() -> None:
+    """Power is lost while a deletion is being flushed: the snapshot that comes back is what it was."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        one = await store.snapshot(head, "one")
+        # A reader of a freed chunk: when it ends, the housekeeper has something to do.
+        await head.write(CHUNK, memoryview(b"x" * CHUNK))
+        workers.meant = lambda call: True
+        reader = asyncio.ensure_future(head.read(CHUNK, memoryview(bytearray(CHUNK))))
+        await asyncio.sleep(0)
+        await head.discard(CHUNK, CHUNK)
+        await head.flush()
+        workers.meant = lambda call: getattr(call, "__name__", "") == "_sync_data_before_commit"
+        deleting = asyncio.ensure_future(store.delete_snapshot(one))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert len(workers.held) == 2, "the deletion does not flush"
+        workers.let_go()
+        await reader
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not deleting.done()
+        if head.try_write(0, memoryview(b"b" * CHUNK)):
+            head.end_pass()
+
+    async def look(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await TvolFile.open(env, PATH)
+        for snapshot in store.snapshots():
+            buffer = bytearray(CHUNK)
+            await snapshot.read(0, memoryview(buffer))
+            if buffer != b"a" * CHUNK:
+                raise Violation("a snapshot whose deletion was not durable came back with other content")
+        await store.close()
+
+    _process(files, main)
+    files.lose_power("everything")
+    _process(files, look)
+
+
 def a_journal_overrun_during_a_checkpoint() -> None:
     """Power is lost before the checkpoint's superblock: all that was flushed since the last one is still there."""
     files = SimFileSystem(random.Random(1))
@@ -136,7 +180,7 @@ def a_journal_overrun_during_a_checkpoint() -> None:
         churning = asyncio.ensure_future(churn())
         for _ in range(5000):
             await asyncio.sleep(0)
-        assert workers.held is not None, "the journal was not filled"
+        assert workers.held, "the journal was not filled"
         assert not churning.done() or churning.exception() is None
 
     async def look(env: StoreEnv, workers: HeldWorkers) -> None:

@@ -23,6 +23,7 @@ from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
 from tests.simulation.directed import (
     a_journal_overrun_during_a_checkpoint,
+    a_merge_before_the_deletion_is_durable,
     a_slow_reader_of_a_freed_chunk,
     two_flips_over_a_slow_write,
 )
@@ -462,6 +463,7 @@ MUTATIONS: dict[str, Mutation] = {
 DIRECTED: dict[str, Callable[[], None]] = {
     "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
     "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
+    "merge-after-durable-delete": a_merge_before_the_deletion_is_durable,
     "journal-space-after-superblock": a_journal_overrun_during_a_checkpoint,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
