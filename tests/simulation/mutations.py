@@ -25,6 +25,7 @@ from tests.simulation.directed import (
     a_journal_overrun_during_a_checkpoint,
     a_merge_before_the_deletion_is_durable,
     a_slow_reader_of_a_freed_chunk,
+    both_superblock_slots_torn,
     two_flips_over_a_slow_write,
 )
 from tests.simulation.life import run_seed
@@ -464,6 +465,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
     "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
     "merge-after-durable-delete": a_merge_before_the_deletion_is_durable,
+    "slots-one-after-the-other": both_superblock_slots_torn,
     "journal-space-after-superblock": a_journal_overrun_during_a_checkpoint,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
