@@ -12,7 +12,12 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests.support.clients import missing
+from tests.support.clients import look_in_sbin, missing
+
+
+def pytest_configure() -> None:
+    """Before anything looks for a program."""
+    look_in_sbin()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,11 @@ Check = Callable[[], str | None]
 """Returns what is missing and how it comes, or None."""
 
 
+def look_in_sbin() -> None:
+    """Find mkfs and the like where Debian keeps them: /sbin is not in the PATH of those who are not root."""
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
 def _program(name: str, package: str) -> Check:
     return lambda: None if shutil.which(name) else f"{name} is not installed (Debian: {package})"
 
@@ -77,6 +82,7 @@ def missing(name: str) -> str | None:
 
 def main() -> int:
     """Print one line per client that is missing; 1 when there is one."""
+    look_in_sbin()
     reasons = [reason for name in CLIENTS if (reason := missing(name))]
     for reason in reasons:
         print(f"tests that need it will be skipped: {reason}")
