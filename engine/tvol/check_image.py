@@ -306,7 +306,10 @@ class Loader:
             if data is None:
                 yield from [(0, 0, 0)] * count
             else:
-                yield from layout.TOP_ENTRY.iter_unpack(data[: count * layout.TOP_ENTRY.size])
+                used = count * layout.TOP_ENTRY.size
+                if any(data[used:]):
+                    self._findings.damage(f"{node.where}, map top {number}", "has entries beyond the end of the map")
+                yield from layout.TOP_ENTRY.iter_unpack(data[:used])
 
     def _deadlist(self, node: Node) -> None:
         record = node.record

@@ -3,11 +3,15 @@
 A faulty writer makes such files. Here a page is changed and every checksum above it made right again.
 """
 
+import random
 import struct
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
+from engine.errors import NotSupported, StoreCorrupt
 from engine.tvol import layout
 from engine.tvol.check import check_file
 from tests.support.made_volumes import PATH, make_volume
@@ -156,3 +160,24 @@ def test_a_map_page_in_a_chunk_of_data():
     chunk = page * PAGE // 65536
     change_page(made, made.pages("births")[0], words_changed(lambda words: words.__setitem__(chunk, 1)))
     assert "is not in a chunk of metadata" in findings(made)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(seed=st.integers(0, 1 << 30))
+def test_any_words_under_right_checksums_end_in_findings_or_a_refusal(seed):
+    """Neither the checker nor an opening meets them with a traceback; what an opening refuses, the checker finds."""
+    rng = random.Random(seed)
+    made = make_volume()
+    page = rng.choice(made.pages(rng.choice(["births", "map top", "map leaf", "deadlist", "root stream"])))
+
+    def change(data):
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(200) * 4
+            data[at : at + 4] = rng.choice([rng.randbytes(4), rng.randrange(40).to_bytes(4, "little"), b"\xff" * 4])
+
+    change_page(made, page, change)
+    report = check_file(PATH, files=made.files)
+    try:
+        made.run(made.read_back)
+    except (StoreCorrupt, NotSupported):
+        assert report.damaged
