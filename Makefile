@@ -10,6 +10,7 @@ ROUNDS ?= 200
 SEED ?= 0
 FUZZ_SECONDS ?= 60
 N ?= 2000
+MUTATION_CRASHES ?= 5000
 
 .PHONY: help demo test check format bench fuzz sim sim-mutations kill9 clients clean
 
@@ -66,7 +67,7 @@ sim: $(STAMP)
 	$(BIN)/python -m tests.simulation --seed $(SEED) --crashes $(N)
 
 sim-mutations: $(STAMP)
-	$(BIN)/python -m tests.simulation --mutations --seed $(SEED) --crashes $(N)
+	$(BIN)/python -m tests.simulation --mutations --seed $(SEED) --crashes $(MUTATION_CRASHES)
 
 kill9: $(STAMP) clients
 	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py -s
