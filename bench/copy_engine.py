@@ -2,7 +2,8 @@
 
 1 GiB in the page cache, onto a target that exists. Everybody ends with a copy that is known to be equal and written
 back (fdatasync): twinvol by reading back and comparing hashes as it goes, the others by a second program
-(``qemu-img compare``, ``cmp``) or, for rsync, by its own checksums. Rounds alternate; CPU is that of all processes.
+(``qemu-img compare``, ``cmp``); rsync compares checksums of what it sent, not of what it wrote. Rounds alternate; CPU is
+that of all processes.
 
 The expected order of magnitude: memory bandwidth for reads, twice that for the write; about 0.2 to 0.6 CPU seconds a
 GiB. The plain-file baseline is ``dd`` alone, which verifies nothing.
@@ -44,7 +45,8 @@ COPIERS: dict[str, tuple[str, ...]] = {
         "sync -d {target}",
         "qemu-img compare -f raw -F raw {source} {target}",
     ),
-    "rsync": ("rsync --inplace --no-whole-file --checksum --ignore-times --fsync {source} {target}",),
+    # Whole, or it would find the target of the round before equal and write nothing.
+    "rsync (in transit only)": ("rsync --inplace --whole-file --ignore-times --fsync {source} {target}",),
 }
 
 
