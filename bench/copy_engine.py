@@ -2,8 +2,8 @@
 
 1 GiB in the page cache, onto a target that exists. Everybody ends with a copy that is known to be equal and written
 back (fdatasync): twinvol by reading back and comparing hashes as it goes, the others by a second program
-(``qemu-img compare``, ``cmp``); rsync compares checksums of what it sent, not of what it wrote. Rounds alternate; CPU is
-that of all processes.
+(``qemu-img compare``, ``cmp``); rsync compares checksums of what it sent, not of what it wrote. Rounds alternate; CPU
+is that of all processes.
 
 The expected order of magnitude: memory bandwidth for reads, twice that for the write; about 0.2 to 0.6 CPU seconds a
 GiB. The plain-file baseline is ``dd`` alone, which verifies nothing.
