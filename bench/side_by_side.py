@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -196,6 +197,7 @@ def main() -> int:
     workloads = [w for w in WORKLOADS if options.only in w.name]
     rows: list[Row] = []
     rounds: dict[str, list[dict[str, Any]]] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the targets would outlive it
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinvol-bench-")))
         client = Client(build(), work)
