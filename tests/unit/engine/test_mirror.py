@@ -207,23 +207,3 @@ async def test_roots_of_all_copies_agree(engine):
         for name, snapshot in (("a", None), ("a", "s"), ("b", None), ("c", None))
     }
     assert len(roots) == 1
-
-
-async def test_a_paused_first_copy_goes_on_where_it_was(engine):
-    await engine.api.volume_create("a", 192 * MIB)
-    source = engine.pool.volume("a")
-    data = memoryview(random.Random(1).randbytes(MIB))
-    for offset in range(0, 192 * MIB, MIB):
-        await source.write(offset, data)
-    job = await engine.api.replica_create("a", "b")
-    while not job.done_bytes:
-        await asyncio.sleep(0)
-        job = await engine.api.job_show(job.job)
-    assert (await engine.api.replica_pause("b")).copy_state == "Suspended"
-    await source.write(0, memoryview(bytes([7]) * 4096))
-    done_before = job.done_bytes
-    assert 0 < done_before < 192 * MIB
-    job = await done(engine, await engine.api.replica_resume("b"))
-    assert job.result["rounds"] >= 3, "the interrupted round, and one for what was written since"
-    assert job.result["written_bytes"] <= 192 * MIB - done_before + MIB, "what the ledger has is not sent again"
-    assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
