@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
+from engine.copy_job import LANES
 from engine.exposure import Exposure
 from engine.files import ThreadWorkers, real_env
 from engine.local_api import LocalApi
@@ -13,10 +16,45 @@ from engine.replicas import Replicas
 from tests.support.exports import MemoryExports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from engine.files import Workers
+
 PREFIX = "iqn.2026-11.org.twinvol"
+
+T = TypeVar("T")
+
+
+class HeldWorkers:
+    """``Workers`` that lets ``strips`` calls of the copy loop through and holds the others back until ``let_go``.
+
+    They are held in the loop, before they begin: whoever cancels their callers need not wait for them. Held in the
+    threads they would keep the flush, which a cancelled copy ends with, from ever getting one.
+    """
+
+    def __init__(self, workers: Workers, strips: int) -> None:
+        self._workers = workers
+        self._left = strips
+        self._held = 0
+        self._open = asyncio.Event()
+        self.holding = asyncio.Event()
+        """Set once every lane of the copy is held: what was let through is verified then."""
+
+    async def run(self, call: Callable[[], T], /) -> T:
+        if call.__module__ == "engine.copy_steps" and not self._open.is_set():
+            if self._left:
+                self._left -= 1
+            else:
+                self._held += 1
+                if self._held == LANES:
+                    self.holding.set()
+                await self._open.wait()
+        return await self._workers.run(call)
+
+    def let_go(self) -> None:
+        """Hold nothing any more."""
+        self._open.set()
 
 
 class Engine:
@@ -29,11 +67,11 @@ class Engine:
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Engine]:
-    """Open the pool in ``path``; closed at the end."""
+async def opened(path: Path, hold: Callable[[Workers], Workers] | None = None) -> AsyncIterator[Engine]:
+    """Open the pool in ``path``; closed at the end. ``hold`` puts something before its worker threads."""
     env = real_env(2)
     try:
-        pool = await Pool.open(path, env)
+        pool = await Pool.open(path, env if hold is None else replace(env, workers=hold(env.workers)))
         try:
             exports = MemoryExports()
             exposure = Exposure(pool, exports, PREFIX)

@@ -11,9 +11,9 @@ from engine.errors import InvalidArgument
 from engine.hash_tree import HashTree
 from engine.proof import Proof, tree_of
 from engine.tvol.check import check_file
-from tests.support.engine import opened
+from tests.support.engine import HeldWorkers, opened
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 SIZE = 24 * MIB
 
 
@@ -207,3 +207,27 @@ async def test_roots_of_all_copies_agree(engine):
         for name, snapshot in (("a", None), ("a", "s"), ("b", None), ("c", None))
     }
     assert len(roots) == 1
+
+
+async def test_a_paused_first_copy_goes_on_where_it_was(tmp_path):
+    held: list[HeldWorkers] = []
+
+    def hold(workers):
+        held.append(HeldWorkers(workers, strips=8))
+        return held[0]
+
+    async with opened(tmp_path / "pool", hold) as engine:
+        await engine.api.volume_create("a", SIZE)
+        source = engine.pool.volume("a")
+        await source.write(0, memoryview(random.Random(1).randbytes(SIZE)))
+        job = await engine.api.replica_create("a", "b")
+        await held[0].holding.wait()
+        paused = await engine.api.replica_pause("b")
+        assert paused.copy_state == "Suspended"
+        await source.write(0, memoryview(bytes([7]) * 4096))
+        held[0].let_go()
+        job = await done(engine, await engine.api.replica_resume("b"))
+        assert job.result["rounds"] == 3, "the interrupted round twice, and one for what was written since"
+        assert job.result["written_bytes"] == SIZE - 8 * MIB + 64 * KIB, "what the ledger has is not sent again"
+        assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
+        assert await content(engine, "a") == await content(engine, "b")
