@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from engine.stores import BlockDevice
     from iscsi.scsi.lun import Nexus
     from iscsi.session import SessionTable
-    from iscsi.target import TargetRegistry
+    from iscsi.target import Portal, TargetRegistry
     from iscsi.wire.bhs import Pdu
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Connection:
         registry: TargetRegistry,
         table: SessionTable,
         *,
-        local: tuple[str, int],
+        local: Portal,
         peer: tuple[str, int],
         wake: Callable[[], None],
     ) -> None:
@@ -105,7 +105,7 @@ class Connection:
         Args:
             registry: targets and who may use them.
             table: the server's sessions.
-            local, peer: addresses of the two ends.
+            local: the portal that was reached. peer: the other end's address.
             wake: called when there is output or work, or ``closing`` is set, while the shell is not in a call of this
                 connection: it then has to look, soon.
         """
@@ -134,7 +134,7 @@ class Connection:
         self._framer = Framer()
         self._framer_out = Framer()
         self._cid = 0
-        self._login = TargetLogin(registry, lambda tsih: table.get(tsih) is not None)
+        self._login = TargetLogin(registry, lambda tsih: table.get(tsih) is not None, portal_group=local.group)
         self._parameters = SessionParameters()
         self._text = TextExchange(self, self._answer_text)
         self._frame: Frame | None = None
@@ -310,7 +310,8 @@ class Connection:
             return None
         nexus = next((held for held in session.nexuses.values() if held.lu is unit), None)
         if nexus is None:
-            nexus = unit.attach(ItNexus(session.initiator_name, session.isid, session.target.name), self.luns)
+            port = ItNexus(session.initiator_name, session.isid, session.target.name, session.portal_group)
+            nexus = unit.attach(port, self.luns)
             nexus.abort_tasks = functools.partial(self._abort_tasks_of, nexus)
         session.nexuses[field] = nexus
         return nexus
@@ -360,7 +361,7 @@ class Connection:
         assert outcome is not None
         if outcome.target is None:
             return None
-        return self._table.same_port(outcome.initiator_name, outcome.isid, outcome.target)
+        return self._table.same_nexus(outcome.initiator_name, outcome.isid, outcome.target, self._local.group)
 
     async def _replace_session(self) -> None:
         """End the old session and begin the new one when none of the old one's commands touches a medium any more."""
@@ -386,6 +387,7 @@ class Connection:
             isid=outcome.isid,
             tsih=self._table.new_tsih(),
             target=outcome.target,
+            portal_group=self._local.group,
             exp_cmd_sn=outcome.exp_cmd_sn,
         )
         self.send(self._login.grant(session.tsih, session.max_cmd_sn))

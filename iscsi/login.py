@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iscsi.negotiation import Responder, SessionParameters
-from iscsi.target import PORTAL_GROUP_TAG, is_plausible_name
+from iscsi.target import DEFAULT_PORTAL_GROUP, is_plausible_name, normalize_name
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import VERSION, LoginStatus, Opcode, Stage
 from iscsi.wire.requests import LoginRequest
@@ -71,13 +71,21 @@ class LoginOutcome:
 class TargetLogin:
     """One connection's login. Feed it every frame until it has an ``outcome`` or has ``failed``."""
 
-    def __init__(self, registry: TargetRegistry, session_exists: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        registry: TargetRegistry,
+        session_exists: Callable[[int], bool],
+        *,
+        portal_group: int = DEFAULT_PORTAL_GROUP,
+    ) -> None:
         """
         Args:
             registry: targets and who may use them.
             session_exists: whether a TSIH belongs to a session.
+            portal_group: tag of the portal's group.
         """
         self._registry = registry
+        self._portal_group = portal_group
         self._session_exists = session_exists
         self._first: LoginRequest | None = None
         self._last: LoginRequest | None = None
@@ -178,7 +186,7 @@ class TargetLogin:
 
     def _identify(self, pairs: dict[str, str]) -> list[tuple[str, str]]:
         """Who asks, for which session of which target; the keys that the first response owes (section 13.9)."""
-        self._initiator_name = pairs.get("InitiatorName", "")
+        self._initiator_name = normalize_name(pairs.get("InitiatorName", ""))
         if not self._initiator_name:
             raise ProtocolError("no InitiatorName", LoginStatus.MISSING_PARAMETER)
         if not is_plausible_name(self._initiator_name):
@@ -194,7 +202,7 @@ class TargetLogin:
         answers = []
         if self._session_type is SessionType.NORMAL:
             self._target = self._find_target(pairs)
-            answers.append(("TargetPortalGroupTag", str(PORTAL_GROUP_TAG)))
+            answers.append(("TargetPortalGroupTag", str(self._portal_group)))
             if self._target.alias:
                 answers.append(("TargetAlias", self._target.alias))
         self._check_tsih()
@@ -205,8 +213,8 @@ class TargetLogin:
         if not name:
             raise ProtocolError("no TargetName", LoginStatus.MISSING_PARAMETER)
         target = self._registry.find(name)
-        if target is None:
-            raise ProtocolError("no such target", LoginStatus.NOT_FOUND)
+        if target is None or not target.is_in(self._portal_group):
+            raise ProtocolError("no such target at this portal", LoginStatus.NOT_FOUND)
         if not target.admits(self._initiator_name):
             raise ProtocolError(f"{self._initiator_name} is not admitted", LoginStatus.AUTHORIZATION_FAILURE)
         return target

@@ -28,7 +28,7 @@ from iscsi.answers import MAX_UNSENT_BYTES, Answers, ArenaPool
 from iscsi.connection import Connection
 from iscsi.fast_path import FastPath
 from iscsi.session import SessionTable, settle
-from iscsi.target import TargetChange
+from iscsi.target import DEFAULT_PORTAL_GROUP, Portal, TargetChange
 from iscsi.wire.bhs import MAX_AHS_BYTES
 from iscsi.wire.opcodes import BHS_SIZE
 from iscsi.wire.pdu import DEFAULT_MAX_DATA_SEGMENT
@@ -36,7 +36,7 @@ from iscsi.wire.pdu import DEFAULT_MAX_DATA_SEGMENT
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from iscsi.target import Target, TargetRegistry
+    from iscsi.target import Address, Target, TargetRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -74,13 +74,17 @@ RESERVED_DESCRIPTORS = 256
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One logged-in session, for ``target sessions`` and metrics. ``target`` is None for discovery."""
+    """One logged-in session, for ``target sessions`` and metrics. ``target`` is None for discovery.
+
+    ``portal_group``: tag of the group through which it came.
+    """
 
     tsih: int
     initiator_name: str
     isid: str
     address: str
     target: str | None
+    portal_group: int
     reads: int
     read_bytes: int
     writes: int
@@ -107,28 +111,39 @@ class IscsiServer:
         self._unsubscribe: Callable[[], None] = lambda: None
         self._stopping = False
 
-    async def start(self, portals: Sequence[tuple[str, int] | socket.socket]) -> list[tuple[str, int]]:
+    async def start(
+        self, portals: Sequence[Address | socket.socket], portal_groups: Sequence[int] = ()
+    ) -> list[Address]:
         """Accept on each (host, port), port 0 picks one, or on sockets that listen already. Returns their addresses.
+
+        ``portal_groups``: the tag of each portal's group; when empty, all are in the default one.
 
         Raises OSError if one cannot be bound; then none is listened on.
         """
         self._max_connections = min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS)
-        loop = asyncio.get_running_loop()
+        bound: list[Portal] = []
         try:
-            for portal in portals:
-                if isinstance(portal, socket.socket):
-                    listener = await loop.create_server(lambda: _Shell(self), sock=portal, backlog=BACKLOG)
-                else:
-                    listener = await loop.create_server(lambda: _Shell(self), *portal, backlog=BACKLOG)
-                self._listeners.append(listener)
+            for at, group in zip(portals, portal_groups or (DEFAULT_PORTAL_GROUP,) * len(portals), strict=True):
+                listener = await self._listen(at, group)
+                for sock in listener.sockets:
+                    host, port = sock.getsockname()[:2]
+                    bound.append(Portal(host, port, group))
         except OSError:
             await self.stop(graceful=False)
             raise
         self._unsubscribe = self.registry.subscribe(self._target_changed)
         self._tick()
-        bound = [sock.getsockname()[:2] for listener in self._listeners for sock in listener.sockets]
         self.registry.portals += bound
-        return bound
+        return [(portal.host, portal.port) for portal in bound]
+
+    async def _listen(self, at: Address | socket.socket, group: int) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if isinstance(at, socket.socket):
+            listener = await loop.create_server(lambda: _Shell(self, group), sock=at, backlog=BACKLOG)
+        else:
+            listener = await loop.create_server(lambda: _Shell(self, group), *at, backlog=BACKLOG)
+        self._listeners.append(listener)
+        return listener
 
     async def stop(self, *, graceful: bool = True) -> None:
         """Listen no more and end every session. ``graceful``: ask the initiators to log out first, and wait a little.
@@ -176,6 +191,7 @@ class IscsiServer:
                 isid=session.isid.hex(),
                 address=session.connection.peer_address,
                 target=None if session.target is None else session.target.name,
+                portal_group=session.portal_group,
                 reads=session.reads,
                 read_bytes=session.read_bytes,
                 writes=session.writes,
@@ -208,7 +224,8 @@ class IscsiServer:
         for session in self.table:
             if session.target is not target:
                 continue
-            if change is TargetChange.REMOVED or not target.admits(session.initiator_name):
+            is_admitted = target.admits(session.initiator_name) and target.is_in(session.portal_group)
+            if change is TargetChange.REMOVED or not is_admitted:
                 session.connection.drop()
             elif change is TargetChange.LUNS:
                 session.connection.luns_changed()
@@ -235,8 +252,9 @@ class _Shell(asyncio.BufferedProtocol):
     ``_long_filled`` bytes of a PDU that ends there.
     """
 
-    def __init__(self, server: IscsiServer) -> None:
+    def __init__(self, server: IscsiServer, portal_group: int) -> None:
         self._server = server
+        self._portal_group = portal_group
         self._loop = asyncio.get_running_loop()
         self._rest = memoryview(b"")
         self._has_backlog = False
@@ -268,7 +286,7 @@ class _Shell(asyncio.BufferedProtocol):
         self._connection = Connection(
             self._server.registry,
             self._server.table,
-            local=local[:2],
+            local=Portal(local[0], local[1], self._portal_group),
             peer=(peer or ("?", 0))[:2],
             wake=self._wake,
         )

@@ -65,6 +65,7 @@ class Session:
         "isid",
         "max_cmd_sn",
         "nexuses",
+        "portal_group",
         "read_bytes",
         "reads",
         "running",
@@ -83,14 +84,17 @@ class Session:
         isid: bytes,
         tsih: int,
         target: Target | None,
+        portal_group: int,
         exp_cmd_sn: int,
     ) -> None:
-        """``target`` is None for a discovery session. ``exp_cmd_sn``: the CmdSN that follows the login's."""
+        """``target`` is None for a discovery session. ``portal_group``: its tag. ``exp_cmd_sn``: the CmdSN that follows
+        the login's."""
         self.connection = connection
         self.initiator_name = initiator_name
         self.isid = isid
         self.tsih = tsih
         self.target = target
+        self.portal_group = portal_group
         self.exp_cmd_sn = exp_cmd_sn
         self.max_cmd_sn = exp_cmd_sn + WINDOW - 1 & _U32
         self.nexuses: dict[int, Nexus] = {}
@@ -265,10 +269,18 @@ class SessionTable:
         if self._sessions.get(session.tsih) is session:
             del self._sessions[session.tsih]
 
-    def same_port(self, initiator_name: str, isid: bytes, target: Target | None) -> Session | None:
-        """The session that a login of this initiator port replaces (RFC 7143 section 6.3.5)."""
+    def same_nexus(self, initiator_name: str, isid: bytes, target: Target, portal_group: int) -> Session | None:
+        """The session of this I_T nexus, of which there is at most one (the ISID rule, RFC 7143 section 4.4.3).
+
+        A login of the same initiator port to the same target port replaces it (section 6.3.5).
+        """
         for session in self._sessions.values():
-            if session.target is target and session.isid == isid and session.initiator_name == initiator_name:
+            if (
+                session.target is target
+                and session.portal_group == portal_group
+                and session.isid == isid
+                and session.initiator_name == initiator_name
+            ):
                 return session
         return None
 

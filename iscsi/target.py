@@ -3,7 +3,8 @@
 ``TargetRegistry`` holds all targets of a server and may change at any time: logins, SendTargets and REPORT LUNS look at
 it when they are asked. Sessions that exist already learn of changes through ``subscribe``.
 
-All portals of a server are one portal group with one tag, so any of them reaches any target.
+Portals form portal groups (section 4.4.1). A target is reached through the portals of the groups that it is bound to,
+by default of all. A target in a portal group is one SCSI target port, named by the target's name and the group's tag.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import ipaddress
 import re
 import unicodedata
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import AlreadyExists, InvalidArgument, NotFound
 from iscsi.wire.lun import MAX_LUN
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     Watcher = Callable[["Target", "TargetChange"], None]
 
-PORTAL_GROUP_TAG = 1
+DEFAULT_PORTAL_GROUP = 1
+MAX_PORTAL_GROUP = 65535  # section 13.9
 DEFAULT_PORT = 3260  # section 4.1 (IANA)
 MAX_NAME_BYTES = 223  # section 4.2.7.1
 MAX_ALIAS_BYTES = 255  # section 13.6
@@ -37,6 +39,14 @@ _NAA = re.compile(r"naa\.([0-9a-f]{16}|[0-9a-f]{32})")
 
 Address = tuple[str, int]
 """A host's numeric address, IPv4 or IPv6, and a port."""
+
+
+class Portal(NamedTuple):
+    """Where the server listens, and the tag of the portal group that this address belongs to."""
+
+    host: str
+    port: int
+    group: int = DEFAULT_PORTAL_GROUP
 
 
 def normalize_name(name: str) -> str:
@@ -69,22 +79,30 @@ class TargetChange(enum.Enum):
     ADDED = "added"
     REMOVED = "removed"
     LUNS = "luns"  # the LUN inventory: REPORTED LUNS DATA HAS CHANGED for every session
-    ACCESS = "access"  # who is admitted
+    ACCESS = "access"  # who is admitted, and through which portal groups
 
 
 class Target:
     """An iSCSI target node: one name, its LUNs, its access list. Made here, served once a registry has it."""
 
-    __slots__ = ("_initiators", "_luns", "_watchers", "alias", "name")
+    __slots__ = ("_initiators", "_luns", "_portal_groups", "_watchers", "alias", "name")
 
-    def __init__(self, name: str, *, alias: str = "", initiators: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        alias: str = "",
+        initiators: Iterable[str] | None = None,
+        portal_groups: Iterable[int] | None = None,
+    ) -> None:
         """
         Args:
             name: an iSCSI name; normalized.
             initiators: names of those that may log in; None admits every initiator.
+            portal_groups: tags of those through which it is reached; None: all.
 
         Raises:
-            InvalidArgument: the name or the alias is not allowed.
+            InvalidArgument: the name, the alias or a tag is not allowed.
         """
         if len(alias.encode()) > MAX_ALIAS_BYTES or "\0" in alias:
             raise InvalidArgument(f"a target alias has at most {MAX_ALIAS_BYTES} bytes")
@@ -92,6 +110,7 @@ class Target:
         self.alias = alias
         self._luns: dict[int, LogicalUnit] = {}
         self._initiators = _names(initiators)
+        self._portal_groups = _tags(portal_groups)
         self._watchers: list[Watcher] = []
 
     def __str__(self) -> str:
@@ -114,6 +133,20 @@ class Target:
     def admit(self, initiators: Iterable[str] | None) -> None:
         """Replace the access list (None: everybody). Whoever drops out loses its sessions (subscribers see to it)."""
         self._initiators = _names(initiators)
+        self._notify(TargetChange.ACCESS)
+
+    @property
+    def portal_groups(self) -> frozenset[int] | None:
+        """Tags of the groups that it is bound to; None: all."""
+        return self._portal_groups
+
+    def is_in(self, portal_group: int) -> bool:
+        """Whether it is reached through this portal group."""
+        return self._portal_groups is None or portal_group in self._portal_groups
+
+    def bind(self, portal_groups: Iterable[int] | None) -> None:
+        """Replace the portal groups (None: all). Sessions through others end (subscribers see to it)."""
+        self._portal_groups = _tags(portal_groups)
         self._notify(TargetChange.ACCESS)
 
     def map_lun(self, lun: int, unit: LogicalUnit) -> None:
@@ -160,7 +193,7 @@ class TargetRegistry:
         self._targets: dict[str, Target] = {}
         self._unsubscribe: dict[str, Callable[[], None]] = {}
         self._watchers: list[Watcher] = []
-        self.portals: list[Address] = []
+        self.portals: list[Portal] = []
         """Where the server listens, as bound; the shell sets it. Wildcard addresses are allowed."""
 
     def __iter__(self) -> Iterator[Target]:
@@ -203,12 +236,13 @@ class TargetRegistry:
         """Have ``watcher`` called in the same step as each change of any target. Returns what ends that."""
         return _subscribe(self._watchers, watcher)
 
-    def send_targets(self, asker: str, portal: Address, which: str = "All") -> list[tuple[str, str]]:
+    def send_targets(self, asker: str, portal: Portal, which: str = "All") -> list[tuple[str, str]]:
         """The answer to a SendTargets key: pairs of TargetName and TargetAddress (section 13.3, appendix C).
 
         Args:
             asker: the initiator's name; it hears only of targets that admit it.
-            portal: the address that it reached us at.
+            portal: the address that it reached us at; it hears only of targets that are reached through its group.
+                Of these it is told all ways, those through other portal groups too, as appendix C wants it.
             which: "All" (discovery session), or one target's name.
         """
         if which == "All":
@@ -216,23 +250,27 @@ class TargetRegistry:
         else:
             found = self.find(which)
             targets = [] if found is None else [found]
-        addresses = [f"{format_address(one)},{PORTAL_GROUP_TAG}" for one in self._addresses(portal)]
+        ways = self._ways(portal)
         pairs: list[tuple[str, str]] = []
         for target in targets:
-            if target.admits(asker):
+            if target.admits(asker) and target.is_in(portal.group):
                 pairs.append(("TargetName", target.name))
-                pairs.extend(("TargetAddress", address) for address in addresses)
+                pairs.extend(
+                    ("TargetAddress", f"{format_address((way.host, way.port))},{way.group}")
+                    for way in ways
+                    if target.is_in(way.group)
+                )
         return pairs
 
-    def _addresses(self, portal: Address) -> list[Address]:
+    def _ways(self, portal: Portal) -> list[Portal]:
         """Portals that somebody who reached ``portal`` may try: that one first, then the others it can mean.
 
         A wildcard portal is told as the address that was reached, if it is of the same family: which address of the
         other family the asker could use is not known here. Loopback is told to loopback only.
         """
-        here = ipaddress.ip_address(_plain(portal[0]))
-        addresses = [(str(here), portal[1])]
-        for host, port in self.portals:
+        here = ipaddress.ip_address(_plain(portal.host))
+        ways = [Portal(str(here), portal.port, portal.group)]
+        for host, port, group in self.portals:
             address = ipaddress.ip_address(_plain(host))
             if address.is_unspecified:
                 if address.version != here.version:
@@ -240,10 +278,10 @@ class TargetRegistry:
                 address = here
             elif address.is_loopback and not here.is_loopback:
                 continue
-            other = (str(address), port)
-            if other not in addresses:
-                addresses.append(other)
-        return addresses
+            other = Portal(str(address), port, group)
+            if other not in ways:
+                ways.append(other)
+        return ways
 
     def _notify(self, target: Target, change: TargetChange) -> None:
         for watcher in list(self._watchers):
@@ -281,3 +319,13 @@ def _names(initiators: Iterable[str] | None) -> frozenset[str] | None:
         if not is_plausible_name(name):
             raise InvalidArgument(f"{name!r} is no initiator name")
     return names
+
+
+def _tags(portal_groups: Iterable[int] | None) -> frozenset[int] | None:
+    if portal_groups is None:
+        return None
+    tags = frozenset(portal_groups)
+    for tag in tags:
+        if not 0 <= tag <= MAX_PORTAL_GROUP:
+            raise InvalidArgument(f"portal group tag {tag} is not within 0..{MAX_PORTAL_GROUP}")
+    return tags

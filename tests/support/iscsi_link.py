@@ -15,7 +15,7 @@ from iscsi.connection import Connection
 from iscsi.fast_path import FastPath
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.session import SessionTable
-from iscsi.target import Target, TargetRegistry
+from iscsi.target import Portal, Target, TargetRegistry
 from iscsi.wire import requests
 from iscsi.wire.opcodes import RESERVED_TAG, Stage
 from iscsi.wire.pdu import RESPONSES, Framer, decode
@@ -58,14 +58,20 @@ class Link:
     """An initiator's end. Its numbering follows what it sends; ``framer`` is what it sends with."""
 
     def __init__(
-        self, registry: TargetRegistry, table: SessionTable | None = None, *, fast: bool = True, isid: int = 1
+        self,
+        registry: TargetRegistry,
+        table: SessionTable | None = None,
+        *,
+        fast: bool = True,
+        isid: int = 1,
+        group: int = 1,
     ) -> None:
         self.registry = registry
         self.table = SessionTable() if table is None else table
         self.fast = fast
         self.isid = b"\x00\x02\x3d" + isid.to_bytes(3, "big")
         self.connection = Connection(
-            registry, self.table, local=("127.0.0.1", 3260), peer=("127.0.0.1", 50000), wake=lambda: None
+            registry, self.table, local=Portal("127.0.0.1", 3260, group), peer=("127.0.0.1", 50000), wake=lambda: None
         )
         self.sent = bytearray()  # by the target, not parsed yet
         self.raw = bytearray()  # all that the target sent

@@ -10,10 +10,12 @@ import pytest
 from engine.errors import MediumError
 from iscsi.scsi.command import Status
 from iscsi.session import WINDOW, SessionTable
+from iscsi.target import Portal
 from iscsi.wire import requests, responses
 from iscsi.wire.opcodes import (
     RESERVED_TAG,
     AsyncEvent,
+    LoginStatus,
     LogoutReason,
     RejectReason,
     ResidualFlag,
@@ -21,7 +23,7 @@ from iscsi.wire.opcodes import (
     TaskResponse,
 )
 from iscsi.wire.text_keys import parse_text
-from tests.support.iscsi_link import READ_16, TARGET, WRITE_16, Link, cdb, data_of, make_registry, make_unit
+from tests.support.iscsi_link import INITIATOR, READ_16, TARGET, WRITE_16, Link, cdb, data_of, make_registry, make_unit
 from tests.support.memory_device import MemoryDevice
 
 BLOCKS = 4096
@@ -438,7 +440,7 @@ async def test_text_in_several_pdus_both_ways():
     registry = make_registry(make_unit(MemoryDevice(4096)))
     link = Link(registry)
     await link.log_in(session_type="Discovery", MaxRecvDataSegmentLength="512")
-    registry.portals = [("10.0.0.1", port) for port in range(3260, 3300)]
+    registry.portals = [Portal("10.0.0.1", port) for port in range(3260, 3300)]
     (first,) = await link.exchange(
         requests.TextRequest(
             link.next_itt(), link.cmd_sn, 0, data=b"SendTar", final=False, continued=True, immediate=True
@@ -502,6 +504,27 @@ async def test_a_login_replaces_the_old_session_when_its_commands_are_done():
     await old.settle()
     await logging_in
     assert [session.connection for session in table] == [new.connection]
+
+
+async def test_the_same_initiator_port_has_a_session_through_each_portal_group():
+    table = SessionTable()
+    registry = make_registry(make_unit(MemoryDevice(BLOCKS * 512)))
+    links = [Link(registry, table, group=group) for group in (1, 2)]
+    for link in links:
+        await link.log_in()
+    assert [link.parameters["TargetPortalGroupTag"] for link in links] == ["1", "2"]
+    assert len(table) == 2, "two I_T nexuses: the ISID rule is about one target port"
+    nexuses = [link.connection.nexus(0) for link in links]
+    assert [nexus.it_nexus.target_port for nexus in nexuses] == [f"{TARGET},t,0x0001", f"{TARGET},t,0x0002"]
+
+
+async def test_a_target_is_not_found_through_a_portal_group_that_it_is_not_in():
+    registry = make_registry(make_unit(MemoryDevice(BLOCKS * 512)))
+    registry.find(TARGET).bind([2])
+    link = Link(registry, group=1)
+    link.feed(link.framer.encode(link.login_request({"InitiatorName": INITIATOR, "TargetName": TARGET})))
+    (response,) = link.received()
+    assert response.status == LoginStatus.NOT_FOUND
 
 
 async def test_a_lun_that_is_not_there_answers_inquiry_and_refuses_the_rest():

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import AlreadyExists, InvalidArgument, NotFound
-from iscsi.target import MAX_LUNS, Target, TargetChange, TargetRegistry, validate_name
+from iscsi.target import MAX_LUNS, Portal, Target, TargetChange, TargetRegistry, validate_name
 
 IQN = "iqn.2026-11.org.twinvol:disk"
 ASKER = "iqn.1993-08.org.debian:01:abc"
@@ -83,7 +83,7 @@ def test_a_registry_has_each_name_once():
 
 def served(portals, *targets):
     registry = TargetRegistry()
-    registry.portals = portals
+    registry.portals = [Portal(*portal) for portal in portals]
     for target in targets:
         registry.add(target)
     return registry
@@ -94,18 +94,18 @@ def test_send_targets_tells_only_what_the_asker_may_use():
     others = Target(IQN + "-others", initiators=["iqn.2001-04.com.example:other"])
     everybodys = Target(IQN)
     registry = served([("127.0.0.1", 3260)], others, mine, everybodys)
-    assert registry.send_targets(ASKER, ("127.0.0.1", 3260)) == [
+    assert registry.send_targets(ASKER, Portal("127.0.0.1", 3260)) == [
         ("TargetName", IQN),
         ("TargetAddress", "127.0.0.1:3260,1"),
         ("TargetName", IQN + "-mine"),
         ("TargetAddress", "127.0.0.1:3260,1"),
     ]
-    assert registry.send_targets(ASKER, ("127.0.0.1", 3260), IQN + "-others") == []
-    assert registry.send_targets(ASKER, ("127.0.0.1", 3260), IQN)[0] == ("TargetName", IQN)
+    assert registry.send_targets(ASKER, Portal("127.0.0.1", 3260), IQN + "-others") == []
+    assert registry.send_targets(ASKER, Portal("127.0.0.1", 3260), IQN)[0] == ("TargetName", IQN)
 
 
 def addresses(registry, portal):
-    return [value for key, value in registry.send_targets(ASKER, portal) if key == "TargetAddress"]
+    return [value for key, value in registry.send_targets(ASKER, Portal(*portal)) if key == "TargetAddress"]
 
 
 def test_a_wildcard_portal_is_told_as_the_address_that_was_reached():
@@ -117,6 +117,37 @@ def test_a_wildcard_portal_of_the_other_family_is_not_told():
     registry = served([("::", 3260), ("0.0.0.0", 3261)], Target(IQN))
     assert addresses(registry, ("192.0.2.7", 3261)) == ["192.0.2.7:3261,1"]
     assert addresses(registry, ("2001:db8::1", 3260)) == ["[2001:db8::1]:3260,1"]
+
+
+def test_a_target_is_told_with_all_its_ways_and_only_through_its_portal_groups():
+    both = Target(IQN + "-both", portal_groups=[1, 2])
+    second = Target(IQN + "-second", portal_groups=[2])
+    registry = served([("192.0.2.7", 3260, 1), ("198.51.100.7", 3260, 2), ("203.0.113.7", 3260, 3)], both, second)
+    first_portal = [
+        ("TargetName", IQN + "-both"),
+        ("TargetAddress", "192.0.2.7:3260,1"),
+        ("TargetAddress", "198.51.100.7:3260,2"),
+    ]
+    assert registry.send_targets(ASKER, Portal("192.0.2.7", 3260, 1)) == first_portal
+    assert registry.send_targets(ASKER, Portal("192.0.2.7", 3260, 1), second.name) == []
+    assert registry.send_targets(ASKER, Portal("198.51.100.7", 3260, 2))[3:] == [
+        ("TargetName", IQN + "-second"),
+        ("TargetAddress", "198.51.100.7:3260,2"),
+    ]
+    assert registry.send_targets(ASKER, Portal("203.0.113.7", 3260, 3)) == []
+    second.bind(None)
+    assert [value for _, value in registry.send_targets(ASKER, Portal("203.0.113.7", 3260, 3))] == [
+        second.name,
+        "203.0.113.7:3260,3",
+        "192.0.2.7:3260,1",
+        "198.51.100.7:3260,2",
+    ]
+
+
+@pytest.mark.parametrize("tag", [-1, 65536])
+def test_a_portal_group_tag_has_sixteen_bits(tag):
+    with pytest.raises(InvalidArgument):
+        Target(IQN, portal_groups=[tag])
 
 
 def test_loopback_is_not_told_to_others():
