@@ -349,6 +349,8 @@ class Connection:
         if response is not None:
             self.send(response)
             self.closing = login.failed
+            if login.failed:
+                _log.warning("login from %s refused: %s", self.peer_address, login.why)
         elif self._replaced() is None:
             self._begin_session()
         else:
@@ -380,6 +382,7 @@ class Connection:
         if len(self._table) >= MAX_SESSIONS:
             self.send(self._login.refuse(LoginStatus.OUT_OF_RESOURCES))
             self.closing = True
+            _log.warning("login from %s refused: %s", self.peer_address, self._login.why)
             return
         session = Session(
             self,

@@ -2,7 +2,8 @@
 
 A login walks SecurityNegotiation -> LoginOperationalNegotiation -> FullFeaturePhase; the initiator may begin with the
 second and may skip it. It asks for each transition by T and NSG; we grant it in the answer to the same request, because
-we never have a question of our own left.
+we never have a question of our own left. Where CHAP is required (``Target.chap``, ``TargetRegistry.discovery_chap``)
+the login must begin with SecurityNegotiation and stays there until ``chap.TargetChap`` is done.
 
 The first complete text says who asks and for what; everything that can refuse a login for that reason is decided there,
 before anything is negotiated. A refusal is a Login Response with its status, after which the connection is to be closed
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from iscsi.chap import CHAP_KEYS, TargetChap
 from iscsi.negotiation import Responder, SessionParameters
 from iscsi.target import DEFAULT_PORTAL_GROUP, is_plausible_name, normalize_name
 from iscsi.wire.errors import ProtocolError
@@ -30,6 +33,7 @@ from iscsi.wire.text_keys import MAX_TEXT_BYTES, parse_text, serialize_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from iscsi.chap import ChapAccess, RandomBytes
     from iscsi.target import Target, TargetRegistry
     from iscsi.wire.pdu import Frame
 
@@ -69,7 +73,8 @@ class LoginOutcome:
 
 
 class TargetLogin:
-    """One connection's login. Feed it every frame until it has an ``outcome`` or has ``failed``."""
+    """One connection's login. Feed it every frame until it has an ``outcome`` or has ``failed``; ``why`` is for the
+    log then: who was refused what for which reason, without anything secret."""
 
     def __init__(
         self,
@@ -77,12 +82,14 @@ class TargetLogin:
         session_exists: Callable[[int], bool],
         *,
         portal_group: int = DEFAULT_PORTAL_GROUP,
+        random_bytes: RandomBytes = secrets.token_bytes,
     ) -> None:
         """
         Args:
             registry: targets and who may use them.
             session_exists: whether a TSIH belongs to a session.
             portal_group: tag of the portal's group.
+            random_bytes: so many bytes that nobody can guess; for CHAP.
         """
         self._registry = registry
         self._portal_group = portal_group
@@ -98,10 +105,14 @@ class TargetLogin:
         self._initiator_alias = ""
         self._target: Target | None = None
         self._responder: Responder | None = None
+        self._random_bytes = random_bytes
+        self._access: ChapAccess | None = None
         self._auth_settled = False
+        self._chap: TargetChap | None = None
         self._final_text = b""
         self.outcome: LoginOutcome | None = None
         self.failed = False
+        self.why = ""
 
     def receive(self, frame: Frame) -> LoginResponse | None:
         """Take one PDU; return the response to send, or None when ``outcome`` waits for ``grant`` or ``refuse``.
@@ -114,7 +125,7 @@ class TargetLogin:
         if frame.opcode != Opcode.LOGIN_REQUEST:
             if self._last is None:
                 raise ProtocolError(f"opcode {frame.opcode:#04x} before login", None)
-            return self._respond(self._last, status=LoginStatus.INVALID_DURING_LOGIN)
+            return self._refuse(LoginStatus.INVALID_DURING_LOGIN, f"opcode {frame.opcode:#04x} during login")
         try:
             request = LoginRequest.parse(frame.bhs, frame.ahs, frame.data)
             # Kept before it is checked, so that a bad request is answered under its own tag; without its data,
@@ -126,7 +137,7 @@ class TargetLogin:
             if self._last is None:
                 raise
             status = error.answer if isinstance(error.answer, LoginStatus) else LoginStatus.INITIATOR_ERROR
-            return self._respond(self._last, status=status)
+            return self._refuse(status, str(error))
 
     def grant(self, tsih: int, max_cmd_sn: int) -> LoginResponse:
         """The response that ends a login well: the session has this TSIH (not 0) and command window."""
@@ -136,7 +147,12 @@ class TargetLogin:
 
     def refuse(self, status: LoginStatus) -> LoginResponse:
         """The response that ends a login badly for a reason of the caller's, such as OUT_OF_RESOURCES."""
+        return self._refuse(status, "the target cannot take it now")
+
+    def _refuse(self, status: LoginStatus, why: str) -> LoginResponse:
         assert self._last is not None
+        whither = self._target or ("discovery" if self._session_type is SessionType.DISCOVERY else "no target")
+        self.why = f"{self._initiator_name or 'an unnamed initiator'} to {whither}, {status.name}: {why}"
         return self._respond(self._last, status=status)
 
     def _advance(self, request: LoginRequest) -> LoginResponse | None:
@@ -154,10 +170,12 @@ class TargetLogin:
             self._responder = Responder(discovery=self._session_type is SessionType.DISCOVERY)
         operational = self._stage == Stage.OPERATIONAL
         answers += self._authenticate(pairs)
-        pairs.pop("AuthMethod", None)
+        is_authentic = self._access is None or (self._chap is not None and self._chap.done)
+        if not is_authentic and (operational or (request.transit and self._chap is None)):
+            raise ProtocolError("CHAP is required and was not offered", LoginStatus.AUTHENTICATION_FAILURE)
         answers += self._responder.answer(pairs.items(), declare=operational)
         text = serialize_text(answers)
-        if not request.transit:
+        if not request.transit or not is_authentic:
             return self._respond(request, text=text)
         if request.nsg != Stage.FULL_FEATURE:
             response = self._respond(request, text=text, transit=True)
@@ -186,11 +204,12 @@ class TargetLogin:
 
     def _identify(self, pairs: dict[str, str]) -> list[tuple[str, str]]:
         """Who asks, for which session of which target; the keys that the first response owes (section 13.9)."""
-        self._initiator_name = normalize_name(pairs.get("InitiatorName", ""))
-        if not self._initiator_name:
+        name = normalize_name(pairs.get("InitiatorName", ""))
+        if not name:
             raise ProtocolError("no InitiatorName", LoginStatus.MISSING_PARAMETER)
-        if not is_plausible_name(self._initiator_name):
+        if not is_plausible_name(name):
             raise ProtocolError("bad InitiatorName", LoginStatus.INITIATOR_ERROR)
+        self._initiator_name = name
         self._initiator_alias = pairs.get("InitiatorAlias", "")
         if len(self._initiator_alias.encode()) > MAX_ALIAS_BYTES:
             raise ProtocolError("InitiatorAlias is too long", LoginStatus.INITIATOR_ERROR)
@@ -200,8 +219,10 @@ class TargetLogin:
         elif kind != SessionType.NORMAL.value:
             raise ProtocolError("unknown SessionType", LoginStatus.SESSION_TYPE_NOT_SUPPORTED)
         answers = []
+        self._access = self._registry.discovery_chap
         if self._session_type is SessionType.NORMAL:
             self._target = self._find_target(pairs)
+            self._access = self._target.chap
             answers.append(("TargetPortalGroupTag", str(self._portal_group)))
             if self._target.alias:
                 answers.append(("TargetAlias", self._target.alias))
@@ -231,16 +252,24 @@ class TargetLogin:
             raise ProtocolError(f"TSIH {self._first.tsih} in a new connection's login", status)
 
     def _authenticate(self, pairs: dict[str, str]) -> list[tuple[str, str]]:
-        """Settle AuthMethod (section 12.1). None is the one method here."""
-        offered = pairs.get("AuthMethod")
+        """Settle AuthMethod (section 12.1) and carry the method through; takes its keys out of ``pairs``."""
+        offered = pairs.pop("AuthMethod", None)
+        keys = {key: pairs.pop(key) for key in CHAP_KEYS & pairs.keys()}
+        if offered is None and self._chap is not None and not self._chap.done:
+            return self._chap.answer(keys)
+        if keys:
+            raise ProtocolError(f"{', '.join(sorted(keys))} out of turn", LoginStatus.INITIATOR_ERROR)
         if offered is None:
             return []
         if self._stage != Stage.SECURITY or self._auth_settled:
             raise ProtocolError("AuthMethod comes once, in the security stage", LoginStatus.INITIATOR_ERROR)
-        if "None" not in offered.split(","):
-            raise ProtocolError("no common AuthMethod", LoginStatus.AUTHENTICATION_FAILURE)
+        method = "None" if self._access is None else "CHAP"
+        if method not in offered.split(","):
+            raise ProtocolError(f"AuthMethod {method} was not offered", LoginStatus.AUTHENTICATION_FAILURE)
         self._auth_settled = True
-        return [("AuthMethod", "None")]
+        if self._access is not None:
+            self._chap = TargetChap(self._access, self._random_bytes)
+        return [("AuthMethod", method)]
 
     def _conclude(self, request: LoginRequest, text: bytes) -> None:
         assert self._responder is not None

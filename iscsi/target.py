@@ -22,6 +22,7 @@ from iscsi.wire.lun import MAX_LUN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from iscsi.chap import ChapAccess
     from iscsi.scsi.lun import LogicalUnit
 
     Watcher = Callable[["Target", "TargetChange"], None]
@@ -83,9 +84,12 @@ class TargetChange(enum.Enum):
 
 
 class Target:
-    """An iSCSI target node: one name, its LUNs, its access list. Made here, served once a registry has it."""
+    """An iSCSI target node: one name, its LUNs, its access list. Made here, served once a registry has it.
 
-    __slots__ = ("_initiators", "_luns", "_portal_groups", "_watchers", "alias", "name")
+    ``chap``: who may log in, where that must be proven; a change holds from the next login on.
+    """
+
+    __slots__ = ("_initiators", "_luns", "_portal_groups", "_watchers", "alias", "chap", "name")
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class Target:
             raise InvalidArgument(f"a target alias has at most {MAX_ALIAS_BYTES} bytes")
         self.name = validate_name(name)
         self.alias = alias
+        self.chap: ChapAccess | None = None
         self._luns: dict[int, LogicalUnit] = {}
         self._initiators = _names(initiators)
         self._portal_groups = _tags(portal_groups)
@@ -195,6 +200,8 @@ class TargetRegistry:
         self._watchers: list[Watcher] = []
         self.portals: list[Portal] = []
         """Where the server listens, as bound; the shell sets it. Wildcard addresses are allowed."""
+        self.discovery_chap: ChapAccess | None = None
+        """Who may open discovery sessions, where that must be proven."""
 
     def __iter__(self) -> Iterator[Target]:
         return iter(list(self._targets.values()))
