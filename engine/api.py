@@ -133,13 +133,15 @@ class LunInfo:
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """``initiators``: the access list; empty admits all."""
+    """``initiators``: the access list; empty admits all. ``state``: ok, or paused, until ``resumes_at`` at most."""
 
     name: str
     portals: list[str]
     luns: list[LunInfo]
     initiators: list[str]
     sessions: int
+    state: str = "ok"
+    resumes_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +370,18 @@ class EngineApi(Protocol):
 
         A target without a list admits everybody: ``admit_all`` clears it; removing its last entry is refused.
         """
+        ...
+
+    async def target_pause(self, name: str, *, timeout_s: float = 20.0) -> TargetInfo:
+        """Hold the commands of a target, without errors at its initiators, for ``timeout_s`` at most.
+
+        Returns when none of its initiators' commands touches a volume; said again, the time begins anew. The pause
+        ends with the daemon. Raises TimedOut: what was running did not end in time.
+        """
+        ...
+
+    async def target_resume(self, name: str) -> TargetInfo:
+        """Raises InvalidState: it is not paused, or its pause has ended by itself."""
         ...
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]: ...

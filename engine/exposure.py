@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from engine.api import LunInfo, SessionInfo, TargetInfo
 from engine.catalog import LunRow, TargetRow
-from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, NotFound
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, TimedOut
 from engine.names import check_iscsi_name, check_name
 from engine.volume import Identity
 
@@ -31,6 +31,18 @@ LUN_MAX = 255
 """Flat numbers of the single-level LUN format that every initiator understands (SAM-5 section 4.7.7.3)."""
 
 
+MAX_PAUSE_S = 3600.0
+"""A pause always ends by itself: an administrator's script that dies must not leave hosts waiting for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """``until``: when it ends by itself, in seconds since the epoch. ``guard`` sees to that."""
+
+    until: float
+    guard: asyncio.TimerHandle
+
+
 class Exports(Protocol):
     """The iSCSI side. Methods take effect at once; those that end sessions return when none of them can still
     touch a device."""
@@ -43,6 +55,11 @@ class Exports(Protocol):
     def add_target(self, name: str, initiators: Sequence[str]) -> None: ...
     async def remove_target(self, name: str) -> None: ...
     async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
+    async def pause_target(self, name: str) -> None:
+        """Hold the target's commands; returns when those that were running are over."""
+        ...
+
+    def resume_target(self, name: str) -> None: ...
     def add_volume(self, target: str, lun: int, volume: Volume) -> None: ...
     def add_snapshot(self, target: str, lun: int, snapshot: Frozen, identity: Identity) -> None: ...
     async def remove_lun(self, target: str, lun: int) -> None: ...
@@ -58,6 +75,8 @@ class Exposure:
         self._targets: dict[str, TargetRow] = {}
         self._unserved: dict[tuple[str, int], str] = {}
         self._changing = asyncio.Lock()
+        self._pauses: dict[str, _Pause] = {}
+        self._events: set[asyncio.Future[None]] = set()
 
     async def restore(self) -> None:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
@@ -184,6 +203,50 @@ class Exposure:
             await self._exports.set_access(row.name, access)
             return self._info(row)
 
+    async def pause(self, name: str, timeout_s: float) -> TargetInfo:
+        """Hold all commands of a target until ``resume``, at most for ``timeout_s``; again, to begin that time anew.
+
+        Returns when nothing of its initiators touches its volumes. A pause ends with the daemon.
+
+        Raises TimedOut: the commands that were running took longer than that; the target is not paused.
+        """
+        row = self._row(name)
+        if not 0 < timeout_s <= MAX_PAUSE_S:
+            raise InvalidArgument(f"a pause lasts more than 0 and at most {MAX_PAUSE_S:.0f} s")
+        self._end_pause(row.name)
+        guard = asyncio.get_running_loop().call_later(timeout_s, self._pause_timed_out, row.name)
+        pause = self._pauses[row.name] = _Pause(self._pool.env.clock.time() + timeout_s, guard)
+        await self._exports.pause_target(row.name)
+        if self._pauses.get(row.name) is not pause:
+            raise TimedOut(f"target {row.name} is not paused: its running commands did not end within {timeout_s:g} s")
+        return self._info(self._row(name))
+
+    async def resume(self, name: str) -> TargetInfo:
+        """Serve again, what was held first. Raises InvalidState: it is not paused, or no longer."""
+        row = self._row(name)
+        if not self._end_pause(row.name):
+            raise InvalidState(f"target {row.name}", "serving, not paused or no longer", "paused")
+        self._exports.resume_target(row.name)
+        return self._info(row)
+
+    def _end_pause(self, name: str) -> bool:
+        """Forget a pause and its guard; whether there was one."""
+        pause = self._pauses.pop(name, None)
+        if pause is None:
+            return False
+        pause.guard.cancel()
+        return True
+
+    def _pause_timed_out(self, name: str) -> None:
+        del self._pauses[name]
+        self._exports.resume_target(name)
+        log.warning("target %s: its pause ended by its timeout", name)
+        now = self._pool.env.clock.time()
+        event = self._pool.catalog.add_event(now, "warning", f"target {name}", "the pause ended by its timeout")
+        task = asyncio.ensure_future(event)
+        self._events.add(task)
+        task.add_done_callback(self._events.discard)
+
     async def expose(self, volume: Volume, snapshot: Frozen | None = None) -> None:
         """Make the target of its own name, with the volume or snapshot as LUN 0. Raises AlreadyExists."""
         if snapshot is None:
@@ -224,6 +287,7 @@ class Exposure:
 
     async def _delete(self, row: TargetRow) -> None:
         await self._pool.catalog.remove_target(row.name)
+        self._end_pause(row.name)
         del self._targets[row.name]
         for lun in row.luns:
             self._unserved.pop((row.name, lun.lun), None)
@@ -268,12 +332,15 @@ class Exposure:
             raise InUse(f"target {row.name} is in use by {', '.join(holders)}; log out there first, or use --force")
 
     def _info(self, row: TargetRow) -> TargetInfo:
+        pause = self._pauses.get(row.name)
         return TargetInfo(
             name=row.name,
             portals=self._exports.portals(),
             luns=[self._lun_info(lun) for lun in row.luns],
             initiators=list(row.initiators),
             sessions=sum(session.target == row.name for session in self._exports.sessions()),
+            state="ok" if pause is None else "paused",
+            resumes_at=None if pause is None else pause.until,
         )
 
     def _lun_info(self, lun: LunRow) -> LunInfo:

@@ -403,6 +403,16 @@ class LocalApi:
     ) -> TargetInfo:
         return await self._exposure.change_access(target, add, remove, admit_all=admit_all)
 
+    async def target_pause(self, name: str, *, timeout_s: float = 20.0) -> TargetInfo:
+        info = await self._exposure.pause(name, timeout_s)
+        await self._event(f"target {info.name}", f"paused for at most {timeout_s:g} s")
+        return info
+
+    async def target_resume(self, name: str) -> TargetInfo:
+        info = await self._exposure.resume(name)
+        await self._event(f"target {info.name}", "resumed")
+        return info
+
     async def session_list(self, target: str | None = None) -> list[SessionInfo]:
         return self._exposure.sessions(target)
 

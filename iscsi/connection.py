@@ -313,6 +313,7 @@ class Connection:
             port = ItNexus(session.initiator_name, session.isid, session.target.name, session.portal_group)
             nexus = unit.attach(port, self.luns)
             nexus.abort_tasks = functools.partial(self._abort_tasks_of, nexus)
+            self._bind(nexus)
         session.nexuses[field] = nexus
         return nexus
 
@@ -336,6 +337,23 @@ class Connection:
         for nexus in self.all_nexuses():
             nexus.establish_unit_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
         self._attach_all()
+
+    def service_changed(self) -> None:
+        """The target was paused or resumed."""
+        session = self.session
+        if session is None or session.target is None:
+            return
+        session.held = session.target.paused
+        for nexus in self.all_nexuses():
+            self._bind(nexus)
+        if not session.held:
+            self.go_on()
+
+    def _bind(self, nexus: Nexus) -> None:
+        """Whether the nexus's commands may take the fast path at all."""
+        assert self.session is not None
+        nexus.plain_only = self.session.held
+        nexus.lu.refresh(nexus)
 
     def _attach_all(self) -> None:
         for lun in self.luns():

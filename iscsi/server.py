@@ -182,6 +182,12 @@ class IscsiServer:
             shown = list(session.nexuses.values())
             await settle([task for task in session.running if task.nexus not in shown])
 
+    async def quiesced(self, target: Target) -> None:
+        """Return when no command that was running at ``target`` touches a device any more. It is paused."""
+        for session in self.table:
+            if session.target is target:
+                await settle(list(session.running))
+
     def sessions(self) -> list[SessionInfo]:
         """Everybody who is logged in."""
         return [
@@ -229,6 +235,8 @@ class IscsiServer:
                 session.connection.drop()
             elif change is TargetChange.LUNS:
                 session.connection.luns_changed()
+            elif change is TargetChange.SERVICE:
+                session.connection.service_changed()
 
     def _tick(self) -> None:
         for shell in list(self._shells):

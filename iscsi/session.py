@@ -8,6 +8,10 @@ Order among the tasks of a session (SAM-5 section 8): SIMPLE ones have none. An 
 before it are answered, and none that came later starts before it is. HEAD OF QUEUE starts at once. While an ORDERED
 task is there the fast path is off (``is_fast``).
 
+While the target is paused its sessions are ``held``: their commands are taken and wait. None but ``LIFE_SIGNS`` starts
+and no data is solicited, so what a session holds stays within its window and its unsolicited data. PDUs that are no
+SCSI commands are served as always: a ping keeps the connection alive, an abort finds its task.
+
 A task that runs is never torn from its worker: aborting one suppresses its answer, and whoever aborts waits for
 ``settle`` before telling the initiator, so that no stale write lands later.
 """
@@ -45,6 +49,10 @@ MAX_GATHERED_BYTES = 32 * MIB
 MAX_SESSIONS = 1024
 """Sessions of one server."""
 
+LIFE_SIGNS = frozenset((0x00, 0x03, 0x12, 0xA0))
+"""TEST UNIT READY, REQUEST SENSE, INQUIRY, REPORT LUNS: what initiators ask to learn whether a path is alive and what
+is there. They touch no medium, and are answered while the others are held, so that nobody gives the path up."""
+
 _U32 = 0xFFFFFFFF
 
 
@@ -61,6 +69,7 @@ class Session:
         "connection",
         "ended",
         "exp_cmd_sn",
+        "held",
         "initiator_name",
         "isid",
         "max_cmd_sn",
@@ -104,6 +113,7 @@ class Session:
         )  # in the logical unit's hands; aborted ones too, which are no longer in tasks
         self.reads = self.read_bytes = self.writes = self.written_bytes = 0
         self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
+        self.held = target is not None and target.paused
         self._immediate = 0
         self._ordered = 0
         self._queue: deque[ScsiTask] = deque()
@@ -183,6 +193,8 @@ class Session:
                 self._queue.append(task)
 
     def _may_start(self, task: ScsiTask) -> bool:
+        if self.held and task.cdb[0] not in LIFE_SIGNS:
+            return False
         if self._running_bytes and self._running_bytes + _cost(task) > MAX_RUNNING_BYTES:
             return False
         if not self._ordered or task.attribute == TaskAttribute.HEAD_OF_QUEUE:
@@ -209,6 +221,9 @@ class Session:
 
     def may_solicit(self, task: ScsiTask) -> bool:
         """Whether there is room to gather the rest of a task's data; if not, ``unwithheld`` gives it back later."""
+        if self.held:
+            self._withheld.append(task)
+            return False
         if task.streams or task.itt in self._gathering:
             return True
         wanted = task.wanted - task.received

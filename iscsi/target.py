@@ -81,6 +81,7 @@ class TargetChange(enum.Enum):
     REMOVED = "removed"
     LUNS = "luns"  # the LUN inventory: REPORTED LUNS DATA HAS CHANGED for every session
     ACCESS = "access"  # who is admitted, and through which portal groups
+    SERVICE = "service"  # how commands are served: paused, or no longer
 
 
 class Target:
@@ -89,7 +90,7 @@ class Target:
     ``chap``: who may log in, where that must be proven; a change holds from the next login on.
     """
 
-    __slots__ = ("_initiators", "_luns", "_portal_groups", "_watchers", "alias", "chap", "name")
+    __slots__ = ("_initiators", "_luns", "_paused", "_portal_groups", "_watchers", "alias", "chap", "name")
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Target:
         self._luns: dict[int, LogicalUnit] = {}
         self._initiators = _names(initiators)
         self._portal_groups = _tags(portal_groups)
+        self._paused = False
         self._watchers: list[Watcher] = []
 
     def __str__(self) -> str:
@@ -153,6 +155,21 @@ class Target:
         """Replace the portal groups (None: all). Sessions through others end (subscribers see to it)."""
         self._portal_groups = _tags(portal_groups)
         self._notify(TargetChange.ACCESS)
+
+    @property
+    def paused(self) -> bool:
+        """Whether commands are held instead of served; see ``Session.held``."""
+        return self._paused
+
+    def pause(self) -> None:
+        """Hold all commands from now on. Those that run end as usual: ``IscsiServer.quiesced`` waits for them."""
+        self._paused = True
+        self._notify(TargetChange.SERVICE)
+
+    def resume(self) -> None:
+        """Serve what was held, and everything after it."""
+        self._paused = False
+        self._notify(TargetChange.SERVICE)
 
     def map_lun(self, lun: int, unit: LogicalUnit) -> None:
         """Show ``unit`` at ``lun``.

@@ -77,6 +77,14 @@ class IscsiExports:
         self._target(target).admit(initiators or None)
         await self._server.dropped()
 
+    async def pause_target(self, name: str) -> None:
+        target = self._target(name)
+        target.pause()
+        await self._server.quiesced(target)
+
+    def resume_target(self, name: str) -> None:
+        self._target(name).resume()
+
     def add_volume(self, target: str, lun: int, volume: Volume) -> None:
         held = self._units.get(volume.volume_id)
         if held is None:

@@ -9,7 +9,7 @@ The transport's fast path does not come here at all. It looks only at four slots
 keeps the invariant:
 
 * ``fast_device`` is the device exactly when a READ of this nexus would be served now: no unit attention pends, no
-  reservation refuses it, the medium is there. Else None.
+  reservation refuses it, the medium is there, and the transport wants the fast path (``plain_only``). Else None.
 * ``fast_writable`` is True only if ``fast_device`` is set and a WRITE without FUA would be served: not write
   protected, not refused by a reservation, write cache on, and no read-modify-write command running (``write_order``).
 * ``blocks`` and ``block_shift`` are the device's capacity in logical blocks and the logarithm of the block's length.
@@ -109,7 +109,8 @@ class Nexus:
     """One session's view of one logical unit. Made by ``LogicalUnit.attach``.
 
     ``abort_tasks`` may be set by the transport: it ends all this nexus's commands on the unit and returns when none
-    of them can touch the medium any more; PREEMPT AND ABORT awaits it.
+    of them can touch the medium any more; PREEMPT AND ABORT awaits it. With ``plain_only`` (and ``refresh``) it keeps
+    the nexus off the fast path.
     """
 
     __slots__ = (
@@ -121,6 +122,7 @@ class Nexus:
         "it_nexus",
         "lu",
         "luns",
+        "plain_only",
         "prevents_removal",
         "unit_attentions",
     )
@@ -135,6 +137,7 @@ class Nexus:
         self.block_shift = lu.block_shift
         self.unit_attentions: list[Asc] = [Asc.POWER_ON_OCCURRED]
         self.prevents_removal = False
+        self.plain_only = False
         self.abort_tasks: Callable[[], Awaitable[None]] = _nothing_to_abort
 
     def establish_unit_attention(self, asc: Asc) -> None:
@@ -235,7 +238,7 @@ class LogicalUnit:
 
     def refresh(self, nexus: Nexus) -> None:
         """Recompute what the fast path of a nexus may do."""
-        ready = not nexus.unit_attentions and self.loaded
+        ready = not nexus.unit_attentions and self.loaded and not nexus.plain_only
         readable = ready and not self.reservations.forbid(nexus, Effect.READ)
         nexus.blocks = self._blocks
         nexus.fast_device = self.device if readable else None

@@ -16,6 +16,7 @@ class MemoryExports:
     def __init__(self) -> None:
         self.shown: dict[str, dict[int, Any]] = {}
         self.access: dict[str, tuple[str, ...]] = {}
+        self.paused: set[str] = set()
         self.logged_in: list[SessionInfo] = []
 
     def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
@@ -37,6 +38,12 @@ class MemoryExports:
 
     async def set_access(self, target: str, initiators: Sequence[str]) -> None:
         self.access[target] = tuple(initiators)
+
+    async def pause_target(self, name: str) -> None:
+        self.paused.add(name)
+
+    def resume_target(self, name: str) -> None:
+        self.paused.discard(name)
 
     def add_volume(self, target: str, lun: int, volume: Any) -> None:
         self.shown[target][lun] = volume

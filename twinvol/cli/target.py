@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from twinvol.cli.command import Output, volume_point, with_api
+from twinvol.cli.command import Output, time_text, volume_point, with_api
 
 if TYPE_CHECKING:
     from engine.api import EngineApi, TargetInfo
@@ -54,7 +54,8 @@ async def show(api: EngineApi, output: Output, name: str) -> None:
     if output.json:
         output.object(info)
         return
-    click.echo(f"{info.name}  portals {', '.join(info.portals)}  sessions {info.sessions}")
+    state = "" if info.resumes_at is None else f"  paused until {time_text(info.resumes_at)}"
+    click.echo(f"{info.name}  portals {', '.join(info.portals)}  sessions {info.sessions}{state}")
     click.echo(f"initiators: {', '.join(info.initiators) or 'all'}")
     for lun in info.luns:
         click.echo(f"LUN {_lun(info, lun.lun)}  {lun.size_bytes} bytes  serial {lun.serial}  {lun.state}")
@@ -68,6 +69,32 @@ async def delete(api: EngineApi, output: Output, name: str, force: bool) -> None
     """Delete a target; its volumes stay."""
     await api.target_delete(name, force=force)
     output.done(f"target {name} is deleted")
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Resume by itself after so many seconds. Initiators give up a command after 30 s (Linux's default).",
+)
+@with_api
+async def pause(api: EngineApi, output: Output, name: str, timeout_s: float) -> None:
+    """Hold all commands: initiators wait and see no error. Returns when none touches a volume."""
+    info = await api.target_pause(name, timeout_s=timeout_s)
+    output.object(info, f"target {info.name} is paused for {timeout_s:g} s, or until: twinvol target resume {name}")
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def resume(api: EngineApi, output: Output, name: str) -> None:
+    """Serve again, what was held first. Fails when the pause had ended by itself."""
+    info = await api.target_resume(name)
+    output.object(info, f"target {info.name} is served again")
 
 
 @cli.group()
