@@ -117,6 +117,8 @@ class FastPath:
         head = BHS_BYTES + header_digest
         dirty = answers.dirty
         filled = answers.begin()
+        for data in connection.take_output():  # of commands that ended since the last pass: earlier StatSNs
+            filled = answers.put(filled, data)
         arena = answers.arena
         flush_at = answers.sent + FLUSH_BYTES
         exp_cmd_sn = session.exp_cmd_sn

@@ -726,3 +726,17 @@ async def test_a_new_segment_length_holds_for_the_command_right_behind_it(linked
     text = requests.TextRequest(link.next_itt(), link.cmd_sn, 0, data=b"MaxRecvDataSegmentLength=512\0", immediate=True)
     answers = await link.exchange(text, link.read(0, 3))
     assert [len(pdu.data) for pdu in answers[1:]] == [512, 512, 512]
+
+
+async def test_a_command_that_ends_between_two_passes_keeps_its_place_in_statsn_order():
+    """Its answer has a StatSN before those of the next pass, and leaves before them (RFC 7143 section 4.2.2.2)."""
+    link, device = await connect()
+    device.gate = asyncio.Event()
+    link.feed(link.framer.encode(link.command(bytes([0x35]))))  # SYNCHRONIZE CACHE(10), which waits for the device
+    await device.called.wait()
+    device.gate.set()
+    await asyncio.wait(link.tasks)  # it has ended; nobody has taken its answer yet
+    link.feed(link.framer.encode(link.read(0, 8)))
+    flushed, read = link.received()
+    assert (type(flushed), type(read)) == (responses.ScsiResponsePdu, responses.DataIn)
+    assert read.stat_sn == flushed.stat_sn + 1
