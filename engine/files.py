@@ -46,8 +46,8 @@ class BlockFile(Protocol):
         """Fill all buffers; what lies beyond the end of the file, or in a hole, is zero."""
         ...
 
-    def read_now(self, buffers: Sequence[memoryview], offset: int, /) -> bool:
-        """Like ``read_into`` from the page cache only: False when that would block or came short."""
+    def read_now(self, view: memoryview, offset: int, /) -> bool:
+        """Fill ``view`` from the page cache: False when that would block or came short."""
         ...
 
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
@@ -185,14 +185,11 @@ class RealFile:
         except OSError as error:
             raise translate(error, f"reading {self.path} at {offset}") from error
 
-    def read_now(self, buffers: Sequence[memoryview], offset: int, /) -> bool:
-        if not self._nowait:
-            return False
+    def read_now(self, view: memoryview, offset: int, /) -> bool:
         try:
-            got = _preadv(self._fd, buffers, offset, _NOWAIT)
+            return self._nowait and _preadv(self._fd, (view,), offset, _NOWAIT) == len(view)
         except OSError:  # EAGAIN; a real error comes back from the blocking read that follows
             return False
-        return got == (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers)))
 
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         try:

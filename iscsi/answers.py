@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 ARENA_BYTES = MIB
 """Room for the answers of a pass. Only what a pass fills is ever touched, usually the first 128 KiB."""
 
-FLUSH_BYTES = 128 * KIB
-"""Answers are sent when they have grown to this: large enough to make few calls, small enough to stay in the cache."""
+FLUSH_BYTES = 512 * KIB
+"""Answers are sent when they have grown to this. Small enough to stay in the cache, and large enough that a reader which
+was woken by the first segment finds the others there: waking it costs more than sending. (Measured against 128 KiB:
+64 KiB reads at depth 8 1.28 times the rate and 0.73 of the CPU, 16 KiB at depth 32 1.43 and 0.70, 4 KiB no difference.)"""
 
 POOLED_ARENAS = 16
 """Spare arenas that are kept; further ones are made when needed and forgotten."""

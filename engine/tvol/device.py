@@ -101,7 +101,7 @@ class NativeDevice:
         index = offset >> shift
         entry = self._leaves[index >> 12].view[index & 4095]
         if entry >= 2:
-            return self._read_now((view,), (entry << shift) + within)
+            return self._read_now(view, (entry << shift) + within)
         view[:] = ZEROES[:length]
         return True
 
@@ -113,7 +113,7 @@ class NativeDevice:
         for at, size, position in self._segments(self._node, offset, length):
             if position < 0:
                 view[at : at + size] = bytes(size)
-            elif not self._read_now((view[at : at + size],), position):
+            elif not self._read_now(view[at : at + size], position):
                 return False
         return True
 

@@ -127,7 +127,7 @@ class _Plan:
     def carry_out_now(self, file: BlockFile) -> bool:
         """The same from the page cache; False when a chunk to copy is not there (nothing was written then)."""
         for position, buffer, _, _ in self.copies:
-            if not file.read_now((buffer,), position):
+            if not file.read_now(buffer, position):
                 return False
         self._overlay_and_write(file)
         return True

@@ -84,7 +84,8 @@ class Initiator:
         self.device = MemoryDevice(BLOCKS * 512, fast=device_is_fast)
         self.link = Link(make_registry(make_unit(self.device)), fast=fast)
 
-    async def log_in(self, keys: dict[str, str]) -> None:
+    async def log_in(self, keys: dict[str, str], cmd_sn: int = 1) -> None:
+        self.link.cmd_sn = cmd_sn
         agreed = await self.link.log_in(**keys)
         await self.link.clear_attention()
         self.first_burst = int(agreed["FirstBurstLength"])
@@ -109,7 +110,8 @@ class Initiator:
         )
         if command.cmd_sn_error:
             pdu = requests.ScsiCommandPdu(
-                **{name: getattr(pdu, name) for name in pdu.__slots__} | {"cmd_sn": pdu.cmd_sn + command.cmd_sn_error}
+                **{name: getattr(pdu, name) for name in pdu.__slots__}
+                | {"cmd_sn": pdu.cmd_sn + command.cmd_sn_error & 0xFFFFFFFF}
             )
             self.link.cmd_sn -= not pdu.immediate
         return pdu, data
@@ -139,11 +141,11 @@ class Initiator:
                 answers += await self.link.exchange(piece)
 
 
-async def play_everywhere(keys: dict[str, str], commands: list[Command]) -> None:
+async def play_everywhere(keys: dict[str, str], commands: list[Command], cmd_sn: int = 1) -> None:
     outcomes = []
     for fast, device_is_fast in ((True, True), (False, True), (True, False), (False, False)):
         initiator = Initiator(fast=fast, device_is_fast=device_is_fast)
-        await initiator.log_in(keys)
+        await initiator.log_in(keys, cmd_sn)
         for command in commands:
             if not initiator.link.connection.closing:
                 await initiator.play(command)
@@ -159,6 +161,16 @@ async def play_everywhere(keys: dict[str, str], commands: list[Command]) -> None
 @given(KEYS, st.lists(COMMANDS, min_size=1, max_size=8))
 def test_fast_and_plain_path_answer_alike(keys, commands):
     asyncio.run(play_everywhere(keys, commands))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(COMMANDS, min_size=4, max_size=8),
+    st.builds(int.__sub__, st.sampled_from((1 << 32, 0xFFFF0000, 0xFFFF0000 - 128)), st.integers(1, 6)),
+)
+def test_serial_numbers_wrap_alike(commands, cmd_sn):
+    """Around 2^32, and where the fast path leaves off until they have wrapped."""
+    asyncio.run(play_everywhere(DEFAULT_KEYS, commands, cmd_sn))
 
 
 async def play_in_pieces(commands: list[Command], cuts: list[int], credit: int) -> None:

@@ -24,7 +24,7 @@ class FileDevice:
         self.read_only = False
 
     def try_read(self, offset: int, view: memoryview, /) -> bool:
-        return self._file.read_now((view,), offset)
+        return self._file.read_now(view, offset)
 
     def try_write(self, offset: int, data: memoryview, /) -> bool:
         if len(data) > MAX_WRITE_NOW:

@@ -236,10 +236,10 @@ class SimBlockFile:
             self._inode.live.read_into(offset, memoryview(buffer).cast("B"))
             offset += len(buffer)
 
-    def read_now(self, buffers: Sequence[memoryview], offset: int, /) -> bool:
+    def read_now(self, view: memoryview, offset: int, /) -> bool:
         if self._life == self._system.life and self._system.rng.random() < self._system.cold_read_chance:
             return False
-        self.read_into(buffers, offset)
+        self.read_into((view,), offset)
         return True
 
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
