@@ -21,9 +21,10 @@ ARENA_BYTES = MIB
 """Room for the answers of a pass. Only what a pass fills is ever touched, usually the first 128 KiB."""
 
 FLUSH_BYTES = 512 * KIB
-"""Answers are sent when they have grown to this. Small enough to stay in the cache, and large enough that a reader which
+"""Answers are sent when they have grown to this: small enough to stay in the cache, large enough that a reader which
 was woken by the first segment finds the others there: waking it costs more than sending. (Measured against 128 KiB:
-64 KiB reads at depth 8 1.28 times the rate and 0.73 of the CPU, 16 KiB at depth 32 1.43 and 0.70, 4 KiB no difference.)"""
+64 KiB reads at depth 8 have 1.28 times the rate at 0.73 of the CPU, 16 KiB at depth 32 1.43 at 0.70, 4 KiB the same.)
+"""
 
 POOLED_ARENAS = 16
 """Spare arenas that are kept; further ones are made when needed and forgotten."""

@@ -5,12 +5,12 @@ written by the device's ``try_read`` and ``try_write``, and answered behind the 
 not usual goes, in its place in the stream, to ``Connection.receive_pdu``, which answers alike, byte for byte
 (``tests/properties/test_fast_path.py``); so this file may decline anything and must never guess.
 
-Measured without the device and the system calls (4 KiB commands, 32 in a pass, Python 3.11 without and with profile-guided
-optimisation): 0.82 and 0.70 us for a read, 0.97 and 0.81 us for a write; a pass by itself costs 2 us, with both digests
-a command 2.6 us. The budget is 1.5 us per command. Of it: decoding the header into the fields that are asked 0.25 us
-(every 64-bit field that still had to be shifted and masked cost 0.1 more), what one asks of the logical unit once per
-run of commands to it and not each time 0.1, answers packed in eight fields instead of thirteen 0.1. A frozen object
-per command would cost 0.9 us, a task per command 1.3-4.2 us (PERFORMANCE section 1).
+Measured without the device and the system calls (4 KiB commands, 32 in a pass, Python 3.11 without and with
+profile-guided optimisation): 0.82 and 0.70 us for a read, 0.97 and 0.81 us for a write; a pass by itself costs 2 us;
+with both digests a command costs 2.6 us. The budget is 1.5 us per command. What the shape of this file brings: the
+header decoded into just the fields that are asked 0.25 us, the logical unit looked at once per run of commands to it
+0.1, answers packed in eight fields instead of thirteen 0.1. A frozen object per command would cost 0.9 us, a task per
+command 1.3-4.2 us (PERFORMANCE section 1).
 
 Layouts: RFC 7143 sections 11.3 (SCSI Command), 11.4 (SCSI Response), 11.7 (Data-Out, Data-In), 11.8 (R2T).
 """
