@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration import vm_host
 from tests.integration.vm import free_portal, run_scenario
-from tests.support.daemon import twinvol
+from tests.support.daemon import PROGRAM, twinvol
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.daemon import Daemon
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+"""Scenarios of this repository's own."""
 
 pytestmark = [pytest.mark.client("initiator-vm"), pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -73,3 +75,30 @@ def test_kill_9_under_io_loses_nothing_that_was_fsynced(tmp_path: Path):
     (volume_file,) = pool.rglob("*.tvol")
     checked = twinvol("check", str(volume_file))
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_resize_a_pause_and_luns_that_come_and_go_under_a_mounted_file_system(daemon: Daemon, tmp_path: Path):
+    url = daemon.volume("disk", "256M")
+    daemon.run("snapshot", "create", "disk", "before")
+    daemon.run("volume", "create", "more", "--size", "64M")
+
+    def command(name: str, *arguments: str) -> tuple[str, str]:
+        return "--host-cmd", f"{name}={shlex.join([*PROGRAM, *arguments, '--pool', str(daemon.pool)])}"
+
+    run_scenario(
+        str(SCENARIOS / "live_changes.sh"),
+        daemon.portal,
+        tmp_path,
+        *("--target", iqn(url), "--env", f"GROWN={512 << 20}", "--env", f"ADDED={64 << 20}"),
+        *command("grow", "volume", "resize", "disk", "--size", "512M"),
+        *command("pause", "target", "pause", "disk"),
+        *command("resume", "target", "resume", "disk"),
+        *command("add", "target", "lun", "add", "disk", "more", "--lun", "1"),
+        *command("remove", "target", "lun", "remove", "disk", "1", "--force"),
+    )
+    assert daemon.run("volume", "show", "disk")["size_bytes"] == 512 << 20
+    assert daemon.run("target", "show", "disk")["state"] == "ok"
+    assert daemon.stop() == 0
+    for volume_file in daemon.pool.rglob("*.tvol"):
+        checked = twinvol("check", str(volume_file))
+        assert checked.returncode == 0, checked.stdout + checked.stderr
