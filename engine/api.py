@@ -123,20 +123,26 @@ class ReplicaInfo:
 
 @dataclass(frozen=True, slots=True)
 class LunInfo:
+    """``initiators``: the only ones that see it; empty: all that the target admits."""
+
     lun: int
     volume: str
     snapshot: str | None
     size_bytes: int
     serial: str
     state: str
+    initiators: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """``initiators``: the access list; empty admits all. ``state``: ok, or paused, until ``resumes_at`` at most."""
+    """``initiators``: the access list; empty admits all. ``portal_groups``: tags of those through which it is reached;
+    empty: all. ``portals``: the addresses of these groups.
+    ``state``: ok, or paused, until ``resumes_at`` at most."""
 
     name: str
     portals: list[str]
+    portal_groups: list[int]
     luns: list[LunInfo]
     initiators: list[str]
     sessions: int
@@ -146,9 +152,11 @@ class TargetInfo:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits. Counters since its login."""
+    """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits. ``portal_group``: tag of the group
+    through which it came. Counters since its login."""
 
     target: str
+    portal_group: int
     initiator: str
     isid: str
     tsih: int
@@ -346,7 +354,9 @@ class EngineApi(Protocol):
         """Compare both sides by hash tree; the job's result has ``identical``, ``root`` and the ``proof`` document."""
         ...
 
-    async def target_create(self, name: str, *, initiators: list[str] | None = None) -> TargetInfo:
+    async def target_create(
+        self, name: str, *, initiators: list[str] | None = None, portal_groups: list[int] | None = None
+    ) -> TargetInfo:
         """An empty target. ``name``: an iSCSI name, or the part of it behind the pool's prefix."""
         ...
 
@@ -356,13 +366,30 @@ class EngineApi(Protocol):
         """Raises InUse: it has sessions; ``force`` ends them."""
         ...
 
+    async def target_bind(self, target: str, *, portal_groups: list[int]) -> TargetInfo:
+        """Have a target reached through these portal groups only; through all, when empty. Other sessions are ended.
+
+        Raises InvalidArgument: no portal is in such a group.
+        """
+        ...
+
     async def target_lun_add(
-        self, target: str, volume: str, *, snapshot: str | None = None, lun: int | None = None
+        self,
+        target: str,
+        volume: str,
+        *,
+        snapshot: str | None = None,
+        lun: int | None = None,
+        initiators: list[str] | None = None,
     ) -> TargetInfo:
-        """Show a volume or snapshot as a LUN, by default the lowest free one."""
+        """Show a volume or snapshot as a LUN, by default the lowest free one; to these initiators only, when given."""
         ...
 
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo: ...
+    async def target_lun_mask(self, target: str, lun: int, *, initiators: list[str]) -> TargetInfo:
+        """Show a LUN to these initiators only; to all that the target admits, when empty. Others lose it at once."""
+        ...
+
     async def target_access(
         self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False
     ) -> TargetInfo:

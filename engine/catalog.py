@@ -44,6 +44,12 @@ CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL);
 CREATE TABLE luns (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, lun INTEGER NOT NULL,
     volume_id TEXT NOT NULL, snapshot_guid TEXT, PRIMARY KEY (target, lun));
+CREATE TABLE lun_masks (
+    target TEXT NOT NULL, lun INTEGER NOT NULL, initiator TEXT NOT NULL, PRIMARY KEY (target, lun, initiator),
+    FOREIGN KEY (target, lun) REFERENCES luns(target, lun) ON DELETE CASCADE);
+CREATE TABLE target_portal_groups (
+    target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, tag INTEGER NOT NULL,
+    PRIMARY KEY (target, tag));
 CREATE TABLE access (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, initiator TEXT NOT NULL,
     PRIMARY KEY (target, initiator));
@@ -80,22 +86,27 @@ class VolumeRow:
 
 @dataclass(frozen=True, slots=True)
 class LunRow:
-    """A volume, or one of its snapshots, under a number of a target."""
+    """A volume, or one of its snapshots, under a number of a target.
+
+    ``initiators``: the only ones that see it; empty: all that the target admits.
+    """
 
     target: str
     lun: int
     volume_id: str
     snapshot_guid: str | None = None
+    initiators: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TargetRow:
-    """An iSCSI target. An empty access list admits every initiator."""
+    """An iSCSI target. An empty access list admits every initiator; without portal groups it is in all."""
 
     name: str
     created_at: float
     luns: Sequence[LunRow] = ()
     initiators: Sequence[str] = ()
+    portal_groups: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +239,28 @@ class Catalog:
         """Oldest first."""
 
         def work(database: sqlite3.Connection) -> list[TargetRow]:
+            masks: dict[tuple[str, int], list[str]] = {}
+            for name, lun, initiator in database.execute("SELECT * FROM lun_masks ORDER BY initiator"):
+                masks.setdefault((name, lun), []).append(initiator)
             luns: dict[str, list[LunRow]] = {}
             for row in database.execute("SELECT target, lun, volume_id, snapshot_guid FROM luns ORDER BY lun"):
-                luns.setdefault(row[0], []).append(LunRow(*row))
+                luns.setdefault(row[0], []).append(
+                    LunRow(row[0], row[1], row[2], row[3], tuple(masks.get(row[:2], ())))
+                )
+            groups: dict[str, list[int]] = {}
+            for name, tag in database.execute("SELECT target, tag FROM target_portal_groups ORDER BY tag"):
+                groups.setdefault(name, []).append(tag)
             access: dict[str, list[str]] = {}
             for target, initiator in database.execute("SELECT target, initiator FROM access ORDER BY initiator"):
                 access.setdefault(target, []).append(initiator)
             return [
-                TargetRow(name, created_at, tuple(luns.get(name, ())), tuple(access.get(name, ())))
+                TargetRow(
+                    name,
+                    created_at,
+                    tuple(luns.get(name, ())),
+                    tuple(access.get(name, ())),
+                    tuple(groups.get(name, ())),
+                )
                 for name, created_at in database.execute("SELECT name, created_at FROM targets ORDER BY rowid")
             ]
 
@@ -250,9 +275,11 @@ class Catalog:
             except sqlite3.IntegrityError as error:
                 raise AlreadyExists("target", row.name) from error
             for lun in row.luns:
-                database.execute("INSERT INTO luns VALUES (?, ?, ?, ?)", _lun_values(lun))
+                _insert_lun(database, lun)
             for initiator in row.initiators:
                 database.execute("INSERT INTO access VALUES (?, ?)", (row.name, initiator))
+            for tag in row.portal_groups:
+                database.execute("INSERT INTO target_portal_groups VALUES (?, ?)", (row.name, tag))
 
         await self._run(work)
 
@@ -264,7 +291,7 @@ class Catalog:
 
         def work(database: sqlite3.Connection) -> None:
             try:
-                database.execute("INSERT INTO luns VALUES (?, ?, ?, ?)", _lun_values(row))
+                _insert_lun(database, row)
             except sqlite3.IntegrityError as error:
                 raise AlreadyExists("LUN", f"{row.target} {row.lun}") from error
 
@@ -282,6 +309,26 @@ class Catalog:
             database.execute("DELETE FROM access WHERE target = ?", (target,))
             for initiator in initiators:
                 database.execute("INSERT INTO access VALUES (?, ?)", (target, initiator))
+
+        await self._run(work)
+
+    async def set_portal_groups(self, target: str, tags: Sequence[int]) -> None:
+        """Replace the portal groups of a target."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM target_portal_groups WHERE target = ?", (target,))
+            for tag in tags:
+                database.execute("INSERT INTO target_portal_groups VALUES (?, ?)", (target, tag))
+
+        await self._run(work)
+
+    async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:
+        """Replace the initiators that see a LUN."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM lun_masks WHERE target = ? AND lun = ?", (target, lun))
+            for initiator in initiators:
+                database.execute("INSERT INTO lun_masks VALUES (?, ?, ?)", (target, lun, initiator))
 
         await self._run(work)
 
@@ -418,5 +465,7 @@ def _put_volume(database: sqlite3.Connection, row: VolumeRow) -> None:
         raise AlreadyExists("volume", row.name) from error
 
 
-def _lun_values(row: LunRow) -> tuple[str, int, str, str | None]:
-    return (row.target, row.lun, row.volume_id, row.snapshot_guid)
+def _insert_lun(database: sqlite3.Connection, row: LunRow) -> None:
+    database.execute("INSERT INTO luns VALUES (?, ?, ?, ?)", (row.target, row.lun, row.volume_id, row.snapshot_guid))
+    for initiator in row.initiators:
+        database.execute("INSERT INTO lun_masks VALUES (?, ?, ?)", (row.target, row.lun, initiator))

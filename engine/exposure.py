@@ -1,4 +1,4 @@
-"""Which volumes and snapshots initiators see: targets, LUNs and access lists.
+"""Which volumes and snapshots initiators see: targets, LUNs, access lists, LUN masks and portal groups.
 
 The catalogue is the truth. Every change is durable there before it takes effect, and takes effect at the iSCSI side
 (``Exports``, which ``twinvol/wiring.py`` implements) in the same call. ``restore`` builds everything at start,
@@ -47,12 +47,12 @@ class Exports(Protocol):
     """The iSCSI side. Methods take effect at once; those that end sessions return when none of them can still
     touch a device."""
 
-    def portals(self) -> list[str]:
-        """Addresses that accept logins, as HOST:PORT."""
+    def portals(self) -> list[tuple[str, int]]:
+        """Addresses that accept logins, as HOST:PORT, each with the tag of its portal group."""
         ...
 
     def sessions(self) -> list[SessionInfo]: ...
-    def add_target(self, name: str, initiators: Sequence[str]) -> None: ...
+    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None: ...
     async def remove_target(self, name: str) -> None: ...
     async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
     async def pause_target(self, name: str) -> None:
@@ -60,8 +60,12 @@ class Exports(Protocol):
         ...
 
     def resume_target(self, name: str) -> None: ...
-    def add_volume(self, target: str, lun: int, volume: Volume) -> None: ...
-    def add_snapshot(self, target: str, lun: int, snapshot: Frozen, identity: Identity) -> None: ...
+    async def set_portal_groups(self, target: str, portal_groups: Sequence[int]) -> None: ...
+    def add_volume(self, target: str, lun: int, volume: Volume, initiators: Sequence[str]) -> None: ...
+    def add_snapshot(
+        self, target: str, lun: int, snapshot: Frozen, identity: Identity, initiators: Sequence[str]
+    ) -> None: ...
+    async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None: ...
     async def remove_lun(self, target: str, lun: int) -> None: ...
 
 
@@ -82,7 +86,7 @@ class Exposure:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
         for row in await self._pool.catalog.targets():
             self._targets[row.name] = row
-            self._exports.add_target(row.name, row.initiators)
+            self._exports.add_target(row.name, row.initiators, row.portal_groups)
             for lun in row.luns:
                 try:
                     self._show(lun)
@@ -120,8 +124,9 @@ class Exposure:
         name = self._row(target).name
         return [session for session in self._exports.sessions() if session.target == name]
 
-    def portals(self) -> list[str]:
-        return self._exports.portals()
+    def portals(self, groups: Sequence[int] = ()) -> list[str]:
+        """Addresses of these portal groups, by default of all."""
+        return [address for address, group in self._exports.portals() if not groups or group in groups]
 
     def luns_of(self, volume_id: str, snapshot_guid: str | None = None) -> list[LunRow]:
         """Where a volume, or a snapshot of it, is shown."""
@@ -145,11 +150,11 @@ class Exposure:
 
     # --- changing ---------------------------------------------------------------------------------------------
 
-    async def create(self, name: str, initiators: Sequence[str]) -> TargetInfo:
+    async def create(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int] = ()) -> TargetInfo:
         """Raises AlreadyExists, InvalidArgument."""
-        access = tuple(sorted({check_iscsi_name(initiator) for initiator in initiators}))
+        access, groups = _names(initiators), self._known_groups(portal_groups)
         async with self._changing:
-            return self._info(await self._create(self.full_name(name), access))
+            return self._info(await self._create(self.full_name(name), access, groups))
 
     async def delete(self, name: str, *, force: bool) -> None:
         async with self._changing:
@@ -158,7 +163,24 @@ class Exposure:
                 self._require_no_sessions(row)
             await self._delete(row)
 
-    async def add_lun(self, target: str, volume: Volume, snapshot: Frozen | None, lun: int | None) -> TargetInfo:
+    async def bind(self, target: str, portal_groups: Sequence[int]) -> TargetInfo:
+        """Replace the portal groups of a target. Raises InvalidArgument: no portal is in one of them."""
+        groups = self._known_groups(portal_groups)
+        async with self._changing:
+            row = self._row(target)
+            await self._pool.catalog.set_portal_groups(row.name, groups)
+            row = self._targets[row.name] = replace(row, portal_groups=groups)
+            await self._exports.set_portal_groups(row.name, groups)
+            return self._info(row)
+
+    async def add_lun(
+        self,
+        target: str,
+        volume: Volume,
+        snapshot: Frozen | None,
+        lun: int | None,
+        initiators: Sequence[str] = (),
+    ) -> TargetInfo:
         """Raises AlreadyExists when the LUN is taken."""
         async with self._changing:
             row = self._row(target)
@@ -170,7 +192,8 @@ class Exposure:
             if lun in taken:
                 raise AlreadyExists("LUN", f"{row.name} {lun}")
             guid = None if snapshot is None else snapshot.guid
-            return self._info(await self._add_lun(row, LunRow(row.name, lun, volume.volume_id, guid)))
+            new = LunRow(row.name, lun, volume.volume_id, guid, _names(initiators))
+            return self._info(await self._add_lun(row, new))
 
     async def remove_lun(self, target: str, lun: int, *, force: bool) -> TargetInfo:
         async with self._changing:
@@ -180,6 +203,20 @@ class Exposure:
             if not force:
                 self._require_no_sessions(row)
             return self._info(await self._remove_lun(row, lun))
+
+    async def mask_lun(self, target: str, lun: int, initiators: Sequence[str]) -> TargetInfo:
+        """Show a LUN to these initiators only, or to all when there are none. Raises NotFound."""
+        names = _names(initiators)
+        async with self._changing:
+            row = self._row(target)
+            if lun not in {existing.lun for existing in row.luns}:
+                raise NotFound("LUN", f"{row.name} {lun}")
+            await self._pool.catalog.set_mask(row.name, lun, names)
+            luns = tuple(replace(each, initiators=names) if each.lun == lun else each for each in row.luns)
+            row = self._targets[row.name] = replace(row, luns=luns)
+            if (row.name, lun) not in self._unserved:
+                await self._exports.set_mask(row.name, lun, names)
+            return self._info(row)
 
     async def change_access(
         self, target: str, add: Sequence[str], remove: Sequence[str], *, admit_all: bool
@@ -254,7 +291,7 @@ class Exposure:
         else:
             name, guid = self.snapshot_target(volume.name, snapshot.name), snapshot.guid
         async with self._changing:
-            await self._create(name, (), LunRow(name, 0, volume.volume_id, guid))
+            await self._create(name, lun=LunRow(name, 0, volume.volume_id, guid))
 
     def require_exposable(self, volume: str, snapshot: str | None = None) -> None:
         """Raises AlreadyExists when ``expose`` would."""
@@ -276,11 +313,13 @@ class Exposure:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    async def _create(self, name: str, access: Sequence[str], lun: LunRow | None = None) -> TargetRow:
-        row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), tuple(access))
+    async def _create(
+        self, name: str, access: Sequence[str] = (), groups: Sequence[int] = (), *, lun: LunRow | None = None
+    ) -> TargetRow:
+        row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), access, groups)
         await self._pool.catalog.add_target(row)
         self._targets[name] = row
-        self._exports.add_target(name, access)
+        self._exports.add_target(name, access, groups)
         if lun is not None:
             self._show(lun)
         return row
@@ -309,10 +348,10 @@ class Exposure:
     def _show(self, lun: LunRow) -> None:
         volume = self._pool.by_id(lun.volume_id)
         if lun.snapshot_guid is None:
-            self._exports.add_volume(lun.target, lun.lun, volume)
+            self._exports.add_volume(lun.target, lun.lun, volume, lun.initiators)
             return
         snapshot = self._snapshot(volume, lun.snapshot_guid)
-        self._exports.add_snapshot(lun.target, lun.lun, snapshot, Identity.of(snapshot.guid))
+        self._exports.add_snapshot(lun.target, lun.lun, snapshot, Identity.of(snapshot.guid), lun.initiators)
 
     def _snapshot(self, volume: Volume, guid: str) -> Frozen:
         for snapshot in volume.head.store.snapshots(volume.volume_id):
@@ -335,7 +374,8 @@ class Exposure:
         pause = self._pauses.get(row.name)
         return TargetInfo(
             name=row.name,
-            portals=self._exports.portals(),
+            portals=self.portals(row.portal_groups),
+            portal_groups=list(row.portal_groups),
             luns=[self._lun_info(lun) for lun in row.luns],
             initiators=list(row.initiators),
             sessions=sum(session.target == row.name for session in self._exports.sessions()),
@@ -346,10 +386,27 @@ class Exposure:
     def _lun_info(self, lun: LunRow) -> LunInfo:
         why = self._unserved.get((lun.target, lun.lun))
         if why is not None:
-            return LunInfo(lun.lun, lun.volume_id, lun.snapshot_guid, 0, "", f"not served: {why}")
+            state = f"not served: {why}"
+            return LunInfo(lun.lun, lun.volume_id, lun.snapshot_guid, 0, "", state, list(lun.initiators))
         volume = self._pool.by_id(lun.volume_id)
         if lun.snapshot_guid is None:
-            return LunInfo(lun.lun, volume.name, None, volume.size_bytes, volume.identity.serial, "ok")
+            serial = volume.identity.serial
+            return LunInfo(lun.lun, volume.name, None, volume.size_bytes, serial, "ok", list(lun.initiators))
         snapshot = self._snapshot(volume, lun.snapshot_guid)
         serial = Identity.of(snapshot.guid).serial
-        return LunInfo(lun.lun, volume.name, snapshot.name, snapshot.size_bytes, serial, "ok")
+        size = snapshot.size_bytes
+        return LunInfo(lun.lun, volume.name, snapshot.name, size, serial, "ok", list(lun.initiators))
+
+    def _known_groups(self, tags: Sequence[int]) -> tuple[int, ...]:
+        """Raises InvalidArgument: no portal is in one of them."""
+        known = {group for _, group in self._exports.portals()}
+        unknown = set(tags) - known
+        if unknown:
+            listed = ", ".join(map(str, sorted(known)))
+            raise InvalidArgument(f"no portal is in portal group {min(unknown)}; there are portals in {listed}")
+        return tuple(sorted(set(tags)))
+
+
+def _names(initiators: Sequence[str]) -> tuple[str, ...]:
+    """Sorted, once each. Raises InvalidArgument."""
+    return tuple(sorted({check_iscsi_name(initiator) for initiator in initiators}))

@@ -376,8 +376,13 @@ class LocalApi:
 
     # --- targets ----------------------------------------------------------------------------------------------
 
-    async def target_create(self, name: str, *, initiators: list[str] | None = None) -> TargetInfo:
-        return await self._exposure.create(name, initiators or ())
+    async def target_create(
+        self, name: str, *, initiators: list[str] | None = None, portal_groups: list[int] | None = None
+    ) -> TargetInfo:
+        return await self._exposure.create(name, initiators or (), portal_groups or ())
+
+    async def target_bind(self, target: str, *, portal_groups: list[int]) -> TargetInfo:
+        return await self._exposure.bind(target, portal_groups)
 
     async def target_list(self) -> list[TargetInfo]:
         return self._exposure.targets()
@@ -389,14 +394,23 @@ class LocalApi:
         await self._exposure.delete(name, force=force)
 
     async def target_lun_add(
-        self, target: str, volume: str, *, snapshot: str | None = None, lun: int | None = None
+        self,
+        target: str,
+        volume: str,
+        *,
+        snapshot: str | None = None,
+        lun: int | None = None,
+        initiators: list[str] | None = None,
     ) -> TargetInfo:
         source = self._pool.volume(volume)
         frozen = None if snapshot is None else self._pool.snapshot(source, snapshot)
-        return await self._exposure.add_lun(target, source, frozen, lun)
+        return await self._exposure.add_lun(target, source, frozen, lun, initiators or ())
 
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo:
         return await self._exposure.remove_lun(target, lun, force=force)
+
+    async def target_lun_mask(self, target: str, lun: int, *, initiators: list[str]) -> TargetInfo:
+        return await self._exposure.mask_lun(target, lun, initiators)
 
     async def target_access(
         self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False

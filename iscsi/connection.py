@@ -300,7 +300,7 @@ class Connection:
         assert session is not None
         assert session.target is not None
         lun = decode_lun(field)
-        unit = None if lun is None else session.target.luns.get(lun)
+        unit = None if lun is None else session.target.unit_for(session.initiator_name, lun)
         known = session.nexuses.get(field)
         if known is not None and known.lu is unit:
             return known
@@ -325,12 +325,18 @@ class Connection:
     def luns(self) -> list[int]:
         """What this session may see now."""
         session = self.session
-        return [] if session is None or session.target is None else sorted(session.target.luns)
+        return [] if session is None or session.target is None else session.target.luns_for(session.initiator_name)
 
     def luns_changed(self) -> None:
-        """The target's LUN map changed: meet what is new, part from what is gone, and tell the initiator."""
+        """The target's LUN map or a mask changed: meet what is new, part from what is gone, tell the initiator.
+
+        One whose own LUNs are the same as before hears nothing.
+        """
         session = self.session
         if session is None or session.target is None:
+            return
+        before = {decode_lun(field): nexus.lu for field, nexus in session.nexuses.items()}
+        if before == {lun: session.target.unit_for(session.initiator_name, lun) for lun in self.luns()}:
             return
         for field in list(session.nexuses):
             self.nexus(field)

@@ -90,7 +90,7 @@ class Target:
     ``chap``: who may log in, where that must be proven; a change holds from the next login on.
     """
 
-    __slots__ = ("_initiators", "_luns", "_paused", "_portal_groups", "_watchers", "alias", "chap", "name")
+    __slots__ = ("_initiators", "_luns", "_masks", "_paused", "_portal_groups", "_watchers", "alias", "chap", "name")
 
     def __init__(
         self,
@@ -115,6 +115,7 @@ class Target:
         self.alias = alias
         self.chap: ChapAccess | None = None
         self._luns: dict[int, LogicalUnit] = {}
+        self._masks: dict[int, frozenset[str]] = {}  # who alone sees a LUN
         self._initiators = _names(initiators)
         self._portal_groups = _tags(portal_groups)
         self._paused = False
@@ -125,8 +126,17 @@ class Target:
 
     @property
     def luns(self) -> Mapping[int, LogicalUnit]:
-        """The LUN map, live and read-only."""
+        """The whole LUN map, live and read-only. What one initiator sees of it is ``unit_for`` and ``luns_for``."""
         return MappingProxyType(self._luns)
+
+    def unit_for(self, initiator_name: str, lun: int) -> LogicalUnit | None:
+        """What this initiator (by its normalized name) finds at ``lun``; None: nothing, or it is masked."""
+        mask = self._masks.get(lun)
+        return self._luns.get(lun) if mask is None or initiator_name in mask else None
+
+    def luns_for(self, initiator_name: str) -> list[int]:
+        """What REPORT LUNS tells this initiator, in order."""
+        return [lun for lun in sorted(self._luns) if self.unit_for(initiator_name, lun) is not None]
 
     @property
     def initiators(self) -> frozenset[str] | None:
@@ -171,8 +181,8 @@ class Target:
         self._paused = False
         self._notify(TargetChange.SERVICE)
 
-    def map_lun(self, lun: int, unit: LogicalUnit) -> None:
-        """Show ``unit`` at ``lun``.
+    def map_lun(self, lun: int, unit: LogicalUnit, initiators: Iterable[str] | None = None) -> None:
+        """Show ``unit`` at ``lun``, to these initiators only (None: to all that are admitted).
 
         Raises:
             InvalidArgument: no such LUN can be, or the target is full.
@@ -185,7 +195,26 @@ class Target:
         if len(self._luns) >= MAX_LUNS:
             raise InvalidArgument(f"target {self.name} has {MAX_LUNS} LUNs already")
         self._luns[lun] = unit
+        self._mask(lun, initiators)
         self._notify(TargetChange.LUNS)
+
+    def mask_lun(self, lun: int, initiators: Iterable[str] | None) -> None:
+        """Show a LUN to these initiators only (None: to all that are admitted).
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        if lun not in self._luns:
+            raise NotFound("LUN", f"{self.name}/{lun}")
+        self._mask(lun, initiators)
+        self._notify(TargetChange.LUNS)
+
+    def _mask(self, lun: int, initiators: Iterable[str] | None) -> None:
+        names = _names(initiators)
+        if names is None:
+            self._masks.pop(lun, None)
+        else:
+            self._masks[lun] = names
 
     def unmap_lun(self, lun: int) -> LogicalUnit:
         """Take a LUN away; returns what was there.
@@ -196,6 +225,7 @@ class Target:
         if lun not in self._luns:
             raise NotFound("LUN", f"{self.name}/{lun}")
         unit = self._luns.pop(lun)
+        self._masks.pop(lun, None)
         self._notify(TargetChange.LUNS)
         return unit
 

@@ -1,7 +1,7 @@
 """Pool-wide settings: a small TOML file (``serve --config FILE``), overridden by the command line.
 
 iqn_prefix = "iqn.2026-11.org.twinvol"    # what the names of the pool's own targets begin with
-iscsi = ["0.0.0.0:3260", "[::]:3260"]
+iscsi = ["0.0.0.0:3260", "[::]:3260"]     # "10.0.1.1:3260,2" puts a portal into portal group 2; 1 is the default
 api = "127.0.0.1:8080"
 workers = 8                               # threads for disk calls
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InvalidArgument
 from engine.names import check_iscsi_name
+from iscsi.target import DEFAULT_PORTAL_GROUP, MAX_PORTAL_GROUP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,10 @@ WORKERS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a daemon runs with. Addresses are HOST:PORT, ``[HOST]:PORT`` for IPv6; port 0 picks one."""
+    """What a daemon runs with. Addresses are HOST:PORT, ``[HOST]:PORT`` for IPv6; port 0 picks one.
+
+    ``iscsi``: portals, each with its portal group's tag behind a comma unless that is 1.
+    """
 
     iqn_prefix: str = "iqn.2026-11.org.twinvol"
     iscsi: tuple[str, ...] = (DEFAULT_ISCSI,)
@@ -34,8 +38,10 @@ class Settings:
     def check(self) -> Settings:
         """Itself. Raises InvalidArgument."""
         check_iscsi_name(self.iqn_prefix)
-        for address in [*self.iscsi, *([self.api] if self.api else [])]:
-            parse_address(address)
+        for portal in self.iscsi:
+            parse_portal(portal)
+        if self.api:
+            parse_address(self.api)
         if not 1 <= self.workers <= WORKERS_MAX:
             raise InvalidArgument(f"workers = {self.workers} is not within 1-{WORKERS_MAX}")
         return self
@@ -69,6 +75,17 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InvalidArgument(f"{text!r} is no address; say HOST:PORT, such as 127.0.0.1:3260 or [::1]:3260")
     return host, int(port)
+
+
+def parse_portal(text: str) -> tuple[str, int]:
+    """The address (HOST:PORT) and the portal group tag of ADDRESS or ADDRESS,TAG. Raises InvalidArgument."""
+    address, comma, tag = text.partition(",")
+    parse_address(address)
+    if not comma:
+        return address, DEFAULT_PORTAL_GROUP
+    if not (tag.isascii() and tag.isdigit()) or int(tag) > MAX_PORTAL_GROUP:
+        raise InvalidArgument(f"{text!r}: a portal group tag is a number within 0-{MAX_PORTAL_GROUP}")
+    return address, int(tag)
 
 
 def address_text(host: str, port: int) -> str:

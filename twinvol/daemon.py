@@ -29,7 +29,7 @@ from engine.pool import Pool
 from engine.replicas import Replicas
 from iscsi.server import IscsiServer
 from iscsi.target import TargetRegistry
-from twinvol import __version__, sockets, token
+from twinvol import __version__, config, sockets, token
 from twinvol.api import server as api_server
 from twinvol.management_process import ManagementProcess
 from twinvol.wiring import IscsiExports
@@ -49,12 +49,15 @@ SWITCH_INTERVAL_S = 0.0001
 @dataclass
 class _Sockets:
     iscsi: list[socket.socket] = field(default_factory=list)
+    portal_groups: list[int] = field(default_factory=list)  # the tag of each
     unix: socket.socket | None = None
     api: socket.socket | None = None
 
     def open(self, pool: Path, settings: Settings) -> None:
-        for address in settings.iscsi:
+        for portal in settings.iscsi:
+            address, group = config.parse_portal(portal)
             self.iscsi.append(sockets.listen(address))
+            self.portal_groups.append(group)
         if settings.api is not None:
             self.api = sockets.listen(settings.api)
             token.make(pool)
@@ -87,7 +90,8 @@ async def _serve(path: Path, settings: Settings) -> None:
         registry = TargetRegistry()
         iscsi = IscsiServer(registry)
         portals = [sockets.bound_address(listener) for listener in listening.iscsi]
-        exposure = Exposure(pool, IscsiExports(registry, iscsi, portals), settings.iqn_prefix)
+        exports = IscsiExports(registry, iscsi, list(zip(portals, listening.portal_groups, strict=True)))
+        exposure = Exposure(pool, exports, settings.iqn_prefix)
         replicas = Replicas(pool, software=f"twinvol {__version__}")
         ending.push_async_callback(replicas.close)
         ending.push_async_callback(pool.jobs.close)
@@ -102,7 +106,7 @@ async def _serve(path: Path, settings: Settings) -> None:
             management = ManagementProcess(path, listening.api)
             ending.push_async_callback(management.close)
         ending.push_async_callback(iscsi.stop)
-        await iscsi.start(listening.iscsi)
+        await iscsi.start(listening.iscsi, listening.portal_groups)
         _say_ready(portals, None if listening.api is None else sockets.bound_address(listening.api))
         await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
         await api.warm()

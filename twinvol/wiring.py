@@ -35,22 +35,23 @@ class _Unit:
 class IscsiExports:
     """``engine.exposure.Exports`` over a target registry and the server that serves it.
 
-    ``portals``: addresses that the server listens on, as HOST:PORT.
+    ``portals``: addresses that the server listens on, as HOST:PORT, each with its portal group's tag.
     """
 
-    def __init__(self, registry: TargetRegistry, server: IscsiServer, portals: Sequence[str]) -> None:
+    def __init__(self, registry: TargetRegistry, server: IscsiServer, portals: Sequence[tuple[str, int]]) -> None:
         self._registry = registry
         self._server = server
         self._portals = list(portals)
         self._units: dict[str, _Unit] = {}
 
-    def portals(self) -> list[str]:
+    def portals(self) -> list[tuple[str, int]]:
         return list(self._portals)
 
     def sessions(self) -> list[SessionInfo]:
         return [
             SessionInfo(
                 target=session.target,
+                portal_group=session.portal_group,
                 initiator=session.initiator_name,
                 isid=session.isid,
                 tsih=session.tsih,
@@ -64,8 +65,8 @@ class IscsiExports:
             if session.target is not None
         ]
 
-    def add_target(self, name: str, initiators: Sequence[str]) -> None:
-        self._registry.add(Target(name, initiators=initiators or None))
+    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None:
+        self._registry.add(Target(name, initiators=initiators or None, portal_groups=portal_groups or None))
 
     async def remove_target(self, name: str) -> None:
         target = self._registry.remove(name)
@@ -85,7 +86,11 @@ class IscsiExports:
     def resume_target(self, name: str) -> None:
         self._target(name).resume()
 
-    def add_volume(self, target: str, lun: int, volume: Volume) -> None:
+    async def set_portal_groups(self, target: str, portal_groups: Sequence[int]) -> None:
+        self._target(target).bind(portal_groups or None)
+        await self._server.dropped()
+
+    def add_volume(self, target: str, lun: int, volume: Volume, initiators: Sequence[str]) -> None:
         held = self._units.get(volume.volume_id)
         if held is None:
             unit = LogicalUnit(
@@ -106,14 +111,20 @@ class IscsiExports:
                         unit.write_protection_changed()
 
             held = self._units[volume.volume_id] = _Unit(unit, volume.subscribe(tell))
-        self._show(target, lun, held)
+        self._show(target, lun, held, initiators)
 
-    def add_snapshot(self, target: str, lun: int, snapshot: Frozen, identity: Identity) -> None:
+    def add_snapshot(
+        self, target: str, lun: int, snapshot: Frozen, identity: Identity, initiators: Sequence[str]
+    ) -> None:
         held = self._units.get(snapshot.guid)
         if held is None:
             unit = LogicalUnit(snapshot, _identity(identity), read_only=True)
             held = self._units[snapshot.guid] = _Unit(unit, lambda: None)
-        self._show(target, lun, held)
+        self._show(target, lun, held, initiators)
+
+    async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:
+        self._target(target).mask_lun(lun, initiators or None)
+        await self._server.dropped()
 
     async def remove_lun(self, target: str, lun: int) -> None:
         unit = self._target(target).unmap_lun(lun)
@@ -127,8 +138,8 @@ class IscsiExports:
         assert target is not None
         return target
 
-    def _show(self, target: str, lun: int, held: _Unit) -> None:
-        self._target(target).map_lun(lun, held.unit)
+    def _show(self, target: str, lun: int, held: _Unit, initiators: Sequence[str]) -> None:
+        self._target(target).map_lun(lun, held.unit, initiators or None)
         held.shown += 1
 
     def _drop(self, unit: LogicalUnit) -> None:

@@ -11,26 +11,30 @@ if TYPE_CHECKING:
 
 
 class MemoryExports:
-    """``shown`` maps target to LUN to device; ``access`` target to its list; ``logged_in`` is set by tests."""
+    """``shown`` maps target to LUN to device; ``access`` and ``groups`` target to its lists, ``masks`` target and LUN
+    to who sees it; ``logged_in`` is set by tests."""
 
     def __init__(self) -> None:
         self.shown: dict[str, dict[int, Any]] = {}
         self.access: dict[str, tuple[str, ...]] = {}
         self.paused: set[str] = set()
+        self.groups: dict[str, tuple[int, ...]] = {}
+        self.masks: dict[tuple[str, int], tuple[str, ...]] = {}
         self.logged_in: list[SessionInfo] = []
 
     def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
-        self.logged_in.append(SessionInfo(target, initiator, "40000137ffff", 1, "127.0.0.1:40000", 0, 0, 0, 0))
+        self.logged_in.append(SessionInfo(target, 1, initiator, "40000137ffff", 1, "127.0.0.1:40000", 0, 0, 0, 0))
 
-    def portals(self) -> list[str]:
-        return ["127.0.0.1:3260"]
+    def portals(self) -> list[tuple[str, int]]:
+        return [("127.0.0.1:3260", 1), ("127.0.0.2:3260", 2)]
 
     def sessions(self) -> list[SessionInfo]:
         return list(self.logged_in)
 
-    def add_target(self, name: str, initiators: Sequence[str]) -> None:
+    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None:
         self.shown[name] = {}
         self.access[name] = tuple(initiators)
+        self.groups[name] = tuple(portal_groups)
 
     async def remove_target(self, name: str) -> None:
         del self.shown[name]
@@ -45,11 +49,19 @@ class MemoryExports:
     def resume_target(self, name: str) -> None:
         self.paused.discard(name)
 
-    def add_volume(self, target: str, lun: int, volume: Any) -> None:
-        self.shown[target][lun] = volume
+    async def set_portal_groups(self, target: str, portal_groups: Sequence[int]) -> None:
+        self.groups[target] = tuple(portal_groups)
 
-    def add_snapshot(self, target: str, lun: int, snapshot: Any, identity: Any) -> None:
+    def add_volume(self, target: str, lun: int, volume: Any, initiators: Sequence[str]) -> None:
+        self.shown[target][lun] = volume
+        self.masks[target, lun] = tuple(initiators)
+
+    def add_snapshot(self, target: str, lun: int, snapshot: Any, identity: Any, initiators: Sequence[str]) -> None:
         self.shown[target][lun] = snapshot
+        self.masks[target, lun] = tuple(initiators)
+
+    async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:
+        self.masks[target, lun] = tuple(initiators)
 
     async def remove_lun(self, target: str, lun: int) -> None:
         del self.shown[target][lun]

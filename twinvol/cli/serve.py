@@ -13,7 +13,12 @@ from twinvol.cli.command import Output, fail, pool_option
 
 
 @click.command()
-@click.option("--iscsi", multiple=True, metavar="HOST:PORT", help=f"Repeatable. Default {config.DEFAULT_ISCSI}.")
+@click.option(
+    "--iscsi",
+    multiple=True,
+    metavar="HOST:PORT[,TAG]",
+    help=f"A portal, and its portal group if not 1. Repeatable. Default {config.DEFAULT_ISCSI}.",
+)
 @click.option("--api", metavar="HOST:PORT", help="HTTP API and metrics.")
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Settings in TOML.")
 @click.option("--wbem", metavar="HOST:PORT", help="Not supported yet.")

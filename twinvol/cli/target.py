@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from engine.api import EngineApi, TargetInfo
 
 
-_SESSION_COLUMNS = ["target", "initiator", "isid", "tsih", "address", "reads", "read_bytes", "writes", "written_bytes"]
+_SESSION_COLUMNS = [
+    "target",
+    "portal_group",
+    "initiator",
+    "isid",
+    "tsih",
+    "address",
+    "reads",
+    "read_bytes",
+    "writes",
+    "written_bytes",
+]
 
 
 @click.group()
@@ -23,10 +34,13 @@ def cli() -> None:
 @cli.command()
 @click.argument("name")
 @click.option("--initiator", "initiators", multiple=True, help="Admit only this initiator; repeatable.")
+@click.option("--portal-group", "groups", type=int, multiple=True, help="Reached through this one only; repeatable.")
 @with_api
-async def create(api: EngineApi, output: Output, name: str, initiators: tuple[str, ...]) -> None:
+async def create(
+    api: EngineApi, output: Output, name: str, initiators: tuple[str, ...], groups: tuple[int, ...]
+) -> None:
     """Make an empty target."""
-    info = await api.target_create(name, initiators=list(initiators))
+    info = await api.target_create(name, initiators=list(initiators), portal_groups=list(groups))
     output.object(info, f"target {info.name}")
 
 
@@ -56,9 +70,12 @@ async def show(api: EngineApi, output: Output, name: str) -> None:
         return
     state = "" if info.resumes_at is None else f"  paused until {time_text(info.resumes_at)}"
     click.echo(f"{info.name}  portals {', '.join(info.portals)}  sessions {info.sessions}{state}")
+    click.echo(f"portal groups: {', '.join(map(str, info.portal_groups)) or 'all'}")
     click.echo(f"initiators: {', '.join(info.initiators) or 'all'}")
     for lun in info.luns:
         click.echo(f"LUN {_lun(info, lun.lun)}  {lun.size_bytes} bytes  serial {lun.serial}  {lun.state}")
+        if lun.initiators:
+            click.echo(f"  only for {', '.join(lun.initiators)}")
 
 
 @cli.command()
@@ -69,6 +86,19 @@ async def delete(api: EngineApi, output: Output, name: str, force: bool) -> None
     """Delete a target; its volumes stay."""
     await api.target_delete(name, force=force)
     output.done(f"target {name} is deleted")
+
+
+@cli.command()
+@click.argument("target")
+@click.argument("groups", nargs=-1, type=int, metavar="[TAG]...")
+@click.option("--all", "is_all", is_flag=True, help="Through every portal group.")
+@with_api
+async def bind(api: EngineApi, output: Output, target: str, groups: tuple[int, ...], is_all: bool) -> None:
+    """Have a target reached through these portal groups only; sessions through others end."""
+    if bool(groups) == is_all:
+        raise click.UsageError("name portal groups, or say --all")
+    info = await api.target_bind(target, portal_groups=list(groups))
+    output.object(info, f"target {info.name} is reached at {', '.join(info.portals)}")
 
 
 @cli.command()
@@ -106,12 +136,18 @@ def lun() -> None:
 @click.argument("target")
 @click.argument("volume", type=volume_point, metavar="VOLUME[@SNAPSHOT]")
 @click.option("--lun", "number", type=int, help="By default the lowest free one.")
+@click.option("--initiator", "initiators", multiple=True, help="Show it to this initiator only; repeatable.")
 @with_api
 async def lun_add(
-    api: EngineApi, output: Output, target: str, volume: tuple[str, str | None], number: int | None
+    api: EngineApi,
+    output: Output,
+    target: str,
+    volume: tuple[str, str | None],
+    number: int | None,
+    initiators: tuple[str, ...],
 ) -> None:
     """Show VOLUME or VOLUME@SNAPSHOT (read-only)."""
-    info = await api.target_lun_add(target, volume[0], snapshot=volume[1], lun=number)
+    info = await api.target_lun_add(target, volume[0], snapshot=volume[1], lun=number, initiators=list(initiators))
     output.object(info, f"target {info.name}: LUNs {', '.join(_lun(info, each.lun) for each in info.luns)}")
 
 
@@ -124,6 +160,23 @@ async def lun_remove(api: EngineApi, output: Output, target: str, number: int, f
     """Show it no longer; the volume stays."""
     info = await api.target_lun_remove(target, number, force=force)
     output.object(info, f"target {info.name}: LUN {number} is removed")
+
+
+@lun.command("mask")
+@click.argument("target")
+@click.argument("number", type=int, metavar="LUN")
+@click.argument("initiators", nargs=-1, metavar="[INITIATOR]...")
+@click.option("--all", "is_all", is_flag=True, help="Show it to every initiator that the target admits.")
+@with_api
+async def lun_mask(
+    api: EngineApi, output: Output, target: str, number: int, initiators: tuple[str, ...], is_all: bool
+) -> None:
+    """Show a LUN to these initiators only; for others it is not there."""
+    if bool(initiators) == is_all:
+        raise click.UsageError("name initiators, or say --all")
+    info = await api.target_lun_mask(target, number, initiators=list(initiators))
+    shown_to = "every initiator that it admits" if is_all else ", ".join(initiators)
+    output.object(info, f"target {info.name} shows LUN {number} to {shown_to}")
 
 
 @cli.group()

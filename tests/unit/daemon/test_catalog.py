@@ -12,7 +12,8 @@ from engine.errors import AlreadyExists, NotSupported, StoreCorrupt
 async def test_rows_survive_reopening(tmp_path: Path):
     path = tmp_path / "catalog.sqlite"
     volume = VolumeRow("id-1", "v", "v.tvol", 512, False, True, True, "w@s")
-    target = TargetRow("iqn.x:v", 5.0, (LunRow("iqn.x:v", 0, "id-1"), LunRow("iqn.x:v", 3, "id-1", "guid")), ("iqn.i",))
+    luns = (LunRow("iqn.x:v", 0, "id-1"), LunRow("iqn.x:v", 3, "id-1", "guid", ("iqn.h", "iqn.i")))
+    target = TargetRow("iqn.x:v", 5.0, luns, ("iqn.i",), (2, 7))
     mirror = MirrorRow("m", "id-1", "id-2", "sync", {"common": "guid", "n": 3})
     catalog = await Catalog.open(path)
     await catalog.put_volume(volume)
@@ -31,12 +32,16 @@ async def test_rows_survive_reopening(tmp_path: Path):
 async def test_removing_a_volume_or_target_removes_what_hangs_on_it(tmp_path: Path):
     catalog = await Catalog.open(tmp_path / "catalog.sqlite")
     await catalog.put_volume(VolumeRow("id-1", "v", "v.tvol"))
-    await catalog.add_target(TargetRow("iqn.x:a", 1.0, (LunRow("iqn.x:a", 0, "id-1"),), ("iqn.i",)))
+    await catalog.add_target(
+        TargetRow("iqn.x:a", 1.0, (LunRow("iqn.x:a", 0, "id-1", None, ("iqn.i",)),), ("iqn.i",), (3,))
+    )
     await catalog.remove_volume("id-1")
     assert (await catalog.targets())[0].luns == ()
     await catalog.remove_target("iqn.x:a")
     await catalog.add_target(TargetRow("iqn.x:a", 1.0))
-    assert (await catalog.targets())[0].initiators == ()
+    assert await catalog.targets() == [TargetRow("iqn.x:a", 1.0)]
+    await catalog.add_lun(LunRow("iqn.x:a", 0, "id-1"))
+    assert (await catalog.targets())[0].luns == (LunRow("iqn.x:a", 0, "id-1"),), "the old LUN's mask is gone with it"
     with pytest.raises(AlreadyExists):
         await catalog.add_target(TargetRow("iqn.x:a", 1.0))
     await catalog.close()

@@ -149,6 +149,13 @@ async def test_targets(shell):
     await shell.ok("target", "create", "t")
     answer = await shell.ok("target", "lun", "add", "t", "disk", "--lun", "3")
     assert [lun["lun"] for lun in answer["luns"]] == [3]
+    await shell.ok("target", "lun", "mask", "t", "3", "iqn.2026-11.org.example:a")
+    answer = await shell.ok("target", "bind", "t", "2")
+    assert (answer["portals"], answer["luns"][0]["initiators"]) == (["127.0.0.2:3260"], ["iqn.2026-11.org.example:a"])
+    assert (await shell.ok("target", "lun", "mask", "t", "3", "--all"))["luns"][0]["initiators"] == []
+    assert len((await shell.ok("target", "bind", "t", "--all"))["portals"]) == 2
+    assert (await shell.json("target", "bind", "t", "9"))[0] == 2
+    assert (await shell.json("target", "bind", "t"))[0] == 2
     await shell.ok("target", "acl", "add", "t", "iqn.2026-11.org.example:a", "iqn.2026-11.org.example:b")
     answer = await shell.ok("target", "acl", "remove", "t", "iqn.2026-11.org.example:a")
     assert answer["initiators"] == ["iqn.2026-11.org.example:b"]

@@ -77,8 +77,8 @@ async def test_volumes_targets_and_snapshots_survive_a_restart(tmp_path: Path):
         volume = await engine.api.volume_create("v", MIB, expose=True, write_cache=False)
         await write(engine, "v", 4096, b"x" * 512)
         snapshot = await engine.api.snapshot_create("v", "s", expose=True)
-        await engine.api.target_create("more", initiators=["iqn.2026-11.org.example:a"])
-        await engine.api.target_lun_add("more", "v", lun=7)
+        await engine.api.target_create("more", initiators=["iqn.2026-11.org.example:a"], portal_groups=[2])
+        await engine.api.target_lun_add("more", "v", lun=7, initiators=["iqn.2026-11.org.example:b"])
     async with opened(pool) as engine:
         again = await engine.api.volume_show("v")
         assert (again.serial, again.naa, again.target, again.write_cache) == (
@@ -178,6 +178,26 @@ async def test_space_counts_volume_and_snapshots(engine):
     space = await engine.api.volume_space("v")
     assert (space.mapped_bytes, space.unique_bytes) == (65536, 0)
     assert [(each.name, each.mapped_bytes) for each in space.snapshots] == [("a", 65536)]
+
+
+async def test_luns_are_masked_and_targets_bound_to_portal_groups(engine):
+    await engine.api.volume_create("v", MIB)
+    first = "iqn.2026-11.org.example:a"
+    target = await engine.api.target_create("t", portal_groups=[2])
+    assert (target.portal_groups, target.portals) == ([2], ["127.0.0.2:3260"])
+    target = await engine.api.target_lun_add("t", "v", initiators=[first.upper(), first])
+    assert target.luns[0].initiators == [first]
+    assert engine.exports.masks[target.name, 0] == (first,)
+    target = await engine.api.target_lun_mask("t", 0, initiators=[])
+    assert (target.luns[0].initiators, engine.exports.masks[target.name, 0]) == ([], ())
+    with pytest.raises(NotFound):
+        await engine.api.target_lun_mask("t", 1, initiators=[first])
+    with pytest.raises(InvalidArgument):
+        await engine.api.target_lun_mask("t", 0, initiators=["no name"])
+    with pytest.raises(InvalidArgument, match="there are portals in 1, 2"):
+        await engine.api.target_bind("t", portal_groups=[3])
+    target = await engine.api.target_bind("t", portal_groups=[])
+    assert (target.portal_groups, len(target.portals), engine.exports.groups[target.name]) == ([], 2, ())
 
 
 async def test_targets_take_luns_and_access_lists(engine):

@@ -26,28 +26,30 @@ HOST = "iqn.2026-11.org.example:host"
 class Array:
     """A pool served over iSCSI."""
 
-    def __init__(self, pool: Pool, api: LocalApi, portal: tuple[str, int]) -> None:
+    def __init__(self, pool: Pool, api: LocalApi, portals: list[tuple[str, int]]) -> None:
         self.pool = pool
         self.api = api
-        self.portal = portal
+        self.portals = portals
+        self.portal = portals[0]
 
-    async def disk(self, target: str, *, lun: int = 0, initiator: str = HOST) -> IscsiDisk:
-        return await connect(self.portal, target, lun, initiator_name=initiator)
+    async def disk(self, target: str, *, lun: int = 0, initiator: str = HOST, portal: int = 0) -> IscsiDisk:
+        return await connect(self.portals[portal], target, lun, initiator_name=initiator)
 
 
 @asynccontextmanager
-async def serving(path: Path):
+async def serving(path: Path, portals=(("127.0.0.1", 1),)):
     env = real_env(2)
     pool = await Pool.open(path, env)
     registry = TargetRegistry()
     server = IscsiServer(registry)
-    exposure = Exposure(pool, IscsiExports(registry, server, ["127.0.0.1:3260"]), "iqn.2026-11.org.twinvol")
+    exports = IscsiExports(registry, server, [(f"{host}:3260", group) for host, group in portals])
+    exposure = Exposure(pool, exports, "iqn.2026-11.org.twinvol")
     replicas = Replicas(pool, software="twinvol test")
     await replicas.restore()
     await exposure.restore()
-    (portal,) = await server.start([("127.0.0.1", 0)])
+    bound = await server.start([(host, 0) for host, _ in portals], [group for _, group in portals])
     try:
-        yield Array(pool, LocalApi(pool, exposure, replicas, version="test"), portal)
+        yield Array(pool, LocalApi(pool, exposure, replicas, version="test"), bound)
     finally:
         await server.stop(graceful=False)
         await pool.jobs.close()
@@ -212,3 +214,46 @@ async def test_reads_and_writes_go_on_while_the_pool_is_managed(array):
         going.set()
         assert await loading > 0
     assert (await array.api.status()).health == "ok"
+
+
+OTHER = "iqn.2026-11.org.example:other"
+
+
+async def test_a_masked_lun_is_not_there_for_others(array):
+    await array.api.volume_create("v", 4 * MIB)
+    target = (await array.api.target_create("t")).name
+    await array.api.target_lun_add("t", "v", initiators=[HOST])
+    async with await array.disk(target) as disk:
+        await disk.write(0, b"x" * 4096)
+    with pytest.raises(CommandFailed) as refused:
+        await array.disk(target, initiator=OTHER)
+    assert (refused.value.sense_key, refused.value.asc) == (SenseKey.ILLEGAL_REQUEST, 0x25)
+    await array.api.target_lun_mask("t", 0, initiators=[HOST, OTHER])
+    async with await array.disk(target, initiator=OTHER) as disk:
+        assert await disk.read(0, 4096) == b"x" * 4096
+        await array.api.target_lun_mask("t", 0, initiators=[HOST])
+        with pytest.raises(CommandFailed) as refused:
+            await disk.read(0, 4096)
+        assert refused.value.asc == 0x25
+
+
+async def test_a_target_is_reached_and_told_through_its_portal_groups_only(tmp_path: Path):
+    async with serving(tmp_path / "pool", portals=(("127.0.0.1", 1), ("::1", 2))) as array:
+        info = await array.api.volume_create("v", 4 * MIB, expose=True)
+        (_, first), (_, second) = array.portals
+        (found,) = await discover(array.portals[0])
+        assert set(found.addresses) == {f"127.0.0.1:{first},1", f"[::1]:{second},2"}
+        async with await array.disk(info.target) as one, await array.disk(info.target, portal=1) as two:
+            await one.write(0, b"x" * 4096)
+            assert await two.read(0, 4096) == b"x" * 4096
+            assert f"{info.target},t,0x0002".encode() in await two.vpd_page(0x83)
+            assert sorted(session.portal_group for session in await array.api.session_list()) == [1, 2]
+            await array.api.target_bind(info.target, portal_groups=[2])
+            assert await two.read(0, 4096) == b"x" * 4096
+            with pytest.raises(ConnectionLost):
+                await one.read(0, 4096)
+        with pytest.raises(LoginRefused) as refused:
+            await array.disk(info.target)
+        assert refused.value.status == 0x0203
+        assert await discover(array.portals[0]) == []
+        assert len(await discover(array.portals[1])) == 1

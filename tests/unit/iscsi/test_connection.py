@@ -535,6 +535,41 @@ async def test_a_lun_that_is_not_there_answers_inquiry_and_refuses_the_rest():
     assert sense_code(refused) == (0x5, 0x2500)
 
 
+async def test_a_masked_lun_is_not_there_and_a_change_is_told_to_whom_it_concerns():
+    registry = make_registry(make_unit(MemoryDevice(4096)), make_unit(MemoryDevice(4096), 2))
+    target = registry.find(TARGET)
+    table = SessionTable()
+    mine, others = Link(registry, table, isid=1), Link(registry, table, isid=2)
+    target.mask_lun(1, [INITIATOR.upper()])
+    for link, name in ((mine, INITIATOR), (others, INITIATOR + "-other")):
+        await link.log_in(InitiatorName=name)
+        await link.clear_attention()
+    await mine.exchange(mine.command(bytes(6), lun=1))
+    (report,) = await others.exchange(others.command(bytes.fromhex("a0000000000000000010"), read=16))
+    assert bytes(report.data) == bytes.fromhex("00000008 00000000 0000000000000000")
+    (refused,) = await others.exchange(others.read(0, 1, lun=1))
+    assert sense_code(refused) == (0x5, 0x2500)
+    (inquiry,) = await others.exchange(others.command(bytes.fromhex("120000002400"), read=36, lun=1))
+    assert inquiry.data[0] == 0x7F
+
+    target.mask_lun(1, [INITIATOR + "-third"])
+    for link in (mine, others):
+        link.connection.luns_changed()
+    (attention,) = await mine.exchange(mine.read(0, 1))
+    assert sense_code(attention) == (0x6, 0x3F0E)
+    (refused,) = await mine.exchange(mine.read(0, 1, lun=1))
+    assert sense_code(refused) == (0x5, 0x2500)
+    (data_in,) = await others.exchange(others.read(0, 1))
+    assert data_in.status == Status.GOOD, "its own LUNs are the same as before"
+
+    target.mask_lun(1, None)
+    others.connection.luns_changed()
+    (attention,) = await others.exchange(others.read(0, 1))
+    assert sense_code(attention) == (0x6, 0x3F0E)
+    (attention,) = await others.exchange(others.read(0, 1, lun=1))
+    assert sense_code(attention) == (0x6, 0x2900)
+
+
 async def test_luns_come_and_go_under_a_session():
     link, _ = await connect()
     target = link.registry.find(TARGET)

@@ -1,0 +1,36 @@
+"""Settings: addresses, portal groups, the file."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.errors import InvalidArgument
+from twinvol import config
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("127.0.0.1:3260", ("127.0.0.1:3260", 1)),
+        ("[::1]:0,2", ("[::1]:0", 2)),
+        ("host.example:3260,65535", ("host.example:3260", 65535)),
+        ("0.0.0.0:3260,0", ("0.0.0.0:3260", 0)),
+    ],
+)
+def test_portals(text, meaning):
+    assert config.parse_portal(text) == meaning
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "127.0.0.1:1,", "127.0.0.1:1,x", "127.0.0.1:1,65536", "::1:3260", ",1"])
+def test_what_is_no_portal(text):
+    with pytest.raises(InvalidArgument):
+        config.parse_portal(text)
+
+
+def test_portal_groups_in_the_file(tmp_path: Path):
+    path = tmp_path / "twinvol.toml"
+    path.write_text('iscsi = ["10.0.0.1:3260", "10.0.1.1:3260,2"]\n')
+    assert config.load(path).iscsi == ("10.0.0.1:3260", "10.0.1.1:3260,2")
+    path.write_text('iscsi = ["10.0.0.1:3260,-2"]\n')
+    with pytest.raises(InvalidArgument):
+        config.load(path)
