@@ -1,9 +1,10 @@
-/* A pipelined iSCSI load generator on libiscsi's asynchronous API, which knows what every sector has to hold.
+/* A load generator on the initiator beside it, which knows what every sector has to hold.
  *
- * One session, one thread, DEPTH commands outstanding, the next one sent from the completion of the last. The
- * volume is divided into granules of 4 KiB. A *ledger* file, mapped into memory, keeps two generations of each:
- * the last one issued, and the last one acknowledged. Being a shared mapping it survives a kill of this program, so
- * the same program is the load of the benchmark and the witness of the kill -9 rounds.
+ * One thread, SESSIONS sessions, DEPTH commands outstanding in each, the next one queued when one is done: the answers
+ * that came with one recv() are answered by one sendmsg(). The volume is divided into granules of 4 KiB. A *ledger* file,
+ * mapped into memory, keeps two generations of each: the last one issued, and the last one acknowledged. Being a shared
+ * mapping it survives a kill of this program, so the same program is the load of the benchmark and the witness of the
+ * kill -9 rounds.
  *
  * Every sector written carries its own number and its generation in its first two words and, swapped, in its last two;
  * the words between are a fixed pattern. Reads check the stamps of every sector; `verify` checks every byte.
@@ -11,49 +12,54 @@
  * acknowledged one to the issued one. A granule never written reads zero (generation 0).
  *
  * Usage: loadgen COMMAND URL --ledger FILE [options]
- *   read | write    --block BYTES --depth N --seconds S [--warmup S] [--pattern random|seq|mixed] [--cpu-of PID]... [--flush-every N]
+ *   read | write    --block BYTES --depth N --seconds S [--warmup S] [--pattern random|seq|mixed] [--cpu-of PID]...
+ *                   [--flush-every N]; mixed: lengths from 4 KiB to BYTES at any multiple of 4 KiB, as a file system
+ *                   has them
  *   fill            write every granule of the span once, in order (--block, --depth: 256 KiB, 8)
  *   verify          read the whole span, check every byte (likewise)
- *                   mixed: lengths from 4 KiB to BYTES at any multiple of 4 KiB, as a file system has them
- * All: --span BYTES (default: the volume), --cpu N (pin to that core), --seed N.
+ *   idle            log in, say so with a line {"sessions": N}, answer pings until stdin ends; no ledger
+ *   login           try to connect and log in until it works (--seconds: at most), print when it did; no ledger
+ * All: --span BYTES (default: the volume), --cpu N (pin to that core), --seed N, --sessions N (1), --cdb 10|16 (16),
+ *      --digests none|header|data|both, and what is offered at login: --immediate-data yes|no, --initial-r2t no|yes,
+ *      --segment, --first-burst, --max-burst BYTES (256 KiB each). --crc portable: without SSE4.2.
  *
  * Ends with one line of JSON on stdout. Exit status 0; 1 wrong bytes; 2 usage or set-up; 3 the target went away or
  * answered with an error (the line of JSON is printed then too).
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#include <iscsi/iscsi.h>
-#include <iscsi/scsi-lowlevel.h>
+#include "crc32c.h"
+#include "figures.h"
+#include "initiator.h"
+#include "wire.h"
 
-enum { SECTOR = 512, WORDS = SECTOR / 8, GRANULE = 4096, SECTORS_PER_GRANULE = GRANULE / SECTOR, MAX_PIDS = 16 };
-enum { MAX_DEPTH = 1024, MAX_BLOCK = 1 << 20, BUCKETS = 64 * 16 };
+enum { SECTOR = 512, WORDS = SECTOR / 8, GRANULE = 4096, SECTORS_PER_GRANULE = GRANULE / SECTOR };
+enum { MAX_DEPTH = 1024, MAX_BLOCK = 1 << 20 };
 enum { OK = 0, WRONG_BYTES = 1, USAGE = 2, TARGET_LOST = 3 };
+enum { TEST_UNIT_READY = 0x00, READ_10 = 0x28, WRITE_10 = 0x2a, SYNCHRONIZE_CACHE_10 = 0x35 };
+enum { READ_16 = 0x88, WRITE_16 = 0x8a, SERVICE_ACTION_IN_16 = 0x9e, READ_CAPACITY_16 = 0x10, UNIT_ATTENTION = 6 };
 
 struct ledger_entry {
     uint32_t issued;       /* set before the write is sent */
     uint32_t acknowledged; /* set when GOOD has arrived */
 };
 
-struct slot {
-    struct scsi_iovec iov;
-    uint64_t *buffer;
+struct slot { /* a place for one outstanding command */
+    struct command command;
+    struct session *session;
+    uint64_t *buffer; /* of a write */
     uint64_t offset;
     uint32_t length;
     uint64_t sent_ns;
@@ -61,35 +67,31 @@ struct slot {
 };
 
 static struct {
-    struct iscsi_context *iscsi;
-    struct iscsi_url *url;
+    struct session *sessions;
+    struct slot *slots;
     struct ledger_entry *ledger;
     uint8_t *busy; /* per granule: a write is in flight */
     uint64_t granules, span, size;
     uint64_t cursor, random_state;
-    uint64_t issued, completed, outstanding, flushes;
-    uint64_t deadline_ns, window_start_ns;
+    uint64_t issued, outstanding;
+    uint64_t deadline_ns;
     uint64_t wrong, shown;
-    uint64_t latency[BUCKETS];
-    uint64_t latency_max_ns;
-    const char *failure;
-    char failure_text[256];
-    bool stop, measuring, want_time;
-    /* options */
-    bool writing, sequential, mixed, check_all;
-    uint32_t block, depth;
-    uint64_t flush_every, flushed_at;
-    double seconds, warmup;
-    pid_t pids[MAX_PIDS];
-    int pid_count;
+    struct figures figures;
+    char failure[256];
+    bool stop, measuring;
+    uint64_t flushed_at;
     uint64_t body[WORDS];
 } g;
 
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
+static struct {
+    const char *command, *ledger;
+    bool writing, one_pass, sequential, mixed, cdb_10;
+    uint32_t block, depth, sessions;
+    uint64_t flush_every;
+    double seconds, warmup;
+    struct parameters offer;
+    struct portal portal;
+} options;
 
 static void die(const char *what, const char *why) {
     fprintf(stderr, "loadgen: %s: %s\n", what, why);
@@ -104,13 +106,17 @@ static uint64_t next_random(void) { /* xorshift64* */
 }
 
 static void fail(const char *why) {
-    if (!g.failure) {
-        snprintf(g.failure_text, sizeof g.failure_text, "%s", why);
-        for (char *c = g.failure_text; *c; c++)
+    if (!g.failure[0]) {
+        snprintf(g.failure, sizeof g.failure, "%s", why);
+        for (char *c = g.failure; *c; c++)
             if (*c == '"' || *c == '\\' || (unsigned char)*c < ' ') *c = ' ';
-        g.failure = g.failure_text;
     }
     g.stop = true;
+}
+
+static void fail_with_sessions(void) {
+    for (uint32_t i = 0; i < options.sessions; i++)
+        if (g.sessions[i].failure[0]) fail(g.sessions[i].failure);
 }
 
 /* ---- bytes ---------------------------------------------------------------------------------------------- */
@@ -135,14 +141,28 @@ static bool is_zero(const uint64_t *words) {
     return true;
 }
 
-static void check_sector(uint64_t sector, const uint64_t *words) {
+static void check_sector(uint64_t sector, const uint8_t *bytes) {
+    uint64_t copy[WORDS];
+    const uint64_t *words = (const uint64_t *)(const void *)bytes;
+    if ((uintptr_t)bytes % sizeof *words) words = memcpy(copy, bytes, SECTOR); /* with digests, PDUs end anywhere */
     const struct ledger_entry *want = &g.ledger[sector / SECTORS_PER_GRANULE];
     uint64_t generation = words[1];
     bool good = words[0] == sector && words[WORDS - 1] == sector && words[WORDS - 2] == generation &&
                 generation >= want->acknowledged && generation <= want->issued && generation > 0;
-    if (good && g.check_all) good = memcmp(words + 2, g.body + 2, (WORDS - 4) * 8) == 0;
+    if (good && options.one_pass) good = memcmp(words + 2, g.body + 2, (WORDS - 4) * 8) == 0;
     if (!good && want->acknowledged == 0) good = is_zero(words);
     if (!good) show_wrong(sector, words, want);
+}
+
+static void check_data_in(struct session *session, struct command *command, uint32_t offset, const uint8_t *bytes,
+                          uint32_t length) {
+    const struct slot *slot = command->owner;
+    if ((offset | length) % SECTOR) { /* allowed, but nobody does it */
+        session_fail(session, "Data-In that cuts a sector in two: offset %u, length %u", offset, length);
+        return;
+    }
+    uint64_t first = (slot->offset + offset) / SECTOR;
+    for (uint32_t s = 0; s < length / SECTOR; s++) check_sector(first + s, bytes + s * SECTOR);
 }
 
 /* ---- choosing and sending ------------------------------------------------------------------------------- */
@@ -152,226 +172,211 @@ static bool granules_busy(uint64_t offset, uint32_t length) {
 }
 
 static bool choose(struct slot *slot) { /* false: a sequential pass over the span is complete */
-    uint64_t blocks = g.span / g.block;
-    slot->length = g.block;
-    if (!g.sequential) {
+    uint64_t blocks = g.span / options.block;
+    slot->length = options.block;
+    if (!options.sequential) {
         do {
-            if (g.mixed) {
-                slot->length = (uint32_t)(next_random() % (g.block / GRANULE) + 1) * GRANULE;
+            if (options.mixed) {
+                slot->length = (uint32_t)(next_random() % (options.block / GRANULE) + 1) * GRANULE;
                 slot->offset = next_random() % ((g.span - slot->length) / GRANULE + 1) * GRANULE;
             } else {
-                slot->offset = next_random() % blocks * g.block;
+                slot->offset = next_random() % blocks * options.block;
             }
-        } while (g.writing && granules_busy(slot->offset, slot->length));
+        } while (options.writing && granules_busy(slot->offset, slot->length));
         return true;
     }
     if (g.cursor == blocks) {
-        if (!g.deadline_ns) return false;
+        if (options.one_pass) return false;
         g.cursor = 0;
     }
-    if (g.writing && granules_busy(g.cursor * g.block, g.block)) return false;
-    slot->offset = g.cursor++ * g.block;
+    if (options.writing && granules_busy(g.cursor * options.block, options.block)) return false;
+    slot->offset = g.cursor++ * options.block;
     return true;
 }
 
-static void completed(struct iscsi_context *iscsi, int status, void *command_data, void *private_data);
-
-static void send_flush(struct slot *slot) {
-    slot->is_flush = true;
-    if (!iscsi_synchronizecache10_task(g.iscsi, g.url->lun, 0, 0, 0, 0, completed, slot)) {
-        fail(iscsi_get_error(g.iscsi));
-        return;
+static void set_cdb(uint8_t cdb[16], bool writes, uint64_t lba, uint32_t blocks) {
+    memset(cdb, 0, 16);
+    if (options.cdb_10) { /* SBC-3 sections 5.12 and 5.32 */
+        cdb[0] = writes ? WRITE_10 : READ_10;
+        put32(cdb + 2, (uint32_t)lba);
+        put16(cdb + 7, blocks);
+    } else { /* sections 5.14 and 5.34 */
+        cdb[0] = writes ? WRITE_16 : READ_16;
+        put64(cdb + 2, lba);
+        put32(cdb + 10, blocks);
     }
-    g.outstanding++;
+}
+
+static void issue_granules(struct slot *slot) { /* a new generation of each, stamped into its sectors */
+    uint64_t first = slot->offset / GRANULE, sector = slot->offset / SECTOR;
+    uint64_t *words = slot->buffer;
+    for (uint32_t i = 0; i < slot->length / GRANULE; i++) {
+        uint32_t generation = ++g.ledger[first + i].issued;
+        g.busy[first + i] = 1;
+        for (uint32_t s = 0; s < SECTORS_PER_GRANULE; s++, sector++, words += WORDS) stamp(words, sector, generation);
+    }
 }
 
 static void send_next(struct slot *slot) {
-    struct scsi_task *task;
     if (g.stop) return;
-    if (g.flush_every && g.issued - g.flushed_at >= g.flush_every) {
+    struct command *command = &slot->command;
+    slot->is_flush = options.flush_every && g.issued - g.flushed_at >= options.flush_every;
+    if (slot->is_flush) {
         g.flushed_at = g.issued;
-        send_flush(slot);
-        return;
-    }
-    slot->is_flush = false;
-    if (!choose(slot)) return;
-    slot->iov.iov_base = slot->buffer;
-    slot->iov.iov_len = slot->length;
-    if (g.want_time) slot->sent_ns = now_ns();
-    uint64_t lba = slot->offset / SECTOR;
-    if (g.writing) {
-        uint64_t first = slot->offset / GRANULE;
-        for (uint32_t i = 0; i < slot->length / GRANULE; i++) {
-            uint32_t generation = ++g.ledger[first + i].issued;
-            g.busy[first + i] = 1;
-            for (uint32_t s = 0; s < SECTORS_PER_GRANULE; s++)
-                stamp(slot->buffer + (i * SECTORS_PER_GRANULE + s) * WORDS, lba + i * SECTORS_PER_GRANULE + s, generation);
-        }
-        task = iscsi_write16_iov_task(g.iscsi, g.url->lun, lba, NULL, slot->length, SECTOR, 0, 0, 0, 0, 0, completed, slot,
-                                      &slot->iov, 1);
+        memset(command->cdb, 0, sizeof command->cdb);
+        command->cdb[0] = SYNCHRONIZE_CACHE_10; /* all of it */
+        command->writes = false, command->length = 0;
     } else {
-        task = iscsi_read16_iov_task(g.iscsi, g.url->lun, lba, slot->length, SECTOR, 0, 0, 0, 0, 0, completed, slot,
-                                     &slot->iov, 1);
+        if (!choose(slot)) return;
+        set_cdb(command->cdb, options.writing, slot->offset / SECTOR, slot->length / SECTOR);
+        command->writes = options.writing, command->length = slot->length;
+        if (options.writing) issue_granules(slot);
+        g.issued++;
     }
-    if (!task) {
-        fail(iscsi_get_error(g.iscsi));
-        return;
-    }
-    g.issued++;
+    slot->sent_ns = now_ns();
     g.outstanding++;
+    session_submit(slot->session, command);
 }
 
-static void account(struct slot *slot) {
-    uint64_t now = now_ns(), took = now - slot->sent_ns;
-    if (now >= g.deadline_ns) g.stop = true;
-    if (!g.measuring) return;
-    g.completed++;
-    if (took > g.latency_max_ns) g.latency_max_ns = took;
-    int exponent = 63 - __builtin_clzll(took | 16); /* 16 buckets per power of two: 6 % wide */
-    g.latency[exponent * 16 + ((took >> (exponent - 4)) & 15)]++;
-}
-
-static void completed(struct iscsi_context *iscsi, int status, void *command_data, void *private_data) {
-    struct slot *slot = private_data;
-    struct scsi_task *task = command_data;
-    g.outstanding--;
-    if (status != SCSI_STATUS_GOOD) {
-        char why[200];
-        if (status == SCSI_STATUS_CHECK_CONDITION)
-            snprintf(why, sizeof why, "sense key %x, asc/ascq %04x", task->sense.key, task->sense.ascq);
-        else
-            snprintf(why, sizeof why, "status %x: %s", status, iscsi_get_error(iscsi));
-        fail(why);
-    } else if (slot->is_flush) {
-        g.flushes++;
-    } else if (g.writing) {
-        uint64_t first = slot->offset / GRANULE;
-        for (uint32_t i = 0; i < slot->length / GRANULE; i++) {
-            g.ledger[first + i].acknowledged = g.ledger[first + i].issued;
-            g.busy[first + i] = 0;
-        }
-    } else {
-        for (uint32_t s = 0; s < slot->length / SECTOR; s++) check_sector(slot->offset / SECTOR + s, slot->buffer + s * WORDS);
+static void acknowledge_granules(const struct slot *slot) {
+    uint64_t first = slot->offset / GRANULE;
+    for (uint32_t i = 0; i < slot->length / GRANULE; i++) {
+        g.ledger[first + i].acknowledged = g.ledger[first + i].issued;
+        g.busy[first + i] = 0;
     }
-    if (task) scsi_free_scsi_task(task);
-    if (!slot->is_flush && g.want_time) account(slot);
-    else if (!g.want_time) g.completed++;
+}
+
+static void done(struct session *session, struct command *command) {
+    struct slot *slot = command->owner;
+    g.outstanding--;
+    if (command->status != STATUS_GOOD) {
+        char why[100];
+        if (command->status == STATUS_CHECK_CONDITION)
+            snprintf(why, sizeof why, "sense key %x, asc/ascq %04x", command->sense_key, command->asc_ascq);
+        else
+            snprintf(why, sizeof why, "status %02x", command->status);
+        fail(why);
+        return;
+    }
+    if (slot->is_flush) {
+        g.figures.flushes++;
+    } else {
+        if (options.writing) acknowledge_granules(slot);
+        if (g.measuring) figures_add(&g.figures, slot->length, session->arrival_ns - slot->sent_ns);
+    }
+    if (session->arrival_ns >= g.deadline_ns) g.stop = true;
     send_next(slot);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------------------- */
 
-static void pump(void) { /* until nothing is outstanding, or the session is gone */
-    while (g.outstanding) {
-        struct pollfd p = {.fd = iscsi_get_fd(g.iscsi), .events = (short)iscsi_which_events(g.iscsi)};
-        int n = poll(&p, 1, 20000);
-        if (n == 0) {
-            fail("no answer for 20 s");
-            return;
-        }
-        if (n < 0 && errno != EINTR) die("poll", strerror(errno));
-        if (n > 0 && iscsi_service(g.iscsi, p.revents) < 0) {
-            fail(iscsi_get_error(g.iscsi));
-            return;
-        }
-        /* What the completions queued goes out at once: without this every batch would cost another poll(). */
-        if (g.outstanding && (iscsi_which_events(g.iscsi) & POLLOUT) && iscsi_service(g.iscsi, POLLOUT) < 0) {
-            fail(iscsi_get_error(g.iscsi));
-            return;
-        }
-    }
-}
-
-static uint64_t cpu_of_servers(void) { /* nanoseconds on a CPU of all threads of the processes named */
-    uint64_t total = 0;
-    for (int i = 0; i < g.pid_count; i++) {
-        char path[300];
-        snprintf(path, sizeof path, "/proc/%d/task", (int)g.pids[i]);
-        DIR *tasks = opendir(path);
-        if (!tasks) die(path, strerror(errno));
-        for (struct dirent *entry; (entry = readdir(tasks));) {
-            if (entry->d_name[0] == '.') continue;
-            snprintf(path, sizeof path, "/proc/%d/task/%.20s/schedstat", (int)g.pids[i], entry->d_name);
-            FILE *file = fopen(path, "r");
-            uint64_t ns = 0;
-            if (file && fscanf(file, "%" SCNu64, &ns) == 1) total += ns;
-            if (file) fclose(file);
-        }
-        closedir(tasks);
-    }
-    return total;
-}
-
-static uint64_t own_cpu_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static double latency_us(double fraction) {
-    uint64_t want = (uint64_t)(fraction * (double)g.completed), seen = 0;
-    for (int i = 0; i < BUCKETS; i++) {
-        seen += g.latency[i];
-        if (seen > want) return (double)((16ull + (unsigned)i % 16) << (i / 16)) / 16 / 1000;
-    }
-    return (double)g.latency_max_ns / 1000;
-}
-
-static void run_window(struct slot *slots, double seconds, bool measuring) {
-    g.stop = g.failure != NULL;
+static void run(double seconds, bool measuring) { /* until the time is over, or the pass, and nothing is outstanding */
+    g.stop = g.failure[0] != '\0';
     g.measuring = measuring;
-    g.deadline_ns = now_ns() + (uint64_t)(seconds * 1e9);
-    for (uint32_t i = 0; i < g.depth; i++) send_next(&slots[i]);
-    pump();
+    g.deadline_ns = options.one_pass ? UINT64_MAX : now_ns() + (uint64_t)(seconds * 1e9);
+    for (uint32_t i = 0; i < options.depth; i++) /* depth by depth, so that the sessions share a short pass */
+        for (uint32_t k = 0; k < options.sessions; k++) send_next(&g.slots[k * options.depth + i]);
+    bool good = true;
+    for (uint32_t k = 0; k < options.sessions; k++) good &= session_flush(&g.sessions[k]);
+    while (good && g.outstanding) good = sessions_serve(g.sessions, options.sessions);
+    if (!good) fail_with_sessions();
 }
 
-static void one_pass(struct slot *slots) {
-    g.sequential = true;
-    for (uint32_t i = 0; i < g.depth; i++) send_next(&slots[i]);
-    pump();
+static void stay_idle(void) { /* until stdin ends */
+    struct pollfd p[MAX_SESSIONS + 1] = {{.fd = STDIN_FILENO, .events = POLLIN}};
+    for (uint32_t k = 0; k < options.sessions; k++) p[k + 1] = (struct pollfd){.fd = g.sessions[k].fd, .events = POLLIN};
+    printf("{\"sessions\": %" PRIu32 "}\n", options.sessions);
+    fflush(stdout);
+    char byte;
+    while (poll(p, options.sessions + 1, -1) > 0) {
+        if (p[0].revents && read(STDIN_FILENO, &byte, 1) <= 0) return;
+        for (uint32_t k = 0; k < options.sessions; k++)
+            if (p[k + 1].revents && !(session_receive(&g.sessions[k], false) && session_flush(&g.sessions[k]))) {
+                fail_with_sessions();
+                return;
+            }
+    }
+}
+
+static int until_login(void) {
+    uint64_t limit = now_ns() + (uint64_t)(options.seconds * 1e9);
+    struct session *session = g.sessions;
+    while (!session_open(session, &options.portal, &options.offer, 0)) {
+        if (now_ns() > limit) {
+            printf("{\"failure\": \"login\"}\n");
+            fprintf(stderr, "loadgen: %s\n", session->failure);
+            return TARGET_LOST;
+        }
+        session_close(session);
+        nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+    }
+    printf("{\"monotonic_s\": %.6f, \"failure\": null}\n", (double)now_ns() / 1e9);
+    session_close(session);
+    return OK;
 }
 
 /* ---- set-up --------------------------------------------------------------------------------------------- */
 
-static void connect_session(const char *url) {
-    g.iscsi = iscsi_create_context("iqn.2026-11.org.twinvol.bench:loadgen");
-    g.url = iscsi_parse_full_url(g.iscsi, url);
-    if (!g.url) die(url, iscsi_get_error(g.iscsi));
-    iscsi_set_targetname(g.iscsi, g.url->target);
-    iscsi_set_session_type(g.iscsi, ISCSI_SESSION_NORMAL);
-    iscsi_set_header_digest(g.iscsi, ISCSI_HEADER_DIGEST_NONE);
-    iscsi_set_noautoreconnect(g.iscsi, 1); /* a lost session is a result here */
-    if (iscsi_full_connect_sync(g.iscsi, g.url->portal, g.url->lun) != 0) {
-        printf("{\"failure\": \"login\"}\n");
-        fprintf(stderr, "loadgen: %s: %s\n", url, iscsi_get_error(g.iscsi));
-        exit(TARGET_LOST);
+static void execute(struct session *session, struct command *command) { /* GOOD, or the end of the program */
+    for (int attempt = 0; attempt < 10; attempt++) {
+        if (!session_execute(session, command)) break;
+        if (command->status == STATUS_GOOD) return;
+        if (command->sense_key != UNIT_ATTENTION) break; /* each new nexus is told of a few things */
     }
-    struct scsi_task *task = iscsi_readcapacity16_sync(g.iscsi, g.url->lun);
-    if (!task || task->status != SCSI_STATUS_GOOD) die("READ CAPACITY(16)", iscsi_get_error(g.iscsi));
-    struct scsi_readcapacity16 *capacity = scsi_datain_unmarshall(task);
-    if (capacity->block_length != SECTOR) die(url, "logical blocks are not of 512 bytes");
-    g.size = (capacity->returned_lba + 1) * SECTOR;
-    scsi_free_scsi_task(task);
+    fprintf(stderr, "loadgen: opcode %02x: status %02x, sense key %x, asc/ascq %04x\n", command->cdb[0], command->status,
+            command->sense_key, command->asc_ascq);
+    die(options.portal.target, session->failure[0] ? session->failure : "the unit is not ready");
 }
 
-static void map_ledger(const char *path) {
-    int fd = open(path, O_RDWR | O_CREAT, 0644);
+static void read_capacity(struct session *session) {
+    uint8_t answer[32] = {0};
+    struct command ready = {.cdb = {TEST_UNIT_READY}};
+    execute(session, &ready);
+    struct command capacity = {.cdb = {SERVICE_ACTION_IN_16, READ_CAPACITY_16}, .data = answer, .length = sizeof answer};
+    put32(capacity.cdb + 10, sizeof answer);
+    execute(session, &capacity);
+    if (get32(answer + 8) != SECTOR) die(options.portal.target, "logical blocks are not of 512 bytes");
+    g.size = (get64(answer) + 1) * SECTOR;
+}
+
+static bool open_sessions(void) {
+    for (uint32_t k = 0; k < options.sessions; k++) {
+        if (!session_open(&g.sessions[k], &options.portal, &options.offer, k)) {
+            printf("{\"failure\": \"login\"}\n");
+            fprintf(stderr, "loadgen: %s\n", g.sessions[k].failure);
+            return false;
+        }
+        read_capacity(&g.sessions[k]);
+    }
+    return true;
+}
+
+static void map_ledger(void) {
+    int fd = open(options.ledger, O_RDWR | O_CREAT, 0644);
     size_t length = g.granules * sizeof(struct ledger_entry);
-    if (fd < 0 || ftruncate(fd, (off_t)length) != 0) die(path, strerror(errno));
+    if (fd < 0 || ftruncate(fd, (off_t)length) != 0) die(options.ledger, strerror(errno));
     g.ledger = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
-    if (g.ledger == MAP_FAILED) die(path, strerror(errno));
+    if (g.ledger == MAP_FAILED) die(options.ledger, strerror(errno));
     close(fd);
     g.busy = calloc(g.granules, 1);
 }
 
-static struct slot *make_slots(void) {
-    struct slot *slots = calloc(g.depth, sizeof *slots);
+static void make_slots(void) {
+    uint32_t count = options.depth * options.sessions;
+    g.slots = calloc(count, sizeof *g.slots);
     for (uint32_t i = 0; i < WORDS; i++) g.body[i] = (i + 1) * 0x9E3779B97F4A7C15u;
-    for (uint32_t i = 0; i < g.depth; i++) {
-        slots[i].buffer = aligned_alloc(4096, g.block);
-        for (uint32_t s = 0; s < g.block / SECTOR; s++) memcpy(slots[i].buffer + s * WORDS, g.body, SECTOR);
+    for (uint32_t i = 0; i < count; i++) {
+        struct slot *slot = &g.slots[i];
+        slot->session = &g.sessions[i / options.depth];
+        slot->command.tag = i % options.depth;
+        slot->command.owner = slot;
+        slot->command.data_in = check_data_in;
+        slot->command.done = done;
+        if (!options.writing) continue; /* what is read is checked where it arrives */
+        slot->command.data = aligned_alloc(GRANULE, options.block);
+        slot->buffer = (uint64_t *)(void *)slot->command.data;
+        for (uint32_t s = 0; s < options.block / SECTOR; s++) memcpy(slot->buffer + s * WORDS, g.body, SECTOR);
     }
-    return slots;
 }
 
 static void pin(int cpu) {
@@ -381,70 +386,104 @@ static void pin(int cpu) {
     if (sched_setaffinity(0, sizeof set, &set) != 0) die("--cpu", strerror(errno));
 }
 
-static const char *parse_options(int argc, char **argv) {
-    const char *ledger = NULL;
-    g.random_state = 0x2545F4914F6CDD1Du;
-    bool pass = !strcmp(argv[1], "fill") || !strcmp(argv[1], "verify");
-    g.block = pass ? 256 * 1024 : 4096, g.depth = pass ? 8 : 1, g.seconds = 2;
-    for (int i = 3; i + 1 < argc; i += 2) {
-        const char *name = argv[i], *value = argv[i + 1];
-        if (!strcmp(name, "--ledger")) ledger = value;
-        else if (!strcmp(name, "--block")) g.block = (uint32_t)atol(value);
-        else if (!strcmp(name, "--depth")) g.depth = (uint32_t)atol(value);
-        else if (!strcmp(name, "--seconds")) g.seconds = atof(value);
-        else if (!strcmp(name, "--warmup")) g.warmup = atof(value);
-        else if (!strcmp(name, "--span")) g.span = strtoull(value, NULL, 10);
-        else if (!strcmp(name, "--pattern")) g.sequential = !strcmp(value, "seq"), g.mixed = !strcmp(value, "mixed");
-        else if (!strcmp(name, "--flush-every")) g.flush_every = strtoull(value, NULL, 10);
-        else if (!strcmp(name, "--seed")) g.random_state ^= strtoull(value, NULL, 10) * 0x9E3779B97F4A7C15u;
-        else if (!strcmp(name, "--cpu")) pin(atoi(value));
-        else if (!strcmp(name, "--cpu-of") && g.pid_count < MAX_PIDS) g.pids[g.pid_count++] = (pid_t)atol(value);
-        else die(name, "unknown option");
-    }
-    if (!ledger || argc % 2 == 0) die("usage", "loadgen read|write|fill|verify URL --ledger FILE [options]");
-    if (g.block % GRANULE || g.block == 0 || g.block > MAX_BLOCK) die("--block", "a multiple of 4096 up to 1 MiB");
-    if (g.depth == 0 || g.depth > MAX_DEPTH) die("--depth", "1 to 1024");
-    return ledger;
+static uint32_t number(const char *name, const char *value, uint64_t least, uint64_t most) {
+    char *end;
+    uint64_t said = strtoull(value, &end, 10);
+    if (*end || end == value || said < least || said > most) die(name, "a number out of its range");
+    return (uint32_t)said;
 }
 
-static void report(double seconds, double server_ns, double client_ns) {
-    double ios = g.completed ? (double)g.completed : 1;
-    printf("{\"ios\": %" PRIu64 ", \"seconds\": %.6f, \"iops\": %.1f, \"mib_per_s\": %.2f, \"server_us_per_io\": %.3f, "
-           "\"client_us_per_io\": %.3f, \"latency_us\": {\"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}, \"flushes\": %" PRIu64
-           ", \"wrong_sectors\": %" PRIu64 ", \"failure\": %s%s%s}\n",
-           g.completed, seconds, (double)g.completed / seconds, (double)g.completed * g.block / seconds / 1048576,
-           server_ns / 1000 / ios, client_ns / 1000 / ios, latency_us(0.5), latency_us(0.99),
-           (double)g.latency_max_ns / 1000, g.flushes, g.wrong, g.failure ? "\"" : "", g.failure ? g.failure : "null",
-           g.failure ? "\"" : "");
-    fflush(stdout);
+static bool choice(const char *name, const char *value, const char *no, const char *yes) {
+    if (strcmp(value, yes) && strcmp(value, no)) die(name, "unknown value");
+    return !strcmp(value, yes);
+}
+
+static void set_digests(const char *value) {
+    bool both = !strcmp(value, "both");
+    options.offer.header_digest = both || !strcmp(value, "header");
+    options.offer.data_digest = both || !strcmp(value, "data");
+    if (!options.offer.header_digest && !options.offer.data_digest && strcmp(value, "none")) die("--digests", "unknown value");
+}
+
+static bool login_option(const char *name, const char *value) {
+    struct parameters *offer = &options.offer;
+    enum { LEAST = 512, MOST = 1 << 20 };
+    if (!strcmp(name, "--digests")) set_digests(value);
+    else if (!strcmp(name, "--immediate-data")) offer->immediate_data = choice(name, value, "no", "yes");
+    else if (!strcmp(name, "--initial-r2t")) offer->initial_r2t = choice(name, value, "no", "yes");
+    else if (!strcmp(name, "--segment")) offer->our_segment = number(name, value, LEAST, MOST);
+    else if (!strcmp(name, "--first-burst")) offer->first_burst = number(name, value, LEAST, MOST);
+    else if (!strcmp(name, "--max-burst")) offer->max_burst = number(name, value, LEAST, MOST);
+    else return false;
+    return true;
+}
+
+static void set_option(const char *name, const char *value) {
+    if (!strcmp(name, "--ledger")) options.ledger = value;
+    else if (!strcmp(name, "--block")) options.block = number(name, value, GRANULE, MAX_BLOCK);
+    else if (!strcmp(name, "--depth")) options.depth = number(name, value, 1, MAX_DEPTH);
+    else if (!strcmp(name, "--sessions")) options.sessions = number(name, value, 1, MAX_SESSIONS);
+    else if (!strcmp(name, "--seconds")) options.seconds = atof(value);
+    else if (!strcmp(name, "--warmup")) options.warmup = atof(value);
+    else if (!strcmp(name, "--span")) g.span = strtoull(value, NULL, 10);
+    else if (!strcmp(name, "--pattern")) options.sequential = !strcmp(value, "seq"), options.mixed = !strcmp(value, "mixed");
+    else if (!strcmp(name, "--flush-every")) options.flush_every = strtoull(value, NULL, 10);
+    else if (!strcmp(name, "--cdb")) options.cdb_10 = choice(name, value, "16", "10");
+    else if (!strcmp(name, "--seed")) g.random_state ^= strtoull(value, NULL, 10) * 0x9E3779B97F4A7C15u;
+    else if (!strcmp(name, "--crc")) crc32c_init(choice(name, value, "fast", "portable"));
+    else if (!strcmp(name, "--cpu")) pin(atoi(value));
+    else if (!strcmp(name, "--cpu-of")) figures_watch((pid_t)atol(value));
+    else if (!login_option(name, value)) die(name, "unknown option");
+}
+
+static void parse_options(int argc, char **argv) {
+    static const char usage[] = "loadgen read|write|fill|verify|idle|login URL --ledger FILE [options]";
+    if (argc < 3 || argc % 2 == 0) die("usage", usage);
+    const char *command = options.command = argv[1];
+    bool quiet = !strcmp(command, "idle") || !strcmp(command, "login");
+    options.one_pass = options.sequential = !strcmp(command, "fill") || !strcmp(command, "verify");
+    options.writing = !strcmp(command, "write") || !strcmp(command, "fill");
+    if (!quiet && !options.one_pass && !options.writing && strcmp(command, "read")) die(command, usage);
+    if (!parse_url(argv[2], &options.portal)) die(argv[2], "not iscsi://HOST[:PORT]/TARGET/LUN");
+    options.block = options.one_pass ? 256 * 1024 : 4096;
+    options.depth = options.one_pass ? 8 : 1;
+    options.sessions = 1;
+    options.seconds = 2;
+    options.offer = (struct parameters){.immediate_data = true, .our_segment = 1 << 18, .first_burst = 1 << 18, .max_burst = 1 << 18};
+    g.random_state = 0x2545F4914F6CDD1Du;
+    for (int i = 3; i + 1 < argc; i += 2) set_option(argv[i], argv[i + 1]);
+    if (options.one_pass) options.sequential = true, options.mixed = false;
+    if (options.block % GRANULE) die("--block", "a multiple of 4096 up to 1 MiB");
+    if (options.offer.first_burst > options.offer.max_burst) die("--first-burst", "more than --max-burst");
+    if (!options.ledger && !quiet) die("usage", usage);
+}
+
+static void set_span(void) {
+    if (g.span == 0 || g.span > g.size) g.span = g.size;
+    g.span -= g.span % options.block;
+    if (g.span / options.block < 2ull * options.depth * options.sessions) die("--span", "too small for that depth");
+    if (options.cdb_10 && g.span / SECTOR > UINT32_MAX) die("--cdb", "10: the volume is too large");
+    g.granules = g.size / GRANULE;
 }
 
 int main(int argc, char **argv) {
-    if (argc < 3) die("usage", "loadgen read|write|fill|verify URL --ledger FILE [options]");
-    const char *command = argv[1];
-    const char *ledger = parse_options(argc, argv);
-    bool pass = !strcmp(command, "fill") || !strcmp(command, "verify");
-    g.writing = !strcmp(command, "write") || !strcmp(command, "fill");
-    if (!pass && !g.writing && strcmp(command, "read")) die(command, "unknown command");
-    g.check_all = pass;
-    signal(SIGPIPE, SIG_IGN); /* a target that is gone is a result, not an end */
-    connect_session(argv[2]);
-    if (g.span == 0 || g.span > g.size) g.span = g.size;
-    g.span -= g.span % g.block;
-    if (g.span / g.block < 2ull * g.depth) die("--span", "too small for that depth");
-    g.granules = g.size / GRANULE;
-    map_ledger(ledger);
-    struct slot *slots = make_slots();
-
-    g.want_time = !pass;
-    if (!pass && g.warmup > 0) run_window(slots, g.warmup, false);
-    uint64_t server = cpu_of_servers(), client = own_cpu_ns(), start = now_ns();
-    if (pass) one_pass(slots);
-    else run_window(slots, g.seconds, true);
-    uint64_t end = now_ns();
-    /* A server killed on purpose has no figures left. */
-    report((double)(end - start) / 1e9, g.failure ? 0 : (double)(cpu_of_servers() - server), (double)(own_cpu_ns() - client));
-    if (g.failure) return TARGET_LOST;
-    iscsi_logout_sync(g.iscsi);
+    crc32c_init(false);
+    parse_options(argc, argv);
+    g.sessions = calloc(options.sessions, sizeof *g.sessions);
+    if (!strcmp(options.command, "login")) return until_login();
+    if (!open_sessions()) return TARGET_LOST;
+    if (!strcmp(options.command, "idle")) {
+        stay_idle();
+    } else {
+        set_span();
+        map_ledger();
+        make_slots();
+        if (!options.one_pass && options.warmup > 0) run(options.warmup, false);
+        figures_start(&g.figures);
+        run(options.seconds, true);
+        figures_print(&g.figures, g.wrong, g.failure);
+    }
+    if (g.failure[0]) return TARGET_LOST;
+    for (uint32_t k = 0; k < options.sessions; k++) session_close(&g.sessions[k]);
     return g.wrong ? WRONG_BYTES : OK;
 }

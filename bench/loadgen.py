@@ -15,6 +15,9 @@ from typing import Any
 
 from bench.machine import BUILD
 
+SOURCE = Path(__file__).parent
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+
 OK, WRONG_BYTES, USAGE, TARGET_LOST = 0, 1, 2, 3
 """Exit codes of the program."""
 
@@ -24,21 +27,20 @@ class BenchError(Exception):
 
 
 def build() -> Path:
-    """The compiled program, made anew when it is older than its source. Raises BenchError, naming what is missing."""
-    source, program = Path(__file__).with_name("loadgen.c"), BUILD / "loadgen"
-    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
+    """The compiled program, made anew when it is older than its sources. Raises BenchError, naming what is missing."""
+    sources = [SOURCE / f"{name}.c" for name in ("loadgen", "initiator", "login", "figures", "crc32c")]
+    program = BUILD / "loadgen"
+    newest = max(path.stat().st_mtime for path in (*sources, *SOURCE.glob("*.h")))
+    if program.exists() and program.stat().st_mtime > newest:
         return program
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        raise BenchError("no C compiler (Debian: apt-get install gcc libc6-dev libiscsi-dev)")
+        raise BenchError("no C compiler (Debian: apt-get install gcc libc6-dev)")
     BUILD.mkdir(parents=True, exist_ok=True)
     fresh = BUILD / f"loadgen.{os.getpid()}"  # several test processes may build at once: the last rename wins
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-    made = subprocess.run(
-        [compiler, *flags, "-o", fresh, source, "-liscsi"], capture_output=True, text=True, check=False
-    )
+    made = subprocess.run([compiler, *FLAGS, "-o", fresh, *sources], capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        raise BenchError(f"bench/loadgen.c does not build (Debian: libiscsi-dev libc6-dev):\n{made.stderr}")
+        raise BenchError(f"bench/loadgen.c does not build (Debian: gcc libc6-dev):\n{made.stderr}")
     fresh.replace(program)
     return program
 

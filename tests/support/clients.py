@@ -60,7 +60,7 @@ CLIENTS: dict[str, tuple[Check, ...]] = {
     "mkfs.ext4": (_program("mkfs.ext4", "e2fsprogs"), _program("e2fsck", "e2fsprogs")),
     "loadgen": (
         _program("gcc", "gcc libc6-dev"),
-        _file("/usr/include/iscsi/iscsi.h", "libiscsi's header", "libiscsi-dev"),
+        _file("/usr/include/stdio.h", "the C library's headers", "libc6-dev"),
     ),
     "iscsi-ls": (_program("iscsi-ls", "libiscsi-bin"),),
     "iscsi-conformance": (_shared(CONFORMANCE), _program("iscsi-test-cu", "libiscsi-bin")),
