@@ -1,9 +1,9 @@
 """The pool's catalogue: what the volume files do not know.
 
 SQLite, WAL, synchronous=FULL, one file per pool; this module holds the project's only SQL. Targets, access lists,
-policies, mirrors, jobs and events are true here. Which volumes exist, their identity and their sizes are true in
-the volume files (STORE section 4): ``replace_volumes`` rewrites those rows at each opening of the pool, keeping
-the policies, and the rows serve to name what a damaged file held.
+policies, persistent reservations, mirrors, jobs and events are true here. Which volumes exist, their identity and
+their sizes are true in the volume files (STORE section 4): ``replace_volumes`` rewrites those rows at each opening of
+the pool, keeping the policies, and the rows serve to name what a damaged file held.
 
 Every call runs in one dedicated thread, in the order of the calls: SQLite and its fsync never run in the loop, and
 the connection has one owner. Each method is one transaction, durable when it returns.
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine.errors import AlreadyExists, NotSupported, StoreCorrupt
+from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +53,7 @@ CREATE TABLE target_portal_groups (
 CREATE TABLE access (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, initiator TEXT NOT NULL,
     PRIMARY KEY (target, initiator));
+CREATE TABLE reservations (device_id TEXT PRIMARY KEY, document TEXT NOT NULL);
 CREATE TABLE mirrors (
     name TEXT PRIMARY KEY, source_id TEXT NOT NULL, target_id TEXT NOT NULL, mode TEXT NOT NULL,
     state TEXT NOT NULL);
@@ -178,8 +179,12 @@ class Catalog:
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def transaction() -> T:
-            with self._database:
-                return work(self._database)
+            try:
+                with self._database:
+                    return work(self._database)
+            except sqlite3.OperationalError as error:
+                kind = OutOfSpace if error.sqlite_errorcode == sqlite3.SQLITE_FULL else MediumError
+                raise kind(f"the pool's catalogue cannot be written: {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
 
@@ -210,11 +215,12 @@ class Catalog:
         await self._run(lambda database: database.execute("INSERT OR REPLACE INTO deletions VALUES (?)", (file,)))
 
     async def finish_deletion(self, file: str) -> None:
-        """The file is gone: forget its volumes and the LUNs that showed them."""
+        """The file is gone: forget its volumes, the LUNs that showed them and their reservations."""
 
         def work(database: sqlite3.Connection) -> None:
             held = "(SELECT volume_id FROM volumes WHERE file = ?)"
             database.execute(f"DELETE FROM luns WHERE volume_id IN {held}", (file,))
+            database.execute(f"DELETE FROM reservations WHERE device_id IN {held}", (file,))
             database.execute("DELETE FROM volumes WHERE file = ?", (file,))
             database.execute("DELETE FROM deletions WHERE file = ?", (file,))
 
@@ -225,9 +231,10 @@ class Catalog:
         return await self._run(lambda database: [row[0] for row in database.execute("SELECT file FROM deletions")])
 
     async def remove_volume(self, volume_id: str) -> None:
-        """Forget a volume and the LUNs that showed it or its snapshots."""
+        """Forget a volume, the LUNs that showed it or its snapshots, and its reservations."""
 
         def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM reservations WHERE device_id = ?", (volume_id,))
             database.execute("DELETE FROM luns WHERE volume_id = ?", (volume_id,))
             database.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
 
@@ -329,6 +336,25 @@ class Catalog:
             database.execute("DELETE FROM lun_masks WHERE target = ? AND lun = ?", (target, lun))
             for initiator in initiators:
                 database.execute("INSERT INTO lun_masks VALUES (?, ?, ?)", (target, lun, initiator))
+
+        await self._run(work)
+
+    # --- persistent reservations ------------------------------------------------------------------------------
+
+    async def reservations(self) -> dict[str, str]:
+        """What is to survive power loss, by volume id or snapshot GUID. The text is the SCSI side's own."""
+        return await self._run(
+            lambda database: dict(database.execute("SELECT device_id, document FROM reservations").fetchall())
+        )
+
+    async def save_reservations(self, device_id: str, document: str | None) -> None:
+        """Replace a device's document; None: it has none any more."""
+
+        def work(database: sqlite3.Connection) -> None:
+            if document is None:
+                database.execute("DELETE FROM reservations WHERE device_id = ?", (device_id,))
+            else:
+                database.execute("INSERT OR REPLACE INTO reservations VALUES (?, ?)", (device_id, document))
 
         await self._run(work)
 

@@ -19,7 +19,7 @@ from engine.names import check_iscsi_name, check_name
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from engine.pool import Pool
     from engine.stores import Frozen
@@ -67,6 +67,13 @@ class Exports(Protocol):
     ) -> None: ...
     async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None: ...
     async def remove_lun(self, target: str, lun: int) -> None: ...
+    def restore_reservations(self, documents: Mapping[str, str]) -> None:
+        """What devices, by volume id or snapshot GUID, had saved; called before any of them is shown."""
+        ...
+
+    def forget(self, device_id: str) -> None:
+        """The device is deleted, and was withdrawn before: its persistent reservations end."""
+        ...
 
 
 class Exposure:
@@ -84,6 +91,7 @@ class Exposure:
 
     async def restore(self) -> None:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
+        self._exports.restore_reservations(await self._pool.catalog.reservations())
         for row in await self._pool.catalog.targets():
             self._targets[row.name] = row
             self._exports.add_target(row.name, row.initiators, row.portal_groups)
@@ -310,6 +318,12 @@ class Exposure:
                     await self._delete(row)
                 else:
                     await self._remove_lun(row, lun.lun)
+
+    async def forget(self, device_ids: Sequence[str]) -> None:
+        """These volumes (ids) and snapshots (GUIDs) are deleted: so are their persistent reservations."""
+        for device_id in device_ids:
+            await self._pool.catalog.save_reservations(device_id, None)
+            self._exports.forget(device_id)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -182,12 +182,14 @@ class LocalApi:
         for snapshot in snapshots:
             await volume.head.store.delete_snapshot(snapshot)
         await self._pool.delete_volume(volume)
+        await self._exposure.forget([volume.volume_id, *(snapshot.guid for snapshot in snapshots)])
         await self._event(f"volume {name}", "deleted")
 
     async def _delete_damaged(self, family: DamagedFamily) -> None:
         for row in family.volumes:
             await self._exposure.withdraw(row.name, self._exposure.all_luns_of(row.volume_id))
         await self._pool.delete_damaged(family)
+        await self._exposure.forget([row.volume_id for row in family.volumes])
         for row in family.volumes:
             await self._event(f"volume {row.name}", "its damaged file was deleted")
 
@@ -234,6 +236,7 @@ class LocalApi:
             raise InUse(f"snapshot {volume}@{name} has linked clones ({', '.join(clones)}); delete them first")
         await self._exposure.withdraw(volume, luns)
         await source.head.store.delete_snapshot(snapshot)
+        await self._exposure.forget([snapshot.guid])
         await self._event(f"volume {volume}", f"snapshot {name} deleted")
 
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:

@@ -25,9 +25,10 @@ from iscsi.commands import CommandFlow
 from iscsi.login import TargetLogin
 from iscsi.management import TaskManagement
 from iscsi.negotiation import REJECT, SessionParameters, answer_in_full_feature_phase
-from iscsi.scsi.lun import ItNexus
+from iscsi.scsi.it_nexus import ItNexus
 from iscsi.scsi.sense import Asc
 from iscsi.session import MAX_SESSIONS, Session, settle
+from iscsi.target import normalize_name
 from iscsi.text import TextExchange
 from iscsi.wire import requests, responses
 from iscsi.wire.bhs import MAX_AHS_BYTES, padding
@@ -310,7 +311,8 @@ class Connection:
             return None
         nexus = next((held for held in session.nexuses.values() if held.lu is unit), None)
         if nexus is None:
-            port = ItNexus(session.initiator_name, session.isid, session.target.name, session.portal_group)
+            name = normalize_name(session.initiator_name)
+            port = ItNexus(name, session.isid, session.target.name, session.portal_group)
             nexus = unit.attach(port, self.luns)
             nexus.abort_tasks = functools.partial(self._abort_tasks_of, nexus)
             self._bind(nexus)

@@ -90,7 +90,8 @@ async def _serve(path: Path, settings: Settings) -> None:
         registry = TargetRegistry()
         iscsi = IscsiServer(registry)
         portals = [sockets.bound_address(listener) for listener in listening.iscsi]
-        exports = IscsiExports(registry, iscsi, list(zip(portals, listening.portal_groups, strict=True)))
+        tagged = list(zip(portals, listening.portal_groups, strict=True))
+        exports = IscsiExports(registry, iscsi, tagged, pool.catalog.save_reservations)
         exposure = Exposure(pool, exports, settings.iqn_prefix)
         replicas = Replicas(pool, software=f"twinvol {__version__}")
         ending.push_async_callback(replicas.close)

@@ -1,21 +1,23 @@
 """Joins the engine to the iSCSI target: logical units over volumes and snapshots, targets in the registry.
 
 One ``LogicalUnit`` per volume or snapshot, however many targets show it: reservations and unit attentions belong to
-the disk, not to the way to it.
+the disk, not to the way to it. Persistent reservations stay with a device also while no target shows it.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.api import SessionInfo
 from engine.volume import VolumeEvent
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
+from iscsi.scsi.reservations import Reservations
 from iscsi.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from engine.stores import Frozen
     from engine.volume import Identity, Volume
@@ -35,14 +37,24 @@ class _Unit:
 class IscsiExports:
     """``engine.exposure.Exports`` over a target registry and the server that serves it.
 
-    ``portals``: addresses that the server listens on, as HOST:PORT, each with its portal group's tag.
+    ``portals``: addresses that the server listens on, as HOST:PORT, each with its portal group's tag. ``save``: makes a
+    device's persistent reservations durable, or their end.
     """
 
-    def __init__(self, registry: TargetRegistry, server: IscsiServer, portals: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        registry: TargetRegistry,
+        server: IscsiServer,
+        portals: Sequence[tuple[str, int]],
+        save: Callable[[str, str | None], Awaitable[None]],
+    ) -> None:
         self._registry = registry
         self._server = server
         self._portals = list(portals)
+        self._save = save
         self._units: dict[str, _Unit] = {}
+        self._reservations: dict[str, Reservations] = {}
+        self._saved: dict[str, str] = {}
 
     def portals(self) -> list[tuple[str, int]]:
         return list(self._portals)
@@ -99,6 +111,7 @@ class IscsiExports:
                 physical_block=volume.physical_block_bytes,
                 removable=volume.removable,
                 write_cache=volume.write_cache,
+                reservations=self._reservations_of(volume.volume_id),
             )
 
             def tell(event: VolumeEvent) -> None:
@@ -118,7 +131,8 @@ class IscsiExports:
     ) -> None:
         held = self._units.get(snapshot.guid)
         if held is None:
-            unit = LogicalUnit(snapshot, _identity(identity), read_only=True)
+            reservations = self._reservations_of(snapshot.guid)
+            unit = LogicalUnit(snapshot, _identity(identity), read_only=True, reservations=reservations)
             held = self._units[snapshot.guid] = _Unit(unit, lambda: None)
         self._show(target, lun, held, initiators)
 
@@ -131,12 +145,28 @@ class IscsiExports:
         await self._server.dropped()
         self._drop(unit)
 
+    def restore_reservations(self, documents: Mapping[str, str]) -> None:
+        self._saved = dict(documents)
+
+    def forget(self, device_id: str) -> None:
+        assert device_id not in self._units
+        self._reservations.pop(device_id, None)
+        self._saved.pop(device_id, None)
+
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _target(self, name: str) -> Target:
         target = self._registry.find(name)
         assert target is not None
         return target
+
+    def _reservations_of(self, device_id: str) -> Reservations:
+        """Raises StoreCorrupt: what was saved cannot be understood, so nobody may be let in."""
+        known = self._reservations.get(device_id)
+        if known is None:
+            known = Reservations(self._saved.get(device_id), functools.partial(self._save, device_id))
+            self._reservations[device_id] = known
+        return known
 
     def _show(self, target: str, lun: int, held: _Unit, initiators: Sequence[str]) -> None:
         self._target(target).map_lun(lun, held.unit, initiators or None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from iscsi.scsi import mode, persistent_reserve, provisioning, sbc, spc
 from iscsi.scsi.dispatch import CommandSpec, CommandTable, Sharing
+from iscsi.scsi.persistent_reserve import service_action
 from iscsi.scsi.sense import Asc, Effect
 
 
@@ -118,14 +119,14 @@ _RESERVE_OUT = tuple(
         data_out=persistent_reserve.parameter_list_length,
     )
     for action, name, handler in (
-        (0, "REGISTER", persistent_reserve.register),
-        (1, "RESERVE", persistent_reserve.reserve),
-        (2, "RELEASE", persistent_reserve.release),
-        (3, "CLEAR", persistent_reserve.clear),
-        (4, "PREEMPT", persistent_reserve.preempt),
+        (0, "REGISTER", service_action(persistent_reserve.register)),
+        (1, "RESERVE", service_action(persistent_reserve.reserve)),
+        (2, "RELEASE", service_action(persistent_reserve.release)),
+        (3, "CLEAR", service_action(persistent_reserve.clear)),
+        (4, "PREEMPT", service_action(persistent_reserve.preempt)),
         (5, "PREEMPT AND ABORT", persistent_reserve.preempt_and_abort),
-        (6, "REGISTER AND IGNORE EXISTING KEY", persistent_reserve.register_and_ignore_existing_key),
-        (7, "REGISTER AND MOVE", persistent_reserve.register_and_move),
+        (6, "REGISTER AND IGNORE EXISTING KEY", service_action(persistent_reserve.register_and_ignore_existing_key)),
+        (7, "REGISTER AND MOVE", service_action(persistent_reserve.register_and_move)),
     )
 )
 

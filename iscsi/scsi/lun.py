@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from engine.stores import BlockDevice
     from iscsi.scsi.command import ScsiCommand
     from iscsi.scsi.dispatch import CommandSpec
+    from iscsi.scsi.it_nexus import ItNexus
 
 _log = logging.getLogger(__name__)
 
@@ -77,24 +78,6 @@ class LunIdentity:
         assert len(self.vendor) <= 8
         assert len(self.product) <= 16
         assert len(self.revision) <= 4
-
-
-@dataclass(frozen=True, slots=True)
-class ItNexus:
-    """An I_T nexus by name: initiator port and target port (RFC 7143 section 4.4.1). Reservations belong to it."""
-
-    initiator_name: str
-    isid: bytes
-    target_name: str
-    portal_group_tag: int = 1
-
-    @property
-    def initiator_port(self) -> str:
-        return f"{self.initiator_name},i,0x{self.isid.hex()}"
-
-    @property
-    def target_port(self) -> str:
-        return f"{self.target_name},t,0x{self.portal_group_tag:04x}"
 
 
 def _lun_0_only() -> Sequence[int]:
@@ -180,6 +163,7 @@ class LogicalUnit:
         read_only: bool = False,
         write_cache: bool = True,
         thin: bool = True,
+        reservations: Reservations | None = None,
     ) -> None:
         """
         Args:
@@ -187,6 +171,7 @@ class LogicalUnit:
             read_only: refuse writes here, whatever the device allows.
             write_cache: whether a write may be answered before it is durable; tells WCE.
             thin: whether to offer UNMAP and tell LBPME.
+            reservations: those that the disk has had so far; by default none, and none will survive this process.
         """
         assert logical_block in (512, 4096)
         assert physical_block >= logical_block
@@ -201,7 +186,7 @@ class LogicalUnit:
         self.loaded = True
         self.commands = COMMANDS
         self.mode = ModeParameters(write_cache=write_cache)
-        self.reservations = Reservations()
+        self.reservations = reservations or Reservations()
         self.write_order = WriteOrder(self.refresh_all)
         self.nexuses: list[Nexus] = []
         self._read_only = read_only
@@ -217,6 +202,10 @@ class LogicalUnit:
         return self._read_only or self.device.read_only or self.mode.software_write_protect
 
     # -- nexuses
+
+    def portal_group_tags(self, who: ItNexus) -> Sequence[int]:
+        """The ports by which this unit is reached at the target of ``who``."""
+        return (who.portal_group_tag,)
 
     def attach(self, it_nexus: ItNexus, luns: Callable[[], Sequence[int]] = _lun_0_only) -> Nexus:
         """A session of ``it_nexus`` begins. ``luns`` answers REPORT LUNS: what this session may see, now.

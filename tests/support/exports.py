@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 from engine.api import SessionInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class MemoryExports:
     """``shown`` maps target to LUN to device; ``access`` and ``groups`` target to its lists, ``masks`` target and LUN
-    to who sees it; ``logged_in`` is set by tests."""
+    to who sees it; ``logged_in`` is set by tests.
+
+    ``forgotten``: devices whose reservations ended with them.
+    """
 
     def __init__(self) -> None:
         self.shown: dict[str, dict[int, Any]] = {}
@@ -21,6 +24,7 @@ class MemoryExports:
         self.groups: dict[str, tuple[int, ...]] = {}
         self.masks: dict[tuple[str, int], tuple[str, ...]] = {}
         self.logged_in: list[SessionInfo] = []
+        self.forgotten: list[str] = []
 
     def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
         self.logged_in.append(SessionInfo(target, 1, initiator, "40000137ffff", 1, "127.0.0.1:40000", 0, 0, 0, 0))
@@ -62,6 +66,12 @@ class MemoryExports:
 
     async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:
         self.masks[target, lun] = tuple(initiators)
+
+    def restore_reservations(self, documents: Mapping[str, str]) -> None:
+        self.reservations = dict(documents)
+
+    def forget(self, device_id: str) -> None:
+        self.forgotten.append(device_id)
 
     async def remove_lun(self, target: str, lun: int) -> None:
         del self.shown[target][lun]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iscsi.scsi.command import ScsiCommand, ScsiResult, Status
-from iscsi.scsi.lun import ItNexus, LogicalUnit, LunIdentity
+from iscsi.scsi.it_nexus import ItNexus
+from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.scsi.sense import SenseKey
 from tests.support.memory_device import MemoryDevice
 

@@ -42,7 +42,8 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
     pool = await Pool.open(path, env)
     registry = TargetRegistry()
     server = IscsiServer(registry)
-    exports = IscsiExports(registry, server, [(f"{host}:3260", group) for host, group in portals])
+    addresses = [(f"{host}:3260", group) for host, group in portals]
+    exports = IscsiExports(registry, server, addresses, pool.catalog.save_reservations)
     exposure = Exposure(pool, exports, "iqn.2026-11.org.twinvol")
     replicas = Replicas(pool, software="twinvol test")
     await replicas.restore()
@@ -257,3 +258,63 @@ async def test_a_target_is_reached_and_told_through_its_portal_groups_only(tmp_p
         assert refused.value.status == 0x0203
         assert await discover(array.portals[0]) == []
         assert len(await discover(array.portals[1])) == 1
+
+
+# --- persistent reservations
+
+
+async def registered_keys(disk: IscsiDisk) -> bytes:
+    outcome = await disk.execute(bytes.fromhex("5e 00 00000000 00 0400 00 000000000000"), data_in_length=1024)
+    return outcome.data[8:]
+
+
+async def register(disk: IscsiDisk, key: int, *, aptpl: bool = False) -> None:
+    data = bytes(8) + key.to_bytes(8, "big") + bytes((0, 0, 0, 0, aptpl, 0, 0, 0))
+    outcome = await disk.execute(bytes.fromhex("5f 00 00 0000 00000018 00 000000000000"), data_out=data)
+    assert outcome.status == 0
+
+
+async def test_registrations_stay_with_the_volume_whatever_shows_it(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    await array.api.target_create("other")
+    async with await array.disk(info.target) as disk:
+        await register(disk, 7)
+        snapshot = await array.api.snapshot_create("v", "s", expose=True)
+        clone = await array.api.clone_create("v", "s", "c", expose=True)
+    for name in (snapshot.target, clone.target):
+        async with await array.disk(name) as disk:
+            assert await registered_keys(disk) == b""
+    await array.api.target_delete(info.target)
+    other = await array.api.target_lun_add("other", "v")
+    async with await array.disk(other.name) as disk:
+        assert await registered_keys(disk) == (7).to_bytes(8, "big")
+
+
+async def test_what_was_registered_with_aptpl_is_there_after_a_restart_until_the_volume_is_deleted(tmp_path):
+    async with serving(tmp_path / "pool") as array:
+        info = await array.api.volume_create("v", 4 * MIB, expose=True)
+        snapshot = await array.api.snapshot_create("v", "s", expose=True)
+        for name in (info.target, snapshot.target):
+            async with await array.disk(name) as disk:
+                await register(disk, 7, aptpl=True)
+    async with serving(tmp_path / "pool") as array:
+        for name in (info.target, snapshot.target):
+            async with await array.disk(name) as disk:
+                assert await registered_keys(disk) == (7).to_bytes(8, "big")
+        assert len(await array.pool.catalog.reservations()) == 2
+        await array.api.snapshot_delete("v", "s")
+        assert list(await array.pool.catalog.reservations()) == [info.volume_id]
+        await array.api.volume_delete("v")
+        assert await array.pool.catalog.reservations() == {}
+
+
+async def test_a_disk_whose_reservations_cannot_be_read_is_not_served(tmp_path):
+    async with serving(tmp_path / "pool") as array:
+        info = await array.api.volume_create("v", 4 * MIB, expose=True)
+        await array.pool.catalog.save_reservations(info.volume_id, "{")
+    async with serving(tmp_path / "pool") as array:
+        status = await array.api.status()
+        assert status.health == "degraded"
+        assert "persistent reservations" in status.reasons[0]
+        with pytest.raises(CommandFailed):
+            await array.disk(info.target)
