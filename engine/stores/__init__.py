@@ -67,6 +67,8 @@ class StoreCapabilities:
     instant_rollback: bool
     digests: bool
     recovery_points: bool
+    share_unit: int = 0
+    """``VolumeStore.share`` takes whole units of so many bytes; 0: the store cannot share, the caller copies."""
 
 
 class BlockDevice(Protocol):
@@ -233,6 +235,21 @@ class VolumeStore(Protocol):
 
     async def rollback(self, head: Head, to: Frozen) -> Head:
         """The volume reads as ``to`` from now on; what it was stays as a snapshot. Returns its new head."""
+        ...
+
+    async def share(self, source: Frozen, source_offset: int, target: Head, offset: int, length: int, /) -> int:
+        """Make ``length`` bytes of ``target`` from ``offset`` read as those of ``source`` from ``source_offset``, by
+        referring to the same chunks: no data moves. Source and target are of this store, of any volume.
+
+        Both offsets and the length are multiples of ``capabilities.share_unit``, within both devices; what is left at
+        the edges of a range is the caller's to copy. Acknowledged as a write of the same range is (atomic per unit,
+        in the order of the calls); discarded ranges become discarded. A caller that wants a head's present content
+        takes a hidden snapshot of it first, and may delete it as soon as this has returned.
+
+        Returns the bytes shared, counted from the start: less than ``length`` when the store's table of shared chunks
+        is full. Raises NotSupported (``share_unit`` is 0), InvalidArgument (alignment; a device of another store),
+        OutOfRange, NotFound, InvalidState (a snapshot that is being made), OutOfSpace, StoreFailed.
+        """
         ...
 
     async def delete_snapshot(self, snapshot: Frozen) -> None: ...

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, OutOfSpace, StoreFailed
+from engine.errors import (
+    AlreadyExists,
+    InUse,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    NotSupported,
+    OutOfSpace,
+    StoreFailed,
+)
 from engine.stores import Extent, Space, StoreCapabilities
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
@@ -299,6 +308,10 @@ class NativeStore:
                 raise AlreadyExists("recovery point", guid)
         if guid is not None:
             check_name(guid)
+
+    async def share(self, source: Frozen, source_offset: int, target: Head, offset: int, length: int, /) -> int:
+        """See ``engine.stores.VolumeStore``."""
+        raise NotSupported("this store cannot share chunks")
 
     async def delete_snapshot(self, snapshot: Frozen) -> None:
         """Remove a snapshot; its space comes back in the background. Clones of it keep what they share.

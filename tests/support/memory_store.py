@@ -17,7 +17,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import AlreadyExists, InvalidState, NotFound, OutOfRange, StoreFailed, WriteProtected
+from engine.errors import AlreadyExists, InvalidState, NotFound, NotSupported, OutOfRange, StoreFailed, WriteProtected
 from engine.stores import Extent, ExtentState, Space, StoreCapabilities
 from engine.units import KIB, SECTOR_SIZE
 
@@ -313,6 +313,11 @@ class MemoryStore:
         self._drop(head)
         self._add(before)
         return self._add(fresh)
+
+    async def share(
+        self, source: MemoryNode, source_offset: int, target: MemoryNode, offset: int, length: int, /
+    ) -> int:
+        raise NotSupported("this store cannot share chunks")
 
     async def delete_snapshot(self, snapshot: MemoryNode) -> None:
         self._drop(snapshot)
