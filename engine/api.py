@@ -135,6 +135,20 @@ class LunInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ChapInfo:
+    """Whether logins must authenticate by CHAP, and as whom; never a secret.
+
+    ``mutual_user``: what the target calls itself to initiators that ask for its proof. ``reasons``: users that are
+    locked out because their secret cannot be read.
+    """
+
+    required: bool
+    users: list[str]
+    mutual_user: str | None
+    reasons: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class TargetInfo:
     """``initiators``: the access list; empty admits all. ``portal_groups``: tags of those through which it is reached;
     empty: all. ``portals``: the addresses of these groups.
@@ -145,6 +159,7 @@ class TargetInfo:
     portal_groups: list[int]
     luns: list[LunInfo]
     initiators: list[str]
+    chap: ChapInfo
     sessions: int
     state: str = "ok"
     resumes_at: float | None = None
@@ -409,6 +424,33 @@ class EngineApi(Protocol):
 
     async def target_resume(self, name: str) -> TargetInfo:
         """Raises InvalidState: it is not paused, or its pause has ended by itself."""
+        ...
+
+    async def target_chap_show(self, target: str | None) -> ChapInfo:
+        """CHAP of a target's sessions, or (None) of discovery."""
+        ...
+
+    async def target_chap_set(
+        self,
+        target: str | None,
+        *,
+        user: str | None = None,
+        secret: str | None = None,
+        mutual_user: str | None = None,
+        mutual_secret: str | None = None,
+    ) -> ChapInfo:
+        """Add or replace a user, or what proves the target to initiators; CHAP is required from the next login on.
+
+        Each name comes with its secret. Sessions that exist stay.
+
+        Raises InvalidArgument: a name or secret that may not be, or a secret for both directions.
+        """
+        ...
+
+    async def target_chap_remove(
+        self, target: str | None, *, user: str | None = None, mutual: bool = False
+    ) -> ChapInfo:
+        """Remove one user (not the last), or the mutual secret; with neither named all: CHAP is required no longer."""
         ...
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]: ...

@@ -54,6 +54,9 @@ CREATE TABLE access (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, initiator TEXT NOT NULL,
     PRIMARY KEY (target, initiator));
 CREATE TABLE reservations (device_id TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE chap (
+    target TEXT REFERENCES targets(name) ON DELETE CASCADE, user TEXT NOT NULL, file TEXT NOT NULL,
+    mutual INTEGER NOT NULL, UNIQUE (target, mutual, user));
 CREATE TABLE mirrors (
     name TEXT PRIMARY KEY, source_id TEXT NOT NULL, target_id TEXT NOT NULL, mode TEXT NOT NULL,
     state TEXT NOT NULL);
@@ -108,6 +111,19 @@ class TargetRow:
     luns: Sequence[LunRow] = ()
     initiators: Sequence[str] = ()
     portal_groups: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChapRow:
+    """A CHAP user of a target, or of discovery (``target`` None), and the file within ``secrets`` that has its secret.
+
+    ``mutual``: it is the target itself, as it proves itself to initiators.
+    """
+
+    target: str | None
+    user: str
+    file: str
+    mutual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +332,25 @@ class Catalog:
             database.execute("DELETE FROM access WHERE target = ?", (target,))
             for initiator in initiators:
                 database.execute("INSERT INTO access VALUES (?, ?)", (target, initiator))
+
+        await self._run(work)
+
+    async def chap(self) -> list[ChapRow]:
+        """All of them; those of one target by name, the mutual one last."""
+
+        def work(database: sqlite3.Connection) -> list[ChapRow]:
+            rows = database.execute("SELECT target, user, file, mutual FROM chap ORDER BY target, mutual, user")
+            return [ChapRow(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+        return await self._run(work)
+
+    async def set_chap(self, target: str | None, rows: Sequence[ChapRow]) -> None:
+        """Replace those of a target, or of discovery."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM chap WHERE target IS ?", (target,))
+            for row in rows:
+                database.execute("INSERT INTO chap VALUES (?, ?, ?, ?)", (row.target, row.user, row.file, row.mutual))
 
         await self._run(work)
 

@@ -1,4 +1,4 @@
-"""Which volumes and snapshots initiators see: targets, LUNs, access lists, LUN masks and portal groups.
+"""Which volumes and snapshots initiators see: targets, LUNs, access lists, CHAP, LUN masks and portal groups.
 
 The catalogue is the truth. Every change is durable there before it takes effect, and takes effect at the iSCSI side
 (``Exports``, which ``twinvol/wiring.py`` implements) in the same call. ``restore`` builds everything at start,
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.api import LunInfo, SessionInfo, TargetInfo
 from engine.catalog import LunRow, TargetRow
+from engine.chap import ChapUsers
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, TimedOut
 from engine.names import check_iscsi_name, check_name
 from engine.volume import Identity
@@ -21,6 +22,8 @@ from engine.volume import Identity
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from engine.api import ChapInfo
+    from engine.chap import ChapSecrets
     from engine.pool import Pool
     from engine.stores import Frozen
     from engine.volume import Volume
@@ -55,6 +58,10 @@ class Exports(Protocol):
     def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None: ...
     async def remove_target(self, name: str) -> None: ...
     async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
+    def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
+        """What logins to a target, or (None) discovery, have to prove; None: nothing. Holds from the next login on."""
+        ...
+
     async def pause_target(self, name: str) -> None:
         """Hold the target's commands; returns when those that were running are over."""
         ...
@@ -85,6 +92,7 @@ class Exposure:
         self._prefix = prefix
         self._targets: dict[str, TargetRow] = {}
         self._unserved: dict[tuple[str, int], str] = {}
+        self._chap = ChapUsers(pool.path, pool.catalog)
         self._changing = asyncio.Lock()
         self._pauses: dict[str, _Pause] = {}
         self._events: set[asyncio.Future[None]] = set()
@@ -92,9 +100,12 @@ class Exposure:
     async def restore(self) -> None:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
         self._exports.restore_reservations(await self._pool.catalog.reservations())
+        await self._chap.restore()
+        self._exports.set_chap(None, self._chap.secrets(None))
         for row in await self._pool.catalog.targets():
             self._targets[row.name] = row
             self._exports.add_target(row.name, row.initiators, row.portal_groups)
+            self._exports.set_chap(row.name, self._chap.secrets(row.name))
             for lun in row.luns:
                 try:
                     self._show(lun)
@@ -116,15 +127,20 @@ class Exposure:
     def snapshot_target(self, volume: str, snapshot: str) -> str:
         return f"{self._prefix}:{volume}.snap.{snapshot}"
 
-    def unserved(self) -> list[str]:
-        """One line for each LUN that should be served and is not."""
-        return [f"target {target} LUN {lun} is not served: {why}" for (target, lun), why in self._unserved.items()]
+    def reasons(self) -> list[str]:
+        """One line for each LUN that should be served and is not, and for each CHAP user that is locked out."""
+        unserved = [f"target {target} LUN {lun} is not served: {why}" for (target, lun), why in self._unserved.items()]
+        return unserved + self._chap.reasons()
 
     def targets(self) -> list[TargetInfo]:
         return [self._info(self._targets[name]) for name in sorted(self._targets)]
 
     def target(self, name: str) -> TargetInfo:
         return self._info(self._row(name))
+
+    def chap(self, target: str | None) -> ChapInfo:
+        """Of a target, or (None) of discovery."""
+        return self._chap.info(self._chap_key(target))
 
     def sessions(self, target: str | None = None) -> list[SessionInfo]:
         if target is None:
@@ -292,6 +308,23 @@ class Exposure:
         self._events.add(task)
         task.add_done_callback(self._events.discard)
 
+    async def set_chap(
+        self, target: str | None, user: tuple[str, str] | None, mutual: tuple[str, str] | None
+    ) -> ChapInfo:
+        """Each a name and its secret. Sessions that exist stay."""
+        async with self._changing:
+            key = self._chap_key(target)
+            await self._chap.set(key, user, mutual)
+            self._exports.set_chap(key, self._chap.secrets(key))
+            return self._chap.info(key)
+
+    async def remove_chap(self, target: str | None, user: str | None, *, mutual: bool) -> ChapInfo:
+        async with self._changing:
+            key = self._chap_key(target)
+            await self._chap.remove(key, user, mutual=mutual)
+            self._exports.set_chap(key, self._chap.secrets(key))
+            return self._chap.info(key)
+
     async def expose(self, volume: Volume, snapshot: Frozen | None = None) -> None:
         """Make the target of its own name, with the volume or snapshot as LUN 0. Raises AlreadyExists."""
         if snapshot is None:
@@ -345,6 +378,7 @@ class Exposure:
         for lun in row.luns:
             self._unserved.pop((row.name, lun.lun), None)
         await self._exports.remove_target(row.name)
+        await self._chap.forget(row.name)
 
     async def _add_lun(self, row: TargetRow, lun: LunRow) -> TargetRow:
         await self._pool.catalog.add_lun(lun)
@@ -379,6 +413,9 @@ class Exposure:
             raise NotFound("target", name)
         return row
 
+    def _chap_key(self, target: str | None) -> str | None:
+        return None if target is None else self._row(target).name
+
     def _require_no_sessions(self, row: TargetRow) -> None:
         holders = sorted({s.initiator for s in self._exports.sessions() if s.target == row.name})
         if holders:
@@ -392,6 +429,7 @@ class Exposure:
             portal_groups=list(row.portal_groups),
             luns=[self._lun_info(lun) for lun in row.luns],
             initiators=list(row.initiators),
+            chap=self._chap.info(row.name),
             sessions=sum(session.target == row.name for session in self._exports.sessions()),
             state="ok" if pause is None else "paused",
             resumes_at=None if pause is None else pause.until,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api import (
+    ChapInfo,
     DiffInfo,
     EventInfo,
     ExtentInfo,
@@ -68,7 +69,7 @@ class LocalApi:
             for volume in volumes
             if (failure := self._pool.failure(volume)) is not None
         ]
-        reasons += self._exposure.unserved() + self._replicas.reasons()
+        reasons += self._exposure.reasons() + self._replicas.reasons()
         return StatusInfo(
             pool=str(self._pool.path),
             pid=os.getpid(),
@@ -430,6 +431,31 @@ class LocalApi:
         await self._event(f"target {info.name}", "resumed")
         return info
 
+    async def target_chap_show(self, target: str | None) -> ChapInfo:
+        return self._exposure.chap(target)
+
+    async def target_chap_set(
+        self,
+        target: str | None,
+        *,
+        user: str | None = None,
+        secret: str | None = None,
+        mutual_user: str | None = None,
+        mutual_secret: str | None = None,
+    ) -> ChapInfo:
+        info = await self._exposure.set_chap(target, _pair(user, secret), _pair(mutual_user, mutual_secret))
+        named = " and ".join(name for name in (user, mutual_user) if name is not None)
+        await self._event(_chap_subject(target), f"CHAP secret of {named} set")
+        return info
+
+    async def target_chap_remove(
+        self, target: str | None, *, user: str | None = None, mutual: bool = False
+    ) -> ChapInfo:
+        info = await self._exposure.remove_chap(target, user, mutual=mutual)
+        named = " and ".join(name for name in (user, "its own" if mutual else None) if name is not None)
+        await self._event(_chap_subject(target), f"CHAP user {named} removed" if named else "CHAP switched off")
+        return info
+
     async def session_list(self, target: str | None = None) -> list[SessionInfo]:
         return self._exposure.sessions(target)
 
@@ -552,3 +578,16 @@ if TYPE_CHECKING:
 
     def _is_the_engine_api(api: LocalApi) -> EngineApi:
         return api
+
+
+def _chap_subject(target: str | None) -> str:
+    return "discovery" if target is None else f"target {target}"
+
+
+def _pair(name: str | None, secret: str | None) -> tuple[str, str] | None:
+    """A CHAP name with its secret, or neither. Raises InvalidArgument."""
+    if name is None and secret is None:
+        return None
+    if name is None or secret is None:
+        raise InvalidArgument("a CHAP name and its secret come together")
+    return name, secret

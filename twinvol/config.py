@@ -4,6 +4,7 @@ iqn_prefix = "iqn.2026-11.org.twinvol"    # what the names of the pool's own tar
 iscsi = ["0.0.0.0:3260", "[::]:3260"]     # "10.0.1.1:3260,2" puts a portal into portal group 2; 1 is the default
 api = "127.0.0.1:8080"
 workers = 8                               # threads for disk calls
+chap_algorithms = ["MD5", "SHA-256", "SHA3-256"]   # what CHAP may use; SHA-1 is known too
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InvalidArgument
 from engine.names import check_iscsi_name
+from iscsi.chap import Algorithm
 from iscsi.target import DEFAULT_PORTAL_GROUP, MAX_PORTAL_GROUP
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 
 DEFAULT_ISCSI = "127.0.0.1:3260"
 WORKERS_MAX = 64
+
+ALGORITHMS = {
+    "MD5": Algorithm.MD5,
+    "SHA-1": Algorithm.SHA1,
+    "SHA-256": Algorithm.SHA256,
+    "SHA3-256": Algorithm.SHA3_256,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class Settings:
     iscsi: tuple[str, ...] = (DEFAULT_ISCSI,)
     api: str | None = None
     workers: int = 8
+    chap_algorithms: tuple[str, ...] = ("MD5", "SHA-256", "SHA3-256")
 
     def check(self) -> Settings:
         """Itself. Raises InvalidArgument."""
@@ -44,7 +54,13 @@ class Settings:
             parse_address(self.api)
         if not 1 <= self.workers <= WORKERS_MAX:
             raise InvalidArgument(f"workers = {self.workers} is not within 1-{WORKERS_MAX}")
+        if not self.chap_algorithms or set(self.chap_algorithms) - ALGORITHMS.keys():
+            raise InvalidArgument(f"chap_algorithms are some of {', '.join(ALGORITHMS)}")
         return self
+
+    def algorithms(self) -> frozenset[Algorithm]:
+        """``chap_algorithms`` as the target takes them."""
+        return frozenset(ALGORITHMS[name] for name in self.chap_algorithms)
 
 
 def load(path: Path) -> Settings:

@@ -91,7 +91,7 @@ async def _serve(path: Path, settings: Settings) -> None:
         iscsi = IscsiServer(registry)
         portals = [sockets.bound_address(listener) for listener in listening.iscsi]
         tagged = list(zip(portals, listening.portal_groups, strict=True))
-        exports = IscsiExports(registry, iscsi, tagged, pool.catalog.save_reservations)
+        exports = IscsiExports(registry, iscsi, tagged, pool.catalog.save_reservations, settings.algorithms())
         exposure = Exposure(pool, exports, settings.iqn_prefix)
         replicas = Replicas(pool, software=f"twinvol {__version__}")
         ending.push_async_callback(replicas.close)

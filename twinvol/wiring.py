@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from engine.api import SessionInfo
 from engine.volume import VolumeEvent
+from iscsi.chap import DEFAULT_ALGORITHMS, ChapAccess, ChapIdentity
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.scsi.reservations import Reservations
 from iscsi.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 
+    from engine.chap import ChapSecrets
     from engine.stores import Frozen
     from engine.volume import Identity, Volume
+    from iscsi.chap import Algorithm
     from iscsi.server import IscsiServer
     from iscsi.target import TargetRegistry
 
@@ -38,7 +41,7 @@ class IscsiExports:
     """``engine.exposure.Exports`` over a target registry and the server that serves it.
 
     ``portals``: addresses that the server listens on, as HOST:PORT, each with its portal group's tag. ``save``: makes a
-    device's persistent reservations durable, or their end.
+    device's persistent reservations durable, or their end. ``algorithms``: what CHAP may use.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class IscsiExports:
         server: IscsiServer,
         portals: Sequence[tuple[str, int]],
         save: Callable[[str, str | None], Awaitable[None]],
+        algorithms: Set[Algorithm] = DEFAULT_ALGORITHMS,
     ) -> None:
         self._registry = registry
         self._server = server
         self._portals = list(portals)
         self._save = save
+        self._algorithms = algorithms
         self._units: dict[str, _Unit] = {}
         self._reservations: dict[str, Reservations] = {}
         self._saved: dict[str, str] = {}
@@ -89,6 +94,19 @@ class IscsiExports:
     async def set_access(self, target: str, initiators: Sequence[str]) -> None:
         self._target(target).admit(initiators or None)
         await self._server.dropped()
+
+    def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
+        access = None
+        if secrets is not None:
+            users = {name: secret.encode() for name, secret in secrets.users.items()}
+            mutual = None
+            if secrets.mutual is not None:
+                mutual = ChapIdentity(secrets.mutual[0], secrets.mutual[1].encode())
+            access = ChapAccess(users, mutual, self._algorithms)
+        if target is None:
+            self._registry.discovery_chap = access
+        else:
+            self._target(target).chap = access
 
     async def pause_target(self, name: str) -> None:
         target = self._target(name)

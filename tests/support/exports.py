@@ -9,10 +9,12 @@ from engine.api import SessionInfo
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from engine.chap import ChapSecrets
+
 
 class MemoryExports:
     """``shown`` maps target to LUN to device; ``access`` and ``groups`` target to its lists, ``masks`` target and LUN
-    to who sees it; ``logged_in`` is set by tests.
+    to who sees it, ``chap`` target (None: discovery) to its secrets; ``logged_in`` is set by tests.
 
     ``forgotten``: devices whose reservations ended with them.
     """
@@ -23,6 +25,7 @@ class MemoryExports:
         self.paused: set[str] = set()
         self.groups: dict[str, tuple[int, ...]] = {}
         self.masks: dict[tuple[str, int], tuple[str, ...]] = {}
+        self.chap: dict[str | None, ChapSecrets | None] = {}
         self.logged_in: list[SessionInfo] = []
         self.forgotten: list[str] = []
 
@@ -46,6 +49,9 @@ class MemoryExports:
 
     async def set_access(self, target: str, initiators: Sequence[str]) -> None:
         self.access[target] = tuple(initiators)
+
+    def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
+        self.chap[target] = secrets
 
     async def pause_target(self, name: str) -> None:
         self.paused.add(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from twinvol.cli import chap
 from twinvol.cli.command import Output, time_text, volume_point, with_api
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _SESSION_COLUMNS = [
 @click.group()
 def cli() -> None:
     """iSCSI targets. NAME is an iSCSI name, or the part of it behind the pool's prefix."""
+
+
+cli.add_command(chap.cli, "chap")
 
 
 @cli.command()
@@ -72,6 +76,9 @@ async def show(api: EngineApi, output: Output, name: str) -> None:
     click.echo(f"{info.name}  portals {', '.join(info.portals)}  sessions {info.sessions}{state}")
     click.echo(f"portal groups: {', '.join(map(str, info.portal_groups)) or 'all'}")
     click.echo(f"initiators: {', '.join(info.initiators) or 'all'}")
+    if info.chap.required:
+        mutual = f", mutual as {info.chap.mutual_user}" if info.chap.mutual_user else ""
+        click.echo(f"CHAP users: {', '.join(info.chap.users)}{mutual}")
     for lun in info.luns:
         click.echo(f"LUN {_lun(info, lun.lun)}  {lun.size_bytes} bytes  serial {lun.serial}  {lun.state}")
         if lun.initiators:
