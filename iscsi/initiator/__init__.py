@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from iscsi.chap import ChapIdentity
+from iscsi.initiator.chap import ChapCredentials
 from iscsi.initiator.disk import DiscoveredTarget, IscsiDisk, Outcome, connect, discover
 from iscsi.initiator.errors import (
     CommandFailed,
@@ -13,6 +15,7 @@ from iscsi.initiator.errors import (
     InitiatorError,
     LoginRefused,
     ShortTransfer,
+    TargetNotAuthentic,
 )
 from iscsi.initiator.url import IscsiUrl
 from iscsi.negotiation import Wishes
@@ -20,6 +23,8 @@ from iscsi.negotiation import Wishes
 __all__ = [
     "connect",
     "discover",
+    "ChapCredentials",
+    "ChapIdentity",
     "DiscoveredTarget",
     "IscsiDisk",
     "IscsiUrl",
@@ -31,4 +36,5 @@ __all__ = [
     "ConnectionLost",
     "LoginRefused",
     "ShortTransfer",
+    "TargetNotAuthentic",
 ]

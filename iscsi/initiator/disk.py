@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
+    from iscsi.initiator.chap import ChapCredentials
     from iscsi.negotiation import SessionParameters
 
 DEFAULT_INITIATOR_NAME = "iqn.2026-11.org.twinvol:initiator"
@@ -76,6 +77,7 @@ async def connect(
     initiator_name: str = DEFAULT_INITIATOR_NAME,
     isid: bytes | None = None,
     wishes: Wishes | None = None,
+    chap: ChapCredentials | None = None,
     depth: int = DEFAULT_DEPTH,
     timeout_s: float = COMMAND_TIMEOUT_S,
 ) -> IscsiDisk:
@@ -85,15 +87,16 @@ async def connect(
         portal: host and port.
         isid: six bytes; a second login with the same one replaces the session of the first.
         wishes: what to negotiate, digests for instance.
+        chap: who we are, if the target wants it proven, and who it must prove to be.
         depth: commands of one read or write that may be under way at once.
         timeout_s: for the login, and for each command; a command that takes longer ends the connection.
 
     Raises:
-        LoginRefused, ConnectionLost, ProtocolError: there is no session.
+        LoginRefused, TargetNotAuthentic, ConnectionLost, ProtocolError: there is no session.
         CommandFailed: there is, but the logical unit does not answer as a disk.
     """
     wishes = wishes or Wishes()
-    login = InitiatorLogin(initiator_name, target, isid or _isid(), wishes)
+    login = InitiatorLogin(initiator_name, target, isid or _isid(), wishes, chap)
     link = await _log_in(portal, login, wishes, timeout_s)
     disk = IscsiDisk(link, target, lun, depth=depth, timeout_s=timeout_s)
     try:
@@ -105,15 +108,19 @@ async def connect(
 
 
 async def discover(
-    portal: tuple[str, int], *, initiator_name: str = DEFAULT_INITIATOR_NAME, timeout_s: float = COMMAND_TIMEOUT_S
+    portal: tuple[str, int],
+    *,
+    initiator_name: str = DEFAULT_INITIATOR_NAME,
+    chap: ChapCredentials | None = None,
+    timeout_s: float = COMMAND_TIMEOUT_S,
 ) -> list[DiscoveredTarget]:
     """Ask a portal for the targets that this initiator may use (SendTargets).
 
     Raises:
-        LoginRefused, ConnectionLost, ProtocolError.
+        LoginRefused, TargetNotAuthentic, ConnectionLost, ProtocolError.
     """
     wishes = Wishes()
-    link = await _log_in(portal, InitiatorLogin(initiator_name, None, _isid(), wishes), wishes, timeout_s)
+    link = await _log_in(portal, InitiatorLogin(initiator_name, None, _isid(), wishes, chap), wishes, timeout_s)
     try:
         question = send_targets()
         async with asyncio.timeout(timeout_s):

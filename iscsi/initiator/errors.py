@@ -24,6 +24,10 @@ class LoginRefused(InitiatorError):
         self.address = address
 
 
+class TargetNotAuthentic(InitiatorError):
+    """Mutual CHAP: the target has not proven that it is who it should be."""
+
+
 class CommandRejected(InitiatorError):
     """The target refused the PDU of a command with a Reject."""
 

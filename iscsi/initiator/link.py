@@ -57,7 +57,7 @@ class Link(asyncio.BufferedProtocol):
         """Return once the full feature phase is reached.
 
         Raises:
-            LoginRefused, ProtocolError, ConnectionLost: it was not; the connection is closed.
+            LoginRefused, TargetNotAuthentic, ProtocolError, ConnectionLost: it was not; the connection is closed.
         """
         await self._logged_in
 
@@ -136,7 +136,7 @@ class Link(asyncio.BufferedProtocol):
         try:
             taken = self._take(self._buffer[: self._filled])
         except Exception as error:
-            # LoginRefused and ProtocolError are expected here; anything else must not leave waiters hanging either.
+            # Refusals of a login and ProtocolError are expected here; anything else must not leave waiters hanging.
             if isinstance(error, ProtocolError):
                 _log.warning("the target broke the protocol: %s", error)
             self.drop(error)
@@ -202,6 +202,7 @@ async def open_link(host: str, port: int, login: InitiatorLogin, max_recv_data_s
     Raises:
         ConnectionLost: nobody answers there, or the connection broke during login.
         LoginRefused: by the target.
+        TargetNotAuthentic: by us.
         ProtocolError: what answers is no iSCSI target.
     """
     loop = asyncio.get_running_loop()

@@ -28,7 +28,8 @@ def cli() -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--volume", type=volume_point, metavar="NAME[@SNAPSHOT]", help="Of the pool.")
 @click.option("--image", type=click.Path(dir_okay=False, path_type=Path), help="A raw file; needs no daemon.")
-@click.option("--url", metavar="iscsi://HOST[:PORT]/TARGET/LUN", help="Any LUN; needs no daemon.")
+@click.option("--url", metavar="iscsi://[USER@]HOST[:PORT]/TARGET/LUN", help="Any LUN; needs no daemon.")
+@click.option("--secret-file", type=click.Path(dir_okay=False, path_type=Path), help="Holds the CHAP secret of USER.")
 @click.option("--pool", type=click.Path(file_okay=False, path_type=Path), envvar="TWINVOL_POOL", help="For --volume.")
 @json_option
 def check(
@@ -36,6 +37,7 @@ def check(
     volume: tuple[str, str | None] | None,
     image: Path | None,
     url: str | None,
+    secret_file: Path | None,
     pool: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,7 +58,7 @@ def check(
             holder, (root, size_bytes) = str(image), asyncio.run(_of_image(image))
         else:
             assert url is not None
-            holder, (root, size_bytes) = url, asyncio.run(_of_url(url))
+            holder, root, size_bytes = asyncio.run(_of_url(url, secret_file))
     except (EngineError, DaemonUnreachable) as error:
         fail(output, error)
     holds = proof.identical and size_bytes == proof.size_bytes and root == proof.source.root == proof.target.root
@@ -111,19 +113,25 @@ async def _of_image(path: Path) -> tuple[str, int]:
     return tree.root().hex(), tree.size_bytes
 
 
-async def _of_url(url: str) -> tuple[str, int]:
+async def _of_url(url: str, secret_file: Path | None) -> tuple[str, str, int]:
+    """The URL as it may be shown, root and size."""
     from engine.proof import tree_of
-    from iscsi.initiator.disk import connect
-    from iscsi.initiator.errors import InitiatorError
-    from iscsi.initiator.url import IscsiUrl
+    from engine.secret_files import read_secret
+    from iscsi.initiator import ChapCredentials, ChapIdentity, InitiatorError, IscsiUrl, connect
 
+    where = IscsiUrl.parse(url)
+    secret = where.secret if secret_file is None else await asyncio.to_thread(read_secret, secret_file)
+    if (where.user is None) != (secret is None):
+        raise InvalidArgument("a CHAP user in the URL and --secret-file come together")
+    chap = None
+    if where.user is not None and secret is not None:
+        chap = ChapCredentials(ChapIdentity(where.user, secret.encode()))
     try:
-        where = IscsiUrl.parse(url)
-        async with await connect(where.portal, where.target, where.lun) as disk:
+        async with await connect(where.portal, where.target, where.lun, chap=chap) as disk:
             tree = await tree_of(_Remote(disk))
     except InitiatorError as error:
-        raise EngineError(f"{url}: {error}") from error
-    return tree.root().hex(), tree.size_bytes
+        raise EngineError(f"{where}: {error}") from error
+    return str(where), tree.root().hex(), tree.size_bytes
 
 
 class _Remote:

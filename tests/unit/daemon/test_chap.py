@@ -17,8 +17,11 @@ from engine.api import ChapInfo
 from engine.chap import MAX_USERS
 from engine.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from engine.secret_files import SECRET_FILE_MAX_BYTES, read_secret, write_secret
+from iscsi.initiator import ChapCredentials, ChapIdentity, LoginRefused, TargetNotAuthentic, connect, discover
+from iscsi.wire.opcodes import LoginStatus
 from tests.support.engine import PREFIX, Engine, opened
 from tests.unit.daemon.test_cli import shell_on
+from tests.unit.daemon.test_wiring import HOST, serving
 from twinvol.cli import cli
 
 TARGET = f"{PREFIX}:t"
@@ -235,6 +238,68 @@ async def test_an_unknown_target(engine):
     ):
         with pytest.raises(NotFound):
             await call
+
+
+# -- logins
+
+
+def credentials(user: str, secret: str, mutual: tuple[str, str] | None = None) -> ChapCredentials:
+    target = None if mutual is None else ChapIdentity(mutual[0], mutual[1].encode())
+    return ChapCredentials(ChapIdentity(user, secret.encode()), target)
+
+
+@pytest.fixture
+async def array(tmp_path: Path):
+    async with serving(tmp_path / "pool") as array:
+        await array.api.volume_create("t", 4 * MIB, expose=True)
+        yield array
+
+
+async def refused(attempt) -> None:
+    with pytest.raises(LoginRefused) as error:
+        await attempt
+    assert error.value.status == LoginStatus.AUTHENTICATION_FAILURE
+
+
+async def test_logins_must_prove_themselves_and_others_stay(array):
+    async with await connect(array.portal, TARGET) as before:
+        await array.api.target_chap_set("t", user="alice", secret=SECRET)
+        await before.write(0, b"x" * 4096)
+        await refused(connect(array.portal, TARGET))
+        await refused(connect(array.portal, TARGET, chap=credentials("alice", OTHER)))
+        await refused(connect(array.portal, TARGET, chap=credentials("alice", SECRET, ("array", MUTUAL))))
+        async with await connect(array.portal, TARGET, chap=credentials("alice", SECRET)) as disk:
+            assert await disk.read(0, 4096) == b"x" * 4096
+        await array.api.target_chap_set("t", mutual_user="array", mutual_secret=MUTUAL)
+        async with await connect(array.portal, TARGET, chap=credentials("alice", SECRET, ("array", MUTUAL))) as disk:
+            assert await disk.read(0, 4096) == b"x" * 4096
+        with pytest.raises(TargetNotAuthentic):
+            await connect(array.portal, TARGET, chap=credentials("alice", SECRET, ("array", OTHER)))
+        await before.write(0, b"y" * 4096)
+    await array.api.target_chap_remove("t")
+    async with await connect(array.portal, TARGET):
+        pass
+
+
+async def test_discovery_asks_for_its_own_users(array):
+    await array.api.target_chap_set("t", user="alice", secret=SECRET)
+    (found,) = await discover(array.portal)
+    await array.api.target_chap_set(None, user="finder", secret=OTHER)
+    await refused(discover(array.portal))
+    await refused(discover(array.portal, chap=credentials("alice", SECRET)))
+    assert await discover(array.portal, chap=credentials("finder", OTHER)) == [found]
+    await refused(connect(array.portal, TARGET, chap=credentials("finder", OTHER)))
+
+
+async def test_a_refused_login_is_one_line_of_the_log(array, caplog):
+    await array.api.target_chap_set("t", user="alice", secret=SECRET)
+    with caplog.at_level(logging.INFO, "iscsi"):
+        await refused(connect(array.portal, TARGET, initiator_name=HOST, chap=credentials("alice", OTHER)))
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert line.startswith("login from 127.0.0.1:")
+    assert line.endswith(f"refused: {HOST} to {TARGET}, AUTHENTICATION_FAILURE: wrong secret of CHAP user 'alice'")
+    assert SECRET not in caplog.text
+    assert OTHER not in caplog.text
 
 
 # -- secret files
