@@ -24,11 +24,10 @@ from engine.units import SECTOR_SIZE
 from iscsi.commands import CommandFlow
 from iscsi.login import TargetLogin
 from iscsi.management import TaskManagement
-from iscsi.negotiation import REJECT, SessionParameters, answer_in_full_feature_phase
+from iscsi.negotiation import SessionParameters
 from iscsi.scsi.it_nexus import ItNexus
 from iscsi.scsi.sense import Asc
 from iscsi.session import MAX_SESSIONS, Session, settle
-from iscsi.target import normalize_name
 from iscsi.text import TextExchange
 from iscsi.wire import requests, responses
 from iscsi.wire.bhs import MAX_AHS_BYTES, padding
@@ -47,7 +46,6 @@ from iscsi.wire.opcodes import (
     RejectReason,
 )
 from iscsi.wire.pdu import REQUESTS, Frame, Framer, decode
-from iscsi.wire.text_keys import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -134,10 +132,10 @@ class Connection:
         self._wake = wake
         self._framer = Framer()
         self._framer_out = Framer()
-        self._cid = 0
-        self._login = TargetLogin(registry, lambda tsih: table.get(tsih) is not None, portal_group=local.group)
-        self._parameters = SessionParameters()
-        self._text = TextExchange(self, self._answer_text)
+        self.cid = 0
+        self._login = TargetLogin(registry, table.get, portal_group=local.group)
+        self.parameters = SessionParameters()
+        self._text = TextExchange(self, registry, local)
         self._frame: Frame | None = None
         self._output: list[bytes] = []
         self._work: list[Coroutine[Any, Any, None]] = []
@@ -258,8 +256,15 @@ class Connection:
         self.closing = True
         self._wake()
 
+    def expel(self) -> None:
+        """The initiator has lost its right to the target: say that the session ends, and end it."""
+        if self.session is not None and not self.closing:
+            event = AsyncEvent.SESSION_DROP  # parameters 2 and 3: the times to wait and to retain, both 0
+            self.send(responses.AsyncMessage(event, **self.status_numbers()))
+        self.drop()
+
     def drop(self) -> None:
-        """End at once, sending nothing more."""
+        """End at once: what the peer does not take now, it does not get."""
         self.dropped = True
         self.close()
 
@@ -311,18 +316,22 @@ class Connection:
             return None
         nexus = next((held for held in session.nexuses.values() if held.lu is unit), None)
         if nexus is None:
-            name = normalize_name(session.initiator_name)
-            port = ItNexus(name, session.isid, session.target.name, session.portal_group)
+            port = ItNexus(session.initiator_name, session.isid, session.target.name, session.portal_group)
             nexus = unit.attach(port, self.luns)
-            nexus.abort_tasks = functools.partial(self._abort_tasks_of, nexus)
-            self._bind(nexus)
+            self._adopt(nexus)
         session.nexuses[field] = nexus
         return nexus
+
+    def _adopt(self, nexus: Nexus) -> None:
+        """This connection answers for the nexus."""
+        nexus.luns = self.luns
+        nexus.abort_tasks = functools.partial(self._abort_tasks_of, nexus)
+        self._bind(nexus)
 
     def all_nexuses(self) -> list[Nexus]:
         """Each nexus of the session once."""
         session = self.session
-        return [] if session is None else list({id(nexus): nexus for nexus in session.nexuses.values()}.values())
+        return [] if session is None else session.distinct_nexuses()
 
     def luns(self) -> list[int]:
         """What this session may see now."""
@@ -393,20 +402,31 @@ class Connection:
 
     async def _replace_session(self) -> None:
         """End the old session and begin the new one when none of the old one's commands touches a medium any more."""
-        while (old := self._replaced()) is not None:
-            _log.info("%s is replaced by a login from %s", old, self.peer_address)
-            old.connection.drop()
-            await old.ended.wait()
-        self.is_waiting = False
-        if not self.closing:
-            self._begin_session()
-
-    def _begin_session(self) -> None:
-        """Enter the full feature phase."""
         outcome = self._login.outcome
         assert outcome is not None
-        if len(self._table) >= MAX_SESSIONS:
-            self.send(self._login.refuse(LoginStatus.OUT_OF_RESOURCES))
+        continued: Session | None = None
+        while (old := self._replaced()) is not None:
+            _log.info("%s is replaced by a login from %s", old, self.peer_address)
+            old.is_continued = old.tsih == outcome.tsih
+            old.connection.drop()
+            await old.ended.wait()
+            continued = old if old.is_continued else continued
+        self.is_waiting = False
+        if not self.closing:
+            self._begin_session(continued)
+        elif continued is not None:
+            continued.part()
+
+    def _begin_session(self, continued: Session | None = None) -> None:
+        """Enter the full feature phase. ``continued``: the session whose connection this one replaces (RFC 7143
+        section 6.3.4): its numbering, its TSIH and its nexuses go on, its tasks are gone."""
+        outcome = self._login.outcome
+        assert outcome is not None
+        status = self._why_not(continued)
+        if status is not None:
+            if continued is not None:
+                continued.part()
+            self.send(self._login.refuse(status))
             self.closing = True
             _log.warning("login from %s refused: %s", self.peer_address, self._login.why)
             return
@@ -414,28 +434,45 @@ class Connection:
             self,
             initiator_name=outcome.initiator_name,
             isid=outcome.isid,
-            tsih=self._table.new_tsih(),
+            tsih=outcome.tsih or self._table.new_tsih(),
             target=outcome.target,
             portal_group=self._local.group,
-            exp_cmd_sn=outcome.exp_cmd_sn,
+            exp_cmd_sn=outcome.exp_cmd_sn if continued is None else continued.exp_cmd_sn,
         )
         self.send(self._login.grant(session.tsih, session.max_cmd_sn))
         self.session = session
         self.stat_sn = outcome.stat_sn
-        self._cid = outcome.cid
+        self.cid = outcome.cid
         self._table.add(session)
-        self._settle(outcome.parameters)
+        self.settle_on(outcome.parameters)
         if session.target is not None:
             self._commands = CommandFlow(self, session)
             self._management = TaskManagement(self, session, self._table)
+            if continued is not None:
+                session.nexuses = continued.nexuses
+                for nexus in self.all_nexuses():
+                    self._adopt(nexus)
             self._attach_all()
         _log.info("%s begins", session)
 
+    def _why_not(self, continued: Session | None) -> LoginStatus | None:
+        """What has changed since the login's first text that forbids its session now."""
+        outcome = self._login.outcome
+        assert outcome is not None
+        target = outcome.target
+        if target is not None and self._registry.find(target.name) is not target:
+            return LoginStatus.TARGET_REMOVED
+        if target is not None and not target.serves(outcome.initiator_name, self._local.group):
+            return LoginStatus.AUTHORIZATION_FAILURE
+        if outcome.tsih and (continued is None or self._table.get(outcome.tsih) is not None):
+            return LoginStatus.SESSION_DOES_NOT_EXIST
+        return LoginStatus.OUT_OF_RESOURCES if len(self._table) >= MAX_SESSIONS else None
+
     # -- full feature phase
 
-    def _settle(self, parameters: SessionParameters) -> None:
+    def settle_on(self, parameters: SessionParameters) -> None:
         """Take over what was negotiated."""
-        self._parameters = parameters
+        self.parameters = parameters
         self.header_digest = parameters.header_digest
         self.data_digest = parameters.data_digest
         # Whole sectors, so that each piece can be read by itself; both are 512 at least.
@@ -451,24 +488,6 @@ class Connection:
             max_data_segment=parameters.max_recv_data_segment_length,
         )
         self._framer_out = Framer(header_digest=self.header_digest, data_digest=self.data_digest)
-
-    def _answer_text(self, asked: dict[str, str]) -> list[tuple[str, str]]:
-        """Keys of a text request: SendTargets (RFC 7143 section 13.3), and declarations."""
-        session = self.session
-        assert session is not None
-        answers: list[tuple[str, str]] = []
-        which = asked.get("SendTargets")
-        if which is not None:
-            if session.target is None or which == session.target.name:
-                answers += self._registry.send_targets(session.initiator_name, self._local, which or "All")
-            elif not which:
-                answers += self._registry.send_targets(session.initiator_name, self._local, session.target.name)
-            else:
-                answers.append(("SendTargets", REJECT))  # "All" and other targets are for discovery sessions
-        others, parameters = answer_in_full_feature_phase(self._parameters, asked)
-        if parameters is not self._parameters:
-            self._settle(parameters)
-        return answers + others
 
     def _is_next(self, request: Pdu) -> bool:
         """Check and count a request's CmdSN (RFC 7143 section 4.2.2.1). False: outside of the window, to be ignored."""
@@ -507,7 +526,7 @@ class Connection:
             case requests.TaskManagementRequest() if self._management is not None:
                 self._management.begin(request)
             case requests.TextRequest():
-                self._text.handle(request, min(self.segment_bytes, MAX_TEXT_BYTES))
+                self._text.handle(request)
             case requests.LogoutRequest():
                 self._log_out(request)
             case requests.SnackRequest():
@@ -538,7 +557,7 @@ class Connection:
         assert session is not None
         if request.reason == LogoutReason.REMOVE_FOR_RECOVERY:
             result = LogoutResult.RECOVERY_NOT_SUPPORTED
-        elif request.reason == LogoutReason.CLOSE_CONNECTION and request.cid != self._cid:
+        elif request.reason == LogoutReason.CLOSE_CONNECTION and request.cid != self.cid:
             result = LogoutResult.CID_NOT_FOUND
         else:
             result = LogoutResult.CLOSED
@@ -574,9 +593,8 @@ class Connection:
 
     async def _bury(self, session: Session) -> None:
         await settle(list(session.running))
-        for nexus in list(self.all_nexuses()):
-            nexus.lu.detach(nexus)
-        session.nexuses.clear()
+        if not session.is_continued:
+            session.part()
         self._table.remove(session)
         session.ended.set()
         _log.info("%s has ended", session)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iscsi.chap import CHAP_KEYS, TargetChap
-from iscsi.negotiation import Responder, SessionParameters
+from iscsi.negotiation import IDENTITY, Responder, SessionParameters
 from iscsi.target import DEFAULT_PORTAL_GROUP, is_plausible_name, normalize_name
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import VERSION, LoginStatus, Opcode, Stage
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from iscsi.chap import ChapAccess, RandomBytes
+    from iscsi.session import Session
     from iscsi.target import Target, TargetRegistry
     from iscsi.wire.pdu import Frame
 
@@ -58,7 +59,8 @@ class LoginOutcome:
 
     ``target``: None in a discovery session. ``exp_cmd_sn``: CmdSN of the first command. ``stat_sn``: StatSN of the
     first response after the one that ``grant`` makes. A session of the same initiator name, ISID and target is
-    replaced by this one (section 6.3.5).
+    replaced by this one (section 6.3.5). ``tsih``: of the session that this connection goes on with (connection
+    reinstatement, section 6.3.4); 0 for a new session.
     """
 
     session_type: SessionType
@@ -70,6 +72,7 @@ class LoginOutcome:
     parameters: SessionParameters
     exp_cmd_sn: int
     stat_sn: int
+    tsih: int
 
 
 class TargetLogin:
@@ -79,7 +82,7 @@ class TargetLogin:
     def __init__(
         self,
         registry: TargetRegistry,
-        session_exists: Callable[[int], bool],
+        find_session: Callable[[int], Session | None],
         *,
         portal_group: int = DEFAULT_PORTAL_GROUP,
         random_bytes: RandomBytes = secrets.token_bytes,
@@ -87,13 +90,14 @@ class TargetLogin:
         """
         Args:
             registry: targets and who may use them.
-            session_exists: whether a TSIH belongs to a session.
+            find_session: the session of a TSIH.
             portal_group: tag of the portal's group.
             random_bytes: so many bytes that nobody can guess; for CHAP.
         """
         self._registry = registry
         self._portal_group = portal_group
-        self._session_exists = session_exists
+        self._find_session = find_session
+        self._reinstated: Session | None = None
         self._first: LoginRequest | None = None
         self._last: LoginRequest | None = None
         self._requests = 0
@@ -167,13 +171,18 @@ class TargetLogin:
         answers = []
         if self._responder is None:
             answers += self._identify(pairs)
-            self._responder = Responder(discovery=self._session_type is SessionType.DISCOVERY)
+            self._responder = Responder(
+                discovery=self._session_type is SessionType.DISCOVERY,
+                session=None if self._reinstated is None else self._reinstated.connection.parameters,
+            )
+        elif IDENTITY & pairs.keys():
+            raise ProtocolError("who asks for what is said in the first text", LoginStatus.INITIATOR_ERROR)
         operational = self._stage == Stage.OPERATIONAL
         answers += self._authenticate(pairs)
         is_authentic = self._access is None or (self._chap is not None and self._chap.done)
         if not is_authentic and (operational or (request.transit and self._chap is None)):
             raise ProtocolError("CHAP is required and was not offered", LoginStatus.AUTHENTICATION_FAILURE)
-        answers += self._responder.answer(pairs.items(), declare=operational)
+        answers += self._responder.answer(pairs.items(), operational=operational)
         text = serialize_text(answers)
         if not request.transit or not is_authentic:
             return self._respond(request, text=text)
@@ -241,15 +250,22 @@ class TargetLogin:
         return target
 
     def _check_tsih(self) -> None:
-        """A TSIH asks to join or take over a session; with one connection per session there is nothing to join.
+        """A TSIH asks to go on with a session (section 6.3.1): by the same CID it replaces the connection, by another
+        one it would add one, and there is one connection per session here.
 
-        An initiator that comes back after a broken connection sends TSIH 0, which replaces its session (section 6.3.5).
+        An initiator that begins anew after a broken connection sends TSIH 0, which replaces its session.
         """
-        assert self._first is not None
-        if self._first.tsih:
-            exists = self._session_exists(self._first.tsih)
-            status = LoginStatus.TOO_MANY_CONNECTIONS if exists else LoginStatus.SESSION_DOES_NOT_EXIST
-            raise ProtocolError(f"TSIH {self._first.tsih} in a new connection's login", status)
+        first = self._first
+        assert first is not None
+        if not first.tsih:
+            return
+        session = self._find_session(first.tsih)
+        mine = (self._initiator_name, bytes(first.isid), self._target, self._portal_group)
+        if session is None or mine != (session.initiator_name, session.isid, session.target, session.portal_group):
+            raise ProtocolError(f"no session of its own has TSIH {first.tsih}", LoginStatus.SESSION_DOES_NOT_EXIST)
+        if session.target is None or session.connection.cid != first.cid:
+            raise ProtocolError("a session has one connection", LoginStatus.TOO_MANY_CONNECTIONS)
+        self._reinstated = session
 
     def _authenticate(self, pairs: dict[str, str]) -> list[tuple[str, str]]:
         """Settle AuthMethod (section 12.1) and carry the method through; takes its keys out of ``pairs``."""
@@ -284,6 +300,7 @@ class TargetLogin:
             parameters=self._responder.parameters(),
             exp_cmd_sn=request.cmd_sn,
             stat_sn=(self._stat_sn + 1) & _SERIAL_MASK,
+            tsih=request.tsih,
         )
 
     def _respond(
@@ -296,14 +313,19 @@ class TargetLogin:
         tsih: int | None = None,
         max_cmd_sn: int | None = None,
     ) -> LoginResponse:
-        """A response to ``request``, numbered. A status other than success ends the login."""
+        """A response to ``request``, numbered. A status other than success ends the login.
+
+        The command window is the session's where there is one already; a new one begins at the request's CmdSN.
+        """
+        session = self._reinstated
+        exp_cmd_sn = request.cmd_sn if session is None else session.exp_cmd_sn
         response = LoginResponse(
             isid=request.isid,
             tsih=request.tsih if tsih is None else tsih,
             itt=request.itt,
             stat_sn=self._stat_sn,
-            exp_cmd_sn=request.cmd_sn,
-            max_cmd_sn=request.cmd_sn if max_cmd_sn is None else max_cmd_sn,
+            exp_cmd_sn=exp_cmd_sn,
+            max_cmd_sn=exp_cmd_sn if max_cmd_sn is None else max_cmd_sn,
             status=status,
             csg=request.csg if status is LoginStatus.SUCCESS else 0,
             nsg=request.nsg if transit else 0,

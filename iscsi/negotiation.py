@@ -6,7 +6,9 @@ sent, and what this implementation takes. ``Responder`` is the answering side, `
 
 Rules of section 6.2 that are kept here:
 
-* A key is negotiated once per login; a second offer is a protocol error.
+* A key is negotiated or declared once per login; a second time is a protocol error.
+* Operational keys come in the operational stage only (section 12 has the keys of the security stage), those of the
+  session in its first login only, and a key comes from the side that may send it; else it is a protocol error.
 * A boolean or a number has one result for both sides (AND, OR, minimum, maximum); a list's first value that the
   responder knows wins; a declaration is taken as it stands and not answered.
 * An unknown key is answered NotUnderstood, an inadmissible value Reject, a key without meaning here Irrelevant; the
@@ -33,7 +35,7 @@ IRRELEVANT = "Irrelevant"
 REJECT = "Reject"
 RESERVED_ANSWERS = frozenset((NOT_UNDERSTOOD, IRRELEVANT, REJECT))  # section 6.2
 
-_NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")  # section 6.1, numerical-value up to 32 bits
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,8}|0|[1-9][0-9]{0,9}")  # section 6.1, numerical-value up to 32 bits
 _MAX_LIST = 32  # values of one list that are looked at
 
 
@@ -90,6 +92,7 @@ class Key:
     ``ours``: what this implementation offers or combines with (a bool, a number, or the known list values, best first).
     ``field``: the attribute of ``SessionParameters``; None where only the answer matters.
     ``in_discovery``: whether it has a meaning in a discovery session; else it is Irrelevant there.
+    ``of_connection``: whether each connection has its own value; the others are settled by the session's first login.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Key:
     when: When = When.LOGIN
     in_discovery: bool = False
     offered: bool = True
+    of_connection: bool = False
 
 
 _DIGESTS = ("CRC32C", "None")
@@ -110,8 +114,8 @@ _MAX_LENGTH = 0xFFFFFF  # 2**24 - 1, the lengths' upper limit
 KEYS: dict[str, Key] = {
     key.name: key
     for key in (
-        Key("HeaderDigest", Rule.FIRST_KNOWN, "13.1", _DIGESTS, "header_digest", in_discovery=True),
-        Key("DataDigest", Rule.FIRST_KNOWN, "13.1", _DIGESTS, "data_digest", in_discovery=True),
+        Key("HeaderDigest", Rule.FIRST_KNOWN, "13.1", _DIGESTS, "header_digest", in_discovery=True, of_connection=True),
+        Key("DataDigest", Rule.FIRST_KNOWN, "13.1", _DIGESTS, "data_digest", in_discovery=True, of_connection=True),
         Key("MaxConnections", Rule.MINIMUM, "13.2", 1, "max_connections", 1, 65535),
         Key("InitialR2T", Rule.OR, "13.10", False, "initial_r2t"),
         Key("ImmediateData", Rule.AND, "13.11", True, "immediate_data"),
@@ -125,6 +129,7 @@ KEYS: dict[str, Key] = {
             _MAX_LENGTH,
             when=When.ANY,
             in_discovery=True,
+            of_connection=True,
         ),
         Key("MaxBurstLength", Rule.MINIMUM, "13.13", 1_048_576, "max_burst_length", 512, _MAX_LENGTH),
         Key("FirstBurstLength", Rule.MINIMUM, "13.14", 262_144, "first_burst_length", 512, _MAX_LENGTH),
@@ -144,19 +149,16 @@ KEYS: dict[str, Key] = {
     )
 }
 
-DECLARATIONS = frozenset(
-    (
-        "InitiatorName",  # 13.5
-        "InitiatorAlias",  # 13.7
-        "TargetName",  # 13.4
-        "TargetAlias",  # 13.6
-        "TargetAddress",  # 13.8
-        "TargetPortalGroupTag",  # 13.9
-        "SessionType",  # 13.21
-        "X#NodeArchitecture",  # 13.26
-    )
-)
-"""Keys that are told, not negotiated: no answer goes back, and login reads those that it needs by itself."""
+IDENTITY = frozenset(("InitiatorName", "TargetName", "SessionType"))  # sections 13.5, 13.4, 13.21
+"""Declarations that the first text of a login has and no other; login reads them by itself."""
+
+DECLARATIONS = IDENTITY | {"InitiatorAlias", "X#NodeArchitecture"}  # sections 13.7, 13.26
+"""Keys that an initiator tells and nobody negotiates: no answer goes back."""
+
+OF_THE_TARGET = frozenset(("TargetAlias", "TargetAddress", "TargetPortalGroupTag"))  # sections 13.6, 13.8, 13.9
+"""Declarations of a target: a protocol error from an initiator."""
+
+SEND_TARGETS = "SendTargets"  # section 13.3, full feature phase only
 
 
 def parse_number(value: str, low: int, high: int) -> int | None:
@@ -200,12 +202,12 @@ def _to_field(key: Key, value: Any) -> Any:
     return value == "CRC32C" if key.rule is Rule.FIRST_KNOWN else value
 
 
-def _settle(values: Mapping[str, Any]) -> SessionParameters:
-    """Defaults, with what was negotiated put over them, and the one relation between keys kept.
+def _settle(values: Mapping[str, Any], base: SessionParameters = DEFAULTS) -> SessionParameters:
+    """``base``, with what was negotiated put over it, and the one relation between keys kept.
 
     FirstBurstLength must not exceed MaxBurstLength (section 13.14): an offer beyond it is taken as that much.
     """
-    settled = dataclasses.replace(DEFAULTS, **values)
+    settled = dataclasses.replace(base, **values)
     if settled.first_burst_length > settled.max_burst_length:
         settled = dataclasses.replace(settled, first_burst_length=settled.max_burst_length)
     return settled
@@ -214,42 +216,67 @@ def _settle(values: Mapping[str, Any]) -> SessionParameters:
 class Responder:
     """The target's side of operational negotiation: offers in, answers out."""
 
-    def __init__(self, *, discovery: bool, recv_data_segment_length: int = OUR_MAX_RECV_DATA_SEGMENT) -> None:
+    def __init__(
+        self,
+        *,
+        discovery: bool,
+        recv_data_segment_length: int = OUR_MAX_RECV_DATA_SEGMENT,
+        session: SessionParameters | None = None,
+    ) -> None:
         """
         Args:
             discovery: whether the session is one; keys without a meaning there are Irrelevant.
             recv_data_segment_length: our MaxRecvDataSegmentLength in bytes, declared with the first answer.
+            session: what was settled for the session that this connection's login goes on with; None: it begins one.
         """
         self._discovery = discovery
+        self._is_leading = session is None
+        self._base = DEFAULTS if session is None else _without_connection(session)
         self._recv_data_segment_length = recv_data_segment_length
         self._values: dict[str, Any] = {}
         self._seen: set[str] = set()
         self._declared = False
 
-    def answer(self, offers: Iterable[tuple[str, str]], *, declare: bool = True) -> list[tuple[str, str]]:
+    def answer(self, offers: Iterable[tuple[str, str]], *, operational: bool = True) -> list[tuple[str, str]]:
         """Answer the keys of one login text; FirstBurstLength last, because MaxBurstLength limits it.
 
-        Keys in ``DECLARATIONS`` are skipped: login has read them. With ``declare`` our own declaration is added once.
+        ``operational``: whether this is the operational stage; our own declaration goes with its first answer.
 
         Raises:
-            ProtocolError: a key was offered a second time.
+            ProtocolError: a key comes a second time, in the wrong stage, in the wrong login or from the wrong side,
+                or declares what cannot be.
         """
         answers = []
         for name, value in sorted(offers, key=lambda pair: pair[0] == "FirstBurstLength"):
+            self._check_turn(name, operational=operational)
             if name in DECLARATIONS:
                 continue
-            if name in self._seen:
-                raise ProtocolError(f"{name} was negotiated already", LoginStatus.INITIATOR_ERROR)
-            if name in KEYS:
-                self._seen.add(name)
             answer = self._answer(name, value)
             if answer is not None:
                 answers.append((name, answer))
-        if declare and not self._declared:
+        if operational and not self._declared:
             self._declared = True
             answers.append(("MaxRecvDataSegmentLength", str(self._recv_data_segment_length)))
             self._values["max_recv_data_segment_length"] = self._recv_data_segment_length
         return answers
+
+    def _check_turn(self, name: str, *, operational: bool) -> None:
+        key = KEYS.get(name)
+        if name in self._seen:
+            why = "came already"
+        elif name in OF_THE_TARGET:
+            why = "is a target's key"
+        elif name == SEND_TARGETS:
+            why = "belongs to the full feature phase"
+        elif key is not None and not operational:
+            why = "belongs to the operational stage"
+        elif key is not None and not self._is_leading and not key.of_connection:
+            why = "belongs to the session's first login"
+        else:
+            if key is not None or name in DECLARATIONS:
+                self._seen.add(name)
+            return
+        raise ProtocolError(f"{name} {why}", LoginStatus.INITIATOR_ERROR)
 
     def _answer(self, name: str, offered: str) -> str | None:
         key = KEYS.get(name)
@@ -261,17 +288,27 @@ class Responder:
         if self._discovery and not key.in_discovery:
             return IRRELEVANT
         result = _combine(key, offered)
+        if result is None and key.rule is Rule.DECLARED:
+            # Not negotiable, so nothing could be agreed on instead (section 6.2).
+            raise ProtocolError(f"{name}={offered}", LoginStatus.INITIATOR_ERROR)
         if result is None:
             return None if offered in RESERVED_ANSWERS else REJECT
         if name == "FirstBurstLength":
-            result = min(result, self._values.get("max_burst_length", DEFAULTS.max_burst_length))
+            result = min(result, self._values.get("max_burst_length", self._base.max_burst_length))
         if key.field is not None:
             self._values[key.field] = _to_field(key, result)
         return None if key.rule is Rule.DECLARED else _spell(result)
 
     def parameters(self) -> SessionParameters:
         """What holds when login ends now."""
-        return _settle(self._values)
+        return _settle(self._values, self._base)
+
+
+def _without_connection(session: SessionParameters) -> SessionParameters:
+    """What another connection of a session begins with: the session's parameters, and defaults for its own."""
+    own = {key.field: getattr(DEFAULTS, key.field) for key in KEYS.values() if key.of_connection and key.field}
+    own["max_recv_data_segment_length"] = DEFAULTS.max_recv_data_segment_length
+    return dataclasses.replace(session, **own)
 
 
 def answer_in_full_feature_phase(
@@ -279,7 +316,8 @@ def answer_in_full_feature_phase(
 ) -> tuple[list[tuple[str, str]], SessionParameters]:
     """Answer the keys of a text request (SendTargets is the caller's), and the parameters that hold after it.
 
-    Only MaxRecvDataSegmentLength may change then (section 13.12); a login-only key is a protocol error.
+    Only MaxRecvDataSegmentLength may change then (section 13.12), and the initiator may tell another alias (13.7). A
+    key that belongs to login or to a target is a protocol error.
 
     Raises:
         ProtocolError: such a key came, answered by a Reject.
@@ -287,8 +325,10 @@ def answer_in_full_feature_phase(
     answers = []
     for name, value in offers.items():
         key = KEYS.get(name)
-        if name in DECLARATIONS or name == "SendTargets":
+        if name in ("InitiatorAlias", SEND_TARGETS):
             continue
+        if name in DECLARATIONS or name in OF_THE_TARGET:
+            raise ProtocolError(f"{name} in full feature phase", RejectReason.PROTOCOL_ERROR)
         if key is None:
             if value != NOT_UNDERSTOOD:
                 answers.append((name, NOT_UNDERSTOOD))

@@ -230,9 +230,8 @@ class IscsiServer:
         for session in self.table:
             if session.target is not target:
                 continue
-            is_admitted = target.admits(session.initiator_name) and target.is_in(session.portal_group)
-            if change is TargetChange.REMOVED or not is_admitted:
-                session.connection.drop()
+            if change is TargetChange.REMOVED or not target.serves(session.initiator_name, session.portal_group):
+                session.connection.expel()
             elif change is TargetChange.LUNS:
                 session.connection.luns_changed()
             elif change is TargetChange.SERVICE:
@@ -453,7 +452,11 @@ class _Shell(asyncio.BufferedProtocol):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self._connection.dropped:
-            self._transport.abort()
+            self._send_output()
+            if self._transport.get_write_buffer_size():
+                self._transport.abort()
+            else:
+                self._transport.close()
         elif self._connection.closing and not self._transport.is_closing():
             self._transport.close()
             # Closed when all is sent; a peer that takes nothing does not hold the connection for ever.

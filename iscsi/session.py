@@ -71,6 +71,7 @@ class Session:
         "exp_cmd_sn",
         "held",
         "initiator_name",
+        "is_continued",
         "isid",
         "max_cmd_sn",
         "nexuses",
@@ -113,6 +114,7 @@ class Session:
         )  # in the logical unit's hands; aborted ones too, which are no longer in tasks
         self.reads = self.read_bytes = self.writes = self.written_bytes = 0
         self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
+        self.is_continued = False  # by one with a new connection, which takes over the nexuses
         self.held = target is not None and target.paused
         self._immediate = 0
         self._ordered = 0
@@ -123,6 +125,16 @@ class Session:
 
     def __str__(self) -> str:
         return f"session {self.tsih} of {self.initiator_name} at {self.connection.peer_address}"
+
+    def distinct_nexuses(self) -> list[Nexus]:
+        """Each nexus once, however its LUN is written."""
+        return list({id(nexus): nexus for nexus in self.nexuses.values()}.values())
+
+    def part(self) -> None:
+        """I_T nexus loss: leave all logical units."""
+        for nexus in self.distinct_nexuses():
+            nexus.lu.detach(nexus)
+        self.nexuses.clear()
 
     # -- numbering
 

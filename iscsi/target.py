@@ -161,6 +161,10 @@ class Target:
         """Whether it is reached through this portal group."""
         return self._portal_groups is None or portal_group in self._portal_groups
 
+    def serves(self, initiator_name: str, portal_group: int) -> bool:
+        """Whether this initiator may have a session through this portal group."""
+        return self.admits(initiator_name) and self.is_in(portal_group)
+
     def bind(self, portal_groups: Iterable[int] | None) -> None:
         """Replace the portal groups (None: all). Sessions through others end (subscribers see to it)."""
         self._portal_groups = _tags(portal_groups)
@@ -307,7 +311,7 @@ class TargetRegistry:
         ways = self._ways(portal)
         pairs: list[tuple[str, str]] = []
         for target in targets:
-            if target.admits(asker) and target.is_in(portal.group):
+            if target.serves(asker, portal.group):
                 pairs.append(("TargetName", target.name))
                 pairs.extend(
                     ("TargetAddress", f"{format_address((way.host, way.port))},{way.group}")

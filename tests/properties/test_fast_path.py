@@ -113,7 +113,7 @@ class Initiator:
                 **{name: getattr(pdu, name) for name in pdu.__slots__}
                 | {"cmd_sn": pdu.cmd_sn + command.cmd_sn_error & 0xFFFFFFFF}
             )
-            self.link.cmd_sn -= not pdu.immediate
+            self.link.cmd_sn = self.link.cmd_sn - (not pdu.immediate) & 0xFFFFFFFF
         return pdu, data
 
     def data_out(self, pdu, data: bytes, command: Command, start: int, end: int, ttt: int) -> list[requests.DataOut]:

@@ -56,7 +56,7 @@ class Host:
         target.chap = access
         registry.add(target)
         registry.discovery_chap = discovery
-        self.login = TargetLogin(registry, session_exists=lambda tsih: False, random_bytes=known_bytes)
+        self.login = TargetLogin(registry, find_session=lambda tsih: None, random_bytes=known_bytes)
 
     def send(self, pairs=(), *, csg=0, nsg=None, **fields):
         """One request; its response, or None when the login waits to be granted."""
@@ -421,7 +421,7 @@ def test_challenges_differ_from_login_to_login():
         target.chap = ACCESS
         registry.add(target)
         host = Host()
-        host.login = TargetLogin(registry, session_exists=lambda tsih: False)
+        host.login = TargetLogin(registry, find_session=lambda tsih: None)
         host.says({**NAMES, "AuthMethod": "CHAP"})
         seen.add(host.says({"CHAP_A": "7"})["CHAP_C"])
     assert len(seen) == 20

@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import MediumError
 from iscsi.scsi.command import Status
+from iscsi.scsi.sense import Asc
 from iscsi.session import WINDOW, SessionTable
 from iscsi.target import Portal
 from iscsi.wire import requests, responses
@@ -22,6 +23,7 @@ from iscsi.wire.opcodes import (
     TaskFunction,
     TaskResponse,
 )
+from iscsi.wire.pdu import Framer
 from iscsi.wire.text_keys import parse_text
 from tests.support.iscsi_link import INITIATOR, READ_16, TARGET, WRITE_16, Link, cdb, data_of, make_registry, make_unit
 from tests.support.memory_device import MemoryDevice
@@ -504,6 +506,123 @@ async def test_a_login_replaces_the_old_session_when_its_commands_are_done():
     await old.settle()
     await logging_in
     assert [session.connection for session in table] == [new.connection]
+
+
+async def reinstate(old, registry, table, **fields):
+    """A new connection's login that goes on with the session of ``old``: its link, and the TSIH."""
+    new = Link(registry, table)
+    tsih = old.connection.session.tsih
+    request = new.login_request(
+        {"InitiatorName": INITIATOR, "TargetName": TARGET, "DataDigest": "CRC32C"},
+        **{"tsih": tsih, "cmd_sn": old.cmd_sn, **fields},
+    )
+    new.feed(new.framer.encode(request))
+    await asyncio.sleep(0)
+    return new, tsih
+
+
+async def test_a_connection_is_replaced_and_its_session_goes_on():
+    device = MemoryDevice(BLOCKS * 512)
+    registry, table = make_registry(make_unit(device)), SessionTable()
+    old, _ = await connect(registry=registry, table=table, MaxBurstLength="8192")
+    session = old.connection.session
+    nexus = old.connection.nexus(0)
+    device.gate = asyncio.Event()
+    old.feed(old.framer.encode(old.write(0, pattern(1))))
+    await device.called.wait()
+    nexus.establish_unit_attention(Asc.MODE_PARAMETERS_CHANGED)
+
+    new, tsih = await reinstate(old, registry, table)
+    assert old.connection.dropped
+    assert new.received() == [], "no answer while a command of the old connection is with the medium"
+    device.gate.set()
+    old.connection.lost()
+    await old.settle()
+    await new.settle()
+    (response,) = new.received()
+    assert (response.status, response.tsih, response.exp_cmd_sn) == (0, tsih, old.cmd_sn)
+    assert [held.tsih for held in table] == [tsih]
+    assert new.connection.session is not session
+    assert new.connection.nexus(0) is nexus, "no nexus was lost"
+    assert (new.connection.burst_bytes, new.connection.data_digest) == (8192, True)
+    new.cmd_sn = old.cmd_sn
+    new.framer = Framer(data_digest=True)
+    (attention,) = await new.exchange(new.read(0, 1))
+    assert sense_code(attention) == (0x6, 0x2A01), "not the power on of a new nexus"
+    (data_in,) = await new.exchange(new.read(0, 1))
+    assert data_in.data == pattern(1)
+    new.connection.lost()
+    await new.settle()
+    assert nexus.lu.nexuses == []
+
+
+async def test_a_session_that_ended_meanwhile_cannot_be_gone_on_with():
+    registry, table = make_registry(make_unit(MemoryDevice(4096))), SessionTable()
+    old, _ = await connect(registry=registry, table=table)
+    new = Link(registry, table)
+    names = {"InitiatorName": INITIATOR, "TargetName": TARGET}
+    tsih = old.connection.session.tsih
+    new.feed(new.framer.encode(new.login_request(names, tsih=tsih, transit=False, nsg=0)))
+    old.connection.lost()
+    await old.settle()
+    new.feed(new.framer.encode(new.login_request({}, tsih=tsih)))
+    assert [pdu.status for pdu in new.received()] == [0, LoginStatus.SESSION_DOES_NOT_EXIST]
+
+
+async def test_a_login_that_dies_while_it_waits_leaves_no_nexus_behind():
+    device = MemoryDevice(BLOCKS * 512)
+    registry, table = make_registry(make_unit(device)), SessionTable()
+    old, _ = await connect(registry=registry, table=table)
+    lu = old.connection.nexus(0).lu
+    device.gate = asyncio.Event()
+    old.feed(old.framer.encode(old.read(0, 1)))
+    await device.called.wait()
+    new, _ = await reinstate(old, registry, table)
+    new.connection.lost()
+    device.gate.set()
+    old.connection.lost()
+    await old.settle()
+    await new.settle()
+    assert (lu.nexuses, len(table)) == ([], 0)
+
+
+async def test_a_login_that_lost_its_right_on_the_way_is_refused():
+    for spoil, status in (
+        (lambda registry: registry.remove(TARGET), LoginStatus.TARGET_REMOVED),
+        (lambda registry: registry.find(TARGET).admit(["iqn.2026-11.example:x"]), LoginStatus.AUTHORIZATION_FAILURE),
+        (lambda registry: registry.find(TARGET).bind([7]), LoginStatus.AUTHORIZATION_FAILURE),
+    ):
+        registry = make_registry(make_unit(MemoryDevice(4096)))
+        link = Link(registry)
+        names = {"InitiatorName": INITIATOR, "TargetName": TARGET}
+        link.feed(link.framer.encode(link.login_request(names, transit=False, nsg=0)))
+        spoil(registry)
+        link.feed(link.framer.encode(link.login_request({})))
+        assert [pdu.status for pdu in link.received()] == [0, status]
+
+
+async def test_who_loses_the_right_to_a_target_is_told_that_the_session_ends():
+    link, _ = await connect()
+    link.connection.expel()
+    (message,) = link.received()
+    assert isinstance(message, responses.AsyncMessage)
+    assert message.event == AsyncEvent.SESSION_DROP
+    assert link.connection.dropped
+
+
+async def test_a_refused_text_request_ends_its_exchange():
+    link, _ = await connect()
+    first = requests.TextRequest(7, link.cmd_sn, 0, final=False, continued=True, data=b"SendTar")
+    (answer,) = await link.exchange(first)
+    assert (answer.data, answer.final, answer.continued) == (b"", False, False)
+    more = requests.TextRequest(7, link.cmd_sn + 1, 0, ttt=answer.ttt, final=False, continued=True, data=b"x" * 8186)
+    (reject,) = await link.exchange(more)
+    assert reject.reason == RejectReason.OUT_OF_RESOURCES
+    again = requests.TextRequest(7, link.cmd_sn + 2, 0, ttt=answer.ttt, data=b"gets=\0")
+    (reject,) = await link.exchange(again)
+    assert reject.reason == RejectReason.INVALID_PDU_FIELD
+    (answer,) = await link.exchange(requests.TextRequest(8, link.cmd_sn + 3, 0, data=b"SendTargets=\0"))
+    assert answer.data == f"TargetName={TARGET}\0TargetAddress=127.0.0.1:3260,1\0".encode()
 
 
 async def test_the_same_initiator_port_has_a_session_through_each_portal_group():

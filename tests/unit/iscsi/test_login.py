@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsi.login import MAX_REQUESTS, SessionType, TargetLogin
+from iscsi.session import Session
 from iscsi.target import Target, TargetRegistry
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import LoginStatus, Stage
@@ -14,12 +15,13 @@ from iscsi.wire.pdu import DEFAULT_MAX_DATA_SEGMENT, Framer
 from iscsi.wire.requests import LoginRequest, NopOut
 from iscsi.wire.responses import LoginResponse
 from iscsi.wire.text_keys import parse_text, serialize_text
+from tests.support.iscsi_link import Link
 
 TARGET = "iqn.2026-11.org.twinvol:disk"
 CLOSED = "iqn.2026-11.org.twinvol:closed"
 INITIATOR = "iqn.1993-08.org.debian:01:abc"
 NAMES = {"InitiatorName": INITIATOR, "TargetName": TARGET}
-KNOWN_TSIH = 77
+KNOWN_TSIH = 77  # of a session of the same initiator port, with connection 5
 BLANK = LoginRequest(isid=bytes.fromhex("00023d000001"), tsih=0, itt=5, cid=1, cmd_sn=9, exp_stat_sn=3, csg=0)
 
 
@@ -35,8 +37,19 @@ class Host:
     def __init__(self):
         registry = TargetRegistry()
         registry.add(Target(TARGET, alias="a disk"))
+        link = Link(registry)
+        link.connection.cid = 5
+        session = Session(
+            link.connection,
+            initiator_name=INITIATOR,
+            isid=BLANK.isid,
+            tsih=KNOWN_TSIH,
+            target=registry.find(TARGET),
+            portal_group=1,
+            exp_cmd_sn=100,
+        )
         registry.add(Target(CLOSED, initiators=[]))
-        self.login = TargetLogin(registry, session_exists=lambda tsih: tsih == KNOWN_TSIH)
+        self.login = TargetLogin(registry, find_session={KNOWN_TSIH: session}.get)
 
     def send(self, pairs=(), *, csg, nsg=None, **fields):
         data = serialize_text(pairs) if not isinstance(pairs, bytes) else pairs
@@ -145,6 +158,7 @@ def test_refusals_for_what_the_first_text_says(pairs, status):
         ({"version_min": 1, "version_max": 1}, LoginStatus.UNSUPPORTED_VERSION),
         ({"tsih": KNOWN_TSIH}, LoginStatus.TOO_MANY_CONNECTIONS),
         ({"tsih": KNOWN_TSIH + 1}, LoginStatus.SESSION_DOES_NOT_EXIST),
+        ({"tsih": KNOWN_TSIH, "cid": 5, "isid": bytes(6)}, LoginStatus.SESSION_DOES_NOT_EXIST),
         ({"csg": 2}, LoginStatus.INITIATOR_ERROR),
         ({"csg": 3}, LoginStatus.INITIATOR_ERROR),
         ({"nsg": 2}, LoginStatus.INITIATOR_ERROR),
@@ -170,6 +184,28 @@ def test_what_may_not_change_during_login(second):
     host = Host()
     assert host.send(NAMES, csg=0, nsg=1).status == 0
     assert host.refused(second.pop("pairs", ()), **second) is LoginStatus.INITIATOR_ERROR
+
+
+def test_a_login_may_take_the_place_of_its_sessions_connection():
+    host = Host()
+    first = host.send(NAMES, csg=0, nsg=1, tsih=KNOWN_TSIH, cid=5)
+    assert (first.status, first.tsih, first.exp_cmd_sn) == (0, KNOWN_TSIH, 100), "the session's numbering goes on"
+    assert host.send({"DataDigest": "CRC32C"}, csg=1, nsg=3, tsih=KNOWN_TSIH, cid=5) is None
+    assert host.login.outcome.tsih == KNOWN_TSIH
+    host = Host()
+    again = {**NAMES, "MaxBurstLength": "512"}
+    assert host.refused(again, csg=1, nsg=3, tsih=KNOWN_TSIH, cid=5) is LoginStatus.INITIATOR_ERROR
+
+
+@pytest.mark.parametrize("key", ["InitiatorName", "TargetName", "SessionType", "TargetAlias", "SendTargets"])
+def test_what_a_later_text_may_not_say(key):
+    host = Host()
+    host.send(NAMES, csg=0)
+    assert host.refused({key: NAMES.get(key, "Normal")}, csg=0) is LoginStatus.INITIATOR_ERROR
+
+
+def test_operational_keys_have_no_place_in_the_security_stage():
+    assert Host().refused({**NAMES, "ImmediateData": "No"}, csg=0) is LoginStatus.INITIATOR_ERROR
 
 
 def test_a_key_is_negotiated_once():

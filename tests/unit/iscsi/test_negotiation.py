@@ -1,5 +1,7 @@
 """Operational keys: offers, answers, results."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +20,11 @@ from iscsi.wire.opcodes import LoginStatus, RejectReason
 
 
 def respond(*offers, discovery=False):
+    """What is answered to ``offers``, but for our own declaration, and what holds then."""
     responder = Responder(discovery=discovery)
-    return dict(responder.answer(offers, declare=False)), responder.parameters()
+    *answers, own = responder.answer(offers)
+    assert own == ("MaxRecvDataSegmentLength", "262144")
+    return dict(answers), responder.parameters()
 
 
 @pytest.mark.parametrize(
@@ -69,11 +74,10 @@ def test_declarations_and_refusals_get_no_answer(pair):
 
 def test_the_peers_declaration_limits_what_we_send():
     assert respond(("MaxRecvDataSegmentLength", "65536"))[1].max_send_data_segment_length == 65536
-    assert respond(("MaxRecvDataSegmentLength", "100"))[0] == {"MaxRecvDataSegmentLength": "Reject"}
 
 
 def test_defaults_hold_for_what_was_not_negotiated():
-    assert respond()[1] == SessionParameters()
+    assert respond()[1] == dataclasses.replace(SessionParameters(), max_recv_data_segment_length=262_144)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -99,6 +103,63 @@ def test_a_second_offer_is_an_error():
     assert error.value.answer is LoginStatus.INITIATOR_ERROR
 
 
+def refused(*texts, operational=True, session=None):
+    """The status that the last of these texts gets."""
+    responder = Responder(discovery=False, session=session)
+    for text in texts[:-1]:
+        responder.answer(text, operational=operational)
+    with pytest.raises(ProtocolError) as error:
+        responder.answer(texts[-1], operational=operational)
+    return error.value.answer
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_each_key_comes_once_and_in_the_operational_stage(key):
+    offer = (key, {"MaxRecvDataSegmentLength": "512", "MaxBurstLength": "512"}.get(key, "1"))
+    assert refused([offer], [offer]) is LoginStatus.INITIATOR_ERROR
+    assert refused([offer], operational=False) is LoginStatus.INITIATOR_ERROR
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        ("TargetAlias", "a"),
+        ("TargetAddress", "10.0.0.1:3260,1"),
+        ("TargetPortalGroupTag", "1"),
+        ("SendTargets", "All"),
+        ("MaxRecvDataSegmentLength", "511"),
+        ("MaxRecvDataSegmentLength", "16777216"),
+        ("MaxRecvDataSegmentLength", "Reject"),
+    ],
+)
+def test_what_an_initiator_may_not_say_in_login(offer):
+    assert refused([offer]) is LoginStatus.INITIATOR_ERROR
+
+
+def test_an_alias_is_declared_once_and_unknown_keys_are_not_understood_in_both_stages():
+    assert refused([("InitiatorAlias", "a")], [("InitiatorAlias", "b")]) is LoginStatus.INITIATOR_ERROR
+    responder = Responder(discovery=False)
+    assert responder.answer([("X-a", "1"), ("InitiatorAlias", "a")], operational=False) == [("X-a", "NotUnderstood")]
+
+
+def test_another_connection_negotiates_what_is_its_own_and_keeps_the_sessions():
+    session = SessionParameters(data_digest=True, max_burst_length=100_000, initial_r2t=False, default_time2wait=0)
+    responder = Responder(discovery=False, session=session)
+    responder.answer([("HeaderDigest", "CRC32C"), ("MaxRecvDataSegmentLength", "65536")])
+    expected = dataclasses.replace(
+        session,
+        header_digest=True,
+        data_digest=False,
+        max_send_data_segment_length=65536,
+        max_recv_data_segment_length=262_144,
+    )
+    assert responder.parameters() == expected
+    of_the_session = sorted(key.name for key in KEYS.values() if not key.of_connection)
+    assert len(of_the_session) == len(KEYS) - 3
+    for key in of_the_session:
+        assert refused([(key, "1")], session=session) is LoginStatus.INITIATOR_ERROR
+
+
 def test_full_feature_phase_changes_one_thing_only():
     before = SessionParameters()
     answers, after = answer_in_full_feature_phase(
@@ -106,12 +167,21 @@ def test_full_feature_phase_changes_one_thing_only():
     )
     assert answers == [("X-a", "NotUnderstood"), ("IFMarker", "No")]
     assert after.max_send_data_segment_length == 1024
+    assert answer_in_full_feature_phase(before, {"InitiatorAlias": "another"}) == ([], before)
+    assert answer_in_full_feature_phase(before, {"MaxRecvDataSegmentLength": "1"}) == (
+        [("MaxRecvDataSegmentLength", "Reject")],
+        before,
+    )
+
+
+@pytest.mark.parametrize("key", ["MaxBurstLength", "HeaderDigest", "InitiatorName", "SessionType", "TargetAlias"])
+def test_what_belongs_to_login_is_rejected_in_full_feature_phase(key):
     with pytest.raises(ProtocolError) as error:
-        answer_in_full_feature_phase(before, {"MaxBurstLength": "512"})
+        answer_in_full_feature_phase(SessionParameters(), {key: "512"})
     assert error.value.answer is RejectReason.PROTOCOL_ERROR
 
 
-@pytest.mark.parametrize("text", ["", "-1", "+1", " 1", "1 ", "1_0", "0x", "٣", "1" * 20])
+@pytest.mark.parametrize("text", ["", "-1", "+1", "01", "00", " 1", "1 ", "1_0", "0x", "٣", "1" * 20])
 def test_what_is_no_number(text):
     assert parse_number(text, 0, 1 << 40) is None
 
@@ -160,6 +230,9 @@ def test_an_initiator_refuses_answers_that_its_offer_does_not_allow(answer):
 
 @given(st.sampled_from(sorted(KEYS)), st.text(max_size=12))
 def test_any_value_of_any_key_is_answered(key, value):
+    if key == "MaxRecvDataSegmentLength" and parse_number(value, 512, 0xFFFFFF) is None:
+        assert refused([(key, value)]) is LoginStatus.INITIATOR_ERROR, "what is declared cannot be rejected"
+        return
     answers, parameters = respond((key, value))
     assert isinstance(parameters, SessionParameters)
     assert set(answers) <= {key}

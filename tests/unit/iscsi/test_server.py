@@ -296,6 +296,7 @@ async def test_a_target_that_is_removed_loses_its_sessions():
     async with serving() as target:
         raw = await target.log_in()
         target.server.registry.remove(TARGET)
+        assert (await raw.receive()).event == AsyncEvent.SESSION_DROP
         assert await raw.is_closed()
         await target.server.dropped()
         assert target.server.sessions() == []
