@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import socket
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from iscsi.wire.pdu import DEFAULT_MAX_DATA_SEGMENT
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from iscsi.selector import DirectSelector
     from iscsi.target import Address, Target, TargetRegistry
 
 _log = logging.getLogger(__name__)
@@ -97,8 +99,10 @@ class IscsiServer:
     ``registry`` says which targets there are and who may use them; it may change at any time.
     """
 
-    def __init__(self, registry: TargetRegistry) -> None:
+    def __init__(self, registry: TargetRegistry, selector: DirectSelector | None = None) -> None:
+        """``selector``: that of the event loop, if it has one that can serve sockets by itself."""
         self.registry = registry
+        self.selector = selector
         self.table = SessionTable()
         self.arenas = ArenaPool()
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -269,6 +273,7 @@ class _Shell(asyncio.BufferedProtocol):
         self._long_filled = 0
         self._long_end = 0
         self._fast: FastPath | None = None
+        self._fd = -1
         self._tasks: set[asyncio.Task[None]] = set()
         self._login_timer: asyncio.TimerHandle | None = None
         self._is_admitted = False
@@ -308,6 +313,23 @@ class _Shell(asyncio.BufferedProtocol):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES, low=MAX_UNSENT_BYTES // 4)
         self._login_timer = self._loop.call_later(LOGIN_TIMEOUT_S, self._login_timed_out)
+        if self._server.selector is not None:
+            self._fd = sock.fileno()
+            self._server.selector.serve[self._fd] = self._receive
+
+    def _receive(self) -> bool:
+        """What the transport does when there is something to receive. False: let it; it knows ends and errors."""
+        try:
+            received = os.readv(self._fd, (self.get_buffer(-1),))
+            if received:
+                self.buffer_updated(received)
+        except OSError:
+            return False
+        except Exception:
+            _log.exception("connection from %s dropped: internal error", self._address)
+            self._transport.abort()
+            return True
+        return received > 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._long is not None and self._long_end:
@@ -346,6 +368,8 @@ class _Shell(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._login_timer is not None:
             self._login_timer.cancel()
+        if self._server.selector is not None:
+            self._server.selector.serve.pop(self._fd, None)
         if self._is_admitted:
             self._server.release(self, self._address)
         self._rest = memoryview(b"")

@@ -27,6 +27,7 @@ from engine.files import real_env
 from engine.local_api import LocalApi
 from engine.pool import Pool
 from engine.replicas import Replicas
+from iscsi.selector import DirectSelector
 from iscsi.server import IscsiServer
 from iscsi.target import TargetRegistry
 from twinvol import __version__, config, sockets, token
@@ -73,10 +74,12 @@ def run(pool: Path, settings: Settings) -> None:
     """Serve ``pool`` until SIGTERM or SIGINT. Raises EngineError when it cannot begin."""
     sockets.raise_descriptor_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    asyncio.run(_serve(pool, settings))
+    selector = DirectSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(_serve(pool, settings, selector))
 
 
-async def _serve(path: Path, settings: Settings) -> None:
+async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +91,7 @@ async def _serve(path: Path, settings: Settings) -> None:
         pool = await Pool.open(path, env, on_locked=lambda: listening.open(path, settings))
         ending.push_async_callback(pool.close)
         registry = TargetRegistry()
-        iscsi = IscsiServer(registry)
+        iscsi = IscsiServer(registry, selector)
         portals = [sockets.bound_address(listener) for listener in listening.iscsi]
         tagged = list(zip(portals, listening.portal_groups, strict=True))
         exports = IscsiExports(registry, iscsi, tagged, pool.catalog.save_reservations, settings.algorithms())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import random
 import socket
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,6 +17,7 @@ from engine.units import KIB, MIB
 from iscsi import server as server_module
 from iscsi.answers import MAX_UNSENT_BYTES
 from iscsi.initiator import IscsiDisk, LoginRefused, connect, discover
+from iscsi.selector import DirectSelector
 from iscsi.server import IscsiServer
 from iscsi.wire import requests, responses
 from iscsi.wire.opcodes import AsyncEvent, LogoutReason, RejectReason, Stage
@@ -24,6 +27,13 @@ from tests.support.iscsi_link import INITIATOR, TARGET, cdb, make_registry, make
 from tests.support.memory_device import MemoryDevice
 
 SIZE = 4 * MIB
+
+
+SELECTORS = weakref.WeakKeyDictionary()  # of the loops that serve sockets by themselves, as the daemon's does
+
+
+def make_server(registry):
+    return IscsiServer(registry, SELECTORS.get(asyncio.get_running_loop()))
 
 
 class RecordingDevice(MemoryDevice):
@@ -130,7 +140,7 @@ class Serving:
 
     def __init__(self, device):
         self.device = device
-        self.server = IscsiServer(make_registry(make_unit(device)))
+        self.server = make_server(make_registry(make_unit(device)))
         self.clients = []
 
     async def open(self, **options):
@@ -305,7 +315,7 @@ async def test_a_target_that_is_removed_loses_its_sessions():
 
 
 async def test_both_ip_versions_are_served():
-    server = IscsiServer(make_registry(make_unit(RecordingDevice())))
+    server = make_server(make_registry(make_unit(RecordingDevice())))
     try:
         addresses = await server.start([("127.0.0.1", 0), ("::1", 0)])
     except OSError:
@@ -319,7 +329,7 @@ async def test_both_ip_versions_are_served():
 
 async def test_nothing_listens_when_one_address_cannot_be_bound():
     async with serving() as target:
-        second = IscsiServer(make_registry())
+        second = make_server(make_registry())
         with pytest.raises(OSError, match="in use"):
             await second.start([("127.0.0.1", 0), target.address])
 
@@ -371,3 +381,32 @@ async def test_long_pdus_in_pieces_of_any_length_arrive_whole(device_is_fast):
                 for _ in range(3 if device_is_fast else 1):
                     assert (await raw.receive()).status == 0
         assert device.data == expected
+
+
+async def test_a_pass_that_fails_drops_its_connection_and_nobody_else():
+    async with serving() as target:
+        broken, good = await target.log_in(), await target.log_in()
+        target.device.try_read = None  # an error of ours
+        broken.send(broken.read(0, 1))
+        assert await broken.is_closed()
+        del target.device.try_read
+        assert (await good.command(cdb(0x28, 0, 1), read=512)).status == 0
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(value, id=name.removeprefix("test_"))
+        for name, value in list(globals().items())
+        if name.startswith("test_") and inspect.iscoroutinefunction(value) and not inspect.signature(value).parameters
+    ],
+)
+def test_the_same_under_a_loop_that_serves_sockets_by_itself(scenario):
+    def loop():
+        made = asyncio.SelectorEventLoop(selector := DirectSelector())
+        SELECTORS[made] = selector
+        return made
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+        assert not SELECTORS[runner.get_loop()].serve

@@ -1,0 +1,64 @@
+"""A selector that serves sockets itself, instead of telling the event loop that they are readable.
+
+asyncio's loop takes an event through a key, a queue, a handle and a context to the protocol: 8 us of interpreter for
+each receive, twice what a small pass costs. Served from within ``select`` it is 3.5 us. (Echo of 48 bytes to 4 KiB, one
+in flight, Python 3.11: 12.5 us of user CPU with a ``BufferedProtocol``, 7.5 so, 4.5 with a bare epoll loop or uvloop.)
+
+The loop and its transport know nothing of it: pausing, writing, the end of the stream and errors stay theirs. It is an
+optimisation that may always be left out: a server without it, or under another event loop, does the same.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import selectors
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_EVENTS = 256
+"""Sockets looked at in one round of the loop."""
+
+
+class DirectSelector(selectors.EpollSelector):
+    """For ``asyncio.SelectorEventLoop``. ``serve`` holds, by descriptor, what to call when it becomes readable.
+
+    The callback says whether that was all; with False the loop is told as usual. It must not raise. Whoever puts a
+    callback there takes it away before the descriptor is closed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.serve: dict[int, Callable[[], bool]] = {}
+        self._events = select.epoll.fromfd(os.dup(self.fileno()))  # the same set of descriptors
+
+    def close(self) -> None:
+        self._events.close()
+        super().close()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As ``EpollSelector.select``, without the descriptors that ``serve`` has dealt with."""
+        if timeout is None:
+            wait = -1.0
+        elif timeout <= 0:
+            wait = 0.0
+        else:
+            wait = math.ceil(timeout * 1e3) * 1e-3  # epoll counts milliseconds: never too early
+        ready: list[tuple[selectors.SelectorKey, int]] = []
+        for fd, mask in self._events.poll(wait, MAX_EVENTS):
+            if mask == select.EPOLLIN:
+                serve = self.serve.get(fd)
+                if serve is not None and serve():
+                    continue
+            key = self.get_map().get(fd)  # None: one that was served before it in this round has closed it
+            if key is not None:
+                events = 0
+                if mask & ~select.EPOLLIN:
+                    events |= selectors.EVENT_WRITE
+                if mask & ~select.EPOLLOUT:
+                    events |= selectors.EVENT_READ
+                ready.append((key, events & key.events))
+        return ready
