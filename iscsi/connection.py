@@ -495,7 +495,7 @@ class Connection:
         assert session is not None
         if not isinstance(request, _NUMBERED) or request.immediate:
             return True
-        if not session.in_window(request.cmd_sn):
+        if not session.in_window(request.cmd_sn) or session.is_passed_over(request.cmd_sn):
             return False
         if request.cmd_sn != session.exp_cmd_sn:
             # With one connection nothing that was skipped can still come.

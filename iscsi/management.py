@@ -1,8 +1,11 @@
-"""Task management functions (RFC 7143 sections 11.5 and 11.6; SAM-5 section 7).
+"""Task management functions (RFC 7143 sections 4.2.3, 11.5 and 11.6; SAM-5 section 7).
 
 Each ends some tasks, waits until none of them touches the medium any more, does its deed, and only then answers: after
 the answer no write of an ended task can land. Ended tasks get no SCSI Response (TAS=0); other initiators that lost
-tasks learn it by a unit attention.
+tasks learn it by a unit attention. An initiator resets only the logical units that it sees.
+
+Data that was asked for is not waited for, though section 4.2.3.3 has it so: Linux' initiator sends none after its
+request (FastAbort), and what others still send finds no task and is dropped.
 
 REASSIGN needs error recovery level 2 and is refused; so are CLEAR ACA, as no ACA is ever established, and the queries
 of RFC 7144.
@@ -16,7 +19,9 @@ from typing import TYPE_CHECKING
 from iscsi.scsi.sense import Asc
 from iscsi.session import settle
 from iscsi.wire import responses
-from iscsi.wire.opcodes import TaskFunction, TaskResponse
+from iscsi.wire.errors import ProtocolError
+from iscsi.wire.opcodes import RejectReason, TaskFunction, TaskResponse
+from iscsi.wire.serial import serial_lt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from iscsi.wire import requests
 
 _log = logging.getLogger(__name__)
+
+MAX_PENDING = 16
+"""Functions of one session that wait for workers; a further one is refused."""
 
 _OF_A_UNIT = frozenset(
     (
@@ -47,9 +55,20 @@ class TaskManagement:
         self._connection = connection
         self._session = session
         self._table = table
+        self._pending = 0
 
     def begin(self, request: requests.TaskManagementRequest) -> None:
-        """End the tasks that are there now; answer at once, or when the last of them has left its worker."""
+        """End the tasks that are there now; answer at once, or when the last of them has left its worker.
+
+        Raises:
+            ProtocolError: too many wait already.
+        """
+        if self._pending >= MAX_PENDING:
+            raise ProtocolError("too many task management functions", RejectReason.TOO_MANY_IMMEDIATE_COMMANDS)
+        if self._is_ahead_of_its_task(request):
+            self._session.pass_over(request.ref_cmd_sn)
+            self._conclude(request, TaskResponse.FUNCTION_COMPLETE, [])
+            return
         nexus = None
         units: list[LogicalUnit] = []
         if request.function in _OF_THE_TARGET:
@@ -66,6 +85,7 @@ class TaskManagement:
             running = self._table.running(matches)
             self._end(self._table.tasks_of(matches), tell=not units)
         if running:
+            self._pending += 1
             self._connection.add_work(self._conclude_later(request, response, units, running))
         else:
             self._conclude(request, response, units)
@@ -85,6 +105,15 @@ class TaskManagement:
             if task is None or task.nexus is not nexus:
                 return TaskResponse.TASK_DOES_NOT_EXIST
         return TaskResponse.FUNCTION_COMPLETE
+
+    def _is_ahead_of_its_task(self, request: requests.TaskManagementRequest) -> bool:
+        """ABORT TASK of a command that has not come, by a number that it may still have (section 11.6.1, case b)."""
+        return (
+            request.function == TaskFunction.ABORT_TASK
+            and request.referenced_task_tag not in self._session.tasks
+            and self._session.in_window(request.ref_cmd_sn)
+            and serial_lt(request.ref_cmd_sn, request.cmd_sn)
+        )
 
     def _matcher(
         self, request: requests.TaskManagementRequest, nexus: Nexus | None, units: list[LogicalUnit]
@@ -121,6 +150,7 @@ class TaskManagement:
         running: list[ScsiTask],
     ) -> None:
         await settle(running)
+        self._pending -= 1
         self._conclude(request, response, units)
 
     def _conclude(

@@ -2,7 +2,8 @@
 
 Numbering (RFC 7143 section 4.2.2.1): one connection per session, so commands arrive in the order of their CmdSN.
 ``exp_cmd_sn`` is the next one. ``max_cmd_sn`` is the last that will be taken: ``WINDOW`` commands less those in
-progress, so it advances with each answer and never goes back. A command outside of the window is ignored.
+progress, so it advances with each answer and never goes back. A command outside of the window is ignored. A number
+whose command was aborted before it came counts as received (section 11.6.1) and is passed over.
 
 Order among the tasks of a session (SAM-5 section 8): SIMPLE ones have none. An ORDERED one starts when all that came
 before it are answered, and none that came later starts before it is. HEAD OF QUEUE starts at once. While an ORDERED
@@ -63,6 +64,7 @@ class Session:
         "_gathering",
         "_immediate",
         "_ordered",
+        "_passed_over",
         "_queue",
         "_running_bytes",
         "_withheld",
@@ -118,6 +120,7 @@ class Session:
         self.held = target is not None and target.paused
         self._immediate = 0
         self._ordered = 0
+        self._passed_over: set[int] = set()  # numbers in the window, beyond ``exp_cmd_sn``; at most WINDOW
         self._queue: deque[ScsiTask] = deque()
         self._running_bytes = 0
         self._gathering: dict[int, int] = {}
@@ -139,8 +142,9 @@ class Session:
     # -- numbering
 
     def is_fast(self) -> bool:
-        """Whether the fast path may take the next command: the window is open and no order is asked for."""
-        return self.exp_cmd_sn != self.max_cmd_sn + 1 & _U32 and not self._ordered
+        """Whether the fast path may take the next command: the window is open, its numbers follow one another, and no
+        order is asked for."""
+        return self.exp_cmd_sn != self.max_cmd_sn + 1 & _U32 and not self._ordered and not self._passed_over
 
     def in_window(self, cmd_sn: int) -> bool:
         """Serial arithmetic of RFC 7143 section 4.2.2.1: ExpCmdSN <= CmdSN <= MaxCmdSN."""
@@ -149,6 +153,21 @@ class Session:
     def advance(self) -> None:
         """A numbered command was taken."""
         self.exp_cmd_sn = self.exp_cmd_sn + 1 & _U32
+        while self.exp_cmd_sn in self._passed_over:
+            self._passed_over.remove(self.exp_cmd_sn)
+            self.exp_cmd_sn = self.exp_cmd_sn + 1 & _U32
+            self.answered()
+
+    def pass_over(self, cmd_sn: int) -> None:
+        """A number in the window counts as received, and its command as answered; should it come, it is ignored."""
+        if cmd_sn == self.exp_cmd_sn:
+            self.advance()
+            self.answered()
+        else:
+            self._passed_over.add(cmd_sn)
+
+    def is_passed_over(self, cmd_sn: int) -> bool:
+        return cmd_sn in self._passed_over
 
     def answered(self) -> None:
         """A numbered command that took no task is answered: the window moves on."""

@@ -52,6 +52,12 @@ async def linked(request):
     return await connect(device_is_fast=device_is_fast, fast=fast)
 
 
+def management(link, function, itt=RESERVED_TAG, lun=0):
+    return requests.TaskManagementRequest(
+        link.next_itt(), function, link.cmd_sn, 0, lun=lun << 48, referenced_task_tag=itt
+    )
+
+
 def sense_code(pdu) -> tuple[int, int]:
     return pdu.sense[2] & 0xF, int.from_bytes(pdu.sense[12:14], "big")
 
@@ -311,95 +317,6 @@ async def test_head_of_queue_overtakes_an_ordered_command():
     device.gate.set()
     await link.settle()
     assert len(link.received()) == 3
-
-
-# -- task management
-
-
-def management(link, function, itt=RESERVED_TAG, lun=0):
-    return requests.TaskManagementRequest(
-        link.next_itt(), function, link.cmd_sn, 0, lun=lun << 48, referenced_task_tag=itt
-    )
-
-
-async def test_abort_task_answers_when_the_worker_is_done_and_the_task_stays_unanswered():
-    link, device = await connect(device_is_fast=False)
-    device.gate = asyncio.Event()
-    write = link.write(0, pattern(8))
-    link.feed(link.framer.encode(write))
-    await asyncio.sleep(0)
-    link.feed(link.framer.encode(management(link, TaskFunction.ABORT_TASK, write.itt)))
-    await asyncio.sleep(0)
-    assert link.received() == []
-    device.gate.set()
-    await link.settle()
-    (response,) = link.received()
-    assert response.response == TaskResponse.FUNCTION_COMPLETE
-
-
-async def test_abort_of_a_write_that_waits_for_data_drops_the_data():
-    link, device = await connect(ImmediateData="No", InitialR2T="Yes")
-    write = link.write(0, pattern(8), sent=0)
-    (r2t,) = await link.exchange(write)
-    (response,) = await link.exchange(management(link, TaskFunction.ABORT_TASK, write.itt))
-    assert response.response == TaskResponse.FUNCTION_COMPLETE
-    assert await link.exchange(link.data_out(write.itt, pattern(8), 0, ttt=r2t.ttt)) == []
-    assert bytes(device.data[:4096]) == bytes(4096)
-
-
-@pytest.mark.parametrize(
-    ("function", "lun", "expected"),
-    [
-        (TaskFunction.ABORT_TASK, 0, TaskResponse.TASK_DOES_NOT_EXIST),
-        (TaskFunction.ABORT_TASK_SET, 5, TaskResponse.LUN_DOES_NOT_EXIST),
-        (TaskFunction.TASK_REASSIGN, 0, TaskResponse.REASSIGNMENT_NOT_SUPPORTED),
-        (TaskFunction.CLEAR_ACA, 0, TaskResponse.FUNCTION_NOT_SUPPORTED),
-        (TaskFunction.ABORT_TASK_SET, 0, TaskResponse.FUNCTION_COMPLETE),
-        (TaskFunction.CLEAR_TASK_SET, 0, TaskResponse.FUNCTION_COMPLETE),
-        (TaskFunction.TARGET_WARM_RESET, 0, TaskResponse.FUNCTION_COMPLETE),
-    ],
-)
-async def test_task_management_responses(function, lun, expected):
-    link, _ = await connect()
-    (response,) = await link.exchange(management(link, function, lun=lun))
-    assert response.response == expected
-
-
-async def test_clear_task_set_ends_another_sessions_tasks_and_tells_it():
-    table = SessionTable()
-    registry = make_registry(make_unit(MemoryDevice(BLOCKS * 512, fast=True)))
-    mine, _ = await connect(table=table, registry=registry, isid=1)
-    other, _ = await connect(table=table, registry=registry, isid=2, ImmediateData="No", InitialR2T="Yes")
-    await other.exchange(other.write(0, pattern(8), sent=0))
-    (response,) = await mine.exchange(management(mine, TaskFunction.CLEAR_TASK_SET))
-    assert response.response == TaskResponse.FUNCTION_COMPLETE
-    assert not other.connection.session.tasks
-    (attention,) = await other.exchange(other.read(0, 1))
-    assert sense_code(attention) == (0x6, 0x2F00)
-
-
-async def test_a_lun_reset_gives_every_session_a_unit_attention():
-    table = SessionTable()
-    registry = make_registry(make_unit(MemoryDevice(BLOCKS * 512, fast=True)))
-    mine, _ = await connect(table=table, registry=registry, isid=1)
-    other, _ = await connect(table=table, registry=registry, isid=2)
-    await mine.exchange(management(mine, TaskFunction.LOGICAL_UNIT_RESET))
-    for link in (mine, other):
-        (attention,) = await link.exchange(link.read(0, 1))
-        assert sense_code(attention)[0] == 0x6
-        (good,) = await link.exchange(link.read(0, 1))
-        assert good.status == Status.GOOD
-
-
-async def test_a_cold_reset_ends_all_connections():
-    table = SessionTable()
-    registry = make_registry(make_unit(MemoryDevice(BLOCKS * 512, fast=True)))
-    mine, _ = await connect(table=table, registry=registry, isid=1)
-    other, _ = await connect(table=table, registry=registry, isid=2)
-    (response,) = await mine.exchange(management(mine, TaskFunction.TARGET_COLD_RESET))
-    assert response.response == TaskResponse.FUNCTION_COMPLETE
-    assert mine.connection.closing
-    assert other.connection.closing
 
 
 # -- the rest of full feature phase
