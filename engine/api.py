@@ -123,7 +123,8 @@ class ReplicaInfo:
 
 @dataclass(frozen=True, slots=True)
 class LunInfo:
-    """``initiators``: the only ones that see it; empty: all that the target admits."""
+    """``initiators``: the only ones that see it; empty: all that the target admits. ``access``: the asymmetric access
+    state in which it is offered. ``standby``: a replica, shown as a standby path of its source's disk."""
 
     lun: int
     volume: str
@@ -132,6 +133,8 @@ class LunInfo:
     serial: str
     state: str
     initiators: list[str]
+    access: str
+    standby: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +154,13 @@ class ChapInfo:
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
     """``initiators``: the access list; empty admits all. ``portal_groups``: tags of those through which it is reached;
-    empty: all. ``portals``: the addresses of these groups.
+    empty: all. ``portals``: the addresses of these groups. ``port_group``: the number of its target port group.
     ``state``: ok, or paused, until ``resumes_at`` at most."""
 
     name: str
     portals: list[str]
     portal_groups: list[int]
+    port_group: int
     luns: list[LunInfo]
     initiators: list[str]
     chap: ChapInfo
@@ -396,13 +400,26 @@ class EngineApi(Protocol):
         snapshot: str | None = None,
         lun: int | None = None,
         initiators: list[str] | None = None,
+        standby: bool = False,
     ) -> TargetInfo:
-        """Show a volume or snapshot as a LUN, by default the lowest free one; to these initiators only, when given."""
+        """Show a volume or snapshot as a LUN, by default the lowest free one; to these initiators only, when given.
+
+        ``standby``: the volume is a replica, shown as a standby path of its source: with the source's identity, never
+        read or written. Raises InvalidState: it is no replica.
+        """
         ...
 
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo: ...
     async def target_lun_mask(self, target: str, lun: int, *, initiators: list[str]) -> TargetInfo:
         """Show a LUN to these initiators only; to all that the target admits, when empty. Others lose it at once."""
+        ...
+
+    async def target_access_state(self, target: str, state: str, *, lun: int | None = None) -> TargetInfo:
+        """Offer a LUN's disk, by default all of the target's, as active-optimized, active-non-optimized, standby or
+        unavailable. Returns when no write that the old state admitted runs.
+
+        Raises InvalidState: a replica's standby path cannot be active.
+        """
         ...
 
     async def target_access(

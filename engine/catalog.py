@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from engine.access_state import AccessState
 from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
@@ -40,10 +41,13 @@ CREATE TABLE volumes (
     physical_block INTEGER NOT NULL, write_cache INTEGER NOT NULL, read_only INTEGER NOT NULL,
     removable INTEGER NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE deletions (file TEXT PRIMARY KEY);
-CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL);
+CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL, port_group INTEGER NOT NULL UNIQUE);
 CREATE TABLE luns (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, lun INTEGER NOT NULL,
-    volume_id TEXT NOT NULL, snapshot_guid TEXT, PRIMARY KEY (target, lun));
+    volume_id TEXT NOT NULL, snapshot_guid TEXT, standby_of TEXT, PRIMARY KEY (target, lun));
+CREATE TABLE access_states (
+    target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, device_id TEXT NOT NULL, state INTEGER NOT NULL,
+    PRIMARY KEY (target, device_id));
 CREATE TABLE lun_masks (
     target TEXT NOT NULL, lun INTEGER NOT NULL, initiator TEXT NOT NULL, PRIMARY KEY (target, lun, initiator),
     FOREIGN KEY (target, lun) REFERENCES luns(target, lun) ON DELETE CASCADE);
@@ -92,7 +96,8 @@ class VolumeRow:
 class LunRow:
     """A volume, or one of its snapshots, under a number of a target.
 
-    ``initiators``: the only ones that see it; empty: all that the target admits.
+    ``initiators``: the only ones that see it; empty: all that the target admits. ``standby_of``: it is shown as a path
+    to the disk of this volume, whose replica it is.
     """
 
     target: str
@@ -100,17 +105,32 @@ class LunRow:
     volume_id: str
     snapshot_guid: str | None = None
     initiators: Sequence[str] = ()
+    standby_of: str | None = None
+
+    @property
+    def device_id(self) -> str:
+        """The volume id or snapshot GUID that the identity follows from which initiators see."""
+        return self.standby_of or self.snapshot_guid or self.volume_id
+
+    @property
+    def initial_state(self) -> AccessState:
+        """The access state until another is set."""
+        return AccessState.ACTIVE_OPTIMIZED if self.standby_of is None else AccessState.STANDBY
 
 
 @dataclass(frozen=True, slots=True)
 class TargetRow:
-    """An iSCSI target. An empty access list admits every initiator; without portal groups it is in all."""
+    """An iSCSI target. An empty access list admits every initiator; without portal groups it is in all.
+
+    ``port_group``: the number of the target port group that its ports are, unique in the pool.
+    """
 
     name: str
     created_at: float
     luns: Sequence[LunRow] = ()
     initiators: Sequence[str] = ()
     portal_groups: Sequence[int] = ()
+    port_group: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +286,11 @@ class Catalog:
             for name, lun, initiator in database.execute("SELECT * FROM lun_masks ORDER BY initiator"):
                 masks.setdefault((name, lun), []).append(initiator)
             luns: dict[str, list[LunRow]] = {}
-            for row in database.execute("SELECT target, lun, volume_id, snapshot_guid FROM luns ORDER BY lun"):
+            for row in database.execute(
+                "SELECT target, lun, volume_id, snapshot_guid, standby_of FROM luns ORDER BY lun"
+            ):
                 luns.setdefault(row[0], []).append(
-                    LunRow(row[0], row[1], row[2], row[3], tuple(masks.get(row[:2], ())))
+                    LunRow(row[0], row[1], row[2], row[3], tuple(masks.get(row[:2], ())), row[4])
                 )
             groups: dict[str, list[int]] = {}
             for name, tag in database.execute("SELECT target, tag FROM target_portal_groups ORDER BY tag"):
@@ -283,8 +305,9 @@ class Catalog:
                     tuple(luns.get(name, ())),
                     tuple(access.get(name, ())),
                     tuple(groups.get(name, ())),
+                    port_group,
                 )
-                for name, created_at in database.execute("SELECT name, created_at FROM targets ORDER BY rowid")
+                for name, created_at, port_group in database.execute("SELECT * FROM targets ORDER BY rowid")
             ]
 
         return await self._run(work)
@@ -294,7 +317,7 @@ class Catalog:
 
         def work(database: sqlite3.Connection) -> None:
             try:
-                database.execute("INSERT INTO targets VALUES (?, ?)", (row.name, row.created_at))
+                database.execute("INSERT INTO targets VALUES (?, ?, ?)", (row.name, row.created_at, row.port_group))
             except sqlite3.IntegrityError as error:
                 raise AlreadyExists("target", row.name) from error
             for lun in row.luns:
@@ -373,6 +396,36 @@ class Catalog:
                 database.execute("INSERT INTO lun_masks VALUES (?, ?, ?)", (target, lun, initiator))
 
         await self._run(work)
+
+    # --- asymmetric access ------------------------------------------------------------------------------------
+
+    async def access_states(self) -> dict[tuple[str, str], AccessState]:
+        """States that were set, by target and device."""
+        return await self._run(
+            lambda database: {
+                (target, device_id): AccessState(state)
+                for target, device_id, state in database.execute("SELECT target, device_id, state FROM access_states")
+            }
+        )
+
+    async def set_access_states(self, states: Mapping[tuple[str, str], AccessState]) -> None:
+        """All of them, or none. A target that is gone meanwhile has no state."""
+
+        def work(database: sqlite3.Connection) -> None:
+            for (target, device_id), state in states.items():
+                database.execute(
+                    "INSERT OR REPLACE INTO access_states SELECT name, ?, ? FROM targets WHERE name = ?",
+                    (device_id, int(state), target),
+                )
+
+        await self._run(work)
+
+    async def forget_access_state(self, target: str, device_id: str) -> None:
+        await self._run(
+            lambda database: database.execute(
+                "DELETE FROM access_states WHERE target = ? AND device_id = ?", (target, device_id)
+            )
+        )
 
     # --- persistent reservations ------------------------------------------------------------------------------
 
@@ -527,6 +580,7 @@ def _put_volume(database: sqlite3.Connection, row: VolumeRow) -> None:
 
 
 def _insert_lun(database: sqlite3.Connection, row: LunRow) -> None:
-    database.execute("INSERT INTO luns VALUES (?, ?, ?, ?)", (row.target, row.lun, row.volume_id, row.snapshot_guid))
+    values = (row.target, row.lun, row.volume_id, row.snapshot_guid, row.standby_of)
+    database.execute("INSERT INTO luns VALUES (?, ?, ?, ?, ?)", values)
     for initiator in row.initiators:
         database.execute("INSERT INTO lun_masks VALUES (?, ?, ?)", (row.target, row.lun, initiator))

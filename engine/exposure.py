@@ -8,10 +8,14 @@ before the portals accept: an initiator that comes back never finds a target wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from engine.access import AccessStates
+from engine.access_state import MAX_TARGETS, AccessState
 from engine.api import LunInfo, SessionInfo, TargetInfo
 from engine.catalog import LunRow, TargetRow
 from engine.chap import ChapUsers
@@ -46,6 +50,9 @@ class _Pause:
     guard: asyncio.TimerHandle
 
 
+StateKeeper = Callable[[str, "Mapping[int, AccessState]", Callable[[], Awaitable[None]]], Awaitable[None]]
+
+
 class Exports(Protocol):
     """The iSCSI side. Methods take effect at once; those that end sessions return when none of them can still
     touch a device."""
@@ -55,7 +62,9 @@ class Exports(Protocol):
         ...
 
     def sessions(self) -> list[SessionInfo]: ...
-    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None: ...
+    def add_target(
+        self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int
+    ) -> None: ...
     async def remove_target(self, name: str) -> None: ...
     async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
     def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
@@ -68,10 +77,19 @@ class Exports(Protocol):
 
     def resume_target(self, name: str) -> None: ...
     async def set_portal_groups(self, target: str, portal_groups: Sequence[int]) -> None: ...
-    def add_volume(self, target: str, lun: int, volume: Volume, initiators: Sequence[str]) -> None: ...
-    def add_snapshot(
-        self, target: str, lun: int, snapshot: Frozen, identity: Identity, initiators: Sequence[str]
-    ) -> None: ...
+    def add_volume(self, lun: LunRow, volume: Volume, state: AccessState) -> None:
+        """Show a volume under the identity of ``lun.device_id``."""
+        ...
+
+    def add_snapshot(self, lun: LunRow, snapshot: Frozen, state: AccessState) -> None: ...
+    def keep_access_states(self, keeper: StateKeeper) -> None:
+        """What initiators ask for goes to ``keeper``: a device, states by target port group, and what applies them."""
+        ...
+
+    async def set_access_states(self, device_id: str, states: Mapping[int, AccessState]) -> None:
+        """Put target port groups into states. Returns when no write through one that left an active state runs."""
+        ...
+
     async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None: ...
     async def remove_lun(self, target: str, lun: int) -> None: ...
     def restore_reservations(self, documents: Mapping[str, str]) -> None:
@@ -94,17 +112,19 @@ class Exposure:
         self._unserved: dict[tuple[str, int], str] = {}
         self._chap = ChapUsers(pool.path, pool.catalog)
         self._changing = asyncio.Lock()
+        self.access = AccessStates(pool, exports, lambda: self._targets.values())
         self._pauses: dict[str, _Pause] = {}
         self._events: set[asyncio.Future[None]] = set()
 
     async def restore(self) -> None:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
         self._exports.restore_reservations(await self._pool.catalog.reservations())
+        await self.access.restore()
         await self._chap.restore()
         self._exports.set_chap(None, self._chap.secrets(None))
         for row in await self._pool.catalog.targets():
             self._targets[row.name] = row
-            self._exports.add_target(row.name, row.initiators, row.portal_groups)
+            self._exports.add_target(row.name, row.initiators, row.portal_groups, row.port_group)
             self._exports.set_chap(row.name, self._chap.secrets(row.name))
             for lun in row.luns:
                 try:
@@ -162,8 +182,14 @@ class Exposure:
         ]
 
     def all_luns_of(self, volume_id: str) -> list[LunRow]:
-        """Where a volume or any snapshot of it is shown, or should be."""
-        return [lun for row in self._targets.values() for lun in row.luns if lun.volume_id == volume_id]
+        """Where a volume, any snapshot or a standby path of it is shown, or should be."""
+        return [
+            lun for row in self._targets.values() for lun in row.luns if volume_id in (lun.volume_id, lun.standby_of)
+        ]
+
+    def standby_paths(self, volume_id: str) -> list[LunRow]:
+        """Where a replica is shown as a standby path of its source."""
+        return [lun for lun in self.all_luns_of(volume_id) if lun.volume_id == volume_id and lun.standby_of is not None]
 
     def require_idle(self, luns: Sequence[LunRow], what: str, *, hint: str) -> None:
         """Raises InUse, naming the initiators, when sessions are on one of the targets of ``luns``."""
@@ -204,8 +230,12 @@ class Exposure:
         snapshot: Frozen | None,
         lun: int | None,
         initiators: Sequence[str] = (),
+        standby_of: str | None = None,
     ) -> TargetInfo:
-        """Raises AlreadyExists when the LUN is taken."""
+        """Show a volume or snapshot; with ``standby_of``, a volume id, as a standby path of that volume's disk.
+
+        Raises AlreadyExists: the LUN is taken. InvalidArgument: the target shows the disk by another path already.
+        """
         async with self._changing:
             row = self._row(target)
             taken = {existing.lun for existing in row.luns}
@@ -216,7 +246,9 @@ class Exposure:
             if lun in taken:
                 raise AlreadyExists("LUN", f"{row.name} {lun}")
             guid = None if snapshot is None else snapshot.guid
-            new = LunRow(row.name, lun, volume.volume_id, guid, _names(initiators))
+            new = LunRow(row.name, lun, volume.volume_id, guid, _names(initiators), standby_of)
+            if any(new.device_id == each.device_id and new.standby_of != each.standby_of for each in row.luns):
+                raise InvalidArgument(f"target {row.name} shows this disk itself; a standby path is another target's")
             return self._info(await self._add_lun(row, new))
 
     async def remove_lun(self, target: str, lun: int, *, force: bool) -> TargetInfo:
@@ -241,6 +273,18 @@ class Exposure:
             if (row.name, lun) not in self._unserved:
                 await self._exports.set_mask(row.name, lun, names)
             return self._info(row)
+
+    async def set_access_state(self, target: str, lun: int | None, state: AccessState) -> TargetInfo:
+        """Offer the disk of a LUN, or all of the target's, in this state. Returns when nothing of the old one writes.
+
+        Raises NotFound; InvalidState: it is the standby path of a replica, and cannot be active.
+        """
+        row = self._row(target)
+        luns = [each for each in row.luns if lun in (None, each.lun)]
+        if lun is not None and not luns:
+            raise NotFound("LUN", f"{row.name} {lun}")
+        await self.access.set(luns, state)
+        return self._info(self._row(target))
 
     async def change_access(
         self, target: str, add: Sequence[str], remove: Sequence[str], *, admit_all: bool
@@ -363,16 +407,25 @@ class Exposure:
     async def _create(
         self, name: str, access: Sequence[str] = (), groups: Sequence[int] = (), *, lun: LunRow | None = None
     ) -> TargetRow:
-        row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), access, groups)
+        number = self._free_port_group()
+        row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), access, groups, number)
         await self._pool.catalog.add_target(row)
         self._targets[name] = row
-        self._exports.add_target(name, access, groups)
+        self._exports.add_target(name, access, groups, number)
         if lun is not None:
             self._show(lun)
         return row
 
+    def _free_port_group(self) -> int:
+        taken = {row.port_group for row in self._targets.values()}
+        if len(taken) >= MAX_TARGETS:
+            raise InvalidArgument(f"a pool has at most {MAX_TARGETS} targets")
+        return next(number for number in range(1, MAX_TARGETS + 1) if number not in taken)
+
     async def _delete(self, row: TargetRow) -> None:
         await self._pool.catalog.remove_target(row.name)
+        for each in row.luns:
+            await self.access.forget(each)
         self._end_pause(row.name)
         del self._targets[row.name]
         for lun in row.luns:
@@ -387,19 +440,26 @@ class Exposure:
         return row
 
     async def _remove_lun(self, row: TargetRow, lun: int) -> TargetRow:
+        (gone,) = (each for each in row.luns if each.lun == lun)
         await self._pool.catalog.remove_lun(row.name, lun)
         row = self._targets[row.name] = replace(row, luns=tuple(each for each in row.luns if each.lun != lun))
         if self._unserved.pop((row.name, lun), None) is None:
             await self._exports.remove_lun(row.name, lun)
+        if gone.device_id not in {each.device_id for each in row.luns}:
+            await self.access.forget(gone)
         return row
 
     def _show(self, lun: LunRow) -> None:
         volume = self._pool.by_id(lun.volume_id)
-        if lun.snapshot_guid is None:
-            self._exports.add_volume(lun.target, lun.lun, volume, lun.initiators)
+        state = self.access.of(lun)
+        if lun.snapshot_guid is not None:
+            self._exports.add_snapshot(lun, self._snapshot(volume, lun.snapshot_guid), state)
             return
-        snapshot = self._snapshot(volume, lun.snapshot_guid)
-        self._exports.add_snapshot(lun.target, lun.lun, snapshot, Identity.of(snapshot.guid), lun.initiators)
+        if lun.standby_of is not None:
+            # One disk for all paths. It is the source's; the replica stands in only while the source is not served.
+            with contextlib.suppress(NotFound):
+                volume = self._pool.by_id(lun.standby_of)
+        self._exports.add_volume(lun, volume, state)
 
     def _snapshot(self, volume: Volume, guid: str) -> Frozen:
         for snapshot in volume.head.store.snapshots(volume.volume_id):
@@ -427,6 +487,7 @@ class Exposure:
             name=row.name,
             portals=self.portals(row.portal_groups),
             portal_groups=list(row.portal_groups),
+            port_group=row.port_group,
             luns=[self._lun_info(lun) for lun in row.luns],
             initiators=list(row.initiators),
             chap=self._chap.info(row.name),
@@ -437,17 +498,24 @@ class Exposure:
 
     def _lun_info(self, lun: LunRow) -> LunInfo:
         why = self._unserved.get((lun.target, lun.lun))
-        if why is not None:
-            state = f"not served: {why}"
-            return LunInfo(lun.lun, lun.volume_id, lun.snapshot_guid, 0, "", state, list(lun.initiators))
-        volume = self._pool.by_id(lun.volume_id)
-        if lun.snapshot_guid is None:
-            serial = volume.identity.serial
-            return LunInfo(lun.lun, volume.name, None, volume.size_bytes, serial, "ok", list(lun.initiators))
-        snapshot = self._snapshot(volume, lun.snapshot_guid)
-        serial = Identity.of(snapshot.guid).serial
-        size = snapshot.size_bytes
-        return LunInfo(lun.lun, volume.name, snapshot.name, size, serial, "ok", list(lun.initiators))
+        name, snapshot_name, size = lun.volume_id, lun.snapshot_guid, 0
+        if why is None:
+            volume = self._pool.by_id(lun.volume_id)
+            name, size = volume.name, volume.size_bytes
+            if lun.snapshot_guid is not None:
+                snapshot = self._snapshot(volume, lun.snapshot_guid)
+                snapshot_name, size = snapshot.name, snapshot.size_bytes
+        return LunInfo(
+            lun=lun.lun,
+            volume=name,
+            snapshot=snapshot_name,
+            size_bytes=size,
+            serial="" if why is not None else Identity.of(lun.device_id).serial,
+            state="ok" if why is None else f"not served: {why}",
+            initiators=list(lun.initiators),
+            access=self.access.of(lun).label,
+            standby=lun.standby_of is not None,
+        )
 
     def _known_groups(self, tags: Sequence[int]) -> tuple[int, ...]:
         """Raises InvalidArgument: no portal is in one of them."""

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from engine.access_state import AccessState
 from engine.api import (
     ChapInfo,
     DiffInfo,
@@ -372,6 +373,11 @@ class LocalApi:
         return _job_info(await self._replicas.resync(name))
 
     async def replica_detach(self, name: str) -> None:
+        for lun in self._exposure.standby_paths(self._replicas.target_id(name)):
+            raise InUse(
+                f"replica {name} is shown as a standby path of its source by target {lun.target};"
+                f" remove that first: twinvol target lun remove {lun.target} {lun.lun}"
+            )
         await self._replicas.detach(name)
         await self._event(f"replica {name}", "detached")
 
@@ -405,16 +411,25 @@ class LocalApi:
         snapshot: str | None = None,
         lun: int | None = None,
         initiators: list[str] | None = None,
+        standby: bool = False,
     ) -> TargetInfo:
-        source = self._pool.volume(volume)
-        frozen = None if snapshot is None else self._pool.snapshot(source, snapshot)
-        return await self._exposure.add_lun(target, source, frozen, lun, initiators or ())
+        shown = self._pool.volume(volume)
+        frozen = None if snapshot is None else self._pool.snapshot(shown, snapshot)
+        if standby and frozen is not None:
+            raise InvalidArgument("a snapshot is no path to its volume: a standby path is a replica's")
+        source = self._replicas.source_of(shown) if standby else None
+        return await self._exposure.add_lun(target, shown, frozen, lun, initiators or (), source)
 
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo:
         return await self._exposure.remove_lun(target, lun, force=force)
 
     async def target_lun_mask(self, target: str, lun: int, *, initiators: list[str]) -> TargetInfo:
         return await self._exposure.mask_lun(target, lun, initiators)
+
+    async def target_access_state(self, target: str, state: str, *, lun: int | None = None) -> TargetInfo:
+        info = await self._exposure.set_access_state(target, lun, AccessState.of(state))
+        await self._event(f"target {info.name}", f"{'all LUNs' if lun is None else f'LUN {lun}'} set to {state}")
+        return info
 
     async def target_access(
         self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False

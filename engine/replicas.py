@@ -20,7 +20,7 @@ from engine.api import ReplicaInfo
 from engine.catalog import MirrorRow
 from engine.copy_job import CopyControl
 from engine.copy_state import CopyState, ProgressStatus, label
-from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, NotFound
+from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, InvalidState, NotFound
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorRecord, point_prefix
@@ -142,6 +142,17 @@ class Replicas:
         for name, row in self._rows.items():
             if volume.volume_id == row.target_id and not self._is_fractured(name):
                 raise InUse(f"volume {volume.name} is the target of replica {name}; fracture or detach that first")
+
+    def target_id(self, name: str) -> str:
+        """The id of a replica's volume. Raises NotFound."""
+        return self._row(name).target_id
+
+    def source_of(self, volume: Volume) -> str:
+        """The id of the volume whose replica this is. Raises InvalidState: it is none."""
+        for row in self._rows.values():
+            if row.target_id == volume.volume_id:
+                return row.source_id
+        raise InvalidState(f"volume {volume.name}", "no replica", "the target of a replica, to be a path to its source")
 
     # --- changing ---------------------------------------------------------------------------------------------
 

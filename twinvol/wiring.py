@@ -10,9 +10,12 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.access_state import MAX_PORTAL_GROUPS
 from engine.api import SessionInfo
-from engine.volume import VolumeEvent
+from engine.errors import InvalidArgument
+from engine.volume import Identity, VolumeEvent
 from iscsi.chap import DEFAULT_ALGORITHMS, ChapAccess, ChapIdentity
+from iscsi.scsi.alua import TargetPortGroup, change_states
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.scsi.reservations import Reservations
 from iscsi.target import Target
@@ -20,9 +23,12 @@ from iscsi.target import Target
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 
+    from engine.access_state import AccessState
+    from engine.catalog import LunRow
     from engine.chap import ChapSecrets
+    from engine.exposure import StateKeeper
     from engine.stores import Frozen
-    from engine.volume import Identity, Volume
+    from engine.volume import Volume
     from iscsi.chap import Algorithm
     from iscsi.server import IscsiServer
     from iscsi.target import TargetRegistry
@@ -52,11 +58,15 @@ class IscsiExports:
         save: Callable[[str, str | None], Awaitable[None]],
         algorithms: Set[Algorithm] = DEFAULT_ALGORITHMS,
     ) -> None:
+        if len({tag for _, tag in portals}) > MAX_PORTAL_GROUPS:
+            raise InvalidArgument(f"there are portals in more than {MAX_PORTAL_GROUPS} portal groups")
         self._registry = registry
         self._server = server
         self._portals = list(portals)
         self._save = save
         self._algorithms = algorithms
+        self._keeper: StateKeeper | None = None
+        self._port_groups: dict[str, int] = {}
         self._units: dict[str, _Unit] = {}
         self._reservations: dict[str, Reservations] = {}
         self._saved: dict[str, str] = {}
@@ -82,14 +92,16 @@ class IscsiExports:
             if session.target is not None
         ]
 
-    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None:
+    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int) -> None:
+        self._port_groups[name] = port_group
         self._registry.add(Target(name, initiators=initiators or None, portal_groups=portal_groups or None))
 
     async def remove_target(self, name: str) -> None:
         target = self._registry.remove(name)
         await self._server.dropped()
         for lun in list(target.luns):
-            self._drop(target.unmap_lun(lun))
+            self._drop(target, target.unmap_lun(lun))
+        del self._port_groups[name]
 
     async def set_access(self, target: str, initiators: Sequence[str]) -> None:
         self._target(target).admit(initiators or None)
@@ -120,16 +132,16 @@ class IscsiExports:
         self._target(target).bind(portal_groups or None)
         await self._server.dropped()
 
-    def add_volume(self, target: str, lun: int, volume: Volume, initiators: Sequence[str]) -> None:
-        held = self._units.get(volume.volume_id)
+    def add_volume(self, lun: LunRow, volume: Volume, state: AccessState) -> None:
+        held = self._units.get(lun.device_id)
         if held is None:
             unit = LogicalUnit(
                 volume,
-                _identity(volume.identity),
+                _identity(lun.device_id),
                 physical_block=volume.physical_block_bytes,
                 removable=volume.removable,
                 write_cache=volume.write_cache,
-                reservations=self._reservations_of(volume.volume_id),
+                reservations=self._reservations_of(lun.device_id),
             )
 
             def tell(event: VolumeEvent) -> None:
@@ -141,18 +153,24 @@ class IscsiExports:
                     case VolumeEvent.PROTECTION_CHANGED:
                         unit.write_protection_changed()
 
-            held = self._units[volume.volume_id] = _Unit(unit, volume.subscribe(tell))
-        self._show(target, lun, held, initiators)
+            held = self._hold(lun.device_id, unit, volume.subscribe(tell))
+        self._show(lun, held, state)
 
-    def add_snapshot(
-        self, target: str, lun: int, snapshot: Frozen, identity: Identity, initiators: Sequence[str]
-    ) -> None:
-        held = self._units.get(snapshot.guid)
+    def add_snapshot(self, lun: LunRow, snapshot: Frozen, state: AccessState) -> None:
+        held = self._units.get(lun.device_id)
         if held is None:
-            reservations = self._reservations_of(snapshot.guid)
-            unit = LogicalUnit(snapshot, _identity(identity), read_only=True, reservations=reservations)
-            held = self._units[snapshot.guid] = _Unit(unit, lambda: None)
-        self._show(target, lun, held, initiators)
+            reservations = self._reservations_of(lun.device_id)
+            unit = LogicalUnit(snapshot, _identity(lun.device_id), read_only=True, reservations=reservations)
+            held = self._hold(lun.device_id, unit, lambda: None)
+        self._show(lun, held, state)
+
+    def keep_access_states(self, keeper: StateKeeper) -> None:
+        self._keeper = keeper
+
+    async def set_access_states(self, device_id: str, states: Mapping[int, AccessState]) -> None:
+        held = self._units.get(device_id)
+        if held is not None:
+            await change_states(held.unit, states)
 
     async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:
         self._target(target).mask_lun(lun, initiators or None)
@@ -161,7 +179,7 @@ class IscsiExports:
     async def remove_lun(self, target: str, lun: int) -> None:
         unit = self._target(target).unmap_lun(lun)
         await self._server.dropped()
-        self._drop(unit)
+        self._drop(self._target(target), unit)
 
     def restore_reservations(self, documents: Mapping[str, str]) -> None:
         self._saved = dict(documents)
@@ -186,11 +204,30 @@ class IscsiExports:
             self._reservations[device_id] = known
         return known
 
-    def _show(self, target: str, lun: int, held: _Unit, initiators: Sequence[str]) -> None:
-        self._target(target).map_lun(lun, held.unit, initiators or None)
+    def _hold(self, device_id: str, unit: LogicalUnit, release: Callable[[], None]) -> _Unit:
+        if self._keeper is not None:
+            unit.access.keeper = functools.partial(self._keeper, device_id)
+        held = self._units[device_id] = _Unit(unit, release)
+        return held
+
+    def _show(self, lun: LunRow, held: _Unit, state: AccessState) -> None:
+        target = self._target(lun.target)
+        if held.unit not in target.luns.values():
+            number = self._port_groups[lun.target]
+            ports = functools.partial(self._ports, target, number)
+            held.unit.access.assign(target.name, TargetPortGroup(number, ports, state))
+        target.map_lun(lun.lun, held.unit, lun.initiators or None)
         held.shown += 1
 
-    def _drop(self, unit: LogicalUnit) -> None:
+    def _ports(self, target: Target, group: int) -> dict[int, int]:
+        """Relative target port identifiers of a target by portal group tag: sixteen for each target port group."""
+        tags = sorted({tag for _, tag in self._portals})
+        first = (group - 1) * MAX_PORTAL_GROUPS + 1
+        return {tag: first + index for index, tag in enumerate(tags) if target.is_in(tag)}
+
+    def _drop(self, target: Target, unit: LogicalUnit) -> None:
+        if unit not in target.luns.values():
+            unit.access.withdraw(target.name)
         for key, held in self._units.items():
             if held.unit is unit:
                 held.shown -= 1
@@ -200,5 +237,6 @@ class IscsiExports:
                 return
 
 
-def _identity(identity: Identity) -> LunIdentity:
+def _identity(device_id: str) -> LunIdentity:
+    identity = Identity.of(device_id)
     return LunIdentity(serial=identity.serial, naa=identity.naa)

@@ -6,8 +6,8 @@ link bits, protection fields and obsolete fields are not in any mask and so are 
 
 from __future__ import annotations
 
-from iscsi.scsi import mode, persistent_reserve, provisioning, sbc, spc
-from iscsi.scsi.dispatch import CommandSpec, CommandTable, Sharing
+from iscsi.scsi import alua, mode, persistent_reserve, provisioning, sbc, spc
+from iscsi.scsi.dispatch import Availability, CommandSpec, CommandTable, Sharing
 from iscsi.scsi.persistent_reserve import service_action
 from iscsi.scsi.sense import Asc, Effect
 
@@ -27,29 +27,51 @@ _COMMON = (
         "REQUEST SENSE",
         _usage("03010000ff00"),
         spc.request_sense,
+        available=Availability.ALWAYS,
         sharing=Sharing.ALWAYS,
         ignores_unit_attention=True,
     ),
-    CommandSpec("INQUIRY", _usage("1201ffffff00"), spc.inquiry, sharing=Sharing.ALWAYS, ignores_unit_attention=True),
+    CommandSpec(
+        "INQUIRY",
+        _usage("1201ffffff00"),
+        spc.inquiry,
+        available=Availability.ALWAYS,
+        sharing=Sharing.ALWAYS,
+        ignores_unit_attention=True,
+    ),
     CommandSpec(
         "REPORT LUNS",
         _usage("a000ff000000", _LENGTH4, "0000"),
         spc.report_luns,
+        available=Availability.ALWAYS,
         sharing=Sharing.ALWAYS,
         ignores_unit_attention=True,
     ),
-    CommandSpec("SEND DIAGNOSTIC", _usage("1d0400000000"), spc.send_diagnostic, sharing=Sharing.NEVER),
-    CommandSpec("LOG SENSE", _usage("4d00ffff000000ffff00"), spc.log_sense, sharing=Sharing.PERSISTENT),
+    CommandSpec(
+        "SEND DIAGNOSTIC",
+        _usage("1d0400000000"),
+        spc.send_diagnostic,
+        available=Availability.STANDBY,
+        sharing=Sharing.NEVER,
+    ),
+    CommandSpec(
+        "LOG SENSE",
+        _usage("4d00ffff000000ffff00"),
+        spc.log_sense,
+        available=Availability.STANDBY,
+        sharing=Sharing.PERSISTENT,
+    ),
     CommandSpec("START STOP UNIT", _usage("1b01000ff700"), spc.start_stop_unit, sharing=Sharing.NEVER),
     CommandSpec(
         "PREVENT ALLOW MEDIUM REMOVAL", _usage("1e0000000300"), spc.prevent_allow_medium_removal, sharing=Sharing.NEVER
     ),
-    CommandSpec("MODE SENSE(6)", _usage("1a08ffffff00"), mode.mode_sense_6),
-    CommandSpec("MODE SENSE(10)", _usage("5a18ffff000000ffff00"), mode.mode_sense_10),
+    CommandSpec("MODE SENSE(6)", _usage("1a08ffffff00"), mode.mode_sense_6, available=Availability.STANDBY),
+    CommandSpec("MODE SENSE(10)", _usage("5a18ffff000000ffff00"), mode.mode_sense_10, available=Availability.STANDBY),
     CommandSpec(
         "MODE SELECT(6)",
         _usage("15100000ff00"),
         mode.mode_select_6,
+        available=Availability.STANDBY,
         sharing=Sharing.NEVER,
         data_out=mode.parameter_list_length_6,
     ),
@@ -57,20 +79,32 @@ _COMMON = (
         "MODE SELECT(10)",
         _usage("55100000000000ffff00"),
         mode.mode_select_10,
+        available=Availability.STANDBY,
         sharing=Sharing.NEVER,
         data_out=mode.parameter_list_length_10,
     ),
     CommandSpec(
         "REPORT TARGET PORT GROUPS",
         _usage("a3ff00000000", _LENGTH4, "0000"),
-        spc.report_target_port_groups,
+        alua.report_target_port_groups,
+        available=Availability.ALWAYS,
         sharing=Sharing.PERSISTENT,
         service_action=0x0A,
+    ),
+    CommandSpec(
+        "SET TARGET PORT GROUPS",
+        _usage("a41f00000000", _LENGTH4, "0000"),
+        alua.set_target_port_groups,
+        sharing=Sharing.NEVER,
+        available=Availability.ALWAYS,
+        service_action=0x0A,
+        data_out=alua.parameter_list_length,
     ),
     CommandSpec(
         "REPORT SUPPORTED OPERATION CODES",
         _usage("a31f87ffffff", _LENGTH4, "0000"),
         spc.report_supported_operation_codes,
+        available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         service_action=0x0C,
     ),
@@ -78,6 +112,7 @@ _COMMON = (
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
         _usage("a31f80000000", _LENGTH4, "0000"),
         spc.report_task_management_functions,
+        available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         service_action=0x0D,
     ),
@@ -98,6 +133,7 @@ _RESERVE_IN = tuple(
         f"PERSISTENT RESERVE IN: {name}",
         _usage("5e1f0000000000ffff00"),
         handler,
+        available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         service_action=action,
         passes=_TELL_OF_RESERVATIONS,
@@ -114,6 +150,7 @@ _RESERVE_OUT = tuple(
         f"PERSISTENT RESERVE OUT: {name}",
         _usage("5f1fff0000ffffffff00"),
         handler,
+        available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         service_action=action,
         data_out=persistent_reserve.parameter_list_length,
@@ -137,6 +174,7 @@ _MEDIUM = (
         "READ CAPACITY(10)",
         _usage("25000000000000000000"),
         sbc.read_capacity_10,
+        available=Availability.STANDBY,
         sharing=Sharing.ALWAYS,
         needs_medium=True,
     ),
@@ -144,6 +182,7 @@ _MEDIUM = (
         "READ CAPACITY(16)",
         _usage("9e1f", "0000000000000000", _LENGTH4, "0000"),
         sbc.read_capacity_16,
+        available=Availability.STANDBY,
         sharing=Sharing.ALWAYS,
         service_action=0x10,
         needs_medium=True,

@@ -34,6 +34,14 @@ class Sharing(enum.Enum):
     NEVER = "never"  # only for those who hold the reservation or share it
 
 
+class Availability(enum.Enum):
+    """In which asymmetric access states a command is served (SPC-4 section 5.15.2.4); in the active ones all are."""
+
+    ACTIVE = "active"
+    STANDBY = "standby"  # also in standby
+    ALWAYS = "always"  # also when unavailable or in transition
+
+
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
     """A supported command.
@@ -47,6 +55,7 @@ class CommandSpec:
     handler: Handler
     effect: Effect = Effect.NONE
     sharing: Sharing = Sharing.READS
+    available: Availability = Availability.ACTIVE
     service_action: int | None = None
     needs_medium: bool = False
     ignores_unit_attention: bool = False

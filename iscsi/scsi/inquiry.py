@@ -15,9 +15,6 @@ _NO_SUCH_UNIT = 0x7F
 _STANDARD_LENGTH = 96
 _SPC_4 = 0x06
 _VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)  # SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 144)
-TARGET_PORT_GROUP = 1
-"""All ports are in one target port group, as all portals are in one portal group."""
-
 _BINARY, _UTF8 = 1, 3  # code sets, SPC-4 table 28
 _UNIT, _PORT, _DEVICE = 0x00, 0x10, 0x20  # associations, in the place they have in byte 1 of a designator
 _NAA, _RELATIVE_PORT, _PORT_GROUP, _NAME_STRING = 3, 4, 5, 8  # designator types, SPC-4 table 589
@@ -31,7 +28,7 @@ def standard_inquiry(lu: LogicalUnit) -> bytes:
     data[2] = _SPC_4
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = _STANDARD_LENGTH - 5
-    data[5] = 0x10  # TPGS = 01b: implicit asymmetric access
+    data[5] = 0x30  # TPGS = 11b: implicit and explicit asymmetric access
     data[6] = 0x10  # MULTIP
     data[7] = 0x02  # CMDQUE
     identity = lu.identity
@@ -98,8 +95,8 @@ def _device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
     return b"".join(
         (
             _designator(_BINARY, _UNIT, _NAA, identity.naa.to_bytes(8, "big")),
-            _designator(_BINARY, _PORT, _RELATIVE_PORT, it_nexus.portal_group_tag.to_bytes(4, "big")),
-            _designator(_BINARY, _PORT, _PORT_GROUP, TARGET_PORT_GROUP.to_bytes(4, "big")),
+            _designator(_BINARY, _PORT, _RELATIVE_PORT, lu.access.relative_port(it_nexus).to_bytes(4, "big")),
+            _designator(_BINARY, _PORT, _PORT_GROUP, nexus.port_group.number.to_bytes(4, "big")),
             _designator(_UTF8, _PORT, _NAME_STRING, _name_string(it_nexus.target_port)),
             _designator(_UTF8, _DEVICE, _NAME_STRING, _name_string(it_nexus.target_name)),
         )

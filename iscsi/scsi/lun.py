@@ -1,15 +1,15 @@
 """A logical unit: one block device as a SCSI disk, and the I_T_L nexuses through which initiators reach it.
 
 How a command runs: ``LogicalUnit.execute`` finds it in ``commands.COMMANDS``, checks in the order of SAM-5 (known
-command, unit attention, reservation, CDB fields, medium, write protection) and awaits its handler. Handlers are the
-functions of ``spc.py``, ``mode.py``, ``sbc.py``, ``provisioning.py`` and ``reservations.py``; state that all nexuses
-share is here.
+command, unit attention, asymmetric access state, reservation, CDB fields, medium, write protection) and awaits its
+handler. Handlers are the functions of the other modules of this package; state that all nexuses share is here.
 
 The transport's fast path does not come here at all. It looks only at four slots of the nexus, and this module
 keeps the invariant:
 
 * ``fast_device`` is the device exactly when a READ of this nexus would be served now: no unit attention pends, no
-  reservation refuses it, the medium is there, and the transport wants the fast path (``plain_only``). Else None.
+  reservation refuses it, the medium is there, the target port group is active, and the transport wants the fast
+  path (``plain_only``). Else None.
 * ``fast_writable`` is True only if ``fast_device`` is set and a WRITE without FUA would be served: not write
   protected, not refused by a reservation, write cache on, and no read-modify-write command running (``write_order``).
 * ``blocks`` and ``block_shift`` are the device's capacity in logical blocks and the logarithm of the block's length.
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from iscsi.scsi.alua import AsymmetricAccess
 from iscsi.scsi.command import ScsiResult, Status
 from iscsi.scsi.commands import COMMANDS
 from iscsi.scsi.inquiry import absent_inquiry
@@ -106,6 +107,7 @@ class Nexus:
         "lu",
         "luns",
         "plain_only",
+        "port_group",
         "prevents_removal",
         "unit_attentions",
     )
@@ -121,6 +123,7 @@ class Nexus:
         self.unit_attentions: list[Asc] = [Asc.POWER_ON_OCCURRED]
         self.prevents_removal = False
         self.plain_only = False
+        self.port_group = lu.access.group_of(it_nexus)
         self.abort_tasks: Callable[[], Awaitable[None]] = _nothing_to_abort
 
     def establish_unit_attention(self, asc: Asc) -> None:
@@ -187,6 +190,7 @@ class LogicalUnit:
         self.commands = COMMANDS
         self.mode = ModeParameters(write_cache=write_cache)
         self.reservations = reservations or Reservations()
+        self.access = AsymmetricAccess()
         self.write_order = WriteOrder(self.refresh_all)
         self.nexuses: list[Nexus] = []
         self._read_only = read_only
@@ -205,7 +209,7 @@ class LogicalUnit:
 
     def portal_group_tags(self, who: ItNexus) -> Sequence[int]:
         """The ports by which this unit is reached at the target of ``who``."""
-        return (who.portal_group_tag,)
+        return tuple(self.access.group_of(who).ports())
 
     def attach(self, it_nexus: ItNexus, luns: Callable[[], Sequence[int]] = _lun_0_only) -> Nexus:
         """A session of ``it_nexus`` begins. ``luns`` answers REPORT LUNS: what this session may see, now.
@@ -227,7 +231,7 @@ class LogicalUnit:
 
     def refresh(self, nexus: Nexus) -> None:
         """Recompute what the fast path of a nexus may do."""
-        ready = not nexus.unit_attentions and self.loaded and not nexus.plain_only
+        ready = not nexus.unit_attentions and self.loaded and not nexus.plain_only and nexus.port_group.state.is_active
         readable = ready and not self.reservations.forbid(nexus, Effect.READ)
         nexus.blocks = self._blocks
         nexus.fast_device = self.device if readable else None
@@ -330,6 +334,7 @@ class LogicalUnit:
             sense = nexus.take_unit_attention(but=spec.passes)
             if sense is not None:
                 raise CheckCondition(sense)
+        nexus.port_group.require(spec.available)
         self.reservations.check(nexus, spec)
         spec.check_fields(cdb)
         if spec.effect is not Effect.NONE or spec.needs_medium:

@@ -105,7 +105,7 @@ async def read_full_status(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) 
         transport_id = TransportId(who.initiator_name, who.isid).serialize()
         entries += key.to_bytes(8, "big") + bytes(4)
         entries += bytes((1 if holds else 0, state.type if holds and state.type else 0)) + bytes(4)
-        entries += who.portal_group_tag.to_bytes(2, "big") + len(transport_id).to_bytes(4, "big")
+        entries += lu.access.relative_port(who).to_bytes(2, "big") + len(transport_id).to_bytes(4, "big")
         entries += transport_id
     return _listed(lu, command, bytes(entries))
 
@@ -361,10 +361,10 @@ def register_and_move(state: PersistentReservations, lu: LogicalUnit, nexus: Nex
     ports = parse_transport_ids(data[:length], _MOVE_HEADER)
     if len(ports) != 1 or ports[0].isid is None:  # one port; not a device, which may have several
         raise invalid_parameter(_MOVE_HEADER)
-    tag = int.from_bytes(data[18:20], "big")
-    if tag not in lu.portal_group_tags(me):
+    port = lu.access.port(int.from_bytes(data[18:20], "big"))
+    if port is None:
         raise invalid_parameter(18)
-    heir = replace(me, initiator_name=ports[0].initiator_name, isid=ports[0].isid, portal_group_tag=tag)
+    heir = ItNexus(ports[0].initiator_name, ports[0].isid, *port)
     if heir == me:
         raise invalid_parameter(_MOVE_HEADER)
     _set_through_power_loss(state, lu, bool(data[17] & _MOVE_APTPL), 17)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iscsi.scsi.command import ScsiResult
-from iscsi.scsi.inquiry import TARGET_PORT_GROUP, standard_inquiry, vital_product_data
+from iscsi.scsi.dispatch import Availability
+from iscsi.scsi.inquiry import standard_inquiry, vital_product_data
 from iscsi.scsi.sense import Asc, CheckCondition, Sense, SenseKey, invalid_cdb_field
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ async def test_unit_ready(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -
 
 async def request_sense(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
     """SPC-4 section 6.39: a pending unit attention is reported here as data, and cleared."""
-    sense = nexus.take_unit_attention() or _idle_sense(lu)
+    sense = nexus.take_unit_attention() or _idle_sense(lu, nexus)
     return _truncated(sense.serialize(descriptor=bool(command.cdb[1] & 1)), command.cdb, 4, 5)
 
 
-def _idle_sense(lu: LogicalUnit) -> Sense:
+def _idle_sense(lu: LogicalUnit, nexus: Nexus) -> Sense:
+    """What TEST UNIT READY would meet."""
     try:
+        nexus.port_group.require(Availability.ACTIVE)
         lu.require_medium()
     except CheckCondition as not_ready:
         return not_ready.sense
@@ -83,17 +86,6 @@ def lun_inventory(cdb: bytes, luns: Sequence[int]) -> ScsiResult:
 def _lun_address(lun: int) -> bytes:
     """SAM-5 section 4.7: peripheral device addressing below 256, flat space addressing above."""
     return (lun if lun < 256 else 0x4000 | lun).to_bytes(2, "big") + bytes(6)
-
-
-async def report_target_port_groups(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """SPC-4 section 6.37: one group, active/optimized, with the port that this session uses."""
-    extended = command.cdb[1] >> 5
-    if extended > 1:
-        raise invalid_cdb_field(1, 7)
-    group = bytes((0x00, 0x01)) + TARGET_PORT_GROUP.to_bytes(2, "big") + bytes((0, 0, 0, 1))
-    group += bytes(2) + nexus.it_nexus.portal_group_tag.to_bytes(2, "big")
-    header = b"\x10\0\0\0" if extended else b""
-    return _truncated((len(header) + len(group)).to_bytes(4, "big") + header + group, command.cdb, 6, 10)
 
 
 async def report_supported_operation_codes(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:

@@ -59,6 +59,11 @@ class WriteOrder:
             mine.done.set()
             self._count(exclusive, -1)
 
+    async def settled(self) -> None:
+        """Return when every range that is held or waited for now has been let go."""
+        for each in list(self._ranges):
+            await each.done.wait()
+
     def _count(self, exclusive: bool, step: int) -> None:
         if exclusive:
             before = self.exclusive_count

@@ -9,14 +9,17 @@ from engine.api import SessionInfo
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from engine.access_state import AccessState
+    from engine.catalog import LunRow
     from engine.chap import ChapSecrets
+    from engine.exposure import StateKeeper
 
 
 class MemoryExports:
     """``shown`` maps target to LUN to device; ``access`` and ``groups`` target to its lists, ``masks`` target and LUN
     to who sees it, ``chap`` target (None: discovery) to its secrets; ``logged_in`` is set by tests.
 
-    ``forgotten``: devices whose reservations ended with them.
+    ``forgotten``: devices whose reservations ended with them. ``states``: by device and target port group.
     """
 
     def __init__(self) -> None:
@@ -28,6 +31,8 @@ class MemoryExports:
         self.chap: dict[str | None, ChapSecrets | None] = {}
         self.logged_in: list[SessionInfo] = []
         self.forgotten: list[str] = []
+        self.port_groups: dict[str, int] = {}
+        self.states: dict[tuple[str, int], AccessState] = {}
 
     def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
         self.logged_in.append(SessionInfo(target, 1, initiator, "40000137ffff", 1, "127.0.0.1:40000", 0, 0, 0, 0))
@@ -38,7 +43,8 @@ class MemoryExports:
     def sessions(self) -> list[SessionInfo]:
         return list(self.logged_in)
 
-    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int]) -> None:
+    def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int) -> None:
+        self.port_groups[name] = port_group
         self.shown[name] = {}
         self.access[name] = tuple(initiators)
         self.groups[name] = tuple(portal_groups)
@@ -62,13 +68,18 @@ class MemoryExports:
     async def set_portal_groups(self, target: str, portal_groups: Sequence[int]) -> None:
         self.groups[target] = tuple(portal_groups)
 
-    def add_volume(self, target: str, lun: int, volume: Any, initiators: Sequence[str]) -> None:
-        self.shown[target][lun] = volume
-        self.masks[target, lun] = tuple(initiators)
+    def add_volume(self, lun: LunRow, volume: Any, state: AccessState) -> None:
+        self.shown[lun.target][lun.lun] = volume
+        self.masks[lun.target, lun.lun] = tuple(lun.initiators)
+        self.states[lun.device_id, self.port_groups[lun.target]] = state
 
-    def add_snapshot(self, target: str, lun: int, snapshot: Any, identity: Any, initiators: Sequence[str]) -> None:
-        self.shown[target][lun] = snapshot
-        self.masks[target, lun] = tuple(initiators)
+    add_snapshot = add_volume
+
+    def keep_access_states(self, keeper: StateKeeper) -> None:
+        self.keeper = keeper
+
+    async def set_access_states(self, device_id: str, states: Mapping[int, AccessState]) -> None:
+        self.states.update({(device_id, number): state for number, state in states.items()})
 
     async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:
         self.masks[target, lun] = tuple(initiators)

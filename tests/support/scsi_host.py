@@ -65,9 +65,11 @@ def sense_of(result: ScsiResult) -> tuple[SenseKey | None, int]:
 class Host:
     """One initiator's session with a logical unit."""
 
-    def __init__(self, lu: LogicalUnit, number: int = 1, *, clear_attention: bool = True) -> None:
+    def __init__(
+        self, lu: LogicalUnit, number: int = 1, *, target: str = TARGET, tag: int = 1, clear_attention: bool = True
+    ) -> None:
         self.lu = lu
-        self.it_nexus = ItNexus(f"iqn.2026-11.example:host{number}", bytes((0, 2, 0x3D, 0, 0, number)), TARGET)
+        self.it_nexus = ItNexus(f"iqn.2026-11.example:host{number}", bytes((0, 2, 0x3D, 0, 0, number)), target, tag)
         self.nexus = lu.attach(self.it_nexus)
         if clear_attention:
             self.nexus.take_unit_attention()

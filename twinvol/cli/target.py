@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engine.access_state import SETTABLE
 from twinvol.cli import chap
 from twinvol.cli.command import Output, time_text, volume_point, with_api
 
@@ -80,7 +81,7 @@ async def show(api: EngineApi, output: Output, name: str) -> None:
         mutual = f", mutual as {info.chap.mutual_user}" if info.chap.mutual_user else ""
         click.echo(f"CHAP users: {', '.join(info.chap.users)}{mutual}")
     for lun in info.luns:
-        click.echo(f"LUN {_lun(info, lun.lun)}  {lun.size_bytes} bytes  serial {lun.serial}  {lun.state}")
+        click.echo(f"LUN {_lun(info, lun.lun)}  {lun.size_bytes} bytes  serial {lun.serial}  {lun.access}  {lun.state}")
         if lun.initiators:
             click.echo(f"  only for {', '.join(lun.initiators)}")
 
@@ -144,6 +145,9 @@ def lun() -> None:
 @click.argument("volume", type=volume_point, metavar="VOLUME[@SNAPSHOT]")
 @click.option("--lun", "number", type=int, help="By default the lowest free one.")
 @click.option("--initiator", "initiators", multiple=True, help="Show it to this initiator only; repeatable.")
+@click.option(
+    "--standby", is_flag=True, help="Show the replica VOLUME as a standby path of its source: same serial and NAA."
+)
 @with_api
 async def lun_add(
     api: EngineApi,
@@ -152,9 +156,12 @@ async def lun_add(
     volume: tuple[str, str | None],
     number: int | None,
     initiators: tuple[str, ...],
+    standby: bool,
 ) -> None:
     """Show VOLUME or VOLUME@SNAPSHOT (read-only)."""
-    info = await api.target_lun_add(target, volume[0], snapshot=volume[1], lun=number, initiators=list(initiators))
+    info = await api.target_lun_add(
+        target, volume[0], snapshot=volume[1], lun=number, initiators=list(initiators), standby=standby
+    )
     output.object(info, f"target {info.name}: LUNs {', '.join(_lun(info, each.lun) for each in info.luns)}")
 
 
@@ -184,6 +191,47 @@ async def lun_mask(
     info = await api.target_lun_mask(target, number, initiators=list(initiators))
     shown_to = "every initiator that it admits" if is_all else ", ".join(initiators)
     output.object(info, f"target {info.name} shows LUN {number} to {shown_to}")
+
+
+@cli.group()
+def alua() -> None:
+    """Asymmetric access: in which state a target offers its LUNs. A target is a target port group."""
+
+
+@alua.command("show")
+@click.argument("target")
+@with_api
+async def alua_show(api: EngineApi, output: Output, target: str) -> None:
+    """The states of a target's LUNs, and the other ways to the same disks."""
+    info = await api.target_show(target)
+    serials = {lun.serial for lun in info.luns}
+    ways = [
+        {
+            "serial": lun.serial,
+            "target": way.name,
+            "lun": lun.lun,
+            "volume": lun.volume + (f"@{lun.snapshot}" if lun.snapshot else ""),
+            "port_group": way.port_group,
+            "access": lun.access,
+            "standby": lun.standby,
+        }
+        for way in sorted(await api.target_list(), key=lambda way: way.port_group)
+        for lun in way.luns
+        if lun.serial in serials
+    ]
+    ways.sort(key=lambda way: str(way["serial"]))
+    output.list("ways", ways, ["serial", "port_group", "target", "lun", "volume", "access"])
+
+
+@alua.command("set")
+@click.argument("target")
+@click.argument("state", type=click.Choice([state.label for state in SETTABLE]))
+@click.option("--lun", "number", type=int, help="By default all LUNs of the target.")
+@with_api
+async def alua_set(api: EngineApi, output: Output, target: str, state: str, number: int | None) -> None:
+    """Offer LUNs in another state. Initiators are told; running writes end first."""
+    info = await api.target_access_state(target, state, lun=number)
+    output.object(info, f"target {info.name}: {', '.join(f'LUN {lun.lun} {lun.access}' for lun in info.luns)}")
 
 
 @cli.group()

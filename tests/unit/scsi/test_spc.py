@@ -26,7 +26,7 @@ async def vpd(host: Host, page: int) -> bytes:
 
 async def test_standard_inquiry():
     data = await Host(disk()).data("12 00 00 00 ff 00")
-    assert data[:8] == bytes.fromhex("00 00 06 12 5b 10 10 02")
+    assert data[:8] == bytes.fromhex("00 00 06 12 5b 30 10 02")
     assert data[8:36] == b"TWINVOL VIRTUAL-DISK    0001"
     assert data[58:66] == bytes.fromhex("00a0 0460 04c0 0960")
     assert len(data) == data[4] + 5
@@ -114,7 +114,7 @@ async def test_report_luns_lists_what_the_session_may_see():
 
 async def test_report_target_port_groups():
     host = Host(disk())
-    group = "00 01 0001 00 00 00 01 00000001"
+    group = "00 8f 0001 00 00 00 01 00000001"
     assert await host.data("a3 0a 00 00 00 00 00 00 01 00 00 00") == bytes.fromhex("0000000c" + group)
     assert await host.data("a3 2a 00 00 00 00 00 00 01 00 00 00") == bytes.fromhex("00000010 10000000" + group)
 
