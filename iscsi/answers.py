@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from engine.stores import BlockDevice
 
+_NOTHING = memoryview(b"")
+
 ARENA_BYTES = MIB
 """Room for the answers of a pass. Only what a pass fills is ever touched, usually the first 128 KiB."""
 
@@ -42,14 +44,16 @@ class ArenaPool:
     def take(self) -> memoryview:
         return self._spare.pop() if self._spare else memoryview(bytearray(ARENA_BYTES))
 
-    def give(self, arenas: list[memoryview]) -> None:
-        """Take back arenas of which no byte is waiting to be sent."""
-        self._spare.extend(arenas[: POOLED_ARENAS - len(self._spare)])
-        arenas.clear()
+    def give(self, arena: memoryview) -> None:
+        """Take back an arena of which no byte is waiting to be sent."""
+        if len(self._spare) < POOLED_ARENAS:
+            self._spare.append(arena)
 
 
 class Answers:
     """One connection's way out: the arena that is being filled, and what must happen before its bytes leave.
+
+    Between passes it has an arena only while bytes of it wait in the transport; ``sent`` is 0 when none does.
 
     While something is unsent, filling goes on behind it, so a reader that stalls holds two or three arenas, however
     small its answers are.
@@ -74,17 +78,17 @@ class Answers:
         self._send = send
         self._unsent = unsent
         self._full: list[memoryview] = []  # arenas before this one, with bytes still waiting
-        self.arena = memoryview(b"")
+        self.arena = _NOTHING
         self.sent = 0
         self.dirty = dirty
         self.paused = False  # the transport has more than enough: set and cleared by its flow control
 
     def begin(self) -> int:
         """A pass begins. Returns where in ``arena`` to put its first answer."""
-        if not self._unsent():
-            self._rewind()
-        if not self.arena.nbytes:
+        if not self.arena:
             self.arena = self._pool.take()
+        elif not self._unsent():
+            self._rewind()
         return self.sent
 
     def flush(self, filled: int) -> int:
@@ -126,16 +130,21 @@ class Answers:
     def end(self, filled: int) -> None:
         """The pass is over: send everything."""
         self.flush(filled)
-        self.reclaim()
+        if not self.sent and not self._full:
+            self._give_back()
 
     def reclaim(self) -> None:
-        """Give back what has left. Called at the end of a pass and from time to time."""
-        if self.arena.nbytes and not self._unsent():
+        """Give back what has left meanwhile. Called from time to time."""
+        if self.arena and not self._unsent():
             self._rewind()
-            self._pool.give([self.arena])
-            self.arena = memoryview(b"")
+            self._give_back()
 
     def _rewind(self) -> None:
+        """No byte is waiting: everything may be filled again."""
         self.sent = 0
-        if self._full:
-            self._pool.give(self._full)
+        while self._full:
+            self._pool.give(self._full.pop())
+
+    def _give_back(self) -> None:
+        self._pool.give(self.arena)
+        self.arena = _NOTHING

@@ -4,6 +4,7 @@ iqn_prefix = "iqn.2026-11.org.twinvol"    # what the names of the pool's own tar
 iscsi = ["0.0.0.0:3260", "[::]:3260"]     # "10.0.1.1:3260,2" puts a portal into portal group 2; 1 is the default
 api = "127.0.0.1:8080"
 workers = 8                               # threads for disk calls
+busy_poll_us = 0                          # after serving a socket, look again for so long before sleeping (up to 1000)
 chap_algorithms = ["MD5", "SHA-256", "SHA3-256"]   # what CHAP may use; SHA-1 is known too
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from engine.errors import InvalidArgument
 from engine.names import check_iscsi_name
 from iscsi.chap import Algorithm
+from iscsi.selector import MAX_SPIN_S
 from iscsi.target import DEFAULT_PORTAL_GROUP, MAX_PORTAL_GROUP
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Settings:
     iscsi: tuple[str, ...] = (DEFAULT_ISCSI,)
     api: str | None = None
     workers: int = 8
+    busy_poll_us: int = 0
     chap_algorithms: tuple[str, ...] = ("MD5", "SHA-256", "SHA3-256")
 
     def check(self) -> Settings:
@@ -54,6 +57,8 @@ class Settings:
             parse_address(self.api)
         if not 1 <= self.workers <= WORKERS_MAX:
             raise InvalidArgument(f"workers = {self.workers} is not within 1-{WORKERS_MAX}")
+        if not 0 <= self.busy_poll_us <= MAX_SPIN_S * 1e6:
+            raise InvalidArgument(f"busy_poll_us = {self.busy_poll_us} is not within 0-{MAX_SPIN_S * 1e6:.0f}")
         if not self.chap_algorithms or set(self.chap_algorithms) - ALGORITHMS.keys():
             raise InvalidArgument(f"chap_algorithms are some of {', '.join(ALGORITHMS)}")
         return self

@@ -74,7 +74,7 @@ def run(pool: Path, settings: Settings) -> None:
     """Serve ``pool`` until SIGTERM or SIGINT. Raises EngineError when it cannot begin."""
     sockets.raise_descriptor_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    selector = DirectSelector()
+    selector = DirectSelector(settings.busy_poll_us / 1e6)
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(_serve(pool, settings, selector))
 

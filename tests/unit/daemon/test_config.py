@@ -34,3 +34,11 @@ def test_portal_groups_in_the_file(tmp_path: Path):
     path.write_text('iscsi = ["10.0.0.1:3260,-2"]\n')
     with pytest.raises(InvalidArgument):
         config.load(path)
+
+
+@pytest.mark.parametrize("setting", ["busy_poll_us = -1", "busy_poll_us = 1001", "workers = 0", "workers = 65"])
+def test_numbers_out_of_their_range_are_refused(tmp_path: Path, setting):
+    path = tmp_path / "twinvol.toml"
+    path.write_text(f"{setting}\n")
+    with pytest.raises(InvalidArgument, match=setting.partition(" ")[0]):
+        config.load(path)

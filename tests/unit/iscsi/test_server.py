@@ -17,7 +17,7 @@ from engine.units import KIB, MIB
 from iscsi import server as server_module
 from iscsi.answers import MAX_UNSENT_BYTES
 from iscsi.initiator import IscsiDisk, LoginRefused, connect, discover
-from iscsi.selector import DirectSelector
+from iscsi.selector import MAX_SPIN_S, DirectSelector
 from iscsi.server import IscsiServer
 from iscsi.wire import requests, responses
 from iscsi.wire.opcodes import AsyncEvent, LogoutReason, RejectReason, Stage
@@ -401,9 +401,10 @@ async def test_a_pass_that_fails_drops_its_connection_and_nobody_else():
         if name.startswith("test_") and inspect.iscoroutinefunction(value) and not inspect.signature(value).parameters
     ],
 )
-def test_the_same_under_a_loop_that_serves_sockets_by_itself(scenario):
+@pytest.mark.parametrize("spin_s", [0, MAX_SPIN_S], ids=["sleeping", "busy polling"])
+def test_the_same_under_a_loop_that_serves_sockets_by_itself(scenario, spin_s):
     def loop():
-        made = asyncio.SelectorEventLoop(selector := DirectSelector())
+        made = asyncio.SelectorEventLoop(selector := DirectSelector(spin_s))
         SELECTORS[made] = selector
         return made
 
