@@ -29,12 +29,13 @@ START_TIMEOUT_S = 20.0
 
 @dataclass(slots=True)
 class Endpoint:
-    """A running target with one volume."""
+    """A running target with one volume. ``control``: port of a tgtd, for tgtadm."""
 
     name: str
     url: str
     backing: Path
     pids: list[int] = field(default_factory=list)
+    control: str = ""
 
     def sync(self) -> None:
         """Write the backing file back, so that no round pays for the one before it."""
@@ -130,7 +131,7 @@ def tgtd(work: Path, name: str, size_bytes: int, cpu: int, *, tuned: bool = Fals
                 ok &= adm("--op", "update", "--mode", "target", "--tid", "1", "-n", key, "-v", "262144")
             if not ok:
                 raise BenchError("tgtadm could not set up the target")
-            yield Endpoint(name, f"iscsi://127.0.0.1:{port}/{iqn}/1", backing, [process.pid])
+            yield Endpoint(name, f"iscsi://127.0.0.1:{port}/{iqn}/1", backing, [process.pid], control)
         finally:
             stop(process)
             for leftover in (f"socket.{control}", f"socket.{control}.lock"):

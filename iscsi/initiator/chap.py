@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InvalidArgument
 from iscsi.chap import (
-    DEFAULT_ALGORITHMS,
     Algorithm,
     ChapIdentity,
     challenge_bytes,
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
 
     from iscsi.chap import RandomBytes
 
-OFFERED = ",".join(str(int(algorithm)) for algorithm in sorted(DEFAULT_ALGORITHMS, reverse=True))
+OFFERED = "8,5,7"
+"""SHA3-256, MD5, SHA-256. A target that takes the first one it knows, as LIO does, should meet the strongest first; tgt
+1.0.85 takes 7 for SHA-1, and must meet MD5 before."""
 
 
 @dataclass(frozen=True, slots=True)

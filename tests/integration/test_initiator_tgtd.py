@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
 from bench.targets import tgtd, why_no_tgtd
-from iscsi.initiator import CommandFailed, IscsiUrl, LoginRefused, Wishes, connect, discover
+from iscsi.initiator import (
+    ChapCredentials,
+    ChapIdentity,
+    CommandFailed,
+    IscsiUrl,
+    LoginRefused,
+    TargetNotAuthentic,
+    Wishes,
+    connect,
+    discover,
+)
+from iscsi.wire.opcodes import LoginStatus
 
 SIZE = 64 << 20
 
@@ -56,3 +68,54 @@ async def test_discovery_and_refusals(url):
         assert (await disk.inquiry()).vendor == "IET"
         outcome = await disk.execute(b"\x88" + SIZE.to_bytes(9, "big") + b"\0\0\0\1\0\0", data_in_length=512)
         assert outcome.status == 2
+
+
+ALICE, ARRAY = ChapIdentity("alice", b"correct horse 1"), ChapIdentity("array", b"battery staple 2")
+WRONG = b"something else 3"
+
+
+@pytest.fixture(scope="module")
+def chap_url(tmp_path_factory: pytest.TempPathFactory):
+    """Another, with CHAP for its initiators and a secret of its own."""
+    if reason := why_no_tgtd():
+        pytest.skip(reason)
+
+    def account(control: str, user: ChapIdentity, *options: str) -> None:
+        adm = ["tgtadm", "-C", control, "--lld", "iscsi", "--mode", "account"]
+        new = ["--op", "new", "--user", user.name, "--password", user.secret.decode()]
+        for command in (new, ["--op", "bind", "--tid", "1", "--user", user.name, *options]):
+            subprocess.run([*adm, *command], check=True)
+
+    with tgtd(tmp_path_factory.mktemp("tgtd"), "secret", SIZE, cpu=0) as endpoint:
+        account(endpoint.control, ALICE)
+        account(endpoint.control, ARRAY, "--outgoing")
+        yield IscsiUrl.parse(endpoint.url)
+
+
+@pytest.mark.client("tgtd")
+@pytest.mark.parametrize("target", [None, ARRAY], ids=["one way", "mutual"])
+async def test_chap(chap_url, target):
+    chap = ChapCredentials(ALICE, target)
+    wishes = Wishes(header_digest="CRC32C,None", data_digest="CRC32C,None")
+    async with await connect(chap_url.portal, chap_url.target, chap_url.lun, chap=chap, wishes=wishes) as disk:
+        await disk.write(0, b"x" * 65536)
+        assert await disk.read(0, 65536) == b"x" * 65536
+
+
+@pytest.mark.client("tgtd")
+@pytest.mark.parametrize(
+    "chap",
+    [None, ChapCredentials(ChapIdentity("alice", WRONG)), ChapCredentials(ChapIdentity("mallory", ALICE.secret))],
+    ids=["nobody", "wrong secret", "unknown user"],
+)
+async def test_chap_refusals(chap_url, chap):
+    with pytest.raises(LoginRefused) as refused:
+        await connect(chap_url.portal, chap_url.target, chap_url.lun, chap=chap)
+    assert refused.value.status == LoginStatus.AUTHENTICATION_FAILURE
+
+
+@pytest.mark.client("tgtd")
+@pytest.mark.parametrize("target", [ChapIdentity("array", WRONG), ChapIdentity("other", ARRAY.secret)])
+async def test_a_target_that_cannot_prove_itself(chap_url, target):
+    with pytest.raises(TargetNotAuthentic):
+        await connect(chap_url.portal, chap_url.target, chap_url.lun, chap=ChapCredentials(ALICE, target))

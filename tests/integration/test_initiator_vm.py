@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.secret_files import write_secret
 from tests.integration import vm_host
 from tests.integration.vm import free_portal, run_scenario
 from tests.support.daemon import PROGRAM, twinvol
@@ -35,6 +36,41 @@ def iqn(url: str) -> str:
 def test_login_mkfs_mount_trim_and_verify_after_a_new_login(daemon: Daemon, tmp_path: Path):
     url = daemon.volume("disk", "512M")
     run_scenario("login_mkfs_mount", daemon.portal, tmp_path, "--target", iqn(url))
+
+
+CHAP = {"user": "alice", "secret": "correct horse 1", "mutual-user": "array", "mutual-secret": "battery staple 2"}
+CHAP_OPTIONS = [
+    *("--chap-user", CHAP["user"], "--chap-secret", CHAP["secret"]),
+    *("--mutual-user", CHAP["mutual-user"], "--mutual-secret", CHAP["mutual-secret"]),
+]
+
+
+def require_chap(daemon: Daemon, work: Path, *whose: str) -> None:
+    """Have a target, or discovery, ask for CHAP, with a secret of the target's own."""
+    files = []
+    for user, secret in (("user", "secret"), ("mutual-user", "mutual-secret")):
+        path = work / f"{secret}-of-{'-'.join(whose)}"
+        write_secret(path, CHAP[secret])
+        files += [f"--{user}", CHAP[user], f"--{secret}-file", str(path)]
+    daemon.run("target", "chap", "set", *whose, *files)
+
+
+def test_chap_and_mutual_chap_right_and_wrong(daemon: Daemon, tmp_path: Path):
+    url = daemon.volume("disk", "64M")
+    require_chap(daemon, tmp_path, "disk")
+    summary = run_scenario("chap", daemon.portal, tmp_path, "--target", iqn(url), *CHAP_OPTIONS)
+    assert summary["results"]["mutual"] == "yes"
+    log = daemon.log.read_text()
+    assert "wrong secret of CHAP user 'alice'" in log
+    assert "no CHAP user 'alicex'" in log
+    assert not any(secret in log for secret in (CHAP["secret"], CHAP["mutual-secret"]))
+
+
+def test_chap_by_each_hash_with_digests_and_in_discovery(daemon: Daemon, tmp_path: Path):
+    url = daemon.volume("disk", "64M")
+    require_chap(daemon, tmp_path, "disk")
+    require_chap(daemon, tmp_path, "--discovery")
+    run_scenario(str(SCENARIOS / "chap_algorithms.sh"), daemon.portal, tmp_path, "--target", iqn(url), *CHAP_OPTIONS)
 
 
 def test_header_and_data_digests_in_all_combinations(daemon: Daemon, tmp_path: Path):

@@ -70,7 +70,7 @@ def test_an_exchange_in_literal_bytes():
     first = ours.first()
     assert (first.csg, first.transit) == (0, False)
     assert first.data.endswith(b"AuthMethod=CHAP\0")
-    assert say(ours, b"AuthMethod=CHAP\0") == b"CHAP_A=8,7,5\0"
+    assert say(ours, b"AuthMethod=CHAP\0") == b"CHAP_A=8,5,7\0"
     challenge = b"CHAP_A=5\0CHAP_I=90\0CHAP_C=0x000102030405060708090a0b0c0d0e0f\0"
     request = ours.receive(LoginResponse(ISID, 0, 0, stat_sn=5, csg=0, data=challenge))
     assert request.data == (
@@ -248,4 +248,4 @@ def test_each_exchange_has_a_challenge_of_its_own():
         say(ours, b"AuthMethod=CHAP\0")
         seen.add(say(ours, CHALLENGE))
     assert len(seen) == 20
-    assert InitiatorChap(ONE_WAY, known_bytes).first() == {"CHAP_A": "8,7,5"}
+    assert InitiatorChap(ONE_WAY, known_bytes).first() == {"CHAP_A": "8,5,7"}
