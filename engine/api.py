@@ -11,7 +11,7 @@ seconds since the epoch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -167,12 +167,60 @@ class TargetInfo:
     sessions: int
     state: str = "ok"
     resumes_at: float | None = None
+    recorded: int = 0
+
+
+LATENCY_BOUNDS_US = tuple(2**bits / 1000 for bits in range(14, 34, 2))
+"""Upper bounds of ``IoInfo.latency_counts``: 16 us to 4.3 s, each four times the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoInfo:
+    """Commands of one ``kind``: read, write, flush or other. Latencies are the target's own; percentiles are upper
+    bounds, at most a quarter above the truth; None without commands.
+
+    ``latency_counts``: how many commands took less than each of ``LATENCY_BOUNDS_US``.
+    """
+
+    kind: str
+    commands: int
+    bytes: int
+    total_us: float
+    p50_us: float | None
+    p99_us: float | None
+    max_us: float | None
+    latency_counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class LunIoInfo:
+    lun: int
+    errors: int
+    io: list[IoInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIoInfo:
+    """What all initiators together have done with a volume, or a snapshot of it, since the daemon shows it."""
+
+    volume: str
+    snapshot: str | None
+    fast_commands: int
+    plain_commands: int
+    errors: int
+    aborted: int
+    io: list[IoInfo]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits. ``portal_group``: tag of the group
-    through which it came. Counters since its login."""
+    through which it came. Counters since its login.
+
+    ``state``: ok, or paused with its target. ``depth_max``: the most commands in progress that the target saw at once.
+    ``errors``: answers other than GOOD, unit attentions excepted. Rates (``..._s``) are means over ``recent_seconds``.
+    ``luns``: ``io`` for each LUN that it sees now; ``io`` itself is of all.
+    """
 
     target: str
     portal_group: int
@@ -184,6 +232,51 @@ class SessionInfo:
     read_bytes: int
     writes: int
     written_bytes: int
+    portal: str = ""
+    state: str = "ok"
+    logged_in_at: float = 0.0
+    header_digest: bool = False
+    data_digest: bool = False
+    max_recv_data_segment_bytes: int = 0
+    max_send_data_segment_bytes: int = 0
+    max_burst_bytes: int = 0
+    first_burst_bytes: int = 0
+    initial_r2t: bool = True
+    immediate_data: bool = True
+    in_flight: int = 0
+    depth_max: int = 0
+    fast_commands: int = 0
+    plain_commands: int = 0
+    errors: int = 0
+    aborted: int = 0
+    recent_seconds: float = 0.0
+    reads_s: float = 0.0
+    read_bytes_s: float = 0.0
+    writes_s: float = 0.0
+    written_bytes_s: float = 0.0
+    io: list[IoInfo] = field(default_factory=list)
+    luns: list[LunIoInfo] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandInfo:
+    """A recorded command that is over. ``at``: when it came. ``cdb`` and ``sense`` are hexadecimal; ``length``: bytes
+    of data, either way.
+
+    ``status``: the SCSI status, None if it was aborted. ``lba``: for the commands that have one.
+    """
+
+    at: float
+    tsih: int
+    initiator: str
+    lun: int | None
+    name: str
+    cdb: str
+    lba: int | None
+    length: int
+    status: int | None
+    sense: str
+    latency_us: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +561,21 @@ class EngineApi(Protocol):
         self, target: str | None, *, user: str | None = None, mutual: bool = False
     ) -> ChapInfo:
         """Remove one user (not the last), or the mutual secret; with neither named all: CHAP is required no longer."""
+        ...
+
+    async def target_record(self, name: str, last: int) -> TargetInfo:
+        """Remember the last so many commands of each of the target's sessions; 0 ends that. Ends with the daemon.
+
+        Recorded sessions leave the fast path, which costs most of their speed at small commands.
+        """
+        ...
+
+    async def command_list(self, target: str, *, tsih: int | None = None) -> list[CommandInfo]:
+        """The recorded commands of all sessions of a target or of one, oldest first. Raises InvalidState: none are."""
+        ...
+
+    async def io_list(self) -> list[DeviceIoInfo]:
+        """What initiators have done with each volume and snapshot that is shown."""
         ...
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]: ...

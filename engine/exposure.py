@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.access import AccessStates
 from engine.access_state import MAX_TARGETS, AccessState
-from engine.api import LunInfo, SessionInfo, TargetInfo
+from engine.api import CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
 from engine.catalog import LunRow, TargetRow
 from engine.chap import ChapUsers
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, TimedOut
@@ -26,7 +26,7 @@ from engine.volume import Identity
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from engine.api import ChapInfo
+    from engine.api import ChapInfo, CommandInfo, DeviceIoInfo
     from engine.chap import ChapSecrets
     from engine.pool import Pool
     from engine.stores import Frozen
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 LUN_MAX = 255
 """Flat numbers of the single-level LUN format that every initiator understands (SAM-5 section 4.7.7.3)."""
 
+
+MAX_RECORDED = 1000
+"""Commands that are remembered of one session at most, about 250 bytes each."""
 
 MAX_PAUSE_S = 3600.0
 """A pause always ends by itself: an administrator's script that dies must not leave hosts waiting for ever."""
@@ -69,6 +72,15 @@ class Exports(Protocol):
     async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
     def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
         """What logins to a target, or (None) discovery, have to prove; None: nothing. Holds from the next login on."""
+        ...
+
+    def record(self, target: str, last: int) -> None: ...
+    def commands(self, target: str) -> list[CommandInfo] | None:
+        """The recorded commands; None while none are recorded."""
+        ...
+
+    def io(self) -> dict[str, DeviceIoInfo]:
+        """By volume id or snapshot GUID; ``volume`` and ``snapshot`` are left to the caller."""
         ...
 
     async def pause_target(self, name: str) -> None:
@@ -114,6 +126,7 @@ class Exposure:
         self._changing = asyncio.Lock()
         self.access = AccessStates(pool, exports, lambda: self._targets.values())
         self._pauses: dict[str, _Pause] = {}
+        self._recorded: dict[str, int] = {}
         self._events: set[asyncio.Future[None]] = set()
 
     async def restore(self) -> None:
@@ -334,6 +347,40 @@ class Exposure:
         self._exports.resume_target(row.name)
         return self._info(row)
 
+    def record(self, name: str, last: int) -> TargetInfo:
+        """Remember the last so many commands of each session; 0: none."""
+        row = self._row(name)
+        if not 0 <= last <= MAX_RECORDED:
+            raise InvalidArgument(f"at most {MAX_RECORDED} commands of a session are remembered, and not {last}")
+        self._exports.record(row.name, last)
+        self._recorded[row.name] = last
+        return self._info(row)
+
+    def commands(self, name: str, tsih: int | None) -> list[CommandInfo]:
+        """Raises InvalidState: none are recorded. NotFound: no such session."""
+        row = self._row(name)
+        commands = self._exports.commands(row.name)
+        if commands is None:
+            raise InvalidState(f"target {row.name}", "not recorded", f"recorded: twinvol target record {name} on")
+        if tsih is None:
+            return commands
+        if not any(each.tsih == tsih for each in self.sessions(name)):
+            raise NotFound("session of the target", str(tsih))
+        return [command for command in commands if command.tsih == tsih]
+
+    def io(self) -> list[DeviceIoInfo]:
+        """Of each volume and snapshot that is shown, by name."""
+        found = []
+        devices = self._exports.io()
+        for key, lun in {
+            lun.snapshot_guid or lun.volume_id: lun for row in self._targets.values() for lun in row.luns
+        }.items():
+            if key in devices:
+                volume = self._pool.by_id(lun.volume_id)
+                snapshot = None if lun.snapshot_guid is None else self._snapshot(volume, lun.snapshot_guid).name
+                found.append(replace(devices[key], volume=volume.name, snapshot=snapshot))
+        return sorted(found, key=lambda device: (device.volume, device.snapshot or ""))
+
     def _end_pause(self, name: str) -> bool:
         """Forget a pause and its guard; whether there was one."""
         pause = self._pauses.pop(name, None)
@@ -427,6 +474,7 @@ class Exposure:
         for each in row.luns:
             await self.access.forget(each)
         self._end_pause(row.name)
+        self._recorded.pop(row.name, None)
         del self._targets[row.name]
         for lun in row.luns:
             self._unserved.pop((row.name, lun.lun), None)
@@ -494,6 +542,7 @@ class Exposure:
             sessions=sum(session.target == row.name for session in self._exports.sessions()),
             state="ok" if pause is None else "paused",
             resumes_at=None if pause is None else pause.until,
+            recorded=self._recorded.get(row.name, 0),
         )
 
     def _lun_info(self, lun: LunRow) -> LunInfo:

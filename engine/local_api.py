@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from engine.access_state import AccessState
 from engine.api import (
     ChapInfo,
+    CommandInfo,
+    DeviceIoInfo,
     DiffInfo,
     EventInfo,
     ExtentInfo,
@@ -470,6 +472,15 @@ class LocalApi:
         named = " and ".join(name for name in (user, "its own" if mutual else None) if name is not None)
         await self._event(_chap_subject(target), f"CHAP user {named} removed" if named else "CHAP switched off")
         return info
+
+    async def target_record(self, name: str, last: int) -> TargetInfo:
+        return self._exposure.record(name, last)
+
+    async def command_list(self, target: str, *, tsih: int | None = None) -> list[CommandInfo]:
+        return self._exposure.commands(target, tsih)
+
+    async def io_list(self) -> list[DeviceIoInfo]:
+        return self._exposure.io()
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]:
         return self._exposure.sessions(target)

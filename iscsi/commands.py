@@ -133,8 +133,6 @@ class CommandFlow:
             if self._session.may_solicit(task):
                 self._solicit(task)
         elif task.streams and task.wanted:
-            self._session.writes += 1
-            self._session.written_bytes += task.wanted
             self._answer(task, ScsiResult(data_out_wanted=task.wanted))
         else:
             self._session.enqueue(task)
@@ -187,20 +185,9 @@ class CommandFlow:
         if not task.aborted:
             if task.streamed:
                 result.data_out_wanted = task.expected
-            if result.status == Status.GOOD:
-                self._count(task, result)
             self._answer(task, result)
         elif session.has_waiting:
             self.start()
-
-    def _count(self, task: ScsiTask, result: ScsiResult) -> None:
-        session = self._session
-        if result.data_in and task.is_read:
-            session.reads += 1
-            session.read_bytes += min(len(result.data_in), task.expected)
-        elif result.data_out_wanted:
-            session.writes += 1
-            session.written_bytes += min(result.data_out_wanted, task.expected)
 
     def _begin_absent(self, command: requests.ScsiCommandPdu) -> None:
         """A LUN that maps to nothing: answered at once, its data ignored."""
@@ -216,6 +203,10 @@ class CommandFlow:
     def _answer(self, task: ScsiTask, result: ScsiResult) -> None:
         session = self._session
         session.retire(task)
+        length = 0
+        if result.status == Status.GOOD:
+            length = min(len(result.data_in) if task.is_read else result.data_out_wanted, task.expected)
+        session.observed.answered(task, result.status, result.sense, length=length)
         self._respond(task.itt, task.is_read, task.is_write, task.expected, result)
         if session.has_waiting:
             self.start()

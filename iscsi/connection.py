@@ -128,7 +128,7 @@ class Connection:
         self.initial_r2t = True
         self._registry = registry
         self._table = table
-        self._local = local
+        self.local = local
         self._wake = wake
         self._framer = Framer()
         self._framer_out = Framer()
@@ -224,6 +224,8 @@ class Connection:
     def tick(self) -> None:
         """Time passes: ping a silent initiator, drop one that does not answer."""
         self.silent_ticks += 1
+        if self.session is not None:
+            self.session.observed.mark(self.all_nexuses())
         if self.session is None or self.closing:
             return
         if self.silent_ticks >= SILENT_TICKS_BEFORE_DROP:
@@ -356,11 +358,12 @@ class Connection:
         self._attach_all()
 
     def service_changed(self) -> None:
-        """The target was paused or resumed."""
+        """The target was paused or resumed, or its commands are recorded from now on, or no longer."""
         session = self.session
         if session is None or session.target is None:
             return
         session.held = session.target.paused
+        session.observed.record(session.target.recorded)
         for nexus in self.all_nexuses():
             self._bind(nexus)
         if not session.held:
@@ -369,7 +372,7 @@ class Connection:
     def _bind(self, nexus: Nexus) -> None:
         """Whether the nexus's commands may take the fast path at all."""
         assert self.session is not None
-        nexus.plain_only = self.session.held
+        nexus.plain_only = self.session.held or self.session.observed.recorder is not None
         nexus.lu.refresh(nexus)
 
     def _attach_all(self) -> None:
@@ -398,7 +401,7 @@ class Connection:
         assert outcome is not None
         if outcome.target is None:
             return None
-        return self._table.same_nexus(outcome.initiator_name, outcome.isid, outcome.target, self._local.group)
+        return self._table.same_nexus(outcome.initiator_name, outcome.isid, outcome.target, self.local.group)
 
     async def _replace_session(self) -> None:
         """End the old session and begin the new one when none of the old one's commands touches a medium any more."""
@@ -436,7 +439,7 @@ class Connection:
             isid=outcome.isid,
             tsih=outcome.tsih or self._table.new_tsih(),
             target=outcome.target,
-            portal_group=self._local.group,
+            portal_group=self.local.group,
             exp_cmd_sn=outcome.exp_cmd_sn if continued is None else continued.exp_cmd_sn,
         )
         self.send(self._login.grant(session.tsih, session.max_cmd_sn))
@@ -462,7 +465,7 @@ class Connection:
         target = outcome.target
         if target is not None and self._registry.find(target.name) is not target:
             return LoginStatus.TARGET_REMOVED
-        if target is not None and not target.serves(outcome.initiator_name, self._local.group):
+        if target is not None and not target.serves(outcome.initiator_name, self.local.group):
             return LoginStatus.AUTHORIZATION_FAILURE
         if outcome.tsih and (continued is None or self._table.get(outcome.tsih) is not None):
             return LoginStatus.SESSION_DOES_NOT_EXIST
@@ -579,6 +582,7 @@ class Connection:
         assert self.session is not None
         for field in [field for field, held in self.session.nexuses.items() if held is nexus]:
             del self.session.nexuses[field]
+        self.session.observed.past.add(nexus.stats)
         nexus.lu.detach(nexus)
 
     async def _abort_tasks_of(self, nexus: Nexus) -> None:

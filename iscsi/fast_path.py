@@ -18,11 +18,13 @@ Layouts: RFC 7143 sections 11.3 (SCSI Command), 11.4 (SCSI Response), 11.7 (Data
 from __future__ import annotations
 
 from struct import Struct
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
 from engine.units import KIB
 from iscsi.answers import ARENA_BYTES, FLUSH_BYTES
+from iscsi.scsi.command import Status
 from iscsi.wire.digest import crc32c
 
 if TYPE_CHECKING:
@@ -145,7 +147,8 @@ class FastPath:
         nexus = device = None
         if answers.paused:
             credit = 0
-        reads = read_bytes = writes = written_bytes = 0
+        reads = read_bytes = writes = written_bytes = 0  # of the logical unit at hand, since the last ``count_pass``
+        began = monotonic_ns()
 
         while position <= last and credit > 0:
             first, lun, itt, expected, cmd_sn, cdb_head, lba, blocks, control = unpack(buffer, position)
@@ -153,6 +156,9 @@ class FastPath:
                 first = _NOT_FAST  # wrong, or behind an AHS
             if lun != at_lun:
                 at_lun = lun
+                if nexus is not None and (reads or writes):
+                    nexus.stats.count_pass(reads, read_bytes, writes, written_bytes, began)
+                    reads = read_bytes = writes = written_bytes = 0
                 nexus = nexuses.get(lun)
                 device = None if nexus is None else nexus.fast_device
                 if nexus is not None and device is not None:
@@ -312,13 +318,11 @@ class FastPath:
         session.exp_cmd_sn = exp_cmd_sn
         session.max_cmd_sn = max_cmd_sn
         connection.stat_sn = stat_sn
-        session.reads += reads
-        session.read_bytes += read_bytes
-        session.writes += writes
-        session.written_bytes += written_bytes
         for data in connection.take_output():
             filled = answers.put(filled, data)
         answers.end(filled)
+        if nexus is not None and (reads or writes):
+            nexus.stats.count_pass(reads, read_bytes, writes, written_bytes, began)
         return position
 
     def _read_in_segments(
@@ -401,8 +405,7 @@ class FastPath:
             filled = answers.make_room(filled, _ANSWER_ROOM)
         session = self._session
         session.retire(task)
-        session.writes += 1
-        session.written_bytes += task.expected
+        session.observed.answered(task, Status.GOOD, length=task.expected)
         stat_sn = self._connection.stat_sn
         _ANSWER.pack_into(answers.arena, filled, _RESPONSE, 0, itt, 0, stat_sn, session.exp_cmd_sn, session.max_cmd_sn)
         self._seal(answers.arena, filled, 0)

@@ -20,7 +20,6 @@ import logging
 import os
 import resource
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from engine.errors import EngineError
@@ -28,6 +27,7 @@ from engine.units import KIB, MIB
 from iscsi.answers import MAX_UNSENT_BYTES, Answers, ArenaPool
 from iscsi.connection import Connection
 from iscsi.fast_path import FastPath
+from iscsi.observation import describe
 from iscsi.session import SessionTable, settle
 from iscsi.target import DEFAULT_PORTAL_GROUP, Portal, TargetChange
 from iscsi.wire.bhs import MAX_AHS_BYTES
@@ -37,6 +37,7 @@ from iscsi.wire.pdu import DEFAULT_MAX_DATA_SEGMENT
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from iscsi.observation import SessionInfo
     from iscsi.selector import DirectSelector
     from iscsi.target import Address, Target, TargetRegistry
 
@@ -73,25 +74,6 @@ MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_ADDRESS = 512
 RESERVED_DESCRIPTORS = 256
 """Descriptors that connections never take: volume files, workers, the listening sockets."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """One logged-in session, for ``target sessions`` and metrics. ``target`` is None for discovery.
-
-    ``portal_group``: tag of the group through which it came.
-    """
-
-    tsih: int
-    initiator_name: str
-    isid: str
-    address: str
-    target: str | None
-    portal_group: int
-    reads: int
-    read_bytes: int
-    writes: int
-    written_bytes: int
 
 
 class IscsiServer:
@@ -195,21 +177,7 @@ class IscsiServer:
 
     def sessions(self) -> list[SessionInfo]:
         """Everybody who is logged in."""
-        return [
-            SessionInfo(
-                tsih=session.tsih,
-                initiator_name=session.initiator_name,
-                isid=session.isid.hex(),
-                address=session.connection.peer_address,
-                target=None if session.target is None else session.target.name,
-                portal_group=session.portal_group,
-                reads=session.reads,
-                read_bytes=session.read_bytes,
-                writes=session.writes,
-                written_bytes=session.written_bytes,
-            )
-            for session in self.table
-        ]
+        return [describe(session) for session in self.table]
 
     def admit(self, shell: _Shell, address: str) -> bool:
         """A connection was accepted: may it stay?"""

@@ -24,6 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from engine.units import MIB
+from iscsi.observation import Observation
 from iscsi.scsi.limits import MAX_TRANSFER_BYTES
 from iscsi.wire.opcodes import TaskAttribute
 
@@ -77,15 +78,12 @@ class Session:
         "isid",
         "max_cmd_sn",
         "nexuses",
+        "observed",
         "portal_group",
-        "read_bytes",
-        "reads",
         "running",
         "target",
         "tasks",
         "tsih",
-        "writes",
-        "written_bytes",
     )
 
     def __init__(
@@ -114,10 +112,12 @@ class Session:
         self.running: set[ScsiTask] = (
             set()
         )  # in the logical unit's hands; aborted ones too, which are no longer in tasks
-        self.reads = self.read_bytes = self.writes = self.written_bytes = 0
+        self.observed = Observation()
         self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
         self.is_continued = False  # by one with a new connection, which takes over the nexuses
         self.held = target is not None and target.paused
+        if target is not None:
+            self.observed.record(target.recorded)
         self._immediate = 0
         self._ordered = 0
         self._passed_over: set[int] = set()  # numbers in the window, beyond ``exp_cmd_sn``; at most WINDOW
@@ -182,6 +182,7 @@ class Session:
         """A command begins. Its ITT must be free."""
         assert task.itt not in self.tasks
         self.tasks[task.itt] = task
+        self.observed.depth(len(self.tasks))
         if task.immediate:
             self._immediate += 1
         if task.attribute == TaskAttribute.ORDERED:
@@ -247,6 +248,7 @@ class Session:
         """No answer for this one. If it runs, it stays in ``running`` until ``settle`` is through; else it is gone."""
         task.aborted = True
         self.retire(task)
+        self.observed.aborted(task)
 
     # -- room for solicited data
 

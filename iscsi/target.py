@@ -81,7 +81,7 @@ class TargetChange(enum.Enum):
     REMOVED = "removed"
     LUNS = "luns"  # the LUN inventory: REPORTED LUNS DATA HAS CHANGED for every session
     ACCESS = "access"  # who is admitted, and through which portal groups
-    SERVICE = "service"  # how commands are served: paused, or no longer
+    SERVICE = "service"  # how commands are served: paused, recorded, or no longer
 
 
 class Target:
@@ -90,7 +90,18 @@ class Target:
     ``chap``: who may log in, where that must be proven; a change holds from the next login on.
     """
 
-    __slots__ = ("_initiators", "_luns", "_masks", "_paused", "_portal_groups", "_watchers", "alias", "chap", "name")
+    __slots__ = (
+        "_initiators",
+        "_luns",
+        "_masks",
+        "_paused",
+        "_portal_groups",
+        "_recorded",
+        "_watchers",
+        "alias",
+        "chap",
+        "name",
+    )
 
     def __init__(
         self,
@@ -119,6 +130,7 @@ class Target:
         self._initiators = _names(initiators)
         self._portal_groups = _tags(portal_groups)
         self._paused = False
+        self._recorded = 0
         self._watchers: list[Watcher] = []
 
     def __str__(self) -> str:
@@ -183,6 +195,16 @@ class Target:
     def resume(self) -> None:
         """Serve what was held, and everything after it."""
         self._paused = False
+        self._notify(TargetChange.SERVICE)
+
+    @property
+    def recorded(self) -> int:
+        """How many commands of each session are remembered; 0: none."""
+        return self._recorded
+
+    def record(self, last: int) -> None:
+        """Remember the last so many commands of each session. They leave the fast path for that; 0 ends it."""
+        self._recorded = last
         self._notify(TargetChange.SERVICE)
 
     def map_lun(self, lun: int, unit: LogicalUnit, initiators: Iterable[str] | None = None) -> None:

@@ -17,6 +17,7 @@ Invariants: ``received`` bytes have arrived, in order; of these the first ``stre
 from __future__ import annotations
 
 import asyncio
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from iscsi.scsi.command import ScsiCommand
@@ -54,6 +55,7 @@ class ScsiTask:
         "r2t_sn",
         "received",
         "runner",
+        "started",
         "streamed",
         "streams",
         "ttt",
@@ -95,6 +97,7 @@ class ScsiTask:
         self.wanted = expected if is_write else 0  # how much of it is asked for; the CDB may want less
         self.aborted = False
         self.runner: asyncio.Task[None] | None = None
+        self.started = monotonic_ns()
         self.finished = asyncio.Event()
 
     def __str__(self) -> str:

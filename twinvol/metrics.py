@@ -5,10 +5,76 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from engine.api import LATENCY_BOUNDS_US
 
 if TYPE_CHECKING:
-    from engine.api import EngineApi
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from engine.api import DeviceIoInfo, EngineApi, SessionInfo
+
+
+_SESSION_COUNTERS = (
+    ("reads", "READ commands of a session"),
+    ("read_bytes", "Bytes that a session has read"),
+    ("writes", "WRITE commands of a session"),
+    ("written_bytes", "Bytes that a session has written"),
+    ("errors", "Answers of a session other than GOOD, unit attentions excepted"),
+    ("aborted", "Commands of a session that were aborted"),
+)
+_SESSION_LABELS = ["target", "initiator", "tsih"]
+_DEVICE_LABELS = ["volume", "snapshot"]
+
+
+class _Io(Collector):
+    """What initiators did: of each session since its login, of each volume and snapshot since it is shown."""
+
+    def __init__(self, devices: list[DeviceIoInfo], sessions: list[SessionInfo]) -> None:
+        self._devices = devices
+        self._sessions = sessions
+
+    def collect(self) -> Iterator[Metric]:
+        for key, text in _SESSION_COUNTERS:
+            counter = CounterMetricFamily(f"twinvol_session_{key}", text, labels=_SESSION_LABELS)
+            for session in self._sessions:
+                counter.add_metric(_session(session), getattr(session, key))
+            yield counter
+        in_flight = GaugeMetricFamily("twinvol_session_in_flight", "Commands in progress", labels=_SESSION_LABELS)
+        for session in self._sessions:
+            in_flight.add_metric(_session(session), session.in_flight)
+        yield in_flight
+        errors = CounterMetricFamily(
+            "twinvol_io_errors", "Answers other than GOOD, unit attentions excepted", labels=_DEVICE_LABELS
+        )
+        paths = CounterMetricFamily(
+            "twinvol_io_commands", "Commands, by the path that answered them", labels=[*_DEVICE_LABELS, "path"]
+        )
+        moved = CounterMetricFamily("twinvol_io_bytes", "Bytes of data", labels=[*_DEVICE_LABELS, "kind"])
+        latency = HistogramMetricFamily(
+            "twinvol_io_latency_seconds",
+            "What the target took for a command; on the fast path, the pass that answered it",
+            labels=[*_DEVICE_LABELS, "kind"],
+        )
+        for device in self._devices:
+            labels = [device.volume, device.snapshot or ""]
+            errors.add_metric(labels, device.errors)
+            paths.add_metric([*labels, "fast"], device.fast_commands)
+            paths.add_metric([*labels, "plain"], device.plain_commands)
+            for io in device.io:
+                moved.add_metric([*labels, io.kind], io.bytes)
+                bounds = [f"{bound / 1e6:g}" for bound in LATENCY_BOUNDS_US]
+                buckets = [*zip(bounds, io.latency_counts, strict=True), ("+Inf", io.commands)]
+                latency.add_metric([*labels, io.kind], buckets, io.total_us / 1e6)
+        yield from (errors, paths, moved, latency)
+
+
+def _session(session: SessionInfo) -> list[str]:
+    return [session.target, session.initiator, str(session.tsih)]
 
 
 async def render(api: EngineApi) -> tuple[bytes, str]:
@@ -34,18 +100,7 @@ async def render(api: EngineApi) -> tuple[bytes, str]:
         size.labels(volume.name).set(volume.size_bytes)
         served.labels(volume.name).set(volume.state in ("ok", "read-only"))
         snapshots.labels(volume.name).set(volume.snapshots)
-    counters = {
-        key: Gauge(f"twinvol_session_{key}", text, ["target", "initiator", "tsih"], registry=registry)
-        for key, text in (
-            ("reads", "READ commands of a session"),
-            ("read_bytes", "Bytes that a session has read"),
-            ("writes", "WRITE commands of a session"),
-            ("written_bytes", "Bytes that a session has written"),
-        )
-    }
-    for session in await api.session_list():
-        for key, counter in counters.items():
-            counter.labels(session.target, session.initiator, str(session.tsih)).set(getattr(session, key))
+    registry.register(_Io(await api.io_list(), await api.session_list()))
     lag = Gauge("twinvol_replica_lag_bytes", "What a replica's target is missing", ["replica"], registry=registry)
     synchronized = Gauge("twinvol_replica_synchronized", "1 while Synchronized", ["replica"], registry=registry)
     for replica in await api.replica_list():

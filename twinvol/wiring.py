@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.access_state import MAX_PORTAL_GROUPS
-from engine.api import SessionInfo
 from engine.errors import InvalidArgument
 from engine.volume import Identity, VolumeEvent
 from iscsi.chap import DEFAULT_ALGORITHMS, ChapAccess, ChapIdentity
@@ -19,11 +18,13 @@ from iscsi.scsi.alua import TargetPortGroup, change_states
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.scsi.reservations import Reservations
 from iscsi.target import Target
+from twinvol.observed import command_infos, device_io, session_info
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 
     from engine.access_state import AccessState
+    from engine.api import CommandInfo, DeviceIoInfo, SessionInfo
     from engine.catalog import LunRow
     from engine.chap import ChapSecrets
     from engine.exposure import StateKeeper
@@ -75,22 +76,7 @@ class IscsiExports:
         return list(self._portals)
 
     def sessions(self) -> list[SessionInfo]:
-        return [
-            SessionInfo(
-                target=session.target,
-                portal_group=session.portal_group,
-                initiator=session.initiator_name,
-                isid=session.isid,
-                tsih=session.tsih,
-                address=session.address,
-                reads=session.reads,
-                read_bytes=session.read_bytes,
-                writes=session.writes,
-                written_bytes=session.written_bytes,
-            )
-            for session in self._server.sessions()
-            if session.target is not None
-        ]
+        return [session_info(session) for session in self._server.sessions() if session.target is not None]
 
     def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int) -> None:
         self._port_groups[name] = port_group
@@ -119,6 +105,18 @@ class IscsiExports:
             self._registry.discovery_chap = access
         else:
             self._target(target).chap = access
+
+    def record(self, target: str, last: int) -> None:
+        self._target(target).record(last)
+
+    def commands(self, target: str) -> list[CommandInfo] | None:
+        if not self._target(target).recorded:
+            return None
+        sessions = [session for session in self._server.sessions() if session.target == self._target(target).name]
+        return sorted((info for session in sessions for info in command_infos(session)), key=lambda info: info.at)
+
+    def io(self) -> dict[str, DeviceIoInfo]:
+        return {key: device_io(held.unit.stats()) for key, held in self._units.items()}
 
     async def pause_target(self, name: str) -> None:
         target = self._target(name)

@@ -43,6 +43,7 @@ from iscsi.scsi.sense import (
 )
 from iscsi.scsi.spc import lun_inventory
 from iscsi.scsi.write_order import WriteOrder
+from iscsi.stats import IoStats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -109,6 +110,7 @@ class Nexus:
         "plain_only",
         "port_group",
         "prevents_removal",
+        "stats",
         "unit_attentions",
     )
 
@@ -124,6 +126,7 @@ class Nexus:
         self.prevents_removal = False
         self.plain_only = False
         self.port_group = lu.access.group_of(it_nexus)
+        self.stats = IoStats()
         self.abort_tasks: Callable[[], Awaitable[None]] = _nothing_to_abort
 
     def establish_unit_attention(self, asc: Asc) -> None:
@@ -193,6 +196,7 @@ class LogicalUnit:
         self.access = AsymmetricAccess()
         self.write_order = WriteOrder(self.refresh_all)
         self.nexuses: list[Nexus] = []
+        self._past = IoStats()  # of nexuses that are gone
         self._read_only = read_only
         self._blocks = device.size_bytes >> self.block_shift
 
@@ -204,6 +208,13 @@ class LogicalUnit:
     @property
     def write_protected(self) -> bool:
         return self._read_only or self.device.read_only or self.mode.software_write_protect
+
+    def stats(self) -> IoStats:
+        """What all nexuses, also those that are gone, have done with the unit since it is shown."""
+        stats = IoStats()
+        for part in (self._past, *(nexus.stats for nexus in self.nexuses)):
+            stats.add(part)
+        return stats
 
     # -- nexuses
 
@@ -224,6 +235,7 @@ class LogicalUnit:
     def detach(self, nexus: Nexus) -> None:
         """The session ended (I_T nexus loss). Persistent reservations stay; RESERVE(6) and PREVENT end with it."""
         self.nexuses.remove(nexus)
+        self._past.add(nexus.stats)
         nexus.fast_device = None
         nexus.fast_writable = False
         self.reservations.nexus_lost(nexus)

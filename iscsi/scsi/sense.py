@@ -130,6 +130,11 @@ class Sense:
         return bytes((0x72, self.key, self.asc >> 8, self.asc & 0xFF, 0, 0, 0, len(descriptors))) + descriptors
 
 
+def is_unit_attention(sense: bytes) -> bool:
+    """Whether sense data, of either format, reports a unit attention."""
+    return len(sense) > 2 and sense[1 if sense[0] & 0x7E == 0x72 else 2] & 0xF == SenseKey.UNIT_ATTENTION
+
+
 class CheckCondition(Exception):
     """A command ends with CHECK CONDITION and this sense. Never leaves the package."""
 

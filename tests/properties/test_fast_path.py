@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from iscsi.stats import Kind
 from iscsi.wire import requests, responses
 from iscsi.wire.opcodes import RESERVED_TAG
 from tests.support.iscsi_link import READ_10, READ_16, WRITE_10, WRITE_16, Link, cdb, make_registry, make_unit
@@ -150,7 +151,9 @@ async def play_everywhere(keys: dict[str, str], commands: list[Command], cmd_sn:
             if not initiator.link.connection.closing:
                 await initiator.play(command)
         session = initiator.link.connection.session
-        counters = session.reads, session.read_bytes, session.writes, session.written_bytes
+        stats = session.observed.past
+        stats.add(next(iter(session.nexuses.values())).stats)
+        counters = [(stats.total(kind).commands, stats.total(kind).bytes) for kind in Kind], stats.errors, stats.aborted
         assert not session.tasks
         outcomes.append((bytes(initiator.link.raw), bytes(initiator.device.data), counters))
     for other in outcomes[1:]:

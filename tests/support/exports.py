@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.api import SessionInfo
+from engine.api import CommandInfo, DeviceIoInfo, SessionInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ class MemoryExports:
         self.shown: dict[str, dict[int, Any]] = {}
         self.access: dict[str, tuple[str, ...]] = {}
         self.paused: set[str] = set()
+        self.recorded: dict[str, int] = {}
         self.groups: dict[str, tuple[int, ...]] = {}
         self.masks: dict[tuple[str, int], tuple[str, ...]] = {}
         self.chap: dict[str | None, ChapSecrets | None] = {}
@@ -58,6 +59,15 @@ class MemoryExports:
 
     def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
         self.chap[target] = secrets
+
+    def record(self, target: str, last: int) -> None:
+        self.recorded[target] = last
+
+    def commands(self, target: str) -> list[CommandInfo] | None:
+        return [] if self.recorded.get(target) else None
+
+    def io(self) -> dict[str, DeviceIoInfo]:
+        return {}
 
     async def pause_target(self, name: str) -> None:
         self.paused.add(name)

@@ -9,23 +9,10 @@ import click
 from engine.access_state import SETTABLE
 from twinvol.cli import chap
 from twinvol.cli.command import Output, time_text, volume_point, with_api
+from twinvol.cli.observed import COMMAND_COLUMNS, command_row, session_lines
 
 if TYPE_CHECKING:
     from engine.api import EngineApi, TargetInfo
-
-
-_SESSION_COLUMNS = [
-    "target",
-    "portal_group",
-    "initiator",
-    "isid",
-    "tsih",
-    "address",
-    "reads",
-    "read_bytes",
-    "writes",
-    "written_bytes",
-]
 
 
 @click.group()
@@ -272,8 +259,38 @@ async def acl_clear(api: EngineApi, output: Output, target: str) -> None:
 @click.argument("target", required=False)
 @with_api
 async def sessions(api: EngineApi, output: Output, target: str | None) -> None:
-    """Who is logged in."""
-    output.list("sessions", await api.session_list(target), _SESSION_COLUMNS)
+    """Who is logged in, what was negotiated, what moves and how fast it is answered."""
+    sessions = await api.session_list(target)
+    if output.json:
+        output.list("sessions", sessions, [])
+        return
+    for session in sessions:
+        click.echo("\n".join(session_lines(session)))
+
+
+@cli.command()
+@click.argument("target")
+@click.argument("switch", type=click.Choice(["on", "off"]))
+@click.option("--last", type=click.IntRange(1, 1000), default=1000, show_default=True, help="Commands of each session.")
+@with_api
+async def record(api: EngineApi, output: Output, target: str, switch: str, last: int) -> None:
+    """Remember the last commands of each session. While that is on, small commands are several times slower."""
+    info = await api.target_record(target, last if switch == "on" else 0)
+    text = f"the last {last} commands of each session are recorded" if switch == "on" else "nothing is recorded"
+    output.object(info, f"target {info.name}: {text}")
+
+
+@cli.command()
+@click.argument("target")
+@click.option("--tsih", type=int, help="Of this session only.")
+@with_api
+async def commands(api: EngineApi, output: Output, target: str, tsih: int | None) -> None:
+    """The recorded commands, oldest first."""
+    found = await api.command_list(target, tsih=tsih)
+    if output.json:
+        output.list("commands", found, [])
+        return
+    output.list("commands", [command_row(command) for command in found], COMMAND_COLUMNS)
 
 
 def _lun(target: TargetInfo, number: int) -> str:

@@ -161,6 +161,16 @@ async def test_targets(shell):
     assert answer["initiators"] == ["iqn.2026-11.org.example:b"]
     shell.engine.exports.log_in(f"{PREFIX}:t")
     assert len((await shell.ok("target", "sessions"))["sessions"]) == 1
+    paused = await shell.ok("target", "pause", "t", "--timeout", "600")
+    assert (paused["state"], paused["resumes_at"] is not None) == ("paused", True)
+    assert (await shell.ok("target", "resume", "t"))["state"] == "ok"
+    assert (await shell.json("target", "resume", "t"))[0] == 5
+    assert (await shell.json("target", "pause", "t", "--timeout", "0"))[0] == 2
+    assert (await shell.json("target", "commands", "t"))[0] == 5
+    assert (await shell.ok("target", "record", "t", "on", "--last", "50"))["recorded"] == 50
+    assert (await shell.ok("target", "commands", "t"))["commands"] == []
+    assert (await shell.json("target", "record", "t", "on", "--last", "1001"))[0] == 2
+    assert (await shell.ok("target", "record", "t", "off"))["recorded"] == 0
     assert (await shell.json("target", "delete", "t"))[0] == 4
     await shell.ok("target", "delete", "t", "--force")
     assert (await shell.ok("target", "list"))["targets"] == []

@@ -19,6 +19,7 @@ from iscsi.answers import MAX_UNSENT_BYTES
 from iscsi.initiator import IscsiDisk, LoginRefused, connect, discover
 from iscsi.selector import MAX_SPIN_S, DirectSelector
 from iscsi.server import IscsiServer
+from iscsi.stats import Kind
 from iscsi.wire import requests, responses
 from iscsi.wire.opcodes import AsyncEvent, LogoutReason, RejectReason, Stage
 from iscsi.wire.pdu import RESPONSES, Framer, decode
@@ -172,8 +173,8 @@ async def test_an_initiator_reads_what_it_wrote_and_is_counted():
         await disk.write(64 * KIB, data)
         assert await disk.read(64 * KIB, len(data)) == data
         (session,) = target.server.sessions()
-        assert (session.target, session.written_bytes) == (TARGET, len(data))
-        assert session.read_bytes >= len(data)
+        assert (session.target, session.stats.total(Kind.WRITE).bytes) == (TARGET, len(data))
+        assert session.stats.total(Kind.READ).bytes == len(data)
         await disk.close()
 
 
