@@ -148,7 +148,7 @@ class MirrorStream:
             return self._left
         # From here on it is kept longer than the initiator's buffer may be ours, so it is copied.
         data = None if change.data is None else bytes(change.data)
-        write = MirrorWrite(change.sequence, change.kind, change.offset, change.length, data, change.fua)
+        write = MirrorWrite(change.sequence, change.kind, change.offset, change.length, data, change.fua, change.atomic)
         if self.mode is StreamMode.SYNC:
             waiting = self._wait()
             self._start(write, waiting)
@@ -313,7 +313,9 @@ class MirrorStream:
 
     def _apply_now(self, change: Change) -> bool:
         """Send a write within this step, where the link can. True: it is there, or the stream is leaving."""
-        write = MirrorWrite(change.sequence, change.kind, change.offset, change.length, change.data, change.fua)
+        write = MirrorWrite(
+            change.sequence, change.kind, change.offset, change.length, change.data, change.fua, change.atomic
+        )
         try:
             ack = self._link.apply_now(write)
             if ack is not None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InvalidState, OutOfRange, WriteProtected
+from engine.stores import AtomicTarget
 from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Change:
 
     ``sequence`` grows by one with each write of the volume in this run. ``data`` (of ``DATA`` only) is valid until
     the awaitable that ``WriteTap.submit`` returned is done, or until ``submit`` returns when it returns None: a tap
-    that keeps it longer copies it. ``fua``: the awaitable ends only when the change is durable.
+    that keeps it longer copies it. ``fua``: the awaitable ends only when the change is durable. ``atomic`` (of ``DATA``
+    only): all or nothing, as ``engine.stores.AtomicTarget`` says.
     """
 
     sequence: int
@@ -82,6 +84,7 @@ class Change:
     length: int
     data: memoryview | None
     fua: bool
+    atomic: bool = False
 
 
 class WriteTap(Protocol):
@@ -245,6 +248,14 @@ class Volume:
     async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
         await self._change(ChangeKind.DATA, offset, len(data), data, fua)
 
+    @property
+    def atomic_write_bytes(self) -> int:
+        """See ``engine.stores.AtomicTarget``."""
+        return self._head.atomic_write_bytes if isinstance(self._head, AtomicTarget) else 0
+
+    async def write_atomic(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        await self._change(ChangeKind.DATA, offset, len(data), data, fua, atomic=True)
+
     async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
         await self._change(ChangeKind.ZEROES, offset, length, None, fua)
 
@@ -272,7 +283,16 @@ class Volume:
             await self._head.resize(size_bytes)
         self._tell(VolumeEvent.RESIZED)
 
-    async def _change(self, kind: ChangeKind, offset: int, length: int, data: memoryview | None, fua: bool) -> None:
+    async def _change(
+        self,
+        kind: ChangeKind,
+        offset: int,
+        length: int,
+        data: memoryview | None,
+        fua: bool,
+        *,
+        atomic: bool = False,
+    ) -> None:
         """The order of effects of a write; see the module."""
         await self._enter()
         try:
@@ -284,7 +304,7 @@ class Volume:
                 raise OutOfRange(offset, length, size)
             # 2. Admit it: from here on it has its place among the volume's writes.
             self._sequence += 1
-            change = Change(self._sequence, kind, offset, length, data, fua or not self.write_cache)
+            change = Change(self._sequence, kind, offset, length, data, fua or not self.write_cache, atomic)
             # 3. Hand it to the mirrors, which start at once,
             taps = tuple(self._taps)
             waits = [wait for tap in taps if (wait := tap.submit(change)) is not None]
@@ -309,8 +329,11 @@ class Volume:
         match change.kind:
             case ChangeKind.DATA:
                 assert change.data is not None
+                if change.atomic:
+                    assert isinstance(head, AtomicTarget)
+                    await head.write_atomic(change.offset, change.data, fua=change.fua)
                 # In the loop where the head can: a hop to a worker costs more than a small write.
-                if not change.fua and head.try_write(change.offset, change.data):
+                elif not change.fua and head.try_write(change.offset, change.data):
                     head.end_pass()
                 else:
                     await head.write(change.offset, change.data, fua=change.fua)

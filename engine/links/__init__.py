@@ -48,6 +48,7 @@ class MirrorWrite:
     length: int
     data: bytes | memoryview | None
     fua: bool
+    atomic: bool = False
 
 
 class MirrorLink(Protocol):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import NotFound
 from engine.links import Ack, LinkState
+from engine.stores import AtomicTarget
 from engine.volume import ChangeKind
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class LocalLink:
 
     def apply_now(self, write: MirrorWrite, /) -> Ack | None:
         head = self._target.head
-        if write.data is None or write.fua or not head.try_write(write.offset, memoryview(write.data)):
+        if write.data is None or write.fua or write.atomic or not head.try_write(write.offset, memoryview(write.data)):
             return None
         head.end_pass()
         return self._ack()
@@ -88,7 +89,11 @@ class LocalLink:
         match write.kind:
             case ChangeKind.DATA:
                 assert write.data is not None
-                await head.write(write.offset, memoryview(write.data), fua=write.fua)
+                data = memoryview(write.data)
+                if write.atomic and isinstance(head, AtomicTarget):
+                    await head.write_atomic(write.offset, data, fua=write.fua)
+                else:
+                    await head.write(write.offset, data, fua=write.fua)
             case ChangeKind.ZEROES:
                 await head.write_zeroes(write.offset, write.length, fua=write.fua)
             case ChangeKind.DISCARD:
@@ -98,7 +103,8 @@ class LocalLink:
     async def apply_in_order(self, writes: Sequence[MirrorWrite], /) -> Ack:
         ack, head = self._ack(), self._target.head
         for write in writes:
-            if write.data is None or write.fua or not head.try_write(write.offset, memoryview(write.data)):
+            later = write.fua or write.atomic
+            if write.data is None or later or not head.try_write(write.offset, memoryview(write.data)):
                 head.end_pass()
                 await self.apply(write)
         head.end_pass()

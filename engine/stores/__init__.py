@@ -199,6 +199,20 @@ class BulkTarget(Protocol):
         ...
 
 
+@runtime_checkable
+class AtomicTarget(Protocol):
+    """A device that can write so that whatever ends it, a kill or a power loss, leaves all of the write or none."""
+
+    @property
+    def atomic_write_bytes(self) -> int:
+        """The longest such write; 0: the device has none."""
+        ...
+
+    async def write_atomic(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        """As ``write``, of at most ``atomic_write_bytes``, all or nothing; readers see it whole or not at all, too."""
+        ...
+
+
 class VolumeStore(Protocol):
     """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
 

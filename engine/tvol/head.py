@@ -25,7 +25,16 @@ from engine.tvol import layout
 from engine.tvol.bulk import NativeWriteLease
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, ZEROES, NativeDevice
-from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_VOLUME_CHUNKS, ZERO, NodeFlag, RecordType
+from engine.tvol.layout import (
+    EMPTY,
+    FIRST_CHUNK_ENTRY,
+    LEAF_ENTRIES,
+    MAX_MAP_ITEMS,
+    MAX_VOLUME_CHUNKS,
+    ZERO,
+    NodeFlag,
+    RecordType,
+)
 from engine.units import KIB, align_down, align_up
 
 if TYPE_CHECKING:
@@ -51,6 +60,10 @@ enough: a thread that loses its processor inside the call looks the same, but th
 (Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
 PIECE_BYTES = 256 * KIB
 """What one worker call writes: larger ones delay the loop's own writes to the same file."""
+
+ATOMIC_WRITE_BYTES = PIECE_BYTES
+"""Longest write of ``write_atomic``: one plan, one worker call, one map record."""
+assert ATOMIC_WRITE_BYTES // (64 * KIB) + 1 <= MAX_MAP_ITEMS
 
 
 class Epoch:
@@ -279,24 +292,24 @@ class NativeHead(NativeDevice):
 
     # --- planning -----------------------------------------------------------------------------------------------
 
-    def _plan(self, node: Node, offset: int, data: memoryview) -> _Plan:
-        """Find or take the chunks of a piece. Raises OutOfSpace, having taken none."""
+    def _plan(self, node: Node, offset: int, data: memoryview, *, redirect: bool = False) -> _Plan:
+        """Find or take the chunks of a piece. ``redirect``: nothing in place. Raises OutOfSpace, having taken none."""
         plan = _Plan()
         try:
             at, length, chunk_bytes = 0, len(data), self._mask + 1
             while at < length:
                 within = (offset + at) & self._mask
                 step = min(chunk_bytes - within, length - at)
-                self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step])
+                self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step], redirect)
                 at += step
         except OutOfSpace:
             self._core.allocator.give_back(plan.taken)
             raise
         return plan
 
-    def _plan_chunk(self, plan: _Plan, node: Node, index: int, within: int, data: memoryview) -> None:
+    def _plan_chunk(self, plan: _Plan, node: Node, index: int, within: int, data: memoryview, redirect: bool) -> None:
         entry = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
-        if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor:
+        if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor and not redirect:
             plan.write((entry << self._shift) + within, [data])
             return
         whole = len(data) == self._mask + 1
@@ -369,15 +382,17 @@ class NativeHead(NativeDevice):
             await self._write_piece(admission, offset + at, data[at:stop])
             at = stop
 
-    async def _write_piece(self, admission: _Admission, offset: int, data: memoryview) -> None:
+    async def _write_piece(
+        self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool = False
+    ) -> None:
         """Write, then publish, then journal. Frees space and tries once more when the disk is full."""
         core = self._core
         try:
-            plan = await self._write_plan(admission, offset, data)
+            plan = await self._write_plan(admission, offset, data, redirect=redirect)
         except OutOfSpace:
             if not await core.free_space():
                 raise
-            plan = await self._write_plan(admission, offset, data)
+            plan = await self._write_plan(admission, offset, data, redirect=redirect)
         if not plan.published:
             return
         try:
@@ -388,20 +403,50 @@ class NativeHead(NativeDevice):
             core.allocator.give_back(plan.taken)
             raise
         node = admission.epoch.node  # the snapshot, if there was a flip while the data was being written
+        if redirect:
+            self._begin_record()
         for index, chunk in plan.published:
             core.publish(node, index, chunk)
         core.end_pass()
 
-    async def _write_plan(self, admission: _Admission, offset: int, data: memoryview) -> _Plan:
+    def _begin_record(self) -> None:
+        """What is published next, up to ``end_pass``, shares its record with nothing else and so is in one record."""
+        self._core.end_pass()
+
+    async def _write_plan(self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool) -> _Plan:
         core = self._core
         core.check()
-        plan = self._plan(admission.epoch.node, offset, data)
+        plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
         try:
             await core.env.workers.run(lambda: plan.carry_out(core.file))
         except BaseException:
             core.allocator.give_back(plan.taken)
             raise
         return plan
+
+    @property
+    def atomic_write_bytes(self) -> int:
+        """See ``engine.stores.AtomicTarget``."""
+        return ATOMIC_WRITE_BYTES
+
+    async def write_atomic(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        """Write all or nothing, whatever ends it: into new chunks, which one map record publishes. Raises as ``write``.
+
+        The record is replayed or it is not; where it is not, the old chunks hold what they held. That costs a copy of
+        the rest of the first and the last chunk.
+        """
+        assert len(data) <= ATOMIC_WRITE_BYTES
+        await self._admitted(offset, len(data))
+        if len(data):
+            admission, earlier = self._admit(offset >> self._shift, (offset + len(data) - 1) >> self._shift)
+            try:
+                for other in earlier:
+                    await other.done.wait()
+                await self._write_piece(admission, offset, data, redirect=True)
+            finally:
+                self._leave(admission)
+        if fua or not self._write_cache:
+            await self._core.flush()
 
     async def lease_write(self, offset: int, length: int, /) -> WriteLease | None:
         """See ``engine.stores.BulkTarget``. None where single writes do better: parts of chunks, a full disk."""

@@ -281,6 +281,18 @@ _WRITES = tuple(
     )
 )
 
+_ATOMIC = (
+    CommandSpec(
+        "WRITE ATOMIC(16)",
+        _usage("9c18", _LBA8, "0000", "ffff", _GROUP, "00"),
+        sbc.write_atomic,
+        effect=Effect.WRITE,
+        sharing=Sharing.NEVER,
+        data_out=sbc.transfer_bytes,
+        needs=sbc.writes_atomically,
+    ),
+)
+
 COMMANDS = CommandTable(
-    (*_COMMON, *_LEGACY_RESERVATIONS, *_RESERVE_IN, *_RESERVE_OUT, *_MEDIUM, *_READS, *_VERIFIES, *_WRITES)
+    (*_COMMON, *_LEGACY_RESERVATIONS, *_RESERVE_IN, *_RESERVE_OUT, *_MEDIUM, *_READS, *_VERIFIES, *_WRITES, *_ATOMIC)
 )

@@ -18,9 +18,11 @@ from iscsi.scsi.sense import Asc, CheckCondition, Effect, FieldPointer, Sense, S
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+    from engine.stores import BlockDevice
     from iscsi.scsi.command import ScsiCommand, ScsiResult
     from iscsi.scsi.lun import LogicalUnit, Nexus
 
+    DeviceKind = Callable[[BlockDevice], bool]
     Handler = Callable[[LogicalUnit, Nexus, ScsiCommand], Awaitable[ScsiResult]]
     DataOutLength = Callable[[LogicalUnit, bytes], int]
 
@@ -47,7 +49,8 @@ class CommandSpec:
     """A supported command.
 
     ``usage``: its CDB with a 1 in every bit that is looked at, operation code verbatim. ``passes``: the unit attentions
-    that it leaves pending and does not mind; ``ignores_unit_attention``: all of them.
+    that it leaves pending and does not mind; ``ignores_unit_attention``: all of them. ``needs``: what the device has to
+    be able to do; where it is not, the command is not supported.
     """
 
     name: str
@@ -61,6 +64,7 @@ class CommandSpec:
     ignores_unit_attention: bool = False
     passes: frozenset[Asc] = frozenset()
     data_out: DataOutLength | None = None
+    needs: DeviceKind | None = None
 
     @property
     def opcode(self) -> int:
@@ -86,6 +90,10 @@ class CommandTable:
             assert key not in self._rows, f"{spec.name} is in the table twice"
             self._rows[key] = spec
         self._with_service_action = frozenset(opcode for opcode, action in self._rows if action is not None)
+
+    def of(self, device: BlockDevice) -> CommandTable:
+        """Those that this device can serve."""
+        return CommandTable(spec for spec in self if spec.needs is None or spec.needs(device))
 
     def __iter__(self) -> Iterator[CommandSpec]:
         """By operation code, then service action."""

@@ -104,7 +104,7 @@ def _device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
 
 
 def _block_limits(lu: LogicalUnit) -> bytes:
-    """SBC-3 section 6.6.3."""
+    """SBC-3 section 6.6.3; atomic lengths: SBC-4."""
     data = bytearray(60)
     shift = lu.block_shift
     data[0] = 0x01  # WSNZ: WRITE SAME with 0 blocks is refused
@@ -118,6 +118,7 @@ def _block_limits(lu: LogicalUnit) -> bytes:
         data[24:28] = (lu.physical_block >> shift).to_bytes(4, "big")
         data[28:32] = (0x80000000).to_bytes(4, "big")  # UGAVALID, alignment 0
     data[32:40] = limits.MAX_WRITE_SAME_BLOCKS.to_bytes(8, "big")
+    data[40:44] = lu.max_atomic_blocks.to_bytes(4, "big")  # any alignment, any length up to it, no boundary
     return bytes(data)
 
 

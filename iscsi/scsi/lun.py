@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from engine.stores import AtomicTarget
 from iscsi.scsi.alua import AsymmetricAccess
 from iscsi.scsi.command import ScsiResult, Status
 from iscsi.scsi.commands import COMMANDS
@@ -190,7 +191,7 @@ class LogicalUnit:
         self.removable = removable
         self.thin = thin
         self.loaded = True
-        self.commands = COMMANDS
+        self.commands = COMMANDS.of(device)
         self.mode = ModeParameters(write_cache=write_cache)
         self.reservations = reservations or Reservations()
         self.access = AsymmetricAccess()
@@ -204,6 +205,11 @@ class LogicalUnit:
     def blocks(self) -> int:
         """Capacity in logical blocks, as last told to the initiators."""
         return self._blocks
+
+    @property
+    def max_atomic_blocks(self) -> int:
+        """Longest WRITE ATOMIC(16); 0: there is none."""
+        return self.device.atomic_write_bytes >> self.block_shift if isinstance(self.device, AtomicTarget) else 0
 
     @property
     def write_protected(self) -> bool:
@@ -277,6 +283,7 @@ class LogicalUnit:
         """Rollback, restore or failover put other data under the hosts: 28h/00h. ``device``: where it is, if new."""
         if device is not None:
             self.device = device
+            self.commands = COMMANDS.of(device)
         self._blocks = self.device.size_bytes >> self.block_shift
         self.establish_unit_attention(Asc.MEDIUM_MAY_HAVE_CHANGED)
         self.refresh_all()

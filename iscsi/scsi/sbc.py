@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.stores import AtomicTarget
 from iscsi.scsi import limits
 from iscsi.scsi.command import ScsiResult, Status
 from iscsi.scsi.sense import (
@@ -21,6 +22,7 @@ from iscsi.scsi.sense import (
 )
 
 if TYPE_CHECKING:
+    from engine.stores import BlockDevice
     from iscsi.scsi.command import ScsiCommand
     from iscsi.scsi.lun import LogicalUnit, Nexus
 
@@ -177,6 +179,25 @@ async def verify(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiRes
         wanted = data[at : at + len(found)] if check == _COMPARE else same[: len(found)]
         if check and found != wanted:
             raise miscompare(at + first_difference(found, wanted))
+    return ScsiResult()
+
+
+def writes_atomically(device: BlockDevice) -> bool:
+    return isinstance(device, AtomicTarget) and device.atomic_write_bytes > 0
+
+
+async def write_atomic(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
+    """WRITE ATOMIC(16) (SBC-4): after a power loss all of it is there, or nothing. No atomic boundary."""
+    cdb = command.cdb
+    lba, blocks = _extent(lu, cdb)
+    if blocks > lu.max_atomic_blocks:
+        raise invalid_cdb_field(12)
+    data = require_exactly(command, blocks << lu.block_shift)
+    if data:
+        assert isinstance(lu.device, AtomicTarget)
+        fua = bool(cdb[1] & _FUA) or not lu.mode.write_cache
+        async with lu.write_order.hold(lba, blocks):
+            await lu.device.write_atomic(lba << lu.block_shift, data, fua=fua)
     return ScsiResult()
 
 

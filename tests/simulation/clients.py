@@ -27,7 +27,7 @@ REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
 SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
 
-IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease")
+IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic")
 STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed")
 
 
@@ -40,10 +40,10 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6), (10, 6, 2, 3, 2, 1, 4, 1)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1), (10, 8, 1, 1, 0, 0, 0, 0)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1), (10, 8, 1, 1, 0, 0, 1, 0)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8), (10, 6, 2, 3, 2, 1, 4, 1)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8), (20, 24, 2, 2, 0, 1, 2, 0)),
 }
 
 
@@ -180,15 +180,21 @@ class Client:
                 return
             await self._pass(head, target, [(start, offset, min(length, 4096))])
 
-    async def _change(self, kind: str, head: Head, target: Volume | Staging, extent: tuple[int, int, int]) -> None:
+    async def _change(
+        self, kind: str, head: NativeHead, target: Volume | Staging, extent: tuple[int, int, int]
+    ) -> None:
         content = target.content
         start, offset, length = extent
         end = start + length // SECTOR
         number = self.family.next()
         self.family.tell(f"{number} {head.name} {kind} {offset}+{length} sectors {start}..{end - 1}")
-        if kind in ("write", "fua"):
+        if kind in ("write", "fua", "atomic"):
             data = tagged(number, start, end - start, target.writer)
-            await head.write(offset, memoryview(data), fua=kind == "fua")
+            if kind == "atomic":
+                content.atomic[number] = (start, end)
+                await head.write_atomic(offset, memoryview(data))
+            else:
+                await head.write(offset, memoryview(data), fua=kind == "fua")
             if not self.files.dead:
                 self.family.tell(f"{number} done")
                 content.acknowledged(start, end, number, value=number, durable=kind == "fua" or target.write_through)

@@ -299,6 +299,21 @@ def _births_pages_in_place(original):
     return write_births
 
 
+def _atomic_writes_in_place(original):
+    def plan(self, node, offset, data, *, redirect=False):
+        return original(self, node, offset, data)
+
+    return plan
+
+
+def _a_record_for_each_chunk(original):
+    def publish(self, node, index, entry):
+        original(self, node, index, entry)
+        self.end_pass()
+
+    return publish
+
+
 def _failure_is_forgotten(original):
     def fail(self, cause):
         if isinstance(cause, StoreFailed):  # closing
@@ -373,6 +388,14 @@ MUTATIONS: dict[str, Mutation] = {
     "in-place-rule-fast-tier": Mutation(
         "a flip ends in-place writing of the fast tier at once",
         ((NativeHead, "refresh", _fast_tier_keeps_its_first_floor),),
+    ),
+    "atomic-writes-redirect": Mutation(
+        "an atomic write goes to new chunks, whoever may write in place",
+        ((NativeHead, "_plan", _atomic_writes_in_place),),
+    ),
+    "atomic-writes-in-one-record": Mutation(
+        "one map record publishes all chunks of an atomic write",
+        ((Core, "publish", _a_record_for_each_chunk),),
     ),
     # Snapshots
     "seal-waits-for-old-epoch": Mutation(

@@ -32,6 +32,7 @@ class MemoryDevice:
         self.called = asyncio.Event()
         self.calls: list[tuple[str, int, int]] = []
         self.fua_writes = 0
+        self.atomic_write_bytes = 256 * 1024
 
     @property
     def size_bytes(self) -> int:
@@ -69,6 +70,12 @@ class MemoryDevice:
 
     async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
         await self._begin("write", offset, len(data), writes=True)
+        self.fua_writes += fua
+        self._store(offset, data, ExtentState.DATA)
+
+    async def write_atomic(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        assert len(data) <= self.atomic_write_bytes
+        await self._begin("write_atomic", offset, len(data), writes=True)
         self.fua_writes += fua
         self._store(offset, data, ExtentState.DATA)
 

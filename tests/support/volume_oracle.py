@@ -11,6 +11,9 @@ Every write carries a number that grows with each call anywhere in the family, a
 A sector may hold the value at its floor, or that of any later operation on it: nothing older, nothing foreign,
 nothing torn inside. Between different sectors no order is demanded, as no disk promises one.
 
+An *atomic* write is seen whole or not at all, by every read and after every crash: where one of its sectors shows it,
+each of the others shows it, or a later operation.
+
 Not checked here: how many of several unflushed writes survive; that is quality, not correctness.
 """
 
@@ -52,6 +55,8 @@ class Content:
     durable_floor: np.ndarray = field(init=False)
     zeroed: np.ndarray = field(init=False)
     """Number of the latest operation that zeroed the sector or might have."""
+    atomic: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Atomic writes: number -> (first sector, end). One table for a content and all that it becomes."""
     ceiling: int = NO_LIMIT
     """Operations numbered above it are not in here: the number at which a snapshot was taken."""
 
@@ -61,7 +66,8 @@ class Content:
 
     def frozen_at(self, number: int) -> Content:
         """A snapshot taken now: what was acknowledged is in it, what is under way may be, what follows is not."""
-        other = Content(self.sectors, {writer: min(limit, number) for writer, limit in self.lineage.items()})
+        lineage = {writer: min(limit, number) for writer, limit in self.lineage.items()}
+        other = Content(self.sectors, lineage, self.atomic)
         other.cached_base = self.cached_base.copy()
         other.cached_floor = self.cached_floor.copy()
         other.durable_base = self.cached_base.copy()
@@ -79,7 +85,7 @@ class Content:
 
     def resized(self, sectors: int, number: int) -> Content:
         """With more or fewer sectors; new ones are zero for certain."""
-        other = Content(sectors, dict(self.lineage))
+        other = Content(sectors, dict(self.lineage), self.atomic)
         keep = min(sectors, self.sectors)
         for name in ("cached_base", "cached_floor", "durable_base", "durable_floor", "zeroed"):
             getattr(other, name)[:keep] = getattr(self, name)[:keep]
@@ -136,7 +142,20 @@ class Content:
         self._need(
             (values == base) | zero_ok | later_ok, values, start, what, "holds a value that may not be there", base
         )
+        self._verify_atomic(values, start, what)
         return values
+
+    def _verify_atomic(self, values: np.ndarray, start: int, what: str) -> None:
+        for number in set(values.tolist()) & self.atomic.keys():
+            first, end = self.atomic[number]
+            part = values[max(0, first - start) : end - start]
+            zeroed = self.zeroed[max(first, start) : start + len(values)][: len(part)]
+            torn = (part < number) & ((part != 0) | (zeroed < number))
+            if torn.any():
+                raise Violation(
+                    f"{what}: atomic write {number} of sectors {first}..{end - 1} is torn: "
+                    f"{int(torn.sum())} sectors hold what was there before"
+                )
 
     def _need(self, good, values, start: int, what: str, message: str, base) -> None:
         if good.all():

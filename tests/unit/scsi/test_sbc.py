@@ -10,6 +10,7 @@ from tests.support.scsi_host import (
     CONDITION_MET,
     GOOD,
     INVALID_FIELD_IN_CDB,
+    INVALID_OPCODE,
     LBA_OUT_OF_RANGE,
     MISCOMPARE,
     NO_MEDIUM,
@@ -269,3 +270,59 @@ async def test_data_buffers_are_not_kept_after_the_command():
     )
     buffer[:] = B
     assert await host.data(rw("28", 0, 1)) == A
+
+
+# -- WRITE ATOMIC(16)
+
+
+async def test_write_atomic_is_one_atomic_write_of_the_device():
+    device = MemoryDevice(BLOCKS * 512)
+    host = Host(disk(device=device))
+    await host.send("9c 00 0000000000000003 0000 0002 00 00", A + B)
+    assert device.data[3 * 512 : 5 * 512] == A + B
+    assert device.calls == [("write_atomic", 3 * 512, 1024)]
+    assert device.fua_writes == 0
+    await host.send("9c 18 0000000000000003 0000 0001 3f 00", B)
+    assert device.fua_writes == 1
+    assert device.data[3 * 512 : 5 * 512] == B + B
+
+
+async def test_write_atomic_is_durable_at_once_without_a_write_cache():
+    device = MemoryDevice(BLOCKS * 512)
+    await Host(disk(device=device, write_cache=False)).send("9c 00 0000000000000000 0000 0001 00 00", A)
+    assert device.fua_writes == 1
+
+
+async def test_write_atomic_takes_what_block_limits_say_and_no_more():
+    device = MemoryDevice(BLOCKS * 512)
+    host = Host(disk(device=device))
+    limits = await host.data("12 01 b0 00 40 00")
+    assert limits[44:64] == bytes.fromhex("00000200 00000000 00000000 00000000 00000000")  # 512 blocks, no alignment
+    await host.send("9c 00 0000000000000001 0000 0200 00 00", A * 512)
+    await host.send("9c 00 0000000000000001 0000 0201 00 00", A * 513, INVALID_FIELD_IN_CDB)
+    await host.send("9c 00 0000000000000000 0008 0008 00 00", A * 8, INVALID_FIELD_IN_CDB)  # an atomic boundary
+    assert len(device.calls) == 1
+
+
+@pytest.mark.parametrize(("lba", "blocks"), [(BLOCKS - 1, 2), (BLOCKS, 1), (BLOCKS + 1, 0), ((1 << 64) - 1, 1)])
+async def test_write_atomic_beyond_the_end(lba, blocks):
+    await Host(disk(BLOCKS)).send(f"9c 00 {lba:016x} 0000 {blocks:04x} 00 00", A * blocks, LBA_OUT_OF_RANGE)
+
+
+async def test_write_atomic_of_nothing_and_of_less_than_announced():
+    device = MemoryDevice(BLOCKS * 512)
+    host = Host(disk(device=device))
+    await host.send("9c 00 0000000000000000 0000 0000 00 00")
+    await host.send("9c 00 0000000000000000 0000 0002 00 00", A, WRONG_DATA_LENGTH)
+    for protect in range(1, 8):
+        await host.send(f"9c {protect << 5:02x} 0000000000000000 0000 0001 00 00", A, INVALID_FIELD_IN_CDB)
+    assert device.calls == []
+
+
+async def test_a_device_without_atomic_writes_does_not_offer_them():
+    device = MemoryDevice(BLOCKS * 512)
+    device.atomic_write_bytes = 0
+    host = Host(disk(device=device))
+    await host.send("9c 00 0000000000000000 0000 0001 00 00", A, INVALID_OPCODE)
+    assert (await host.data("12 01 b0 00 40 00"))[44:48] == bytes(4)
+    assert await host.data("a3 0c 01 9c 0000 00000100 00 00") == bytes.fromhex("00 01 0000")
