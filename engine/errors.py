@@ -7,6 +7,8 @@ of these.
 
 from __future__ import annotations
 
+import enum
+
 
 class EngineError(Exception):
     """Anything the engine refuses or fails to do."""
@@ -111,3 +113,20 @@ class TimedOut(EngineError):
 
 class JobCancelled(EngineError):
     """The job was cancelled by its user."""
+
+
+class TokenFault(enum.StrEnum):
+    """Why a token for offloaded copies is not good."""
+
+    UNKNOWN = "unknown"  # never made, or made before the last start
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"  # by the engine: its data is gone, or room was needed for another
+    DELETED = "deleted"  # by its user
+
+
+class TokenInvalid(EngineError):
+    """A token that cannot be used (any more). ``fault``: a ``TokenFault``."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"the token is {fault}; make a new one")
+        self.fault = fault

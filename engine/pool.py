@@ -31,6 +31,7 @@ from engine.files import translate
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.jobs import JobRegistry
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
+from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
 from engine.volume import Volume
 
@@ -395,10 +396,10 @@ class Pool:
         await self.catalog.replace_volumes([*self._rows.values(), *kept])
 
     async def _drop_leftovers(self) -> None:
-        """Remove the points that exports and digests kept for themselves when a crash ended them."""
+        """Remove the points that exports, digests and tokens kept for themselves when a crash ended them."""
         for store in self._stores.values():
             for snapshot in store.snapshots():
-                if snapshot.hidden and snapshot.name.startswith((EXPORT_PREFIX, ROOT_PREFIX)):
+                if snapshot.hidden and snapshot.name.startswith((EXPORT_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)):
                     await store.delete_snapshot(snapshot)
 
     def _clash(self, store: VolumeStore) -> str | None:

@@ -84,7 +84,7 @@ class TaskManagement:
             # Those that were aborted before and still run are waited for as well.
             running = self._table.running(matches)
             self._end(self._table.tasks_of(matches), tell=not units)
-        if running:
+        if running or any(unit.copy_manager.in_background(unit) for unit in units):
             self._pending += 1
             self._connection.add_work(self._conclude_later(request, response, units, running))
         else:
@@ -150,6 +150,8 @@ class TaskManagement:
         running: list[ScsiTask],
     ) -> None:
         await settle(running)
+        for unit in units:
+            await unit.copy_manager.stop(unit.copy_manager.in_background(unit))
         self._pending -= 1
         self._conclude(request, response, units)
 

@@ -13,6 +13,7 @@ import enum
 import ipaddress
 import re
 import unicodedata
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from iscsi.chap import ChapAccess
-    from iscsi.scsi.lun import LogicalUnit
+    from iscsi.scsi.lun import LogicalUnit, Nexus
 
     Watcher = Callable[["Target", "TargetChange"], None]
 
@@ -311,6 +312,27 @@ class TargetRegistry:
         self._unsubscribe.pop(target.name)()
         self._notify(target, TargetChange.REMOVED)
         return target
+
+    def units_for(self, nexus: Nexus) -> Iterator[LogicalUnit]:
+        """The units that the initiator of a session may use: what copies in its name can read and write.
+
+        That is what its own target shows it, and what it would find at any other that admits it at this portal group,
+        as far as the unit is active there (SPC-4 section 5.15). A target where it had to prove who it is (CHAP) shows
+        it nothing here: only a login there proves that.
+        """
+        who = nexus.it_nexus
+        for target in self._targets.values():
+            if target.name != who.target_name and (
+                target.chap is not None
+                or not target.admits(who.initiator_name)
+                or not target.is_in(who.portal_group_tag)
+            ):
+                continue
+            path = replace(who, target_name=target.name)
+            for lun in target.luns:
+                unit = target.unit_for(who.initiator_name, lun)
+                if unit is not None and unit.access.group_of(path).state.is_active:
+                    yield unit
 
     def subscribe(self, watcher: Watcher) -> Callable[[], None]:
         """Have ``watcher`` called in the same step as each change of any target. Returns what ends that."""

@@ -145,4 +145,5 @@ class ScsiTask:
             blocks = len(self.data) >> shift
             cdb = bytes((_WRITE_16, cdb[1])) + lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + b"\0\0"
         announced = self.expected if self.wanted < self.expected and self.is_write else None
-        return ScsiCommand(cdb, memoryview(self.data)[: self.wanted], self.expected if self.is_read else 0, announced)
+        limit = self.expected if self.is_read else 0
+        return ScsiCommand(cdb, memoryview(self.data)[: self.wanted], limit, announced, lambda: self.aborted)

@@ -27,6 +27,7 @@ from engine.files import real_env
 from engine.local_api import LocalApi
 from engine.pool import Pool
 from engine.replicas import Replicas
+from engine.tokens import Tokens
 from iscsi.selector import DirectSelector
 from iscsi.server import IscsiServer
 from iscsi.target import TargetRegistry
@@ -94,7 +95,10 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         iscsi = IscsiServer(registry, selector)
         portals = [sockets.bound_address(listener) for listener in listening.iscsi]
         tagged = list(zip(portals, listening.portal_groups, strict=True))
-        exports = IscsiExports(registry, iscsi, tagged, pool.catalog.save_reservations, settings.algorithms())
+        exports = IscsiExports(
+            registry, iscsi, tagged, pool.catalog.save_reservations, Tokens(env.clock), settings.algorithms()
+        )
+        ending.push_async_callback(exports.close)
         exposure = Exposure(pool, exports, settings.iqn_prefix)
         replicas = Replicas(pool, software=f"twinvol {__version__}")
         ending.push_async_callback(replicas.close)

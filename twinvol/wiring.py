@@ -15,6 +15,7 @@ from engine.errors import InvalidArgument
 from engine.volume import Identity, VolumeEvent
 from iscsi.chap import DEFAULT_ALGORITHMS, ChapAccess, ChapIdentity
 from iscsi.scsi.alua import TargetPortGroup, change_states
+from iscsi.scsi.copy_manager import CopyManager
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.scsi.reservations import Reservations
 from iscsi.target import Target
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from engine.chap import ChapSecrets
     from engine.exposure import StateKeeper
     from engine.stores import Frozen
+    from engine.tokens import Tokens
     from engine.volume import Volume
     from iscsi.chap import Algorithm
     from iscsi.server import IscsiServer
@@ -57,10 +59,12 @@ class IscsiExports:
         server: IscsiServer,
         portals: Sequence[tuple[str, int]],
         save: Callable[[str, str | None], Awaitable[None]],
+        tokens: Tokens,
         algorithms: Set[Algorithm] = DEFAULT_ALGORITHMS,
     ) -> None:
         if len({tag for _, tag in portals}) > MAX_PORTAL_GROUPS:
             raise InvalidArgument(f"there are portals in more than {MAX_PORTAL_GROUPS} portal groups")
+        self._copy_manager = CopyManager(tokens, registry.units_for)
         self._registry = registry
         self._server = server
         self._portals = list(portals)
@@ -71,6 +75,10 @@ class IscsiExports:
         self._units: dict[str, _Unit] = {}
         self._reservations: dict[str, Reservations] = {}
         self._saved: dict[str, str] = {}
+
+    async def close(self) -> None:
+        """End what copies do in the background, and all tokens. The server has stopped."""
+        await self._copy_manager.close()
 
     def portals(self) -> list[tuple[str, int]]:
         return list(self._portals)
@@ -86,7 +94,7 @@ class IscsiExports:
         target = self._registry.remove(name)
         await self._server.dropped()
         for lun in list(target.luns):
-            self._drop(target, target.unmap_lun(lun))
+            await self._drop(target, target.unmap_lun(lun))
         del self._port_groups[name]
 
     async def set_access(self, target: str, initiators: Sequence[str]) -> None:
@@ -140,6 +148,7 @@ class IscsiExports:
                 removable=volume.removable,
                 write_cache=volume.write_cache,
                 reservations=self._reservations_of(lun.device_id),
+                copy_manager=self._copy_manager,
             )
 
             def tell(event: VolumeEvent) -> None:
@@ -157,8 +166,13 @@ class IscsiExports:
     def add_snapshot(self, lun: LunRow, snapshot: Frozen, state: AccessState) -> None:
         held = self._units.get(lun.device_id)
         if held is None:
-            reservations = self._reservations_of(lun.device_id)
-            unit = LogicalUnit(snapshot, _identity(lun.device_id), read_only=True, reservations=reservations)
+            unit = LogicalUnit(
+                snapshot,
+                _identity(lun.device_id),
+                read_only=True,
+                reservations=self._reservations_of(lun.device_id),
+                copy_manager=self._copy_manager,
+            )
             held = self._hold(lun.device_id, unit, lambda: None)
         self._show(lun, held, state)
 
@@ -177,7 +191,7 @@ class IscsiExports:
     async def remove_lun(self, target: str, lun: int) -> None:
         unit = self._target(target).unmap_lun(lun)
         await self._server.dropped()
-        self._drop(self._target(target), unit)
+        await self._drop(self._target(target), unit)
 
     def restore_reservations(self, documents: Mapping[str, str]) -> None:
         self._saved = dict(documents)
@@ -223,16 +237,18 @@ class IscsiExports:
         first = (group - 1) * MAX_PORTAL_GROUPS + 1
         return {tag: first + index for index, tag in enumerate(tags) if target.is_in(tag)}
 
-    def _drop(self, target: Target, unit: LogicalUnit) -> None:
+    async def _drop(self, target: Target, unit: LogicalUnit) -> None:
+        """One LUN less shows it. When none does, copies in its name have ended, and none writes to it."""
         if unit not in target.luns.values():
             unit.access.withdraw(target.name)
-        for key, held in self._units.items():
-            if held.unit is unit:
-                held.shown -= 1
-                if not held.shown:
-                    held.release()
-                    del self._units[key]
-                return
+        key, held = next((key, held) for key, held in self._units.items() if held.unit is unit)
+        held.shown -= 1
+        if held.shown:
+            return
+        held.release()
+        del self._units[key]
+        await self._copy_manager.stop(self._copy_manager.in_background(unit))
+        await unit.write_order.settled()
 
 
 def _identity(device_id: str) -> LunIdentity:

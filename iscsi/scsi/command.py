@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Status(IntEnum):
@@ -23,6 +27,10 @@ class Status(IntEnum):
     TASK_ABORTED = 0x40
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class ScsiCommand:
     """One command as the transport hands it over.
@@ -31,13 +39,15 @@ class ScsiCommand:
     most its expected data transfer length; valid until ``execute`` returns. ``data_in_limit``: how many
     bytes the initiator will take (expected data transfer length of a read), 0 without R bit.
     ``data_out_expected``: the expected data transfer length of a write, where the transport gathered less than that
-    because the CDB wants no more; None when ``data_out`` is all.
+    because the CDB wants no more; None when ``data_out`` is all. ``is_aborted``: a command that takes long asks from
+    time to time whether anybody still wants it; who aborted it waits for its end.
     """
 
     cdb: bytes
     data_out: memoryview
     data_in_limit: int
     data_out_expected: int | None = None
+    is_aborted: Callable[[], bool] = _never
 
 
 @dataclass(slots=True)

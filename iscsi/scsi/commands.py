@@ -6,7 +6,17 @@ link bits, protection fields and obsolete fields are not in any mask and so are 
 
 from __future__ import annotations
 
-from iscsi.scsi import alua, mode, persistent_reserve, provisioning, sbc, spc
+from iscsi.scsi import (
+    alua,
+    copy_results,
+    extended_copy,
+    mode,
+    persistent_reserve,
+    provisioning,
+    sbc,
+    spc,
+    token_copy,
+)
 from iscsi.scsi.dispatch import Availability, CommandSpec, CommandTable, Sharing
 from iscsi.scsi.persistent_reserve import service_action
 from iscsi.scsi.sense import Asc, Effect
@@ -293,6 +303,65 @@ _ATOMIC = (
     ),
 )
 
+# Third-party copies. What an EXTENDED COPY does to which unit is checked for each of its segments.
+
+_COPIES = (
+    CommandSpec(
+        "EXTENDED COPY(LID1)",
+        _usage("831f", "0000000000000000", _LENGTH4, "0000"),
+        extended_copy.extended_copy,
+        sharing=Sharing.NEVER,
+        service_action=extended_copy.SERVICE_ACTION,
+        data_out=extended_copy.parameter_list_length,
+    ),
+    CommandSpec(
+        "POPULATE TOKEN",
+        _usage("831f00000000", _LENGTH4, _LENGTH4, _GROUP, "00"),
+        token_copy.populate_token,
+        effect=Effect.READ,
+        service_action=token_copy.POPULATE_TOKEN,
+        data_out=token_copy.parameter_list_length,
+    ),
+    CommandSpec(
+        "WRITE USING TOKEN",
+        _usage("831f00000000", _LENGTH4, _LENGTH4, _GROUP, "00"),
+        token_copy.write_using_token,
+        effect=Effect.WRITE,
+        sharing=Sharing.NEVER,
+        service_action=token_copy.WRITE_USING_TOKEN,
+        data_out=token_copy.parameter_list_length,
+    ),
+    CommandSpec(
+        "COPY OPERATION ABORT",
+        _usage("831f", _LENGTH4, "00000000000000000000"),
+        copy_results.copy_operation_abort,
+        service_action=0x1C,
+    ),
+)
+_COPY_RESULTS = tuple(
+    CommandSpec(name, _usage("841f", list_id, "00000000", _LENGTH4, "0000"), handler, service_action=action)
+    for action, name, list_id, handler in (
+        (0x00, "RECEIVE COPY STATUS(LID1)", "ff000000", copy_results.receive_copy_status_1),
+        (0x01, "RECEIVE COPY DATA(LID1)", "ff000000", copy_results.receive_copy_data_1),
+        (0x03, "RECEIVE COPY OPERATING PARAMETERS", "ff000000", copy_results.receive_copy_operating_parameters),
+        (0x04, "RECEIVE COPY FAILURE DETAILS(LID1)", "ff000000", copy_results.receive_copy_failure_details),
+        (0x05, "RECEIVE COPY STATUS(LID4)", _LENGTH4, copy_results.receive_copy_status_4),
+        (0x07, "RECEIVE ROD TOKEN INFORMATION", _LENGTH4, copy_results.receive_rod_token_information),
+    )
+)
+
 COMMANDS = CommandTable(
-    (*_COMMON, *_LEGACY_RESERVATIONS, *_RESERVE_IN, *_RESERVE_OUT, *_MEDIUM, *_READS, *_VERIFIES, *_WRITES, *_ATOMIC)
+    (
+        *_COMMON,
+        *_LEGACY_RESERVATIONS,
+        *_RESERVE_IN,
+        *_RESERVE_OUT,
+        *_MEDIUM,
+        *_READS,
+        *_VERIFIES,
+        *_WRITES,
+        *_ATOMIC,
+        *_COPIES,
+        *_COPY_RESULTS,
+    )
 )

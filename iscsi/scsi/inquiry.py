@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iscsi.scsi import limits
+from iscsi.scsi.third_party_page import third_party_copy
 
 if TYPE_CHECKING:
     from iscsi.scsi.lun import LogicalUnit, Nexus
@@ -28,7 +29,7 @@ def standard_inquiry(lu: LogicalUnit) -> bytes:
     data[2] = _SPC_4
     data[3] = 0x12  # HISUP, response data format 2
     data[4] = _STANDARD_LENGTH - 5
-    data[5] = 0x30  # TPGS = 11b: implicit and explicit asymmetric access
+    data[5] = 0x38  # 3PC; TPGS = 11b: implicit and explicit asymmetric access
     data[6] = 0x10  # MULTIP
     data[7] = 0x02  # CMDQUE
     identity = lu.identity
@@ -61,6 +62,8 @@ def vital_product_data(lu: LogicalUnit, nexus: Nexus, page: int) -> bytes | None
         payload = lu.identity.serial.encode("ascii")
     elif page == 0x83:
         payload = _device_identification(lu, nexus)
+    elif page == 0x8F:
+        payload = third_party_copy(lu)
     elif page == 0xB0:
         payload = _block_limits(lu)
     elif page == 0xB1:
@@ -70,7 +73,7 @@ def vital_product_data(lu: LogicalUnit, nexus: Nexus, page: int) -> bytes | None
     return bytes((0, page)) + len(payload).to_bytes(2, "big") + payload
 
 
-_SUPPORTED_PAGES = (0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2)
+_SUPPORTED_PAGES = (0x00, 0x80, 0x83, 0x8F, 0xB0, 0xB1, 0xB2)
 
 
 def _designator(code_set: int, association: int, kind: int, value: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.units import MIB
+from engine.units import GIB, MIB
 
 MAX_TRANSFER_BYTES = 8 * MIB
 """Longest data transfer of one command; bounds what a gathering task holds."""
@@ -25,3 +25,25 @@ suite would move as many blocks by one WRITE(16), whatever the maximum transfer 
 
 PIECE_BYTES = 1 * MIB
 """VERIFY and WRITE SAME work in pieces of this, so that they hold no more memory."""
+
+# Third-party copies (SPC-4 section 5.17, SBC-3 section 4.28); told in VPD page 8Fh.
+
+MAX_CSCD_DESCRIPTORS = 16
+MAX_SEGMENT_DESCRIPTORS = 64
+MAX_DESCRIPTOR_LIST_BYTES = MAX_CSCD_DESCRIPTORS * 32 + MAX_SEGMENT_DESCRIPTORS * 28
+"""Of one EXTENDED COPY: a block to block segment descriptor has 28 bytes."""
+
+MAX_SEGMENT_BLOCKS = 0xFFFF
+"""All that a block to block segment descriptor can say."""
+
+MAX_COPIES = 64
+"""Copy operations of the server in progress; one more is answered with TASK SET FULL."""
+
+MAX_KNOWN_COPIES = 64
+"""Copy operations that are remembered for one nexus, by their list identifiers."""
+
+MAX_RANGE_DESCRIPTORS = 128
+"""Of POPULATE TOKEN and WRITE USING TOKEN."""
+
+MAX_TOKEN_TRANSFER_BYTES = 4 * GIB
+"""Of one POPULATE TOKEN or WRITE USING TOKEN: where data has to be moved, some seconds' work."""

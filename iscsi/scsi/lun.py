@@ -25,10 +25,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
+from engine.files import SystemClock
 from engine.stores import AtomicTarget
+from engine.tokens import Tokens
 from iscsi.scsi.alua import AsymmetricAccess
 from iscsi.scsi.command import ScsiResult, Status
 from iscsi.scsi.commands import COMMANDS
+from iscsi.scsi.copy_manager import CopyManager
 from iscsi.scsi.inquiry import absent_inquiry
 from iscsi.scsi.mode import ModeParameters
 from iscsi.scsi.reservations import Reservations
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 
     from engine.stores import BlockDevice
     from iscsi.scsi.command import ScsiCommand
+    from iscsi.scsi.copy_manager import CopyOperation
     from iscsi.scsi.dispatch import CommandSpec
     from iscsi.scsi.it_nexus import ItNexus
 
@@ -103,6 +107,7 @@ class Nexus:
         "abort_tasks",
         "block_shift",
         "blocks",
+        "copies",
         "fast_device",
         "fast_writable",
         "it_nexus",
@@ -125,6 +130,7 @@ class Nexus:
         self.block_shift = lu.block_shift
         self.unit_attentions: list[Asc] = [Asc.POWER_ON_OCCURRED]
         self.prevents_removal = False
+        self.copies: dict[int, CopyOperation] = {}  # by list identifier
         self.plain_only = False
         self.port_group = lu.access.group_of(it_nexus)
         self.stats = IoStats()
@@ -171,6 +177,7 @@ class LogicalUnit:
         write_cache: bool = True,
         thin: bool = True,
         reservations: Reservations | None = None,
+        copy_manager: CopyManager | None = None,
     ) -> None:
         """
         Args:
@@ -179,6 +186,7 @@ class LogicalUnit:
             write_cache: whether a write may be answered before it is durable; tells WCE.
             thin: whether to offer UNMAP and tell LBPME.
             reservations: those that the disk has had so far; by default none, and none will survive this process.
+            copy_manager: the server's; None: one that knows this unit alone.
         """
         assert logical_block in (512, 4096)
         assert physical_block >= logical_block
@@ -196,6 +204,7 @@ class LogicalUnit:
         self.reservations = reservations or Reservations()
         self.access = AsymmetricAccess()
         self.write_order = WriteOrder(self.refresh_all)
+        self.copy_manager = copy_manager or CopyManager(Tokens(SystemClock()))
         self.nexuses: list[Nexus] = []
         self._past = IoStats()  # of nexuses that are gone
         self._read_only = read_only
@@ -305,6 +314,7 @@ class LogicalUnit:
         self.mode.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.copies.clear()
         self.establish_unit_attention(Asc.BUS_DEVICE_RESET_OCCURRED)
         self.refresh_all()
 
@@ -326,26 +336,33 @@ class LogicalUnit:
         if cdb is not command.cdb:
             command = dataclasses.replace(command, cdb=cdb)
         spec = self.commands.find(cdb)
-        try:
-            if spec is None:
-                raise self.commands.unknown(cdb)
-            self._admit(nexus, spec, cdb)
-            result = await spec.handler(self, nexus, command)
-        except CheckCondition as failure:
-            result = self._check_condition(failure.sense)
-        except ReservationConflict:
-            result = ScsiResult(Status.RESERVATION_CONFLICT)
-        except EngineError as error:
-            effect = Effect.NONE if spec is None else spec.effect
-            _log.warning("opcode %02Xh failed: %s", cdb[0], error)
-            result = self._check_condition(sense_for(error, effect))
-        except Exception:
-            # Ours, not the peer's: the command fails visibly, the session and its other commands go on.
-            _log.exception("opcode %02Xh met an internal error", cdb[0])
-            result = self._check_condition(INTERNAL_FAILURE)
+        effect = Effect.NONE if spec is None else spec.effect
+        result = await self.outcome(self._perform(spec, nexus, command), f"opcode {cdb[0]:02X}h", effect)
         if spec is not None and spec.data_out is not None:
             result.data_out_wanted = spec.data_out(self, cdb)
         return result
+
+    async def outcome(self, work: Awaitable[ScsiResult], what: str, effect: Effect) -> ScsiResult:
+        """The result of ``work`` that does ``effect``, its failures too. ``what``: for the log."""
+        try:
+            return await work
+        except CheckCondition as failure:
+            return self._check_condition(failure.sense)
+        except ReservationConflict:
+            return ScsiResult(Status.RESERVATION_CONFLICT)
+        except EngineError as error:
+            _log.warning("%s failed: %s", what, error)
+            return self._check_condition(sense_for(error, effect))
+        except Exception:
+            # Ours, not the peer's: the command fails visibly, the session and its other commands go on.
+            _log.exception("%s met an internal error", what)
+            return self._check_condition(INTERNAL_FAILURE)
+
+    async def _perform(self, spec: CommandSpec | None, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
+        if spec is None:
+            raise self.commands.unknown(command.cdb)
+        self._admit(nexus, spec, command.cdb)
+        return await spec.handler(self, nexus, command)
 
     def _admit(self, nexus: Nexus, spec: CommandSpec, cdb: bytes) -> None:
         """The checks common to all commands, in their order of precedence (SAM-5 section 5.3.3, SPC-4 section 5.9)."""

@@ -158,6 +158,7 @@ async def preempt_and_abort(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand)
     for other in [other for other in lu.nexuses if other.it_nexus in preempted]:
         other.prevents_removal = False
         await other.abort_tasks()
+    await lu.write_order.settled()  # pieces of their copies, which commands to other units may be writing here
     return ScsiResult()
 
 

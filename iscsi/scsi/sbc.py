@@ -253,13 +253,17 @@ async def read_capacity_10(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) 
 
 
 async def read_capacity_16(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
+    return ScsiResult(data_in=capacity_16(lu)[: int.from_bytes(command.cdb[10:14], "big")])
+
+
+def capacity_16(lu: LogicalUnit) -> bytes:
     """SBC-3 section 5.18.2: LBPPBE, lowest aligned LBA 0; LBPME and LBPRZ when thin."""
     data = bytearray(32)
     data[0:8] = (lu.blocks - 1).to_bytes(8, "big")
     data[8:12] = lu.logical_block.to_bytes(4, "big")
     data[13] = (lu.physical_block // lu.logical_block).bit_length() - 1
     data[14] = 0xC0 if lu.thin else 0
-    return ScsiResult(data_in=bytes(data[: int.from_bytes(command.cdb[10:14], "big")]))
+    return bytes(data)
 
 
 async def read_defect_data_10(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:

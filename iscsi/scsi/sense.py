@@ -43,21 +43,42 @@ class Asc(enum.IntEnum):
     """Additional sense code in the high byte, qualifier in the low one (SPC-4 annex F)."""
 
     NONE = 0x0000
+    OPERATION_IN_PROGRESS = 0x0016
     NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
     ASYMMETRIC_ACCESS_STATE_TRANSITION = 0x040A
     TARGET_PORT_IN_STANDBY_STATE = 0x040B
     TARGET_PORT_IN_UNAVAILABLE_STATE = 0x040C
+    UNREACHABLE_COPY_TARGET = 0x0804
     WRITE_ERROR = 0x0C00
+    THIRD_PARTY_DEVICE_FAILURE = 0x0D01
+    COPY_TARGET_DEVICE_NOT_REACHABLE = 0x0D02
+    INCORRECT_COPY_TARGET_DEVICE_TYPE = 0x0D03
     INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = 0x0E03
     UNRECOVERED_READ_ERROR = 0x1100
     PARAMETER_LIST_LENGTH_ERROR = 0x1A00
     MISCOMPARE_DURING_VERIFY = 0x1D00
     INVALID_COMMAND_OPERATION_CODE = 0x2000
     LBA_OUT_OF_RANGE = 0x2100
+    INVALID_TOKEN_OPERATION = 0x2300  # cause not reportable
+    UNSUPPORTED_TOKEN_TYPE = 0x2301
+    REMOTE_TOKEN_USAGE_NOT_SUPPORTED = 0x2302
+    TOKEN_UNKNOWN = 0x2304
+    TOKEN_CORRUPT = 0x2305
+    TOKEN_EXPIRED = 0x2307
+    TOKEN_CANCELLED = 0x2308
+    TOKEN_DELETED = 0x2309
+    INVALID_TOKEN_LENGTH = 0x230A
     INVALID_FIELD_IN_CDB = 0x2400
     LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
     INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
     INVALID_RELEASE_OF_PERSISTENT_RESERVATION = 0x2604
+    TOO_MANY_TARGET_DESCRIPTORS = 0x2606
+    UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE = 0x2607
+    TOO_MANY_SEGMENT_DESCRIPTORS = 0x2608
+    UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE = 0x2609
+    UNEXPECTED_INEXACT_SEGMENT = 0x260A
+    INLINE_DATA_LENGTH_EXCEEDED = 0x260B
+    COPY_SEGMENT_GRANULARITY_VIOLATION = 0x260D
     WRITE_PROTECTED = 0x2700
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
     MEDIUM_MAY_HAVE_CHANGED = 0x2800
@@ -70,12 +91,15 @@ class Asc(enum.IntEnum):
     ASYMMETRIC_ACCESS_STATE_CHANGED = 0x2A06
     CAPACITY_DATA_CHANGED = 0x2A09
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
+    COMMANDS_CLEARED_BY_DEVICE_SERVER = 0x2F02
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
     MEDIUM_NOT_PRESENT = 0x3A00
     REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
     INTERNAL_TARGET_FAILURE = 0x4400
     MEDIUM_REMOVAL_PREVENTED = 0x5302
     INSUFFICIENT_REGISTRATION_RESOURCES = 0x5504
+    INSUFFICIENT_RESOURCES_TO_CREATE_ROD = 0x550C
+    INSUFFICIENT_RESOURCES_TO_CREATE_ROD_TOKEN = 0x550D
     SET_TARGET_PORT_GROUPS_COMMAND_FAILED = 0x670A
 
 
@@ -96,13 +120,45 @@ class FieldPointer:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentPointer:
+    """Where a COPY ABORTED is (SPC-4 section 4.5.2.4.5): a byte of the parameter list, or of the segment descriptor."""
+
+    byte: int
+    in_segment: bool
+
+    def serialize(self) -> bytes:
+        return bytes((0xA0 if self.in_segment else 0x80, self.byte >> 8 & 0xFF, self.byte & 0xFF))
+
+
+class CopySide(enum.IntEnum):
+    """Whose sense data a copy manager forwards: SOURCE field of SPC-4 table 51."""
+
+    SOURCE = 1
+    DESTINATION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """Status and sense that an end of a copy answered with (SPC-4 section 4.5.2.7)."""
+
+    side: CopySide
+    status: int
+    sense: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Sense:
-    """One failure or attention. ``information``: an LBA or an offset, as the command's standard says."""
+    """One failure or attention. ``information``: an LBA or an offset, as the command's standard says.
+
+    ``segment``: the number of the segment descriptor that a copy failed in, and ``forwarded`` why.
+    """
 
     key: SenseKey
     asc: Asc = Asc.NONE
-    field: FieldPointer | None = None
+    field: FieldPointer | SegmentPointer | None = None
     information: int | None = None
+    segment: int | None = None
+    forwarded: Forwarded | None = None
 
     def serialize(self, *, descriptor: bool = False) -> bytes:
         """Sense data in fixed format, or in descriptor format when the Control page's D_SENSE is set."""
@@ -115,10 +171,15 @@ class Sense:
             data[0] |= 0x80
             data[3:7] = self.information.to_bytes(4, "big")
         data[2] = self.key
-        data[7] = len(data) - 8
         data[12:14] = self.asc.to_bytes(2, "big")
         if self.field is not None:
             data[15:18] = self.field.serialize()
+        if self.segment is not None:
+            data[10:12] = self.segment.to_bytes(2, "big")
+        if self.forwarded is not None:
+            data[7 + self.forwarded.side] = len(data)  # where its status and sense begin (SPC-4 section 5.17.7.4)
+            data += bytes((self.forwarded.status,)) + self.forwarded.sense
+        data[7] = len(data) - 8
         return bytes(data)
 
     def _descriptor_format(self) -> bytes:
@@ -127,6 +188,11 @@ class Sense:
             descriptors += b"\x00\x0a\x80\x00" + self.information.to_bytes(8, "big")
         if self.field is not None:
             descriptors += b"\x02\x06\x00\x00" + self.field.serialize() + b"\x00"
+        if self.segment is not None:
+            descriptors += b"\x01\x0a\x00\x00\x00\x00" + self.segment.to_bytes(2, "big") + bytes(4)
+        if self.forwarded is not None:
+            forwarded = self.forwarded
+            descriptors += bytes((0x0C, len(forwarded.sense) + 2, forwarded.side, forwarded.status)) + forwarded.sense
         return bytes((0x72, self.key, self.asc >> 8, self.asc & 0xFF, 0, 0, 0, len(descriptors))) + descriptors
 
 

@@ -11,6 +11,7 @@ from engine.files import real_env
 from engine.local_api import LocalApi
 from engine.pool import Pool
 from engine.replicas import Replicas
+from engine.tokens import Tokens
 from engine.volume import Identity
 from iscsi.initiator.disk import IscsiDisk, connect, discover
 from iscsi.initiator.errors import CommandFailed, ConnectionLost, LoginRefused
@@ -43,7 +44,7 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
     registry = TargetRegistry()
     server = IscsiServer(registry)
     addresses = [(f"{host}:3260", group) for host, group in portals]
-    exports = IscsiExports(registry, server, addresses, pool.catalog.save_reservations)
+    exports = IscsiExports(registry, server, addresses, pool.catalog.save_reservations, Tokens(env.clock))
     exposure = Exposure(pool, exports, "iqn.2026-11.org.twinvol")
     replicas = Replicas(pool, software="twinvol test")
     await replicas.restore()
@@ -53,6 +54,7 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
         yield Array(pool, LocalApi(pool, exposure, replicas, version="test"), bound)
     finally:
         await server.stop(graceful=False)
+        await exports.close()
         await pool.jobs.close()
         await replicas.close()
         await pool.close()

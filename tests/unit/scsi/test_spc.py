@@ -26,7 +26,7 @@ async def vpd(host: Host, page: int) -> bytes:
 
 async def test_standard_inquiry():
     data = await Host(disk()).data("12 00 00 00 ff 00")
-    assert data[:8] == bytes.fromhex("00 00 06 12 5b 30 10 02")
+    assert data[:8] == bytes.fromhex("00 00 06 12 5b 38 10 02")
     assert data[8:36] == b"TWINVOL VIRTUAL-DISK    0001"
     assert data[58:66] == bytes.fromhex("00a0 0460 04c0 0960")
     assert len(data) == data[4] + 5
@@ -50,7 +50,7 @@ async def test_inquiry_refuses_a_page_code_without_evpd_and_unknown_pages():
 async def test_every_listed_vpd_page_is_there_and_says_its_length():
     host = Host(disk())
     pages = await vpd(host, 0)
-    assert pages == bytes.fromhex("00 00 0006 00 80 83 b0 b1 b2")
+    assert pages == bytes.fromhex("00 00 0007 00 80 83 8f b0 b1 b2")
     for page in pages[4:]:
         data = await vpd(host, page)
         assert data[:2] == bytes((0, page))
