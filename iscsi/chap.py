@@ -26,7 +26,7 @@ import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from iscsi.negotiation import parse_number
+from iscsi.negotiation import OF_SECURITY, parse_number
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import LoginStatus
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     RandomBytes = Callable[[int], bytes]
 
-CHAP_KEYS = frozenset(("CHAP_A", "CHAP_I", "CHAP_C", "CHAP_N", "CHAP_R"))
+CHAP_KEYS = OF_SECURITY - {"AuthMethod"}
 
 MAX_BINARY_BYTES = 1024  # section 12.1.3: of CHAP_C and CHAP_R, decoded
 MAX_NAME_BYTES = 255  # section 6.1, text-value

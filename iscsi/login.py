@@ -179,12 +179,11 @@ class TargetLogin:
             raise ProtocolError("who asks for what is said in the first text", LoginStatus.INITIATOR_ERROR)
         operational = self._stage == Stage.OPERATIONAL
         answers += self._authenticate(pairs)
-        is_authentic = self._access is None or (self._chap is not None and self._chap.done)
-        if not is_authentic and (operational or (request.transit and self._chap is None)):
+        if not self._is_authentic and (operational or (request.transit and self._chap is None)):
             raise ProtocolError("CHAP is required and was not offered", LoginStatus.AUTHENTICATION_FAILURE)
         answers += self._responder.answer(pairs.items(), operational=operational)
         text = serialize_text(answers)
-        if not request.transit or not is_authentic:
+        if not request.transit or not self._is_authentic:
             return self._respond(request, text=text)
         if request.nsg != Stage.FULL_FEATURE:
             response = self._respond(request, text=text, transit=True)
@@ -287,6 +286,11 @@ class TargetLogin:
             self._chap = TargetChap(self._access, self._random_bytes)
         return [("AuthMethod", method)]
 
+    @property
+    def _is_authentic(self) -> bool:
+        """Whether all is proven that has to be."""
+        return self._access is None or (self._chap is not None and self._chap.done)
+
     def _conclude(self, request: LoginRequest, text: bytes) -> None:
         assert self._responder is not None
         self._final_text = text
@@ -315,9 +319,10 @@ class TargetLogin:
     ) -> LoginResponse:
         """A response to ``request``, numbered. A status other than success ends the login.
 
-        The command window is the session's where there is one already; a new one begins at the request's CmdSN.
+        The command window is the session's where there is one already, which a stranger is not told; a new one begins
+        at the request's CmdSN.
         """
-        session = self._reinstated
+        session = self._reinstated if self._is_authentic else None
         exp_cmd_sn = request.cmd_sn if session is None else session.exp_cmd_sn
         response = LoginResponse(
             isid=request.isid,

@@ -158,6 +158,9 @@ DECLARATIONS = IDENTITY | {"InitiatorAlias", "X#NodeArchitecture"}  # sections 1
 OF_THE_TARGET = frozenset(("TargetAlias", "TargetAddress", "TargetPortalGroupTag"))  # sections 13.6, 13.8, 13.9
 """Declarations of a target: a protocol error from an initiator."""
 
+OF_SECURITY = frozenset(("AuthMethod", "CHAP_A", "CHAP_I", "CHAP_C", "CHAP_N", "CHAP_R"))  # section 12.1
+"""Keys of the security stage: a protocol error anywhere else."""
+
 SEND_TARGETS = "SendTargets"  # section 13.3, full feature phase only
 
 
@@ -327,7 +330,7 @@ def answer_in_full_feature_phase(
         key = KEYS.get(name)
         if name in ("InitiatorAlias", SEND_TARGETS):
             continue
-        if name in DECLARATIONS or name in OF_THE_TARGET:
+        if name in DECLARATIONS or name in OF_THE_TARGET or name in OF_SECURITY:
             raise ProtocolError(f"{name} in full feature phase", RejectReason.PROTOCOL_ERROR)
         if key is None:
             if value != NOT_UNDERSTOOD:

@@ -10,7 +10,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from iscsi.initiator.errors import LoginRefused
+from iscsi.chap import ChapAccess, ChapIdentity
+from iscsi.initiator.chap import ChapCredentials
+from iscsi.initiator.errors import LoginRefused, TargetNotAuthentic
 from iscsi.initiator.login import InitiatorLogin
 from iscsi.initiator.session import Command, InitiatorSession, parse_send_targets, send_targets
 from iscsi.login import TargetLogin
@@ -122,7 +124,7 @@ async def target_login(chance: random.Random) -> None:
     """Login requests at a target."""
     registry = TargetRegistry()
     registry.add(Target(TARGET))
-    login = TargetLogin(registry, lambda tsih: tsih == 3)
+    login = TargetLogin(registry, lambda _: None)
     first = LoginRequest(ISID, 0, 1, 0, 1, 1, csg=0, nsg=1, transit=True, data=OFFERS[: chance.randrange(len(OFFERS))])
     second = LoginRequest(ISID, 0, 1, 0, 1, 2, csg=1, nsg=3, transit=True, data=OFFERS)
     wire = memoryview(mutate(_stream([first, second] * chance.randrange(1, 4)), chance))
@@ -138,6 +140,60 @@ async def target_login(chance: random.Random) -> None:
             assert (answer.status != LoginStatus.SUCCESS) is login.failed
             if login.failed or login.outcome is not None:
                 return
+
+
+async def target_chap(chance: random.Random) -> None:
+    """Login requests at a target that requires CHAP: only the right secret lets anybody in."""
+    registry = TargetRegistry()
+    target = Target(TARGET)
+    target.chap = ChapAccess({"alice": b"correct horse 1"}, ChapIdentity("array", b"battery staple 2"))
+    registry.add(target)
+    login = TargetLogin(registry, lambda _: None, random_bytes=bytes)
+    texts = [
+        OFFERS + b"AuthMethod=CHAP,None\0",
+        b"CHAP_A=8,7,5\0",
+        b"CHAP_N=alice\0CHAP_R=0x" + b"5a" * 32 + b"\0CHAP_I=1\0CHAP_C=0b" + b"AQID" * 4 + b"\0",
+    ]
+    lines: list[Pdu] = [
+        LoginRequest(ISID, 0, 1, 0, 1, number, csg=0, nsg=chance.choice((1, 3)), transit=True, data=data)
+        for number, data in enumerate(texts)
+    ]
+    wire = memoryview(mutate(_stream(lines), chance))
+    offset = 0
+    with contextlib.suppress(ProtocolError):
+        while (frame := Framer().next(wire, offset)) is not None and not login.failed:
+            offset = frame.end
+            answer = login.receive(frame)
+            assert answer is not None
+            assert login.outcome is None
+            answer.check()
+            assert not answer.transit
+            assert (answer.status != LoginStatus.SUCCESS) is login.failed
+
+
+async def initiator_chap(chance: random.Random) -> None:
+    """Login responses at an initiator that wants the target proven: only the right secret proves it."""
+    chap = ChapCredentials(ChapIdentity("alice", b"correct horse 1"), ChapIdentity("array", b"battery staple 2"))
+    login = InitiatorLogin(INITIATOR, TARGET, ISID, Wishes(), chap, bytes)
+    login.first()
+    texts = [
+        b"TargetPortalGroupTag=1\0AuthMethod=CHAP\0",
+        b"CHAP_A=7\0CHAP_I=9\0CHAP_C=0x" + b"a5" * 32 + b"\0",
+        b"CHAP_N=array\0CHAP_R=0x" + b"5a" * 32 + b"\0",
+    ]
+    lines: list[Pdu] = [LoginResponse(ISID, 0, 0, number, 1, 1, csg=0, data=data) for number, data in enumerate(texts)]
+    lines[-1] = LoginResponse(ISID, 0, 0, 2, 1, 1, csg=0, nsg=chance.choice((1, 3)), transit=True, data=texts[-1])
+    wire = memoryview(mutate(_stream(lines), chance))
+    offset = 0
+    with contextlib.suppress(ProtocolError, LoginRefused, TargetNotAuthentic):
+        while (frame := Framer().next(wire, offset)) is not None:
+            offset = frame.end
+            answer = decode(frame, RESPONSES)
+            if not isinstance(answer, LoginResponse):
+                return
+            request = login.receive(answer)
+            assert request is not None
+            assert request.csg == 0
 
 
 async def initiator_login(chance: random.Random) -> None:
@@ -215,5 +271,15 @@ async def target_connection(chance: random.Random) -> None:
 Harness = Callable[["random.Random"], Awaitable[None]]
 HARNESSES: dict[str, Harness] = {
     harness.__name__: harness
-    for harness in (requests, responses, text, target_login, initiator_login, initiator_session, target_connection)
+    for harness in (
+        requests,
+        responses,
+        text,
+        target_login,
+        target_chap,
+        initiator_login,
+        initiator_chap,
+        initiator_session,
+        target_connection,
+    )
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InvalidArgument
+from iscsi.chap import DEFAULT_ALGORITHMS, Algorithm
 from twinvol import config
 
 
@@ -42,3 +43,14 @@ def test_numbers_out_of_their_range_are_refused(tmp_path: Path, setting):
     path.write_text(f"{setting}\n")
     with pytest.raises(InvalidArgument, match=setting.partition(" ")[0]):
         config.load(path)
+
+
+def test_chap_algorithms(tmp_path: Path):
+    path = tmp_path / "twinvol.toml"
+    assert config.Settings().algorithms() == DEFAULT_ALGORITHMS
+    path.write_text('chap_algorithms = ["SHA-1", "MD5"]\n')
+    assert config.load(path).algorithms() == {Algorithm.SHA1, Algorithm.MD5}
+    for names in ('["SHA-2"]', "[]", '["md5"]'):
+        path.write_text(f"chap_algorithms = {names}\n")
+        with pytest.raises(InvalidArgument, match="SHA3-256"):
+            config.load(path)

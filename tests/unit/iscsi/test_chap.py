@@ -24,9 +24,10 @@ from iscsi.chap import (
     response,
 )
 from iscsi.login import TargetLogin
+from iscsi.negotiation import SessionParameters, answer_in_full_feature_phase
 from iscsi.target import Target, TargetRegistry
 from iscsi.wire.errors import ProtocolError
-from iscsi.wire.opcodes import LoginStatus
+from iscsi.wire.opcodes import LoginStatus, RejectReason
 from iscsi.wire.pdu import Framer
 from iscsi.wire.requests import LoginRequest
 from iscsi.wire.text_keys import parse_text, serialize_text
@@ -248,6 +249,26 @@ def test_an_unknown_user_and_a_wrong_secret_get_the_same_answer():
     assert wrong.status == LoginStatus.AUTHENTICATION_FAILURE
 
 
+def test_an_unknown_user_costs_the_same_work(monkeypatch):
+    def work(keys: dict[str, str], access: ChapAccess = ACCESS) -> list[tuple[int, int]]:
+        done: list[tuple[int, int]] = []
+
+        def counted(algorithm, identifier, secret, challenge):
+            done.append((int(algorithm), len(challenge)))
+            return response(algorithm, identifier, secret, challenge)
+
+        host = Host(access).challenged()
+        monkeypatch.setattr("iscsi.chap.response", counted)
+        host.refused(keys)
+        monkeypatch.undo()
+        return done
+
+    wrong = work({"CHAP_N": "alice", "CHAP_R": proof(b"wrong")})
+    assert wrong == work({"CHAP_N": "mallory", "CHAP_R": proof(b"wrong")})
+    assert wrong == work({"CHAP_N": "alice", "CHAP_R": "0x00"}, ChapAccess({"alice": SECRET}))
+    assert len(wrong) == 2
+
+
 def test_an_unknown_user_cannot_know_the_decoy():
     """With a source of randomness that he knows, he would; what is tested is that no user stands behind it."""
     decoy = bytes(range(16))
@@ -353,6 +374,13 @@ def test_what_the_log_says_of_a_refusal_names_everybody_and_no_secret():
     host.refused({"CHAP_N": "alice\x1b[2J", "CHAP_R": proof(b"a wrong secret")})
     assert host.login.why == (f"{INITIATOR} to {TARGET}, AUTHENTICATION_FAILURE: no CHAP user 'alice\\x1b[2J'")
     assert "secret" not in repr(ACCESS)
+
+
+def test_security_keys_have_no_place_in_full_feature_phase():
+    for key in ("AuthMethod", "CHAP_A", "CHAP_R"):
+        with pytest.raises(ProtocolError) as error:
+            answer_in_full_feature_phase(SessionParameters(), {key: "x"})
+        assert error.value.answer is RejectReason.PROTOCOL_ERROR
 
 
 # -- properties
