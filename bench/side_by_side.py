@@ -1,10 +1,19 @@
-"""twinvol against tgtd in one run: ``make bench``, or ``python -m bench.side_by_side [--quick]``.
+"""twinvol beside tgtd in one run: ``make bench``, or ``python -m bench.side_by_side [--quick]``.
 
-Both targets serve a volume that is hot in the page cache, from files in one folder. The client has one core, both
-targets share another; only one of them is measured at a time. Rounds alternate A B B A, each pair gives one ratio,
-the table shows the medians of the ratios. The figure to decide on is server CPU per I/O (from the scheduler's own
-account): it varies by a few per cent where rates vary with everything else the machine does. ``client us/IO`` says
-what the load generator itself costs: 1,000,000 / that is the most that it could have asked for.
+Three targets serve a volume of 1 GiB each that is hot in the page cache, from files in one folder: twinvol with one
+snapshot of it, tgtd with its defaults, and tgtd tuned to what suits it best (one I/O thread, segments and first burst
+of 256 KiB). The client has one core, all targets share another; only one of them is measured at a time. Rounds
+alternate A B C, C B A ...; each round gives one ratio to each peer, the table shows the medians of the ratios. What no
+peer has (digests, idle sessions, a clone in the background) is compared with twinvol itself in the same way.
+
+The figure that varies least is the server's CPU per I/O, from the scheduler's own account. ``client`` is what the load
+generator itself costs per I/O: 1,000,000 / that is the most that it could have asked for.
+
+State of the page cache: every file is filled in 4 KiB writes and stays resident; small blocks are measured before
+large ones, because ext4's large folios make later small writes several times dearer; what is dirty is written back
+before each round that writes. After the snapshot every granule is written once more before anything is measured, so
+that no round depends on how many chunks those before it have already moved away from the snapshot; what a chunk's
+first write costs has a row of its own, in which each round begins with a new snapshot.
 
 Nothing is measured that is not also checked: each read checks the stamps of every sector it got, and each workload
 that writes is followed by a pass over the whole volume which checks every byte.
@@ -13,153 +22,285 @@ that writes is followed by a pass over the whole volume which checks every byte.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.loadgen import BenchError, Loadgen, build
-from bench.machine import RESULTS, facts
+from bench.loadgen import BenchError, build
+from bench.machine import RESULTS, ROOT, facts
+from bench.plot import svg
+from bench.report import SUBJECT, Goal, Row, line, machine_text, markdown, to_json
+from bench.rounds import (
+    Client,
+    Cloning,
+    Figures,
+    Results,
+    alternate,
+    idle_sessions,
+    median_of,
+    paired,
+    pin,
+    pooled_latency,
+    settle_disk,
+    snapshot,
+    take_snapshot,
+    time_to_login,
+    user_us,
+)
 from bench.targets import Endpoint, tgtd, twinvol, why_no_tgtd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 SERVER_CPU, CLIENT_CPU = 0, 1
 GIB = 1 << 30
+PEER, TUNED = "tgtd", "tgtd tuned"
+SNAPSHOT = "before"
+IDLE_SESSIONS = 64
+MAX_USER_US, MAX_READY_S = 1.5, 0.3
+DOCS = ROOT / "docs" / "benchmarks"
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One row of the table. ``wanted_rate`` and ``wanted_cpu``: the ratios that the project holds itself to."""
+    """What a client asks for. ``wanted``: the least rates relative to tgtd's defaults and to tgtd tuned."""
 
     name: str
-    command: str
+    verb: str
     block: int
     depth: int
     pattern: str = "random"
-    wanted_rate: float | None = None
-    wanted_cpu: float | None = None
+    sessions: int = 1
+    wanted: tuple[float, float] = (0.0, 0.0)
+
+    def options(self) -> dict[str, object]:
+        return {"block": self.block, "depth": self.depth, "pattern": self.pattern, "sessions": self.sessions}
 
 
-# Small blocks first: the volume is filled in 4 KiB writes, and large transfers must not change how the page cache
-# holds it before the small ones were measured (ext4's large folios make later small writes several times dearer).
-WORKLOADS = (
-    Workload("4 KiB random read, depth 1", "read", 4096, 1),
-    Workload("4 KiB random read, depth 32", "read", 4096, 32, wanted_rate=2.0, wanted_cpu=0.35),
-    Workload("4 KiB random read, depth 128", "read", 4096, 128),
-    Workload("4 KiB random write, depth 1", "write", 4096, 1),
-    Workload("4 KiB random write, depth 32", "write", 4096, 32, wanted_rate=1.8, wanted_cpu=0.35),
-    Workload("64 KiB random read, depth 8", "read", 65536, 8),
-    Workload("256 KiB sequential read, depth 8", "read", 262144, 8, "seq", wanted_rate=2.0),
-    Workload("256 KiB sequential write, depth 8", "write", 262144, 8, "seq", wanted_rate=3.0),
+READ_4K_32 = Workload("4 KiB random read, depth 32", "read", 4096, 32, wanted=(3.0, 2.5))
+WRITE_4K_32 = Workload("4 KiB random write, depth 32", "write", 4096, 32, wanted=(2.2, 1.8))
+READ_256K = Workload("256 KiB sequential read, depth 8", "read", 262144, 8, "seq", wanted=(2.3, 2.2))
+WRITE_256K = Workload("256 KiB sequential write, depth 8", "write", 262144, 8, "seq", wanted=(4.5, 1.8))
+
+BESIDE_PEERS = (
+    Workload("4 KiB random read, depth 1", "read", 4096, 1, wanted=(1.1, 1.0)),
+    READ_4K_32,
+    Workload("4 KiB random read, depth 128", "read", 4096, 128, wanted=(3.0, 2.5)),
+    Workload("four clients, 4 KiB random read, depth 32", "read", 4096, 32, sessions=4, wanted=(2.5, 2.0)),
+    Workload("4 KiB random write, depth 1", "write", 4096, 1, wanted=(1.1, 1.0)),
+    WRITE_4K_32,
+    Workload("64 KiB random read, depth 8", "read", 65536, 8, wanted=(2.2, 2.0)),
+    READ_256K,
+    WRITE_256K,
+)
+WANTED_CPU = {READ_4K_32: (0.2, 0.3), WRITE_4K_32: (0.3, 0.4)}
+WITH_DIGESTS = {READ_4K_32: 1.3, WRITE_4K_32: 1.3, READ_256K: 2.0, WRITE_256K: 2.0}
+BESIDE_CLONE = (
+    Workload("4 KiB random read, depth 8", "read", 4096, 8),
+    Workload("4 KiB random write, depth 8", "write", 4096, 8),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Medians of one workload. ``rate_ratio`` and ``cpu_ratio`` are subject / peer, of paired rounds."""
+class Bench:
+    """The running targets, the client, and what was measured so far."""
 
-    workload: str
-    peer_iops: float
-    subject_iops: float
-    rate_ratio: float
-    rate_spread: tuple[float, float]
-    peer_cpu_us: float
-    subject_cpu_us: float
-    cpu_ratio: float
-    subject_client_us: float
-    wanted_rate: float | None
-    wanted_cpu: float | None
+    def __init__(self, client: Client, endpoints: dict[str, Endpoint], options: argparse.Namespace) -> None:
+        self.client = client
+        self.endpoints = endpoints
+        self.rounds: int = options.rounds
+        self.seconds: float = options.seconds
+        self.results: dict[str, Results] = {}
 
     @property
-    def reached(self) -> bool:
-        """Whether the wanted ratios, where there are any, came out."""
-        rate_ok = self.wanted_rate is None or self.rate_ratio >= self.wanted_rate
-        return rate_ok and (self.wanted_cpu is None or self.cpu_ratio <= self.wanted_cpu)
+    def subject(self) -> Endpoint:
+        return self.endpoints[SUBJECT]
+
+    def fill(self) -> None:
+        """Every volume full and known, and written once more; twinvol's with a snapshot between the two."""
+        for endpoint in self.endpoints.values():
+            self.client.run(endpoint, "fill", block=4096, depth=32)
+            if endpoint is self.subject:
+                take_snapshot(endpoint, SNAPSHOT)
+            self.client.run(endpoint, "fill", block=4096, depth=32)
+            self.client.run(endpoint, "verify")
+
+    def one_round(
+        self, workload: Workload, endpoint: Endpoint, number: int, seconds: float, **login: object
+    ) -> Figures:
+        if workload.verb == "write":
+            settle_disk(list(self.endpoints.values()))
+        options = {
+            **workload.options(),
+            **login,
+            "seconds": seconds,
+            "warmup": min(0.3, seconds / 3),
+            "seed": number + 1,
+        }
+        return self.client.run(endpoint, workload.verb, **options)
+
+    def check(self, workload: Workload, *endpoints: Endpoint) -> None:
+        if workload.verb == "write":
+            for endpoint in endpoints:
+                self.client.run(endpoint, "verify")
+
+    def keep(self, row: str, results: Results) -> None:
+        """Every round for the result file, but for the histograms."""
+        self.results[row] = {
+            name: [{key: value for key, value in one.items() if key != "histogram_us"} for one in figures]
+            for name, figures in results.items()
+        }
+
+    # -- the rows
+
+    def beside_peers(self, workload: Workload) -> Iterator[Row]:
+        """One workload against all targets: its rate, and where wanted the server's CPU and its user part."""
+
+        def run(endpoint: Endpoint) -> Callable[[int], Figures]:
+            return lambda number: self.one_round(workload, endpoint, number, self.seconds)
+
+        results = alternate({name: run(endpoint) for name, endpoint in self.endpoints.items()}, self.rounds)
+        self.check(workload, *self.endpoints.values())
+        self.keep(workload.name, results)
+        cpu_us = median_of(results, "server_us_per_io")
+        yield Row(
+            workload.name,
+            "IO/s",
+            median_of(results, "iops"),
+            [
+                ratio_goal(results, "iops", peer, wanted)
+                for peer, wanted in zip((PEER, TUNED), workload.wanted, strict=True)
+            ],
+            cpu_us,
+            median_of(results, "client_us_per_io")[SUBJECT],
+            {name: pooled_latency(figures) for name, figures in results.items()},
+        )
+        if workload not in WANTED_CPU:
+            return
+        goals = [
+            ratio_goal(results, "server_us_per_io", peer, wanted, at_most=True)
+            for peer, wanted in zip((PEER, TUNED), WANTED_CPU[workload], strict=True)
+        ]
+        yield Row(f"server CPU per I/O, {workload.name}", "us", cpu_us, goals)
+        user = {name: user_us(figures) for name, figures in results.items()}
+        yield Row(
+            f"user CPU per I/O, {workload.name}", "us", user, [Goal("", MAX_USER_US, user[SUBJECT], True)]
+        )
+
+    def digests(self, workload: Workload) -> Iterator[Row]:
+        """Server CPU per I/O with data digests, and without."""
+
+        def run(digests: str) -> Callable[[int], Figures]:
+            seconds = self.seconds / 2
+            return lambda number: self.one_round(workload, self.subject, number, seconds, digests=digests)
+
+        name = f"CPU with data digests, {workload.name}"
+        results = alternate({"with": run("data"), "without": run("none")}, self.rounds)
+        self.check(workload, self.subject)
+        self.keep(name, results)
+        key = "server_us_per_io"
+        goal = ratio_goal(results, key, "without", WITH_DIGESTS[workload], ours="with", at_most=True)
+        yield Row(name, "us", median_of(results, key), [goal])
+
+    def beside_idle(self) -> Iterator[Row]:
+        """The rate of one busy session, with idle ones beside it and alone."""
+        name = f"one busy session beside {IDLE_SESSIONS} idle ones"
+
+        def run(count: int) -> Callable[[int], Figures]:
+            def one(number: int) -> Figures:
+                with idle_sessions(self.client, self.subject, count) if count else nullcontext():
+                    return self.one_round(READ_4K_32, self.subject, number, self.seconds)
+
+            return one
+
+        results = alternate({"beside": run(IDLE_SESSIONS), "alone": run(0)}, self.rounds)
+        self.keep(name, results)
+        goal = ratio_goal(results, "iops", "alone", 0.95, ours="beside")
+        yield Row(name, "IO/s", median_of(results, "iops"), [goal], median_of(results, "server_us_per_io"))
+
+    def after_snapshot(self) -> Iterator[Row]:
+        """Writes that redirect: each round in the second after a snapshot, and long after one. Nothing is wanted."""
+        name = f"right after a snapshot, {WRITE_4K_32.name}"
+        seconds = self.seconds / 2
+
+        def after(number: int) -> Figures:
+            settle_disk([self.subject])
+            with snapshot(self.subject, f"round{number}"):
+                options = {**WRITE_4K_32.options(), "seconds": seconds, "seed": number + 1}
+                return self.client.run(self.subject, WRITE_4K_32.verb, **options)
+
+        def later(number: int) -> Figures:
+            return self.one_round(WRITE_4K_32, self.subject, number, seconds)
+
+        results = alternate({"after": after, "later": later}, max(3, self.rounds - 2))
+        self.check(WRITE_4K_32, self.subject)
+        self.keep(name, results)
+        yield Row(name, "IO/s", median_of(results, "iops"), cpu_us=median_of(results, "server_us_per_io"))
+
+    def beside_clone(self, workload: Workload) -> Iterator[Row]:
+        """p99 of the foreground while full clones are made, and while none is."""
+        name = f"p99 while a full clone copies, {workload.name}"
+
+        def cloning(number: int) -> Figures:
+            with Cloning(self.subject, ("bench", SNAPSHOT)) as clones:
+                figures = self.one_round(workload, self.subject, number, self.seconds)
+            os.sync()
+            return {**figures, "cloned_bytes": clones.copied_bytes}
+
+        def alone(number: int) -> Figures:
+            return self.one_round(workload, self.subject, number, self.seconds)
+
+        results = alternate({"cloning": cloning, "alone": alone}, max(3, self.rounds - 2))
+        self.check(workload, self.subject)
+        self.keep(name, results)
+        p99 = {who: [float(f["latency_us"]["p99"]) for f in figures] for who, figures in results.items()}
+        ratio, spread = paired(p99["cloning"], p99["alone"])
+        values = {who: statistics.median(times) for who, times in p99.items()}
+        latency = {who: pooled_latency(figures) for who, figures in results.items()}
+        yield Row(name, "us", values, [Goal("alone", 3.0, ratio, True, spread)], latency_us=latency)
 
 
-class Client:
-    """The load generator on its own core, with one ledger per endpoint."""
-
-    def __init__(self, program: Path, work: Path) -> None:
-        self._program = program
-        self._work = work
-
-    def run(self, endpoint: Endpoint, command: str, **options: object) -> dict[str, Any]:
-        """One run against ``endpoint``; its figures. Raises BenchError on wrong bytes or a lost target."""
-        ledger = self._work / f"{endpoint.name}.ledger"
-        generator = Loadgen(self._program, endpoint.url, ledger, cpu=CLIENT_CPU, cpu_of=tuple(endpoint.pids))
-        outcome = generator.run(command, **options)
-        if outcome.code != 0:
-            raise BenchError(f"{endpoint.name}: {command}: {outcome.explain()}")
-        return outcome.figures
+def ratio_goal(
+    results: Results, key: str, against: str, wanted: float, *, ours: str = SUBJECT, at_most: bool = False
+) -> Goal:
+    """What is wanted of the median of the paired ratios of one figure."""
+    ratio, spread = paired(*([float(f[key]) for f in results[who]] for who in (ours, against)))
+    return Goal(against, wanted, ratio, at_most, spread)
 
 
-def measure(
-    client: Client, workload: Workload, peer: Endpoint, subject: Endpoint, pairs: int, seconds: float
-) -> tuple[Row, list[dict[str, Any]]]:
-    """Alternating rounds of one workload; the medians, and every round for the result file."""
-    rounds: list[dict[str, Any]] = []
-    for pair in range(pairs):
-        order = (peer, subject) if pair % 2 == 0 else (subject, peer)
-        for endpoint in order:
-            if workload.command == "write":
-                endpoint.sync()
-            result = client.run(
-                endpoint,
-                workload.command,
-                block=workload.block,
-                depth=workload.depth,
-                pattern=workload.pattern,
-                seconds=seconds,
-                warmup=min(0.4, seconds / 3),
-                seed=pair + 1,
-            )
-            rounds.append({"target": endpoint.name, "pair": pair, **result})
-    if workload.command == "write":
-        for endpoint in (peer, subject):
-            client.run(endpoint, "verify")
-    a = [r for r in rounds if r["target"] == peer.name]
-    b = [r for r in rounds if r["target"] == subject.name]
-    rates = [y["iops"] / x["iops"] for x, y in zip(a, b, strict=True)]
-    costs = [y["server_us_per_io"] / x["server_us_per_io"] for x, y in zip(a, b, strict=True)]
-    median = statistics.median
-    row = Row(
-        workload=workload.name,
-        peer_iops=median(x["iops"] for x in a),
-        subject_iops=median(y["iops"] for y in b),
-        rate_ratio=median(rates),
-        rate_spread=(min(rates), max(rates)),
-        peer_cpu_us=median(x["server_us_per_io"] for x in a),
-        subject_cpu_us=median(y["server_us_per_io"] for y in b),
-        cpu_ratio=median(costs),
-        subject_client_us=median(y["client_us_per_io"] for y in b),
-        wanted_rate=workload.wanted_rate,
-        wanted_cpu=workload.wanted_cpu,
-    )
-    return row, rounds
+def ready_row(client: Client, subject: Endpoint, rounds: int, log: Path) -> Row:
+    """How soon a target is ready. The daemon must not be running."""
+    times = [time_to_login(client, subject, SERVER_CPU, log) for _ in range(rounds)]
+    median = statistics.median(times)
+    spread = (min(times), max(times))
+    goal = Goal("", MAX_READY_S, median, True, spread)
+    return Row(READY_STEP, "s", {SUBJECT: median}, [goal])
 
 
-def header(peer: str, subject: str) -> str:
-    """The columns' names."""
-    cpu = f"{'CPU us':>7} {'CPU us':>7} {'CPU':>5} {'client us':>9}"
-    return f"{'per second and per I/O':34} {peer[:8]:>8} {subject[:8]:>8} {'rate':>6} {'(spread)':>11} {cpu}"
+Step = tuple[str, "Callable[[Bench], Iterator[Row]]"]
+READY_STEP = "ready for logins after twinvol serve starts"
 
 
-def line(row: Row) -> str:
-    """One row as text; ``<`` marks a wanted ratio that did not come out."""
-    wanted = f"  >= {row.wanted_rate:g}x" if row.wanted_rate else ""
-    wanted += f", CPU <= {row.wanted_cpu:g}x" if row.wanted_cpu else ""
-    low, high = row.rate_spread
-    return (
-        f"{row.workload:34} {row.peer_iops:8.0f} {row.subject_iops:8.0f} {row.rate_ratio:5.2f}x "
-        f"{low:5.2f}-{high:5.2f} {row.peer_cpu_us:7.1f} {row.subject_cpu_us:7.1f} {row.cpu_ratio:4.2f}x "
-        f"{row.subject_client_us:9.1f}{wanted}{'' if row.reached else '   < NOT REACHED'}"
-    )
+def plan() -> list[Step]:
+    """What is measured, in this order; the names are what ``--only`` looks at."""
+    small = [w for w in BESIDE_PEERS if w.block == 4096]
+    large = [w for w in BESIDE_PEERS if w.block > 4096]
+    return [
+        *((w.name, partial(Bench.beside_peers, workload=w)) for w in small),
+        ("idle sessions", Bench.beside_idle),
+        *((f"digests, {w.name}", partial(Bench.digests, workload=w)) for w in WITH_DIGESTS if w in small),
+        *((w.name, partial(Bench.beside_peers, workload=w)) for w in large),
+        *((f"digests, {w.name}", partial(Bench.digests, workload=w)) for w in WITH_DIGESTS if w in large),
+        *((f"clone in the background, {w.name}", partial(Bench.beside_clone, workload=w)) for w in BESIDE_CLONE),
+        (f"right after a snapshot, {WRITE_4K_32.name}", Bench.after_snapshot),
+    ]
 
 
 def arguments() -> argparse.Namespace:
@@ -167,72 +308,87 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.side_by_side", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--quick", action="store_true", help="2 pairs of 0.5 s: a look, not a result")
-    parser.add_argument("--pairs", type=int, default=8, help="paired rounds of each workload (8)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a round (2)")
-    parser.add_argument("--size", type=int, default=GIB, help="bytes of the volume (1 GiB)")
-    parser.add_argument("--only", default="", help="workloads whose name contains this")
-    parser.add_argument(
-        "--subject", choices=("twinvol", "tgtd"), default="twinvol", help="tgtd: proves the method (1.0x)"
-    )
-    parser.add_argument("--tuned-peer", action="store_true", help="tgtd with its best settings, not its defaults")
-    parser.add_argument("--gate", action="store_true", help="exit 1 when a wanted ratio does not come out")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 0.5 s, into bench/results: a look, no result")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each row (7)")
+    parser.add_argument("--seconds", type=float, default=1.8, help="length of a round (1.8)")
+    parser.add_argument("--size", type=int, default=GIB, help="bytes of each volume (1 GiB)")
+    names = "; ".join(name for name, _ in plan())
+    parser.add_argument("--only", default="", help=f"rows whose name contains this: {names}; {READY_STEP}")
+    parser.add_argument("--gate", action="store_true", help="exit 1 when a wanted figure does not come out")
     parser.add_argument("--work", type=Path, default=None, help="folder for the volumes (a temporary one)")
-    parser.add_argument("--out", type=Path, default=None, help="result file (bench/results/...)")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, default=None, help="folder for JSON, SVG and Markdown (docs/benchmarks)")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds = 2, 0.5
+    if options.out is None:
+        options.out = RESULTS if options.quick or options.only else DOCS
+    return options
+
+
+def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], list[Row], dict[str, Results]]:
+    """Everything, from the start of the targets to their end; prints each row as it comes."""
+    client = Client(build(), work, CLIENT_CPU)
+    version = subprocess.run(["tgtd", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    head = {
+        "machine": {**facts(work), "tgtd": f"tgtd {version}"},
+        "settings": {"rounds": options.rounds, "seconds": options.seconds, "size_bytes": options.size},
+    }
+    print(machine_text(head), flush=True)
+    rows: list[Row] = []
+
+    def add(new: Row) -> None:
+        rows.append(new)
+        print(line(new), flush=True)
+
+    with ExitStack() as stack:
+        size = options.size
+        subject = stack.enter_context(twinvol(work, SUBJECT, size, SERVER_CPU))
+        peer = stack.enter_context(tgtd(work, "tgtd", size, SERVER_CPU))
+        tuned = stack.enter_context(tgtd(work, "tuned", size, SERVER_CPU, tuned=True))
+        bench = Bench(client, {SUBJECT: subject, PEER: peer, TUNED: tuned}, options)
+        bench.fill()
+        for name, step in plan():
+            if options.only not in name:
+                continue
+            try:
+                for row in step(bench):
+                    add(row)
+            except BenchError as error:
+                add(Row(name, error=str(error)))
+    if options.only in READY_STEP:
+        try:
+            add(ready_row(client, subject, options.rounds, work / "ready.log"))
+        except BenchError as error:
+            add(Row(READY_STEP, error=str(error)))
+    return head, rows, bench.results
 
 
 def main() -> int:
-    """Run it; 0, or 1 with --gate and a ratio not reached, or 2 when it cannot run here."""
+    """Run it; 0, or 1 with --gate and a figure not reached, or 2 when it cannot run here."""
     options = arguments()
-    if options.quick:
-        options.pairs, options.seconds = 2, 0.5
     reason = why_no_tgtd()
+    if not reason and (os.cpu_count() or 1) < 2:
+        reason = "needs two cores, one for the client and one for the servers"
     if reason:
         print(f"bench: not run: {reason}", file=sys.stderr)
         return 2
-    if (os.cpu_count() or 1) < 2:
-        print("bench: not run: needs two cores, one for the client and one for the server", file=sys.stderr)
-        return 2
-    workloads = [w for w in WORKLOADS if options.only in w.name]
-    rows: list[Row] = []
-    rounds: dict[str, list[dict[str, Any]]] = {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the targets would outlive it
+    pin(CLIENT_CPU)
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinvol-bench-")))
-        client = Client(build(), work)
-        peer = stack.enter_context(tgtd(work, "tgtd", options.size, SERVER_CPU, tuned=options.tuned_peer))
-        if options.subject == "twinvol":
-            subject = stack.enter_context(twinvol(work, "twinvol", options.size, SERVER_CPU))
-        else:
-            subject = stack.enter_context(tgtd(work, "tgtd-again", options.size, SERVER_CPU, tuned=options.tuned_peer))
-        machine = facts(work)
-        print(f"{subject.name} against {peer.name}{' (tuned)' if options.tuned_peer else ''}: {machine}", flush=True)
-        for endpoint in (peer, subject):
-            client.run(endpoint, "fill", block=4096, depth=32)
-            client.run(endpoint, "verify")
-        print(header(peer.name, subject.name))
-        for workload in workloads:
-            row, rounds[workload.name] = measure(client, workload, peer, subject, options.pairs, options.seconds)
-            rows.append(row)
-            print(line(row), flush=True)
-    document = {
-        "bench": "side_by_side",
-        "machine": machine,
-        "subject": subject.name,
-        "peer": peer.name,
-        "peer_tuned": options.tuned_peer,
-        "size_bytes": options.size,
-        "pairs": options.pairs,
-        "seconds": options.seconds,
-        "rows": [asdict(row) for row in rows],
-        "rounds": rounds,
+        head, rows, results = measure(options, work)
+    options.out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "side_by_side.json": to_json(head, rows, results),
+        "side_by_side.svg": svg(head, rows),
+        "side_by_side.md": markdown(head, rows, "side_by_side.svg"),
     }
-    out = options.out or RESULTS / f"side_by_side-{str(machine['commit']).rstrip('+')}-{subject.name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"every byte verified; result in {out}")
-    return 1 if options.gate and not all(row.reached for row in rows) else 0
+    for name, text in files.items():
+        (options.out / name).write_text(text, encoding="utf-8")
+    missed = [row.name for row in rows if not row.reached]
+    print(f"bytes verified; {', '.join(files)} in {options.out}")
+    print(f"NOT REACHED: {'; '.join(missed)}" if missed else "every wanted figure was reached")
+    return 1 if options.gate and missed else 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_TIMEOUT_S = 20.0
+PROGRAM = [sys.executable, "-m", "twinvol"]
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Endpoint:
     backing: Path
     pids: list[int] = field(default_factory=list)
     control: str = ""
+    pool: Path | None = None
 
     def sync(self) -> None:
         """Write the backing file back, so that no round pays for the one before it."""
@@ -150,25 +152,36 @@ def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def twinvol(work: Path, name: str, size_bytes: int, cpu: int) -> Iterator[Endpoint]:
-    """``twinvol serve`` on a new pool with its defaults, one exposed volume."""
-    pool = work / f"{name}.pool"
-    program = [sys.executable, "-m", "twinvol"]
-    log_path = work / f"{name}.log"
-    serve = ["taskset", "-c", str(cpu), *program, "serve", "--iscsi", "127.0.0.1:0", "--pool", str(pool)]
-    with log_path.open("w", encoding="utf-8") as log:
+def serving(pool: Path, log_path: Path, cpu: int, iscsi: str = "127.0.0.1:0") -> Iterator[subprocess.Popen[str]]:
+    """``twinvol serve`` on ``pool``, started; its first line of stdout is not read yet."""
+    serve = ["taskset", "-c", str(cpu), *PROGRAM, "serve", "--iscsi", iscsi, "--pool", str(pool)]
+    with log_path.open("a", encoding="utf-8") as log:
         process = subprocess.Popen(serve, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
-            portal = _ready(process, log_path)["iscsi"][0]
-            create = [*program, "volume", "create", "bench", "--size", str(size_bytes), "--expose", "--json"]
-            made = subprocess.run([*create, "--pool", str(pool)], capture_output=True, text=True, check=False)
-            if made.returncode != 0:
-                raise BenchError(f"twinvol volume create: {made.stderr.strip()}")
-            volume = json.loads(made.stdout)
-            (backing,) = sorted(pool.rglob("*.tvol"))
-            url = f"iscsi://{portal}/{volume['target']}/{volume['lun']}"
-            yield Endpoint(name, url, backing, process_tree(process.pid))
+            yield process
         finally:
             stop(process)
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def manage(pool: Path, *arguments: str) -> dict[str, Any]:
+    """One ``twinvol`` command to the daemon of ``pool``; its answer. Raises BenchError with its complaint."""
+    line = [*PROGRAM, *arguments, "--json", "--pool", str(pool)]
+    made = subprocess.run(line, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise BenchError(f"twinvol {' '.join(arguments[:2])}: {made.stderr.strip()}")
+    answer: dict[str, Any] = json.loads(made.stdout)
+    return answer
+
+
+@contextmanager
+def twinvol(work: Path, name: str, size_bytes: int, cpu: int) -> Iterator[Endpoint]:
+    """``twinvol serve`` on a new pool with its defaults, one exposed volume named ``bench``."""
+    pool, log_path = work / f"{name}.pool", work / f"{name}.log"
+    with serving(pool, log_path, cpu) as process:
+        portal = _ready(process, log_path)["iscsi"][0]
+        volume = manage(pool, "volume", "create", "bench", "--size", str(size_bytes), "--expose")
+        (backing,) = sorted(pool.rglob("*.tvol"))
+        url = f"iscsi://{portal}/{volume['target']}/{volume['lun']}"
+        yield Endpoint(name, url, backing, process_tree(process.pid), pool)
