@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 SUBJECT = "twinvol"
 SCHEMA = 1
+IDLE_LOAD = 0.7
+"""Load average above which others were at work on the machine: such figures are a look, no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,10 @@ class Row:
 
 
 def to_json(head: Mapping[str, Any], rows: Iterable[Row], rounds: Mapping[str, Any]) -> str:
-    """The result file. ``head``: machine and settings."""
-    document = {
-        "bench": "side_by_side",
-        "schema": SCHEMA,
-        **head,
-        "rows": [asdict(row) for row in rows],
-        "rounds": rounds,
-    }
-    return json.dumps(document, indent=1) + "\n"
+    """The result file. ``head``: machine and settings; ``rounds``: every round of a row, on one line."""
+    document = {"bench": "side_by_side", "schema": SCHEMA, **head, "rows": [asdict(row) for row in rows]}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(results)}" for name, results in rounds.items())
+    return json.dumps(document, indent=1).removesuffix("\n}") + f',\n "rounds": {{\n{lines}\n }}\n}}\n'
 
 
 def from_json(text: str) -> tuple[dict[str, Any], list[Row]]:
@@ -107,10 +104,12 @@ def line(row: Row) -> str:
 def machine_text(head: Mapping[str, Any]) -> str:
     """One sentence about where and when."""
     machine, settings = head["machine"], head["settings"]
+    load = float(machine["load_average"])
+    busy = f"; not idle: load average {load:.1f} at its start" if load > IDLE_LOAD else ""
     return (
         f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['filesystem']}, "
         f"Python {machine['python']}, {machine['tgtd']}; commit {machine['commit']}, {str(machine['date'])[:10]}; "
-        f"{settings['rounds']} rounds of {settings['seconds']:g} s, {settings['size_bytes'] / 2**30:g} GiB"
+        f"{settings['rounds']} rounds of {settings['seconds']:g} s, {settings['size_bytes'] / 2**30:g} GiB{busy}"
     )
 
 

@@ -190,9 +190,7 @@ class Bench:
         ]
         yield Row(f"server CPU per I/O, {workload.name}", "us", cpu_us, goals)
         user = {name: user_us(figures) for name, figures in results.items()}
-        yield Row(
-            f"user CPU per I/O, {workload.name}", "us", user, [Goal("", MAX_USER_US, user[SUBJECT], True)]
-        )
+        yield Row(f"user CPU per I/O, {workload.name}", "us", user, [Goal("", MAX_USER_US, user[SUBJECT], True)])
 
     def digests(self, workload: Workload) -> Iterator[Row]:
         """Server CPU per I/O with data digests, and without."""
