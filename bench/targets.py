@@ -184,4 +184,4 @@ def twinvol(work: Path, name: str, size_bytes: int, cpu: int) -> Iterator[Endpoi
         volume = manage(pool, "volume", "create", "bench", "--size", str(size_bytes), "--expose")
         (backing,) = sorted(pool.rglob("*.tvol"))
         url = f"iscsi://{portal}/{volume['target']}/{volume['lun']}"
-        yield Endpoint(name, url, backing, process_tree(process.pid), pool)
+        yield Endpoint(name, url, backing, process_tree(process.pid), pool=pool)
