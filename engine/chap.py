@@ -143,6 +143,7 @@ class ChapUsers:
         if users > MAX_USERS:
             raise InvalidArgument(f"{_owner(target)} has {MAX_USERS} CHAP users already")
         self._require_one_direction(target, entries)
+        # Should the catalogue fail, the next start sweeps the new files; whether it has taken them is not known before.
         await self._replace(target, [entry if entry.row.file else await self._stored(entry) for entry in entries])
 
     async def remove(self, target: str | None, user: str | None, *, mutual: bool) -> None:

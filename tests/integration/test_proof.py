@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.secret_files import write_secret
 from tests.support.daemon import Daemon, twinvol
 
 
@@ -38,3 +39,31 @@ def test_a_proof_holds_for_every_copy_and_for_nothing_else(daemon, tmp_path):
     assert twinvol("proof", "check", str(proof), "--image", str(tmp_path / "out.raw")).returncode == 9
     assert twinvol("proof", "check", str(image), "--image", str(image)).returncode == 2
     assert twinvol("proof", "check", str(proof)).returncode == 2
+
+
+def test_a_holder_behind_chap(daemon, tmp_path):
+    proof, right, wrong, readable = (tmp_path / name for name in ("proof.json", "right", "wrong", "readable"))
+    url = daemon.volume("a", "4M")
+    daemon.run("replica", "create", "a", "b", "--mode", "sync")
+    daemon.run("replica", "proof", "b", "--out", str(proof))
+    write_secret(right, "correct horse 1")
+    write_secret(wrong, "something else 2")
+    write_secret(readable, "correct horse 1")
+    readable.chmod(0o644)
+    daemon.run("target", "chap", "set", "a", "--user", "alice", "--secret-file", str(right))
+    alice = url.replace("iscsi://", "iscsi://alice@")
+
+    def check(*holder: str) -> int:
+        done = twinvol("proof", "check", str(proof), "--json", *holder)
+        assert "correct horse" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.returncode
+
+    assert check("--url", alice, "--secret-file", str(right)) == 0
+    assert check("--url", alice.replace("alice", "alice%correct horse 1")) == 0
+    assert check("--url", alice, "--secret-file", str(wrong)) == 1
+    assert check("--url", url) == 1
+    assert check("--url", alice) == 2, "a user without a secret"
+    assert check("--url", url, "--secret-file", str(right)) == 2, "a secret without a user"
+    assert check("--url", alice, "--secret-file", str(readable)) == 7
+    assert check("--image", str(right), "--secret-file", str(right)) == 2

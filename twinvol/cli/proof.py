@@ -47,6 +47,8 @@ def check(
     output = Output(as_json)
     if [volume, image, url].count(None) != 2:
         raise click.UsageError("say exactly one of --volume, --image and --url")
+    if secret_file is not None and url is None:
+        raise click.UsageError("--secret-file goes with --url")
     if volume is not None and pool is None:
         raise click.UsageError("--volume needs --pool DIR or TWINVOL_POOL")
     try:
@@ -118,6 +120,7 @@ async def _of_url(url: str, secret_file: Path | None) -> tuple[str, str, int]:
     from engine.proof import tree_of
     from engine.secret_files import read_secret
     from iscsi.initiator import ChapCredentials, ChapIdentity, InitiatorError, IscsiUrl, connect
+    from iscsi.wire.errors import ProtocolError
 
     where = IscsiUrl.parse(url)
     secret = where.secret if secret_file is None else await asyncio.to_thread(read_secret, secret_file)
@@ -129,7 +132,7 @@ async def _of_url(url: str, secret_file: Path | None) -> tuple[str, str, int]:
     try:
         async with await connect(where.portal, where.target, where.lun, chap=chap) as disk:
             tree = await tree_of(_Remote(disk))
-    except InitiatorError as error:
+    except (InitiatorError, ProtocolError) as error:
         raise EngineError(f"{where}: {error}") from error
     return str(where), tree.root().hex(), tree.size_bytes
 

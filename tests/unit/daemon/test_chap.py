@@ -15,9 +15,17 @@ from click.testing import CliRunner
 
 from engine.api import ChapInfo
 from engine.chap import MAX_USERS
-from engine.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
+from engine.errors import AlreadyExists, InvalidArgument, NotFound, OutOfSpace, PermissionDenied
 from engine.secret_files import SECRET_FILE_MAX_BYTES, read_secret, write_secret
-from iscsi.initiator import ChapCredentials, ChapIdentity, LoginRefused, TargetNotAuthentic, connect, discover
+from iscsi.initiator import (
+    ChapCredentials,
+    ChapIdentity,
+    ConnectionLost,
+    LoginRefused,
+    TargetNotAuthentic,
+    connect,
+    discover,
+)
 from iscsi.wire.opcodes import LoginStatus
 from tests.support.engine import PREFIX, Engine, opened
 from tests.unit.daemon.test_cli import shell_on
@@ -279,6 +287,41 @@ async def test_logins_must_prove_themselves_and_others_stay(array):
     await array.api.target_chap_remove("t")
     async with await connect(array.portal, TARGET):
         pass
+
+
+async def test_a_stranger_cannot_take_a_session_over(array):
+    """Name and ISID of a session replace it (RFC 7143 section 6.3.5), but only for who proves himself."""
+    await array.api.target_chap_set("t", user="alice", secret=SECRET)
+    isid = bytes.fromhex("80a1b2c3d4e5")
+    async with await connect(array.portal, TARGET, isid=isid, chap=credentials("alice", SECRET)) as mine:
+        for chap in (None, credentials("alice", OTHER), credentials("mallory", SECRET)):
+            await refused(connect(array.portal, TARGET, isid=isid, chap=chap))
+        await mine.write(0, b"still here".ljust(512))
+        async with await connect(array.portal, TARGET, isid=isid, chap=credentials("alice", SECRET)) as again:
+            assert (await again.read(0, 512)).startswith(b"still here")
+            with pytest.raises(ConnectionLost):
+                await mine.read(0, 512)
+
+
+async def test_a_change_that_the_catalogue_does_not_take_changes_nothing(engine, monkeypatch):
+    await engine.api.target_chap_set("t", user="alice", secret=SECRET)
+    before = secret_files(engine.pool.path)
+
+    async def full(*_: object) -> None:
+        raise OutOfSpace("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.pool.catalog, "set_chap", full)
+        for attempt in (
+            engine.api.target_chap_set("t", user="alice", secret=OTHER),
+            engine.api.target_chap_set("t", user="bob", secret=OTHER),
+            engine.api.target_chap_remove("t"),
+        ):
+            with pytest.raises(OutOfSpace):
+                await attempt
+    assert shown(engine) == ({"alice": SECRET}, None)
+    assert (await engine.api.target_chap_show("t")).users == ["alice"]
+    assert set(before) <= set(secret_files(engine.pool.path))
 
 
 async def test_discovery_asks_for_its_own_users(array):
