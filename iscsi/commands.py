@@ -83,6 +83,9 @@ class CommandFlow:
             self._fail(task, _UNEXPECTED_UNSOLICITED_DATA)
             return
         task.burst_end = len(data) if command.final else first_burst
+        if task.burst_end and not task.streams and not session.may_gather(task, task.burst_end):
+            self._answer(task, ScsiResult(Status.TASK_SET_FULL))
+            return
         if data:
             self._take(task, memoryview(data))
         if command.final:
@@ -126,6 +129,8 @@ class CommandFlow:
                 task.received += len(data)
                 task.streamed += len(data)
                 return
+        if task.streams:
+            self._session.gathers(task)
         task.gather(data)
 
     def _burst_is_over(self, task: ScsiTask) -> None:

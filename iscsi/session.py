@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from engine.units import MIB
 from iscsi.observation import Observation
+from iscsi.room import Room, SharedRoom
 from iscsi.scsi.limits import MAX_TRANSFER_BYTES
 from iscsi.wire.opcodes import TaskAttribute
 
@@ -43,10 +44,11 @@ MAX_IMMEDIATE_TASKS = 16
 """Immediate commands in progress at most; they are outside of the window (RFC 7143 section 4.2.2.1)."""
 
 MAX_RUNNING_BYTES = 32 * MIB
-"""Data of one session's running commands at most; a single larger command runs alone."""
+"""Data of one session's running commands at most; a single larger command runs alone. See ``room.py``."""
 
 MAX_GATHERED_BYTES = 32 * MIB
-"""Data solicited for gathering at most; further R2Ts wait. Streamed writes need none of it."""
+"""Data gathered for commands of one session at most: further R2Ts wait, and a command whose unsolicited data would go
+beyond it is answered TASK SET FULL. Streamed writes need none of it."""
 
 MAX_SESSIONS = 1024
 """Sessions of one server."""
@@ -62,12 +64,13 @@ class Session:
     """One session, normal or discovery. The fast path works on its public slots directly."""
 
     __slots__ = (
+        "_executing",
         "_gathering",
         "_immediate",
         "_ordered",
         "_passed_over",
         "_queue",
-        "_running_bytes",
+        "_soliciting",
         "_withheld",
         "connection",
         "ended",
@@ -96,9 +99,10 @@ class Session:
         target: Target | None,
         portal_group: int,
         exp_cmd_sn: int,
+        table: SessionTable | None = None,
     ) -> None:
         """``target`` is None for a discovery session. ``portal_group``: its tag. ``exp_cmd_sn``: the CmdSN that follows
-        the login's."""
+        the login's. ``table``: of the server, with whose other sessions it shares the room for data."""
         self.connection = connection
         self.initiator_name = initiator_name
         self.isid = isid
@@ -122,8 +126,9 @@ class Session:
         self._ordered = 0
         self._passed_over: set[int] = set()  # numbers in the window, beyond ``exp_cmd_sn``; at most WINDOW
         self._queue: deque[ScsiTask] = deque()
-        self._running_bytes = 0
-        self._gathering: dict[int, int] = {}
+        self._executing = Room(MAX_RUNNING_BYTES, SharedRoom() if table is None else table.executing)
+        self._gathering = Room(MAX_GATHERED_BYTES, SharedRoom() if table is None else table.gathering)
+        self._soliciting: set[ScsiTask] = set()  # those that may have all their data
         self._withheld: deque[ScsiTask] = deque()
 
     def __str__(self) -> str:
@@ -197,7 +202,8 @@ class Session:
             self.answered()
         if task.attribute == TaskAttribute.ORDERED:
             self._ordered -= 1
-        self._gathering.pop(task.itt, None)
+        self._gathering.give_back(task)
+        self._soliciting.discard(task)
 
     def enqueue(self, task: ScsiTask) -> None:
         """All of its data is here: it may run when ``startable`` says so."""
@@ -219,7 +225,6 @@ class Session:
                 continue
             if self._may_start(task):
                 self.running.add(task)
-                self._running_bytes += _cost(task)
                 yield task
             else:
                 self._queue.append(task)
@@ -227,21 +232,19 @@ class Session:
     def _may_start(self, task: ScsiTask) -> bool:
         if self.held and task.cdb[0] not in LIFE_SIGNS:
             return False
-        if self._running_bytes and self._running_bytes + _cost(task) > MAX_RUNNING_BYTES:
-            return False
-        if not self._ordered or task.attribute == TaskAttribute.HEAD_OF_QUEUE:
-            return True
-        for earlier in self.tasks.values():
-            if earlier is task:
-                return True
-            if TaskAttribute.ORDERED in (task.attribute, earlier.attribute):
-                return False
-        return True
+        if self._ordered and task.attribute != TaskAttribute.HEAD_OF_QUEUE:
+            for earlier in self.tasks.values():
+                if earlier is task:
+                    break
+                if TaskAttribute.ORDERED in (task.attribute, earlier.attribute):
+                    return False
+        # Of what it asks for; the logical unit refuses longer transfers.
+        return self._executing.take(task, min(task.expected, MAX_TRANSFER_BYTES))
 
     def stop(self, task: ScsiTask) -> None:
         """A running task has left its worker."""
         self.running.discard(task)
-        self._running_bytes -= _cost(task)
+        self._executing.give_back(task)
         task.finished.set()
 
     def abort(self, task: ScsiTask) -> None:
@@ -250,22 +253,29 @@ class Session:
         self.retire(task)
         self.observed.aborted(task)
 
-    # -- room for solicited data
+    # -- room for data
+
+    def may_gather(self, task: ScsiTask, length: int) -> bool:
+        """Whether there is room for so many bytes of unsolicited data."""
+        return self._gathering.take(task, length)
+
+    def gathers(self, task: ScsiTask) -> None:
+        """A task has begun to gather what it was to stream; what was asked for comes, whether there is room or not."""
+        self._gathering.take(task, task.burst_end - task.streamed, anyway=True)
 
     def may_solicit(self, task: ScsiTask) -> bool:
         """Whether there is room to gather the rest of a task's data; if not, ``unwithheld`` gives it back later."""
         if self.held:
             self._withheld.append(task)
             return False
-        if task.streams or task.itt in self._gathering:
+        if task.streams:
             return True
-        wanted = task.wanted - task.received
-        held = sum(self._gathering.values())
-        if held and held + wanted > MAX_GATHERED_BYTES:
-            self._withheld.append(task)
-            return False
-        self._gathering[task.itt] = wanted
-        return True
+        # One may always have its rest: tasks that hold a first burst each must not wait for one another.
+        if self._gathering.take(task, task.wanted - task.streamed, anyway=not self._soliciting):
+            self._soliciting.add(task)
+            return True
+        self._withheld.append(task)
+        return False
 
     def unwithheld(self) -> Iterator[ScsiTask]:
         """Tasks whose data there is room for now; the caller sends their R2Ts."""
@@ -273,11 +283,6 @@ class Session:
             task = self._withheld.popleft()
             if not task.aborted and self.may_solicit(task):
                 yield task
-
-
-def _cost(task: ScsiTask) -> int:
-    """Bytes that a running task may hold; the logical unit refuses longer transfers."""
-    return min(task.expected, MAX_TRANSFER_BYTES)
 
 
 async def settle(tasks: Iterable[ScsiTask]) -> None:
@@ -290,6 +295,8 @@ class SessionTable:
     """All sessions of a server. Finds the one that a login reinstates, and those that share a target."""
 
     def __init__(self) -> None:
+        self.executing = SharedRoom()
+        self.gathering = SharedRoom()
         self._sessions: dict[int, Session] = {}
         self._last_tsih = 0
 

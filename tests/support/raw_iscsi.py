@@ -15,7 +15,8 @@ TIMEOUT_S = 15.0
 
 # Opcodes, RFC 7143 section 11.1.1 (without the immediate bit, 0x40).
 NOP_OUT, SCSI_COMMAND, TASK_MANAGEMENT, LOGIN, TEXT, DATA_OUT, LOGOUT = 0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06
-NOP_IN, SCSI_RESPONSE, LOGIN_RESPONSE, DATA_IN, REJECT = 0x20, 0x21, 0x23, 0x25, 0x3F
+NOP_IN, SCSI_RESPONSE, TASK_MANAGEMENT_RESPONSE, LOGIN_RESPONSE = 0x20, 0x21, 0x22, 0x23
+TEXT_RESPONSE, DATA_IN, R2T, REJECT = 0x24, 0x25, 0x31, 0x3F
 
 _QUALIFIERS = itertools.count(1)
 
@@ -60,19 +61,33 @@ def login_pdu(target: str, *, isid: bytes | None = None, extra: str = "") -> byt
     return pdu(0x40 | LOGIN, flags=0x87, lun=isid + b"\0\0", tail=tail, data=keys.encode())
 
 
+def data_out(
+    itt: int, data: bytes, offset: int, *, ttt: int = 0xFFFFFFFF, data_sn: int = 0, final: bool = True
+) -> bytes:
+    """A Data-Out of LUN 0."""
+    tail = struct.pack(">IIIIII", ttt, 0, 0, 0, data_sn, offset)
+    return pdu(DATA_OUT, flags=0x80 if final else 0, itt=itt, tail=tail, data=data)
+
+
 @dataclass(slots=True)
 class RawSession:
     """A TCP connection to a portal. ``login`` brings it to full feature phase."""
 
     portal: str
     source: str = "127.0.0.1"
+    receive_bytes: int | None = None  # of the socket's receive buffer
     sock: socket.socket = field(init=False)
     cmd_sn: int = 1
     exp_stat_sn: int = 0
 
     def __post_init__(self) -> None:
         host, _, port = self.portal.rpartition(":")
-        self.sock = socket.create_connection((host, int(port)), TIMEOUT_S, source_address=(self.source, 0))
+        self.sock = socket.socket()
+        if self.receive_bytes is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.bind((self.source, 0))
+        self.sock.connect((host, int(port)))
 
     def __enter__(self) -> RawSession:
         return self
@@ -109,9 +124,9 @@ class RawSession:
             return False
         return True
 
-    def login(self, target: str) -> RawSession:
+    def login(self, target: str, *, isid: bytes | None = None, extra: str = "") -> RawSession:
         """Log in; AssertionError with the status when the target refuses."""
-        self.send(login_pdu(target))
+        self.send(login_pdu(target, isid=isid, extra=extra))
         answer = self.receive()
         assert answer.opcode == LOGIN_RESPONSE, answer
         assert answer.header[36:38] == b"\0\0", f"login status {answer.header[36:38].hex()}"
@@ -136,12 +151,18 @@ class RawSession:
         assert answer.header[16:20] == struct.pack(">I", itt)
         assert answer.data == data
 
+    def scsi(
+        self, cdb: bytes, *, read: int = 0, write: int = 0, data: bytes = b"", itt: int = 0x99, flags: int = 0x80
+    ) -> bytes:
+        """The bytes of the next numbered SCSI command to LUN 0, not sent. ``flags`` without the direction."""
+        flags |= 0x40 if read else 0x20 if write else 0
+        tail = struct.pack(">III", read or write, self.cmd_sn, self.exp_stat_sn) + cdb.ljust(16, b"\0")
+        self.cmd_sn += 1
+        return pdu(SCSI_COMMAND, flags=flags, itt=itt, tail=tail, data=data)
+
     def command(self, cdb: bytes, *, read_bytes: int = 0, itt: int = 0x99) -> tuple[int, bytes]:
         """A SCSI command without data-out to LUN 0; its status, and its data or its sense."""
-        flags = 0x80 | (0x40 if read_bytes else 0)
-        tail = struct.pack(">III", read_bytes, self.cmd_sn, self.exp_stat_sn) + cdb.ljust(16, b"\0")
-        self.send(pdu(SCSI_COMMAND, flags=flags, itt=itt, tail=tail))
-        self.cmd_sn += 1
+        self.send(self.scsi(cdb, read=read_bytes, itt=itt))
         received = b""
         while True:
             answer = self.receive()
