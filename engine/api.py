@@ -179,7 +179,8 @@ class IoInfo:
     """Commands of one ``kind``: read, write, flush or other. Latencies are the target's own; percentiles are upper
     bounds, at most a quarter above the truth; None without commands.
 
-    ``latency_counts``: how many commands took less than each of ``LATENCY_BOUNDS_US``.
+    ``total_us``: of all commands together, within an eighth. ``latency_counts``: how many commands took less than each
+    of ``LATENCY_BOUNDS_US``.
     """
 
     kind: str

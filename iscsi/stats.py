@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 
 class Kind(enum.IntEnum):
@@ -44,21 +43,31 @@ def kind_of(opcode: int) -> Kind:
 
 @dataclass(slots=True)
 class Tally:
-    """Commands of one kind. ``latency``: how many fell into which bucket, so their sum is how many there were."""
+    """Commands of one kind. ``latency``: how many fell into which bucket, up to the last that was filled; their sum is
+    how many there were."""
 
-    latency: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    latency: list[int] = field(default_factory=list)
     bytes: int = 0
-    nanoseconds: int = 0
 
     @property
     def commands(self) -> int:
-        return sum(self.latency.values())
+        return sum(self.latency)
+
+    @property
+    def nanoseconds(self) -> int:
+        """Of all of them together: each counts with the middle of its bucket, an eighth from the truth at most."""
+        return sum((bucket_end(bucket - 1) + bucket_end(bucket)) * n // 2 for bucket, n in enumerate(self.latency) if n)
+
+    def put(self, bucket: int, commands: int) -> None:
+        """For the first command in a bucket beyond all others."""
+        self.latency += [0] * (bucket + 1 - len(self.latency))
+        self.latency[bucket] += commands
 
     def add(self, other: Tally) -> None:
         self.bytes += other.bytes
-        self.nanoseconds += other.nanoseconds
-        for bucket, commands in other.latency.items():
-            self.latency[bucket] += commands
+        for bucket, commands in enumerate(other.latency):
+            if commands:
+                self.put(bucket, commands)
 
 
 class IoStats:
@@ -76,29 +85,32 @@ class IoStats:
         self._fast_reads, self._fast_writes = self.fast[Kind.READ], self.fast[Kind.WRITE]
 
     def count_pass(self, reads: int, read_bytes: int, writes: int, written_bytes: int, began: int) -> None:
-        """What a pass that ``began`` at this ``monotonic_ns`` has answered on the fast path (0.3 us)."""
+        """What a pass that ``began`` at this ``monotonic_ns`` has answered on the fast path; costs it 0.24 us."""
         nanoseconds = monotonic_ns() - began
         bits = nanoseconds.bit_length()
         bucket = bits << 2 | nanoseconds << 3 >> bits & 3
         if reads:
             tally = self._fast_reads
-            tally.latency[bucket] += reads
+            try:
+                tally.latency[bucket] += reads
+            except IndexError:
+                tally.put(bucket, reads)
             tally.bytes += read_bytes
-            tally.nanoseconds += nanoseconds * reads
         if writes:
             tally = self._fast_writes
-            tally.latency[bucket] += writes
+            try:
+                tally.latency[bucket] += writes
+            except IndexError:
+                tally.put(bucket, writes)
             tally.bytes += written_bytes
-            tally.nanoseconds += nanoseconds * writes
         if reads + writes > self.pass_max:
             self.pass_max = reads + writes
 
     def count(self, kind: Kind, length: int, nanoseconds: int) -> None:
         """One command that was answered on the plain path."""
         tally = self.plain[kind]
-        tally.latency[bucket_of(nanoseconds)] += 1
+        tally.put(bucket_of(nanoseconds), 1)
         tally.bytes += length
-        tally.nanoseconds += nanoseconds
 
     def add(self, other: IoStats) -> None:
         """Take over what another has counted."""
@@ -137,16 +149,16 @@ def bucket_end(bucket: int) -> int:
     return (5 + quarter << bits) + 7 >> 3
 
 
-def percentile(latency: Mapping[int, int], share: float) -> int:
-    """Nanoseconds within which ``share`` of the commands were answered; 0 without commands."""
-    rank = math.ceil(round(sum(latency.values()) * share, 6))
-    for bucket in sorted(latency):
-        rank -= latency[bucket]
-        if rank <= 0:
+def percentile(latency: Sequence[int], share: float) -> int:
+    """Nanoseconds within which ``share`` of the commands were answered. There is one at least."""
+    rank = math.ceil(round(sum(latency) * share, 6))
+    for bucket, commands in enumerate(latency):
+        rank -= commands
+        if rank <= 0 < commands:
             return bucket_end(bucket)
-    return 0
+    raise AssertionError("no commands")
 
 
-def commands_below(latency: Mapping[int, int], bits: int) -> int:
+def commands_below(latency: Sequence[int], bits: int) -> int:
     """How many commands took less than ``2 ** bits`` nanoseconds."""
-    return sum(commands for bucket, commands in latency.items() if bucket >> 2 <= bits)
+    return sum(latency[: bits + 1 << 2])

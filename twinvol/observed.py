@@ -108,7 +108,7 @@ def _io(stats: IoStats) -> list[IoInfo]:
                 total_us=tally.nanoseconds / 1000,
                 p50_us=percentile(latency, 0.5) / 1000 if some else None,
                 p99_us=percentile(latency, 0.99) / 1000 if some else None,
-                max_us=bucket_end(max(latency)) / 1000 if some else None,
+                max_us=bucket_end(len(latency) - 1) / 1000 if some else None,
                 latency_counts=[commands_below(latency, bits) for bits in _BOUND_BITS],
             )
         )
