@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.secret_files import read_secret, write_secret
+from tests.support.daemon import twinvol
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,3 +138,28 @@ def test_discovery_has_its_own_secret(disk: Disk):
     assert disk.target in succeeds("iscsi-ls", disk.with_user("finder", WRONG, portal))
     fails("iscsi-ls", portal)
     fails("iscsi-ls", disk.with_user("alice", SECRET, portal))
+
+
+@pytest.mark.client("iscsi-ls")
+def test_what_was_set_outlives_kill_9(disk: Disk):
+    portal = disk.daemon.portal
+    disk.daemon.kill()
+    with type(disk.daemon).start(disk.daemon.pool, iscsi=portal):
+        assert "TWINVOL" in succeeds("iscsi-inq", disk.with_user("alice", SECRET)).upper()
+        fails("iscsi-inq", disk.with_user("alice", WRONG))
+        fails("iscsi-inq", disk.url)
+
+
+@pytest.mark.client("iscsi-ls")
+def test_a_secret_file_that_others_may_read_locks_out_until_it_is_set_again(disk: Disk):
+    portal, pool = disk.daemon.portal, disk.daemon.pool
+    assert disk.daemon.stop() == 0
+    for file in (pool / "secrets").iterdir():
+        file.chmod(0o644)
+    with type(disk.daemon).start(pool, iscsi=portal) as again:
+        fails("iscsi-inq", disk.with_user("alice", SECRET))
+        fails("iscsi-inq", disk.url)
+        status = twinvol("status", "--json", "--pool", str(pool))
+        assert (status.returncode, "chmod 600" in status.stdout) == (10, True)
+        again.run("target", "chap", "set", "disk", "--user", "alice", "--secret-file", str(disk.right))
+        assert "TWINVOL" in succeeds("iscsi-inq", disk.with_user("alice", SECRET)).upper()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 GENERATED_BYTES = 12
 """96 random bits, as RFC 7143 section 9.2.1 wants at least; 16 characters, the most that Windows takes."""
 
+_CHANGED = "; from the next login on, sessions that are there stay"
+
 _FILE = click.Path(dir_okay=False, allow_dash=True)
 
 
@@ -74,7 +76,7 @@ async def set_(
         mutual_user=mutual_user,
         mutual_secret=await _secret(mutual_user, mutual_secret_file),
     )
-    output.object(info, _text(target, info))
+    output.object(info, _text(target, info) + _CHANGED)
 
 
 @cli.command()
@@ -94,7 +96,7 @@ async def show(api: EngineApi, output: Output, target: str | None) -> None:
 async def remove(api: EngineApi, output: Output, target: str | None, user: str | None, mutual: bool) -> None:
     """Remove a user or the mutual one; with neither named all, so that CHAP is required no longer."""
     info = await api.target_chap_remove(target, user=user, mutual=mutual)
-    output.object(info, _text(target, info))
+    output.object(info, _text(target, info) + _CHANGED)
 
 
 @cli.command()
@@ -134,5 +136,5 @@ def _text(target: str | None, info: ChapInfo) -> str:
     owner = "discovery" if target is None else f"target {target}"
     if not info.required:
         return f"{owner} requires no CHAP"
-    mutual = f"; it calls itself {info.mutual_user}" if info.mutual_user is not None else ""
-    return f"{owner} requires CHAP from the next login on, of {', '.join(info.users)}{mutual}"
+    mutual = f", mutual as {info.mutual_user}" if info.mutual_user is not None else ""
+    return f"{owner} requires CHAP of {', '.join(info.users)}{mutual}"

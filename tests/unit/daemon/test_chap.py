@@ -394,7 +394,9 @@ async def test_set_show_remove_on_the_command_line(shell, tmp_path):
     for output in (json.dumps(answer), json.dumps(target), text):
         assert SECRET not in output
         assert MUTUAL not in output
-    assert (await shell.text("target", "chap", "remove", "t"))[1] == "target t requires no CHAP\n"
+    assert (await shell.text("target", "chap", "remove", "t"))[1] == (
+        "target t requires no CHAP; from the next login on, sessions that are there stay\n"
+    )
 
 
 async def test_discovery_on_the_command_line(shell, tmp_path):

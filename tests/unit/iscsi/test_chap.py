@@ -116,6 +116,45 @@ def test_a_mutual_login_in_literal_bytes():
     assert answer.data == b"CHAP_N=disk\0CHAP_R=0x758b170d4de558858e3e514641fdd196\0"
 
 
+def _segment(text: bytes) -> bytes:
+    """A data segment's length as the header has it, the rest of ``text`` being what follows the header."""
+    return len(text).to_bytes(3, "big")
+
+
+def test_every_byte_of_a_mutual_login_with_sha_256():
+    """Alice's: printf '\\x5acorrect horse 1\\x00\\x01...\\x1f' | sha256sum; the target's of 07h and a1b2c3d4h."""
+    isid, tags = "00023d000001", "0000 00000005 0001 0000 00000009"  # ISID; TSIH, ITT, CID, reserved, CmdSN
+    proof_of_alice = b"0xd2b90adc1fc9a4d86e0a8d2b282d0110172e23e36e7bd33263dddc59494f6e0e"
+    challenge = b"0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+    asked_and_answered = [
+        # Flags: CSG 0; CSG 0; T, CSG 0, NSG 1; T, CSG 1, NSG 3. ExpStatSN follows CmdSN.
+        (
+            ("43000000 00", b"InitiatorName=i\0TargetName=" + TARGET.encode() + b"\0AuthMethod=CHAP\0", "00000003"),
+            ("23000000 00", b"TargetPortalGroupTag=1\0AuthMethod=CHAP\0", "00000003"),
+        ),
+        (
+            ("43000000 00", b"CHAP_A=5,7\0", "00000004"),
+            ("23000000 00", b"CHAP_A=7\0CHAP_I=90\0CHAP_C=" + challenge + b"\0", "00000004"),
+        ),
+        (
+            ("43810000 00", b"CHAP_N=alice\0CHAP_R=" + proof_of_alice + b"\0CHAP_I=7\0CHAP_C=0xa1b2c3d4\0", "00000005"),
+            (
+                "23810000 00",
+                b"CHAP_N=disk\0CHAP_R=0x2ab8c40d8167073fb2c9108f140bea7a7a549ac8e89a8520033d640404910835\0",
+                "00000005",
+            ),
+        ),
+    ]
+    login = Host().login
+    for (start, text, exp_stat_sn), (answer_start, answer, stat_sn) in asked_and_answered:
+        sent = bytes.fromhex(start) + _segment(text) + bytes.fromhex(isid + tags + exp_stat_sn) + bytes(16)
+        wanted = bytes.fromhex(answer_start) + _segment(answer)
+        wanted += bytes.fromhex(f"{isid} 0000 00000005 00000000 {stat_sn} 00000009 00000009 0000") + bytes(10)
+        frame = Framer().next(memoryview(sent + text + bytes(-len(text) % 4)))
+        assert frame is not None
+        assert Framer().encode(login.receive(frame)) == wanted + answer + bytes(-len(answer) % 4)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "answer"),
     [
