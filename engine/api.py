@@ -216,7 +216,7 @@ class DeviceIoInfo:
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A full-feature session of an initiator. ``isid``: 12 hexadecimal digits. ``portal_group``: tag of the group
-    through which it came. Counters since its login.
+    through which it came. ``chap_user``: as whom it logged in, where CHAP was required then. Counters since its login.
 
     ``state``: ok, or paused with its target. ``depth_max``: the most commands in progress that the target saw at once.
     ``errors``: answers other than GOOD, unit attentions excepted. Rates (``..._s``) are means over ``recent_seconds``.
@@ -233,6 +233,7 @@ class SessionInfo:
     read_bytes: int
     writes: int
     written_bytes: int
+    chap_user: str | None = None
     portal: str = ""
     state: str = "ok"
     logged_in_at: float = 0.0

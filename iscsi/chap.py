@@ -139,7 +139,10 @@ def decode_name(value: str) -> str:
 
 
 class TargetChap:
-    """The target's side of one exchange: feed the CHAP keys of each login text to ``answer`` until it is ``done``."""
+    """The target's side of one exchange: feed the CHAP keys of each login text to ``answer`` until it is ``done``.
+
+    ``user`` is who has proven himself then.
+    """
 
     def __init__(self, access: ChapAccess, random_bytes: RandomBytes) -> None:
         self._access = access
@@ -147,7 +150,11 @@ class TargetChap:
         self._algorithm: Algorithm | None = None
         self._identifier = 0
         self._challenge = b""
-        self.done = False
+        self.user: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.user is not None
 
     def answer(self, keys: Mapping[str, str]) -> list[tuple[str, str]]:
         """The keys that answer one text's.
@@ -164,7 +171,7 @@ class TargetChap:
         name, given = decode_name(keys["CHAP_N"]), decode_binary("CHAP_R", keys["CHAP_R"])
         if not wants_proof:
             self._verify(self._algorithm, name, given)
-            self.done = True
+            self.user = name
             return []
         identifier, challenge = decode_identifier(keys["CHAP_I"]), decode_binary("CHAP_C", keys["CHAP_C"])
         self._verify(self._algorithm, name, given)
@@ -173,7 +180,7 @@ class TargetChap:
             raise _failure(f"CHAP user {name!r} asks for mutual CHAP, for which this target has no secret")
         if hmac.compare_digest(challenge, self._challenge):
             raise _failure(f"CHAP user {name!r} sends our own challenge back")
-        self.done = True
+        self.user = name
         proof = response(self._algorithm, identifier, mutual.secret, challenge)
         return [("CHAP_N", mutual.name), ("CHAP_R", encode_binary(proof))]
 

@@ -441,6 +441,7 @@ class Connection:
             target=outcome.target,
             portal_group=self.local.group,
             exp_cmd_sn=outcome.exp_cmd_sn if continued is None else continued.exp_cmd_sn,
+            chap_user=outcome.chap_user,
             table=self._table,
         )
         self.send(self._login.grant(session.tsih, session.max_cmd_sn))

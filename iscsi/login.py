@@ -60,7 +60,8 @@ class LoginOutcome:
     ``target``: None in a discovery session. ``exp_cmd_sn``: CmdSN of the first command. ``stat_sn``: StatSN of the
     first response after the one that ``grant`` makes. A session of the same initiator name, ISID and target is
     replaced by this one (section 6.3.5). ``tsih``: of the session that this connection goes on with (connection
-    reinstatement, section 6.3.4); 0 for a new session.
+    reinstatement, section 6.3.4); 0 for a new session. ``chap_user``: as whom the initiator has proven itself, if it
+    had to.
     """
 
     session_type: SessionType
@@ -73,6 +74,7 @@ class LoginOutcome:
     exp_cmd_sn: int
     stat_sn: int
     tsih: int
+    chap_user: str | None
 
 
 class TargetLogin:
@@ -305,6 +307,7 @@ class TargetLogin:
             exp_cmd_sn=request.cmd_sn,
             stat_sn=(self._stat_sn + 1) & _SERIAL_MASK,
             tsih=request.tsih,
+            chap_user=None if self._chap is None else self._chap.user,
         )
 
     def _respond(

@@ -134,6 +134,7 @@ class SessionInfo:
 
     tsih: int
     initiator_name: str
+    chap_user: str | None
     isid: str
     address: str
     portal: str
@@ -164,6 +165,7 @@ def describe(session: Session) -> SessionInfo:
     return SessionInfo(
         tsih=session.tsih,
         initiator_name=session.initiator_name,
+        chap_user=session.chap_user,
         isid=session.isid.hex(),
         address=connection.peer_address,
         portal=format_address(connection.local[:2]),

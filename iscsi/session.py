@@ -72,6 +72,7 @@ class Session:
         "_queue",
         "_soliciting",
         "_withheld",
+        "chap_user",
         "connection",
         "ended",
         "exp_cmd_sn",
@@ -99,16 +100,19 @@ class Session:
         target: Target | None,
         portal_group: int,
         exp_cmd_sn: int,
+        chap_user: str | None = None,
         table: SessionTable | None = None,
     ) -> None:
         """``target`` is None for a discovery session. ``portal_group``: its tag. ``exp_cmd_sn``: the CmdSN that follows
-        the login's. ``table``: of the server, with whose other sessions it shares the room for data."""
+        the login's. ``chap_user``: as whom it was proven, if it had to be. ``table``: of the server, with whose other
+        sessions it shares the room for data."""
         self.connection = connection
         self.initiator_name = initiator_name
         self.isid = isid
         self.tsih = tsih
         self.target = target
         self.portal_group = portal_group
+        self.chap_user = chap_user
         self.exp_cmd_sn = exp_cmd_sn
         self.max_cmd_sn = exp_cmd_sn + WINDOW - 1 & _U32
         self.nexuses: dict[int, Nexus] = {}
@@ -132,7 +136,8 @@ class Session:
         self._withheld: deque[ScsiTask] = deque()
 
     def __str__(self) -> str:
-        return f"session {self.tsih} of {self.initiator_name} at {self.connection.peer_address}"
+        user = "" if self.chap_user is None else f" as {self.chap_user}"
+        return f"session {self.tsih} of {self.initiator_name}{user} at {self.connection.peer_address}"
 
     def distinct_nexuses(self) -> list[Nexus]:
         """Each nexus once, however its LUN is written."""

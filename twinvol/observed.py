@@ -35,6 +35,7 @@ def session_info(session: observation.SessionInfo) -> SessionInfo:
         read_bytes=read.bytes,
         writes=write.commands,
         written_bytes=write.bytes,
+        chap_user=session.chap_user,
         portal=session.portal,
         state="paused" if session.held else "ok",
         logged_in_at=time.time() - session.age_s,

@@ -25,8 +25,9 @@ def session_lines(session: SessionInfo) -> list[str]:
         f"burst {size_text(session.max_burst_bytes)}, first {size_text(session.first_burst_bytes)}",
         f"InitialR2T {_yes(session.initial_r2t)}, ImmediateData {_yes(session.immediate_data)}",
     ]
+    user = f" as {session.chap_user}" if session.chap_user is not None else ""
     lines = [
-        f"{session.initiator}  {session.address} -> {session.portal}, group {session.portal_group}",
+        f"{session.initiator}{user}  {session.address} -> {session.portal}, group {session.portal_group}",
         f"  target {session.target}  TSIH {session.tsih}  ISID {session.isid}  logged in"
         f" {duration_text(time.time() - session.logged_in_at)} ago" + ("  PAUSED" if session.state == "paused" else ""),
         "  " + "; ".join(agreed),

@@ -278,9 +278,11 @@ async def test_logins_must_prove_themselves_and_others_stay(array):
         await refused(connect(array.portal, TARGET, chap=credentials("alice", SECRET, ("array", MUTUAL))))
         async with await connect(array.portal, TARGET, chap=credentials("alice", SECRET)) as disk:
             assert await disk.read(0, 4096) == b"x" * 4096
+            assert [session.chap_user for session in await array.api.session_list()] == [None, "alice"]
         await array.api.target_chap_set("t", mutual_user="array", mutual_secret=MUTUAL)
         async with await connect(array.portal, TARGET, chap=credentials("alice", SECRET, ("array", MUTUAL))) as disk:
             assert await disk.read(0, 4096) == b"x" * 4096
+            assert [session.chap_user for session in await array.api.session_list()] == [None, "alice"]
         with pytest.raises(TargetNotAuthentic):
             await connect(array.portal, TARGET, chap=credentials("alice", SECRET, ("array", OTHER)))
         await before.write(0, b"y" * 4096)
