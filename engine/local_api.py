@@ -152,8 +152,8 @@ class LocalApi:
                 f"volume {name} has {volume.size_bytes} bytes; making it smaller loses what lies beyond {size_bytes}:"
                 " say --shrink if that is meant"
             )
-        self._replicas.require_free(volume, "resize")
-        await volume.resize(size_bytes)
+        async with self._replicas.resizing(volume):
+            await volume.resize(size_bytes)
         await self._event(f"volume {name}", f"resized to {size_bytes} bytes")
         return self._volume_info(volume)
 

@@ -43,7 +43,7 @@ from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
 from engine.mirror_stream import MirrorStream, StreamMode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from engine.files import StoreEnv
@@ -103,6 +103,7 @@ class Mirror:
         self._run_task: asyncio.Task[None] | None = None
         self._stopping: CopyEvent | None = None
         self._retry = False
+        self._ended = False
         self._lock = asyncio.Lock()  # one operation on the common point at a time
         self._pinned: set[str] = set()
         self._changed = asyncio.Event()
@@ -203,6 +204,25 @@ class Mirror:
         """Begin rounds again after ``suspend``."""
         await self._go(CopyEvent.RESUME)
 
+    @contextlib.asynccontextmanager
+    async def interrupted(self, reason: str) -> AsyncIterator[None]:
+        """Inside, the target hears of nothing; afterwards a round brings it what it missed. No-op while at rest.
+
+        What the administrator wants stays on record: a restart in between begins a round as well.
+        """
+        if self._run_task is None or self._run_task.done():
+            yield
+            return
+        await self._leave_in_order(CopyEvent.SUSPEND, reason)
+        async with self._lock:
+            if not self._run_task.done():
+                raise InvalidState(self._what, self._state_text(), "one that is at rest")
+            try:
+                yield
+            finally:
+                if not self._ended:
+                    self._begin(CopyEvent.RESUME, "")
+
     async def verify(self, software: str, *, control: CopyControl | None = None) -> proof.Proof:
         """Compare a recovery point of the source with the same one of the target, by hash tree.
 
@@ -242,6 +262,7 @@ class Mirror:
 
         The common points and anything half copied are removed. The object is of no use afterwards.
         """
+        self._ended = True
         await self._stop(CopyEvent.FRACTURE, "detached")
         await Ledger.discard(self._env.files, self._env.workers, self._ledger_path)
         await self.link.abort_staging()
@@ -250,6 +271,7 @@ class Mirror:
 
     async def close(self) -> None:
         """The daemon ends: stop, and leave everything for the next start."""
+        self._ended = True
         await self._stop(CopyEvent.SUSPEND, "the daemon stops")
 
     # --- states -----------------------------------------------------------------------------------------------------
@@ -320,13 +342,17 @@ class Mirror:
             self._begin(event, "")
 
     async def _rest(self, event: CopyEvent, wanted: str) -> None:
-        """Fracture or suspend: leave in order, so that the common point is this very moment."""
+        """Fracture or suspend, as the administrator wants."""
+        await self._leave_in_order(event, f"{wanted} by the administrator", wanted)
+
+    async def _leave_in_order(self, event: CopyEvent, reason: str, wanted: str | None = None) -> None:
+        """Come to rest so that the common point is this very moment. ``wanted``: for the record, if that changes."""
         after(self._standing.state, event, self._what)
-        reason = f"{wanted} by the administrator"
         async with self._lock:
             stream = self._stream
-            self._record.wanted = wanted
-            self._record.reason = reason
+            if wanted is not None:
+                self._record.wanted = wanted
+                self._record.reason = reason
             if stream is not None and stream.mode is StreamMode.SYNC:
                 self._stopping = event
                 with contextlib.suppress(EngineError):  # the older common point serves as well; the event is told

@@ -27,7 +27,7 @@ from engine.mirror_record import MirrorRecord, point_prefix
 from engine.pool import LEDGER_SUFFIX, LEDGERS_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from engine.copy_job import CopyProgress
     from engine.jobs import Job
@@ -136,6 +136,22 @@ class Replicas:
                     f"volume {volume.name} is the {end} of replica {row.name}; to {verb} it,"
                     f" detach that first: twinvol replica detach {row.name}"
                 )
+
+    @contextlib.asynccontextmanager
+    async def resizing(self, volume: Volume) -> AsyncIterator[None]:
+        """Inside, the volume may be resized. Its replicas stand aside and get the size with the next round.
+
+        Raises InUse: it is the target of a replica.
+        """
+        for row in self._rows.values():
+            if row.target_id == volume.volume_id:
+                raise InUse(
+                    f"volume {volume.name} is the target of replica {row.name}; resize its source, or detach it first"
+                )
+        async with contextlib.AsyncExitStack() as stack:
+            for mirror in [mirror for mirror in self._mirrors.values() if mirror.source is volume]:
+                await stack.enter_async_context(mirror.interrupted("its source is resized"))
+            yield
 
     def require_own_content(self, volume: Volume) -> None:
         """Raises InUse when a running replica decides what is in the volume."""

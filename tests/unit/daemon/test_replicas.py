@@ -138,7 +138,7 @@ async def test_what_holds_a_replicas_ends_is_refused(engine):
         (engine.api.replica_attach("v", "small", name="n"), InvalidArgument),
         (engine.api.volume_delete("v", force=True), InUse),
         (engine.api.volume_delete("r", force=True), InUse),
-        (engine.api.volume_resize("v", 2 * SIZE), InUse),
+        (engine.api.volume_resize("r", 2 * SIZE), InUse),
     ):
         with pytest.raises(kind):
             await attempt

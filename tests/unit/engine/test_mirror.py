@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import InvalidArgument
+from engine.errors import InUse, InvalidArgument, OutOfSpace
 from engine.hash_tree import HashTree
 from engine.proof import Proof, tree_of
 from engine.tvol.check import check_file
@@ -231,3 +231,68 @@ async def test_a_paused_first_copy_goes_on_where_it_was(tmp_path):
         assert job.result["written_bytes"] == SIZE - 8 * MIB + 64 * KIB, "what the ledger has is not sent again"
         assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
         assert await content(engine, "a") == await content(engine, "b")
+
+
+async def size_and_root(engine, volume: str) -> tuple[int, str]:
+    job = await done(engine, await engine.api.volume_root(volume))
+    return engine.pool.volume(volume).size_bytes, job.result["root"]
+
+
+async def test_a_mirrored_volume_is_resized_under_its_host_and_the_target_follows(engine):
+    await engine.api.volume_create("a", SIZE)
+    await scribble(engine, "a", 1)
+    await engine.api.snapshot_create("a", "before")
+    before = await done(engine, await engine.api.volume_root("a", "before"))
+    await done(engine, await engine.api.replica_create("a", "b"))
+    async with writing(engine, "a") as acknowledged:
+        assert (await engine.api.volume_resize("a", 2 * SIZE)).size_bytes == 2 * SIZE
+        await synchronized(engine)
+        await engine.pool.volume("a").write(2 * SIZE - MIB, memoryview(random.Random(2).randbytes(MIB)))
+        assert acknowledged[0] > 0
+    assert await size_and_root(engine, "a") == await size_and_root(engine, "b")
+    assert engine.pool.volume("b").size_bytes == 2 * SIZE
+    assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
+    await engine.api.volume_resize("a", 5 * MIB + 512, shrink=True)
+    await synchronized(engine)
+    assert await size_and_root(engine, "a") == await size_and_root(engine, "b")
+    await engine.api.volume_resize("a", SIZE)
+    await synchronized(engine)
+    assert await size_and_root(engine, "a") == await size_and_root(engine, "b")
+    data = await content(engine, "b")
+    assert data[5 * MIB + 512 :] == bytes(SIZE - 5 * MIB - 512), "what was cut off does not come back"
+    assert (await done(engine, await engine.api.volume_root("a", "before"))).result == before.result
+
+
+async def test_a_resize_that_fails_leaves_the_mirror_going(engine, monkeypatch):
+    await engine.api.volume_create("a", SIZE)
+    await scribble(engine, "a", 1)
+    await done(engine, await engine.api.replica_create("a", "b"))
+    with pytest.raises(InvalidArgument):
+        await engine.api.volume_resize("a", 1 << 62)
+
+    async def no_space(self, size_bytes: int) -> None:
+        raise OutOfSpace("the host is full")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(type(engine.pool.volume("a").head), "resize", no_space)
+        with pytest.raises(OutOfSpace):
+            await engine.api.volume_resize("a", 2 * SIZE)
+    assert engine.pool.volume("a").size_bytes == SIZE
+    await synchronized(engine)
+    with pytest.raises(InUse):
+        await engine.api.volume_resize("b", 2 * SIZE)
+    assert await content(engine, "a") == await content(engine, "b")
+
+
+@pytest.mark.parametrize("rest", ["replica_pause", "replica_fracture"])
+async def test_a_mirror_at_rest_stays_so_and_gets_the_size_later(engine, rest):
+    await engine.api.volume_create("a", SIZE)
+    await done(engine, await engine.api.replica_create("a", "b"))
+    state = (await getattr(engine.api, rest)("b")).copy_state
+    await engine.api.volume_resize("a", 2 * SIZE)
+    await engine.pool.volume("a").write(2 * SIZE - MIB, memoryview(bytes([9]) * MIB))
+    assert (await engine.api.replica_show("b")).copy_state == state
+    assert engine.pool.volume("b").size_bytes == SIZE
+    again = engine.api.replica_resume if rest == "replica_pause" else engine.api.replica_resync
+    await done(engine, await again("b"))
+    assert await size_and_root(engine, "a") == await size_and_root(engine, "b")
