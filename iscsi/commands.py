@@ -213,6 +213,8 @@ class CommandFlow:
             length = min(len(result.data_in) if task.is_read else result.data_out_wanted, task.expected)
         session.observed.answered(task, result.status, result.sense, length=length)
         self._respond(task.itt, task.is_read, task.is_write, task.expected, result)
+        if task.is_read and result.data_in:
+            session.leaves(task, min(len(result.data_in), task.expected))
         if session.has_waiting:
             self.start()
 

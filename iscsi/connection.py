@@ -239,7 +239,14 @@ class Connection:
     def resume(self) -> None:
         """The peer takes its answers again: go on with the commands that waited for that."""
         self.may_start = True
+        if self.session is not None:
+            self.session.output_left()
         self.go_on()
+
+    def output_left(self) -> None:
+        """What was put out is with the transport, and the peer takes it."""
+        if self.session is not None and self.session.output_left():
+            self.go_on()
 
     def go_on(self) -> None:
         """Tasks are gone that others waited for."""

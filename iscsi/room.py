@@ -13,7 +13,7 @@ from engine.units import MIB
 if TYPE_CHECKING:
     from iscsi.task import ScsiTask
 
-MAX_SHARED_BYTES = 256 * MIB
+MAX_SHARED_BYTES = 128 * MIB
 """Bytes that the tasks of all sessions hold together, of each kind: gathered from initiators, and being executed."""
 
 

@@ -444,6 +444,8 @@ class _Shell(asyncio.BufferedProtocol):
 
     def _follow_up(self) -> None:
         """After a pass or a finished command: start what the core wants started, close if it is done."""
+        if not self._answers.paused:
+            self._connection.output_left()
         for work in self._connection.take_work():
             task = self._loop.create_task(self._run(work))
             self._tasks.add(task)

@@ -67,6 +67,7 @@ class Session:
         "_executing",
         "_gathering",
         "_immediate",
+        "_leaving",
         "_ordered",
         "_passed_over",
         "_queue",
@@ -133,6 +134,7 @@ class Session:
         self._executing = Room(MAX_RUNNING_BYTES, SharedRoom() if table is None else table.executing)
         self._gathering = Room(MAX_GATHERED_BYTES, SharedRoom() if table is None else table.gathering)
         self._soliciting: set[ScsiTask] = set()  # those that may have all their data
+        self._leaving: list[ScsiTask] = []  # answered, and their data waits to be sent
         self._withheld: deque[ScsiTask] = deque()
 
     def __str__(self) -> str:
@@ -259,6 +261,20 @@ class Session:
         self.observed.aborted(task)
 
     # -- room for data
+
+    def leaves(self, task: ScsiTask, length: int) -> None:
+        """A finished task's answer has so many bytes of data: they take its room until ``output_left``."""
+        self._executing.take(task, length, anyway=True)
+        self._leaving.append(task)
+
+    def output_left(self) -> bool:
+        """All answers are with the transport, and it takes more. True if that has made room for tasks that wait."""
+        if not self._leaving:
+            return False
+        for task in self._leaving:
+            self._executing.give_back(task)
+        self._leaving.clear()
+        return self.has_waiting
 
     def may_gather(self, task: ScsiTask, length: int) -> bool:
         """Whether there is room for so many bytes of unsolicited data."""

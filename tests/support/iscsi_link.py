@@ -119,12 +119,14 @@ class Link:
             for task in self.tasks:
                 await task
             self.tasks.clear()
+            self.collect()
             self.start_work()
         self.collect()
 
     def collect(self) -> None:
         for output in self.connection.take_output():
             self._take(output)
+        self.connection.output_left()
 
     # -- the initiator's side
 

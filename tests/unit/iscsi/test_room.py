@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from iscsi import room
@@ -105,3 +107,20 @@ async def test_commands_that_hold_a_first_burst_each_do_not_wait_for_one_another
     (response,) = await link.exchange(link.data_out(writes[1].itt, b"y" * 16384, 16384, ttt=r2t.ttt))
     assert response.status == Status.GOOD
     assert table.gathering.held == table.executing.held == 0
+
+
+async def test_answers_that_have_not_left_keep_their_room(small):
+    """Reads by workers: no more are executed than the peer takes the answers of."""
+    device = MemoryDevice(BLOCKS * 512)
+    registry, table = make_registry(make_unit(device)), SessionTable()
+    link = await connect(registry, table, 1)
+    link.feed(b"".join(link.framer.encode(link.read(block * 32, 32)) for block in range(6)))
+    for running in list(link.tasks):
+        await running
+    link.start_work()
+    await asyncio.sleep(0)
+    assert len(device.calls) == 2, "64 blocks are all there is, and they are on their way out"
+    assert table.executing.held == 64 * 512
+    await link.settle()
+    assert sum(pdu.status == Status.GOOD for pdu in link.received()) == 6
+    assert table.executing.held == 0
