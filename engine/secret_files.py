@@ -59,7 +59,8 @@ def read_secret(path: Path) -> str:
 
 
 def write_secret(path: Path, secret: str) -> None:
-    """Make ``path``, mode 0600, with a secret in it; both are durable on return.
+    """Make ``path``, mode 0600, with a secret in it and no newline, which QEMU would take for a part of it; both are
+    durable on return.
 
     Raises:
         AlreadyExists: something is there; nothing is overwritten.
@@ -73,7 +74,7 @@ def write_secret(path: Path, secret: str) -> None:
         raise translate(error, f"making secret file {path}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secret.encode() + b"\n")
+            file.write(secret.encode())
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(path.parent)

@@ -101,7 +101,7 @@ async def test_secrets_are_in_private_files_and_nowhere_else(engine, caplog):
     (file,) = secret_files(engine.pool.path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert file.read_text() == SECRET + "\n"
+    assert file.read_text() == SECRET
     assert SECRET not in caplog.text
     others = [path for path in engine.pool.path.rglob("*") if path.is_file() and path != file]
     assert others
@@ -358,9 +358,17 @@ def test_a_secret_file_is_private_and_overwrites_nothing(tmp_path):
     finally:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert read_secret(path) == SECRET
+    assert path.read_text() == read_secret(path) == SECRET
     with pytest.raises(AlreadyExists):
         write_secret(path, OTHER)
+    assert read_secret(path) == SECRET
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_line_end_is_no_part_of_a_secret(tmp_path, end):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_bytes((SECRET + end).encode())
     assert read_secret(path) == SECRET
 
 
