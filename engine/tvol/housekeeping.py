@@ -5,6 +5,9 @@ each step is one journal record. Deleting is O(1) for the caller; this is where 
 
 A deleted node is merged only when its DELETE is durable: the merge lowers its child's floor, so that the child may
 write in place to what the deleted node sees; after a power loss that node must not come back.
+
+No node is merged while another is being reclaimed. The map of that one still names what it inherited; a merge may give
+its older relatives' chunks to somebody who frees and reuses them, and their new births would look like its own.
 """
 
 from __future__ import annotations
@@ -94,6 +97,7 @@ class Housekeeper:
         while self._mergeable() is not None:
             if core.durable_seq < self.deleted_seq:
                 await self._sync_deletes_before_merge()
+            await self._reclaim_before_merge()
             await core.make_room(pages=self._merge_pages(), reserved=True)
             node = self._mergeable()
             if node is not None and core.durable_seq >= self.deleted_seq:
@@ -108,6 +112,10 @@ class Housekeeper:
 
     async def _sync_deletes_before_merge(self) -> None:
         await self._core.flush()
+
+    async def _reclaim_before_merge(self) -> None:
+        if self._core.family.reclaiming:
+            await self._reclaim()
 
     async def _reclaim(self) -> None:
         core, family = self._core, self._core.family

@@ -218,3 +218,34 @@ def a_journal_overrun_during_a_checkpoint() -> None:
     _process(files, main)
     files.lose_power("everything")
     _process(files, _look_for_a)
+
+
+def a_chunk_reused_while_a_node_is_reclaimed() -> None:
+    """A branch left by a rollback is being reclaimed; what it inherited has another holder, who may reuse it."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        base = await store.snapshot(head, "base")
+        await head.write(CHUNK, memoryview(b"b" * CHUNK))
+        await store.rollback(head, base)
+        (branch,) = (snapshot for snapshot in store.snapshots() if snapshot is not base)
+        keeper = store._housekeeper
+        keeper._stopped = True  # its steps are taken here, with the head's own between them
+        await store.delete_snapshot(branch)
+        await store.delete_snapshot(base)
+        await keeper._merge()
+        await head.discard(0, CHUNK)
+        await head.flush()
+        await head.write(2 * CHUNK, memoryview(b"c" * CHUNK))
+        await keeper._reclaim()
+        await head.flush()
+        for index in range(3, CHUNKS):
+            await head.write(index * CHUNK, memoryview(b"d" * CHUNK))
+        buffer = bytearray(CHUNK)
+        await head.read(2 * CHUNK, memoryview(buffer))
+        if buffer != b"c" * CHUNK:
+            raise Violation("a chunk in use was freed with a node that had it before")
+
+    _process(SimFileSystem(random.Random(1)), main)

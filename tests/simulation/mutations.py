@@ -22,6 +22,7 @@ from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, PageRef, RecordType
 from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
 from tests.simulation.directed import (
+    a_chunk_reused_while_a_node_is_reclaimed,
     a_journal_overrun_during_a_checkpoint,
     a_merge_before_the_deletion_is_durable,
     a_slow_reader_of_a_freed_chunk,
@@ -165,10 +166,10 @@ def _in_place_whatever_snapshots_there_are(original):
 
 
 def _at_once(original):
-    async def drained(self):
+    async def nothing(self):
         return
 
-    return drained
+    return nothing
 
 
 def _own_epoch_only(original):
@@ -431,6 +432,10 @@ MUTATIONS: dict[str, Mutation] = {
         "a deleted snapshot is merged away only when its deletion is durable",
         ((Housekeeper, "_sync_deletes_before_merge", _merge_does_not_wait),),
     ),
+    "reclaim-before-merge": Mutation(
+        "no node is merged while the map of another is being reclaimed",
+        ((Housekeeper, "_reclaim_before_merge", _at_once),),
+    ),
     "zero-fill": Mutation(
         "a partial write to a chunk of unknown content zeroes the rest",
         ((Allocator, "take", _every_free_chunk_reads_zero),),
@@ -488,6 +493,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
     "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
     "merge-after-durable-delete": a_merge_before_the_deletion_is_durable,
+    "reclaim-before-merge": a_chunk_reused_while_a_node_is_reclaimed,
     "slots-one-after-the-other": both_superblock_slots_torn,
     "journal-space-after-superblock": a_journal_overrun_during_a_checkpoint,
 }
