@@ -206,7 +206,7 @@ static void take_data_in(struct session *s, const uint8_t *bhs, const uint8_t *d
     command->data_sn++;
     command->received += length;
     if (length) command->data_in(s, command, offset, data, length);
-    if (bhs[1] & DATA_IN_HAS_STATUS) finish(s, command, bhs[3], bhs[1]);
+    if (bhs[1] & DATA_IN_HAS_STATUS && !s->failure[0]) finish(s, command, bhs[3], bhs[1]);
 }
 
 static void take_response(struct session *s, const uint8_t *bhs, const uint8_t *data, uint32_t length) {

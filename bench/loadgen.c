@@ -317,36 +317,37 @@ static int until_login(void) {
 
 /* ---- set-up --------------------------------------------------------------------------------------------- */
 
-static void execute(struct session *session, struct command *command) { /* GOOD, or the end of the program */
+static bool execute(struct session *session, struct command *command) { /* true: GOOD. False: the session failed */
     for (int attempt = 0; attempt < 10; attempt++) {
-        if (!session_execute(session, command)) break;
-        if (command->status == STATUS_GOOD) return;
+        if (!session_execute(session, command)) return false;
+        if (command->status == STATUS_GOOD) return true;
         if (command->sense_key != UNIT_ATTENTION) break; /* each new nexus is told of a few things */
     }
     fprintf(stderr, "loadgen: opcode %02x: status %02x, sense key %x, asc/ascq %04x\n", command->cdb[0], command->status,
             command->sense_key, command->asc_ascq);
-    die(options.portal.target, session->failure[0] ? session->failure : "the unit is not ready");
+    die(options.portal.target, "the unit is not ready");
+    return false;
 }
 
-static void read_capacity(struct session *session) {
+static bool read_capacity(struct session *session) {
     uint8_t answer[32] = {0};
     struct command ready = {.cdb = {TEST_UNIT_READY}};
-    execute(session, &ready);
     struct command capacity = {.cdb = {SERVICE_ACTION_IN_16, READ_CAPACITY_16}, .data = answer, .length = sizeof answer};
     put32(capacity.cdb + 10, sizeof answer);
-    execute(session, &capacity);
+    if (!execute(session, &ready) || !execute(session, &capacity)) return false;
     if (get32(answer + 8) != SECTOR) die(options.portal.target, "logical blocks are not of 512 bytes");
     g.size = (get64(answer) + 1) * SECTOR;
+    return true;
 }
 
 static bool open_sessions(void) {
     for (uint32_t k = 0; k < options.sessions; k++) {
-        if (!session_open(&g.sessions[k], &options.portal, &options.offer, k)) {
-            printf("{\"failure\": \"login\"}\n");
-            fprintf(stderr, "loadgen: %s\n", g.sessions[k].failure);
-            return false;
-        }
-        read_capacity(&g.sessions[k]);
+        struct session *session = &g.sessions[k];
+        bool there = session_open(session, &options.portal, &options.offer, k);
+        if (there && read_capacity(session)) continue;
+        printf("{\"failure\": \"%s\"}\n", there ? "set-up" : "login");
+        fprintf(stderr, "loadgen: %s\n", session->failure);
+        return false;
     }
     return true;
 }

@@ -21,6 +21,19 @@ def cpu_model() -> str:
     return platform.machine()
 
 
+def two_cores() -> tuple[int, int] | None:
+    """Two CPUs that this process may use and that are no siblings of one core, if there are such."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    siblings = Path(f"/sys/devices/system/cpu/cpu{first}/topology/thread_siblings_list")
+    same = siblings.read_text(encoding="ascii").strip() if siblings.exists() else ""
+    taken: set[int] = set()
+    for part in filter(None, same.split(",")):  # "0-1", or "0,32"
+        low, _, high = part.partition("-")
+        taken |= set(range(int(low), int(high or low) + 1))
+    second = next((cpu for cpu in others if cpu not in taken), None)
+    return None if second is None else (first, second)
+
+
 def filesystem_of(path: Path) -> str:
     """Type of the file system that holds ``path`` (the longest mount point that is above it)."""
     best, kind = "", "unknown"

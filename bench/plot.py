@@ -56,11 +56,9 @@ class Canvas:
         self.y = float(MARGIN)
 
     def text(self, x: float, y: float, text: str, *, size: int = 13, colour: str = INK, bold: bool = False) -> None:
-        """With a halo of the ground's colour, so that no line runs through letters."""
         weight = ' font-weight="600"' if bold else ""
         self._elements.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" stroke="{GROUND}" stroke-width="3" '
-            f'paint-order="stroke"{weight}>{escape(text)}</text>'
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}"{weight}>{escape(text)}</text>'
         )
 
     def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
@@ -140,6 +138,7 @@ def _bars(canvas: Canvas, line: Line, scale: float) -> None:
             canvas.rule(BARS_LEFT + bar.wanted * scale, y - 1, y + BAR + 1, INK, width=2)
             end = max(end, bar.wanted * scale + 2)
         label = bar.label if bar.reached else f"{bar.label}, not reached"
+        canvas.box(BARS_LEFT + end + 4, y, 5.8 * len(label), BAR, GROUND)  # so that no line runs through letters
         canvas.text(BARS_LEFT + end + 6, y + BAR - 2, label, size=11, colour=INK if bar.reached else RED)
         y += BAR + 2
     canvas.y += pitch

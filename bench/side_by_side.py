@@ -11,9 +11,9 @@ generator itself costs per I/O: 1,000,000 / that is the most that it could have 
 
 State of the page cache: every file is filled in 4 KiB writes and stays resident; small blocks are measured before
 large ones, because ext4's large folios make later small writes several times dearer; what is dirty is written back
-before each round that writes. After the snapshot every granule is written once more before anything is measured, so
-that no round depends on how many chunks those before it have already moved away from the snapshot; what a chunk's
-first write costs has a row of its own, in which each round begins with a new snapshot.
+before each round. After the snapshot all of twinvol's volume is written once more before anything is measured, so that
+no round depends on how many chunks those before it have already moved away from the snapshot; what a chunk's first
+write costs has a row of its own, in which each round begins with a new snapshot.
 
 Nothing is measured that is not also checked: each read checks the stamps of every sector it got, and each workload
 that writes is followed by a pass over the whole volume which checks every byte.
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.loadgen import BenchError, build
-from bench.machine import RESULTS, ROOT, facts
+from bench.machine import RESULTS, ROOT, facts, two_cores
 from bench.plot import svg
 from bench.report import SUBJECT, Goal, Row, line, machine_text, markdown, to_json
 from bench.rounds import (
@@ -60,7 +60,6 @@ from bench.targets import Endpoint, tgtd, twinvol, why_no_tgtd
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SERVER_CPU, CLIENT_CPU = 0, 1
 GIB = 1 << 30
 PEER, TUNED = "tgtd", "tgtd tuned"
 SNAPSHOT = "before"
@@ -124,19 +123,18 @@ class Bench:
         return self.endpoints[SUBJECT]
 
     def fill(self) -> None:
-        """Every volume full and known, and written once more; twinvol's with a snapshot between the two."""
+        """Every volume full and known; twinvol's with a snapshot, and written once more."""
         for endpoint in self.endpoints.values():
             self.client.run(endpoint, "fill", block=4096, depth=32)
-            if endpoint is self.subject:
-                take_snapshot(endpoint, SNAPSHOT)
-            self.client.run(endpoint, "fill", block=4096, depth=32)
+        take_snapshot(self.subject, SNAPSHOT)
+        self.client.run(self.subject, "fill", block=4096, depth=32)
+        for endpoint in self.endpoints.values():
             self.client.run(endpoint, "verify")
 
     def one_round(
         self, workload: Workload, endpoint: Endpoint, number: int, seconds: float, **login: object
     ) -> Figures:
-        if workload.verb == "write":
-            settle_disk(list(self.endpoints.values()))
+        settle_disk(list(self.endpoints.values()))
         options = {
             **workload.options(),
             **login,
@@ -273,9 +271,9 @@ def ratio_goal(
     return Goal(against, wanted, ratio, at_most, spread)
 
 
-def ready_row(client: Client, subject: Endpoint, rounds: int, log: Path) -> Row:
+def ready_row(client: Client, subject: Endpoint, rounds: int, cpu: int, log: Path) -> Row:
     """How soon a target is ready. The daemon must not be running."""
-    times = [time_to_login(client, subject, SERVER_CPU, log) for _ in range(rounds)]
+    times = [time_to_login(client, subject, cpu, log) for _ in range(rounds)]
     median = statistics.median(times)
     spread = (min(times), max(times))
     goal = Goal("", MAX_READY_S, median, True, spread)
@@ -308,7 +306,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 0.5 s, into bench/results: a look, no result")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each row (7)")
-    parser.add_argument("--seconds", type=float, default=1.8, help="length of a round (1.8)")
+    parser.add_argument("--seconds", type=float, default=1.6, help="length of a round (1.6)")
     parser.add_argument("--size", type=int, default=GIB, help="bytes of each volume (1 GiB)")
     names = "; ".join(name for name, _ in plan())
     parser.add_argument("--only", default="", help=f"rows whose name contains this: {names}; {READY_STEP}")
@@ -323,9 +321,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], list[Row], dict[str, Results]]:
+def measure(
+    options: argparse.Namespace, work: Path, server_cpu: int, client_cpu: int
+) -> tuple[dict[str, Any], list[Row], dict[str, Results]]:
     """Everything, from the start of the targets to their end; prints each row as it comes."""
-    client = Client(build(), work, CLIENT_CPU)
+    client = Client(build(), work, client_cpu)
     version = subprocess.run(["tgtd", "--version"], capture_output=True, text=True, check=False).stdout.strip()
     head = {
         "machine": {**facts(work), "tgtd": f"tgtd {version}"},
@@ -340,9 +340,9 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], li
 
     with ExitStack() as stack:
         size = options.size
-        subject = stack.enter_context(twinvol(work, SUBJECT, size, SERVER_CPU))
-        peer = stack.enter_context(tgtd(work, "tgtd", size, SERVER_CPU))
-        tuned = stack.enter_context(tgtd(work, "tuned", size, SERVER_CPU, tuned=True))
+        subject = stack.enter_context(twinvol(work, SUBJECT, size, server_cpu))
+        peer = stack.enter_context(tgtd(work, "tgtd", size, server_cpu))
+        tuned = stack.enter_context(tgtd(work, "tuned", size, server_cpu, tuned=True))
         bench = Bench(client, {SUBJECT: subject, PEER: peer, TUNED: tuned}, options)
         bench.fill()
         for name, step in plan():
@@ -355,7 +355,7 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], li
                 add(Row(name, error=str(error)))
     if options.only in READY_STEP:
         try:
-            add(ready_row(client, subject, options.rounds, work / "ready.log"))
+            add(ready_row(client, subject, options.rounds, server_cpu, work / "ready.log"))
         except BenchError as error:
             add(Row(READY_STEP, error=str(error)))
     return head, rows, bench.results
@@ -364,17 +364,17 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], li
 def main() -> int:
     """Run it; 0, or 1 with --gate and a figure not reached, or 2 when it cannot run here."""
     options = arguments()
-    reason = why_no_tgtd()
-    if not reason and (os.cpu_count() or 1) < 2:
-        reason = "needs two cores, one for the client and one for the servers"
-    if reason:
+    cores = two_cores()
+    reason = why_no_tgtd() or ("needs two cores, one for the client and one for the servers" if cores is None else None)
+    if cores is None or reason:
         print(f"bench: not run: {reason}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the targets would outlive it
-    pin(CLIENT_CPU)
+    server_cpu, client_cpu = cores
+    pin(client_cpu)
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinvol-bench-")))
-        head, rows, results = measure(options, work)
+        head, rows, results = measure(options, work, server_cpu, client_cpu)
     options.out.mkdir(parents=True, exist_ok=True)
     files = {
         "side_by_side.json": to_json(head, rows, results),
