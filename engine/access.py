@@ -66,12 +66,23 @@ class AccessStates:
     async def set(self, luns: Sequence[LunRow], state: AccessState) -> None:
         """The operator's change. Raises InvalidState: a LUN cannot be in that state."""
         async with self._lock:
-            await self._save({(lun.target, lun.device_id): state for lun in luns}, luns)
-            for device_id in {lun.device_id for lun in luns}:
-                if device_id not in self._withheld:
-                    targets = {lun.target for lun in luns if lun.device_id == device_id}
-                    numbers = {row.port_group: state for row in self._targets() if row.name in targets}
-                    await self._exports.set_access_states(device_id, numbers)
+            await self._change([(lun, state) for lun in luns])
+
+    async def activate(self, luns: Sequence[LunRow]) -> None:
+        """Make these LUNs the only active ways to their disks: in one step, so that no host sees two or none for long.
+
+        Raises InvalidState: one is the standby path of a replica.
+        """
+        async with self._lock:
+            chosen = {(lun.target, lun.device_id) for lun in luns}
+            devices = {lun.device_id for lun in luns}
+            changes = []
+            for lun in (lun for row in self._targets() for lun in row.luns if lun.device_id in devices):
+                if (lun.target, lun.device_id) in chosen:
+                    changes.append((lun, AccessState.ACTIVE_OPTIMIZED))
+                elif self._states.get((lun.target, lun.device_id), lun.initial_state).is_active:
+                    changes.append((lun, AccessState.STANDBY))
+            await self._change(changes)
 
     async def withhold(self, device_id: str, why: str) -> None:
         """Offer a device as unavailable until ``release``. Returns when nothing writes to it any more."""
@@ -99,21 +110,30 @@ class AccessStates:
         async with self._lock:
             if device_id in self._withheld:
                 raise InvalidState(f"device {device_id}", f"withheld: {self._withheld[device_id]}", "its release")
-            luns = [lun for row in self._targets() if row.port_group in states for lun in row.luns]
-            luns = [lun for lun in luns if lun.device_id == device_id]
-            numbers = {row.name: row.port_group for row in self._targets()}
-            await self._save({(lun.target, device_id): states[numbers[lun.target]] for lun in luns}, luns)
+            await self._save(
+                [
+                    (lun, states[row.port_group])
+                    for row in self._targets()
+                    for lun in row.luns
+                    if row.port_group in states and lun.device_id == device_id
+                ]
+            )
             await apply()
 
-    async def _save(self, states: Mapping[Place, AccessState], luns: Sequence[LunRow]) -> None:
-        for lun in luns:
-            state = states[lun.target, lun.device_id]
+    async def _change(self, changes: Sequence[tuple[LunRow, AccessState]]) -> None:
+        await self._save(changes)
+        for device_id in {lun.device_id for lun, _ in changes}:
+            await self._reapply(device_id)
+
+    async def _save(self, changes: Sequence[tuple[LunRow, AccessState]]) -> None:
+        for lun, state in changes:
             if lun.standby_of is not None and state.is_active:
                 raise InvalidState(
                     f"LUN {lun.lun} of target {lun.target}",
                     "the standby path of a replica, with the identity of its source",
                     "a failover to become active",
                 )
+        states = {(lun.target, lun.device_id): state for lun, state in changes}
         await self._pool.catalog.set_access_states(states)
         self._states.update(states)
         for (target, device_id), state in states.items():

@@ -517,6 +517,12 @@ class EngineApi(Protocol):
         """
         ...
 
+    async def target_activate(self, target: str, *, lun: int | None = None) -> TargetInfo:
+        """Make a target active-optimized for a LUN's disk, by default all that it shows, and whatever other target is
+        active for it standby, in one step. Raises InvalidState as ``target_access_state``.
+        """
+        ...
+
     async def target_access(
         self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False
     ) -> TargetInfo:

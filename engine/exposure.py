@@ -163,7 +163,7 @@ class Exposure:
     def reasons(self) -> list[str]:
         """One line for each LUN that should be served and is not, and for each CHAP user that is locked out."""
         unserved = [f"target {target} LUN {lun} is not served: {why}" for (target, lun), why in self._unserved.items()]
-        return unserved + self._chap.reasons()
+        return unserved + self.access.reasons() + self._chap.reasons()
 
     def targets(self) -> list[TargetInfo]:
         return [self._info(self._targets[name]) for name in sorted(self._targets)]
@@ -292,12 +292,23 @@ class Exposure:
 
         Raises NotFound; InvalidState: it is the standby path of a replica, and cannot be active.
         """
+        await self.access.set(self._chosen(target, lun), state)
+        return self._info(self._row(target))
+
+    async def activate(self, target: str, lun: int | None) -> TargetInfo:
+        """Make the target the only active way to the disk of a LUN, or to all that it shows; the others are standby.
+
+        Raises NotFound; InvalidState as ``set_access_state``.
+        """
+        await self.access.activate(self._chosen(target, lun))
+        return self._info(self._row(target))
+
+    def _chosen(self, target: str, lun: int | None) -> list[LunRow]:
         row = self._row(target)
         luns = [each for each in row.luns if lun in (None, each.lun)]
         if lun is not None and not luns:
             raise NotFound("LUN", f"{row.name} {lun}")
-        await self.access.set(luns, state)
-        return self._info(self._row(target))
+        return luns
 
     async def change_access(
         self, target: str, add: Sequence[str], remove: Sequence[str], *, admit_all: bool

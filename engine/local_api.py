@@ -433,6 +433,13 @@ class LocalApi:
         await self._event(f"target {info.name}", f"{'all LUNs' if lun is None else f'LUN {lun}'} set to {state}")
         return info
 
+    async def target_activate(self, target: str, *, lun: int | None = None) -> TargetInfo:
+        info = await self._exposure.activate(target, lun)
+        await self._event(
+            f"target {info.name}", "made the active way to its LUNs" if lun is None else f"LUN {lun} activated"
+        )
+        return info
+
     async def target_access(
         self, target: str, *, add: list[str], remove: list[str], admit_all: bool = False
     ) -> TargetInfo:

@@ -1,8 +1,8 @@
 """Linux's own initiator (open-iscsi, iscsi_tcp, sd) in a small virtual machine, against a running daemon.
 
-Each scenario is a script of ``../shared/initiator_vm``; it overwrites the volumes it is given and checks what a kernel
-would notice: file systems, digests, snapshots mounted beside their origin, a target that is killed under I/O. The
-guest is emulated where there is no KVM, which is most of the time these tests take.
+Each scenario is a script of ``../shared/initiator_vm`` or of ``scenarios``; it overwrites the volumes it is given and
+checks what a kernel would notice: file systems, digests, snapshots mounted beside their origin, a target that is
+killed under I/O. The guest is emulated where there is no KVM, which is most of the time these tests take.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.secret_files import write_secret
 from tests.integration import vm_host
 from tests.integration.vm import free_portal, run_scenario
-from tests.support.daemon import PROGRAM, twinvol
-
-if TYPE_CHECKING:
-    from tests.support.daemon import Daemon
+from tests.support.clients import alua_guest_cache
+from tests.support.daemon import PROGRAM, Daemon, twinvol
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 """Scenarios of this repository's own."""
@@ -138,3 +135,55 @@ def test_a_resize_a_pause_and_luns_that_come_and_go_under_a_mounted_file_system(
     for volume_file in daemon.pool.rglob("*.tvol"):
         checked = twinvol("check", str(volume_file))
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_two_paths_are_one_disk_and_two_nexuses_for_reservations(tmp_path: Path):
+    with Daemon.start(tmp_path / "pool", "--iscsi", "127.0.0.1:0") as daemon:
+        url = daemon.volume("disk", "256M")
+        first, second = daemon.ready["iscsi"]
+        options = ("--portal", second, "--target", iqn(url))
+        summary = run_scenario("multipath_persistent_reservation", first, tmp_path, *options)
+    assert summary["results"]["persistent_reservation"] == "yes"
+    assert summary["results"]["wwid_a"] == summary["results"]["wwid_b"]
+
+
+def test_reservations_with_aptpl_survive_kill_9(tmp_path: Path):
+    portal = free_portal()
+    pool = tmp_path / "pool"
+    host = shlex.join([sys.executable, "-m", "tests.integration.vm_host"])
+    try:
+        vm_host.run("start", pool, portal)
+        made = twinvol("volume", "create", "disk", "--size", "64M", "--expose", "--json", "--pool", str(pool))
+        assert made.returncode == 0, made.stderr
+        restart = f"restart={host} kill {shlex.quote(str(pool))} && {host} start {shlex.quote(str(pool))} {portal}"
+        target = json.loads(made.stdout)["target"]
+        run_scenario(str(SCENARIOS / "aptpl_restart.sh"), portal, tmp_path, "--target", target, "--host-cmd", restart)
+    finally:
+        vm_host.run("kill", pool)
+
+
+@pytest.mark.client("initiator-vm-alua")
+def test_multipath_follows_the_access_states_and_a_replica_is_a_standby_path(daemon: Daemon, tmp_path: Path):
+    """One disk by three targets; the states of the first two change places under a writer."""
+    daemon.volume("disk", "256M")
+    daemon.run("replica", "create", "disk", "copy", "--mode", "sync")
+    targets = [daemon.run("target", "show", "disk")["name"]]
+    for name, volume, options in (("second", "disk", []), ("third", "copy", ["--standby"])):
+        targets.append(daemon.run("target", "create", name)["name"])
+        daemon.run("target", "lun", "add", name, volume, *options)
+    daemon.run("target", "alua", "set", "second", "standby")
+
+    def activate(name: str, target: str) -> tuple[str, str]:
+        command = [*PROGRAM, "target", "alua", "activate", target, "--pool", str(daemon.pool)]
+        return "--host-cmd", f"{name}={shlex.join(command)}"
+
+    run_scenario(
+        str(SCENARIOS / "alua_standby.sh"),
+        daemon.portal,
+        tmp_path,
+        *("--cache-dir", str(alua_guest_cache())),
+        *(word for target in targets for word in ("--target", target)),
+        *activate("swap", "second"),
+        *activate("back", "disk"),
+    )
+    assert daemon.run("replica", "show", "copy")["copy_state"] == "Synchronized"

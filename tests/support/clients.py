@@ -42,12 +42,29 @@ def _shared(path: Path) -> Check:
     return lambda: None if path.exists() else f"../shared/{path.relative_to(SHARED)} is not beside this repository"
 
 
-def _guest_image() -> str | None:
+def guest_cache() -> Path:
+    """Where the initiator VM's guest image is."""
     cache = os.environ.get("INITIATOR_VM_CACHE")
-    folder = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "initiator-vm")
-    if (folder / "image.json").exists():
+    return Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "initiator-vm")
+
+
+def alua_guest_cache() -> Path:
+    """Where the image is whose kernel has SCSI device handlers."""
+    cache = guest_cache()
+    return cache.with_name(cache.name + "-alua")
+
+
+def _guest_image() -> str | None:
+    if (guest_cache() / "image.json").exists():
         return None
     return "the initiator VM's guest image is not built (../shared/initiator_vm/build-guest)"
+
+
+def _alua_guest_image() -> str | None:
+    if (alua_guest_cache() / "image.json").exists():
+        return None
+    options = f"--kernel linux-image-amd64 --cache-dir {alua_guest_cache()}"
+    return f"the guest image with SCSI device handlers is not built (../shared/initiator_vm/build-guest {options})"
 
 
 CLIENTS: dict[str, tuple[Check, ...]] = {
@@ -68,6 +85,11 @@ CLIENTS: dict[str, tuple[Check, ...]] = {
         _shared(INITIATOR_VM),
         _program("qemu-system-x86_64", "qemu-system-x86"),
         _guest_image,
+    ),
+    "initiator-vm-alua": (
+        _shared(INITIATOR_VM),
+        _program("qemu-system-x86_64", "qemu-system-x86"),
+        _alua_guest_image,
     ),
     "tgtd": (_program("tgtd", "tgt"),),
 }

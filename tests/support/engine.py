@@ -60,8 +60,9 @@ class HeldWorkers:
 class Engine:
     """``api`` over ``pool``, shown to ``exports``."""
 
-    def __init__(self, pool: Pool, api: LocalApi, exports: MemoryExports) -> None:
+    def __init__(self, pool: Pool, api: LocalApi, exposure: Exposure, exports: MemoryExports) -> None:
         self.pool = pool
+        self.exposure = exposure
         self.exports = exports
         self.api = api
 
@@ -79,7 +80,7 @@ async def opened(path: Path, hold: Callable[[Workers], Workers] | None = None) -
             await replicas.restore()
             await exposure.restore()
             try:
-                yield Engine(pool, LocalApi(pool, exposure, replicas, version="test"), exports)
+                yield Engine(pool, LocalApi(pool, exposure, replicas, version="test"), exposure, exports)
             finally:
                 await pool.jobs.close()
                 await replicas.close()

@@ -19,7 +19,8 @@ class MemoryExports:
     """``shown`` maps target to LUN to device; ``access`` and ``groups`` target to its lists, ``masks`` target and LUN
     to who sees it, ``chap`` target (None: discovery) to its secrets; ``logged_in`` is set by tests.
 
-    ``forgotten``: devices whose reservations ended with them. ``states``: by device and target port group.
+    ``forgotten``: devices whose reservations ended with them. ``states``: by device and target port group;
+    ``steps``: how they changed since.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class MemoryExports:
         self.forgotten: list[str] = []
         self.port_groups: dict[str, int] = {}
         self.states: dict[tuple[str, int], AccessState] = {}
+        self.steps: list[tuple[str, dict[int, AccessState]]] = []
 
     def log_in(self, target: str, initiator: str = "iqn.2026-11.org.example:host") -> None:
         self.logged_in.append(SessionInfo(target, 1, initiator, "40000137ffff", 1, "127.0.0.1:40000", 0, 0, 0, 0))
@@ -89,6 +91,7 @@ class MemoryExports:
         self.keeper = keeper
 
     async def set_access_states(self, device_id: str, states: Mapping[int, AccessState]) -> None:
+        self.steps.append((device_id, dict(states)))
         self.states.update({(device_id, number): state for number, state in states.items()})
 
     async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None:

@@ -221,6 +221,16 @@ async def alua_set(api: EngineApi, output: Output, target: str, state: str, numb
     output.object(info, f"target {info.name}: {', '.join(f'LUN {lun.lun} {lun.access}' for lun in info.luns)}")
 
 
+@alua.command("activate")
+@click.argument("target")
+@click.option("--lun", "number", type=int, help="By default all LUNs of the target.")
+@with_api
+async def alua_activate(api: EngineApi, output: Output, target: str, number: int | None) -> None:
+    """Make this target the one active way to its disks, and the others standby, in one step."""
+    info = await api.target_activate(target, lun=number)
+    output.object(info, f"target {info.name}: {', '.join(f'LUN {lun.lun} {lun.access}' for lun in info.luns)}")
+
+
 @cli.group()
 def acl() -> None:
     """Which initiators a target admits; without a list, all."""
