@@ -13,6 +13,8 @@ A response is the hash of identifier, secret and challenge (RFC 1994 section 4.1
 * An unknown user costs the same work and gets the same answer as a wrong secret.
 * The target answers a challenge only to an initiator that has proven itself, never its own challenge back, and never
   when both directions have the same secret (section 9.2.1).
+* A user named after an initiator and that initiator go together: neither is taken with another, so that what is granted
+  to an initiator's name is granted to who has proven it.
 * Each step takes exactly its keys; anything else ends the login.
 """
 
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iscsi.negotiation import OF_SECURITY, parse_number
+from iscsi.target import normalize_name
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import LoginStatus
 
@@ -81,6 +84,13 @@ class ChapAccess:
     users: Mapping[str, bytes] = field(repr=False)
     mutual: ChapIdentity | None = None
     algorithms: Set[Algorithm] = DEFAULT_ALGORITHMS
+
+    def fits(self, user: str, initiator_name: str) -> bool:
+        """Whether ``user`` may log in under this normalized initiator name."""
+        own = normalize_name(user)
+        if own == initiator_name:
+            return True
+        return not own.startswith(("iqn.", "eui.", "naa.")) and initiator_name not in map(normalize_name, self.users)
 
 
 def response(algorithm: Algorithm, identifier: int, secret: bytes, challenge: bytes) -> bytes:

@@ -273,7 +273,7 @@ class TargetLogin:
         offered = pairs.pop("AuthMethod", None)
         keys = {key: pairs.pop(key) for key in CHAP_KEYS & pairs.keys()}
         if offered is None and self._chap is not None and not self._chap.done:
-            return self._chap.answer(keys)
+            return self._continue_chap(self._chap, keys)
         if keys:
             raise ProtocolError(f"{', '.join(sorted(keys))} out of turn", LoginStatus.INITIATOR_ERROR)
         if offered is None:
@@ -287,6 +287,15 @@ class TargetLogin:
         if self._access is not None:
             self._chap = TargetChap(self._access, self._random_bytes)
         return [("AuthMethod", method)]
+
+    def _continue_chap(self, chap: TargetChap, keys: dict[str, str]) -> list[tuple[str, str]]:
+        answers = chap.answer(keys)
+        assert self._access is not None
+        if chap.user is not None and not self._access.fits(chap.user, self._initiator_name):
+            raise ProtocolError(
+                f"CHAP user {chap.user!r} is not {self._initiator_name}", LoginStatus.AUTHORIZATION_FAILURE
+            )
+        return answers
 
     @property
     def _is_authentic(self) -> bool:

@@ -233,6 +233,31 @@ def test_an_initiator_may_begin_without_a_method():
     assert host.says({"AuthMethod": "KRB5,CHAP,None"}) == {"AuthMethod": "CHAP"}
 
 
+OTHER_HOST = "iqn.2026-11.example:other"
+
+
+@pytest.mark.parametrize(
+    ("user", "initiator", "status"),
+    [
+        ("alice", INITIATOR, LoginStatus.SUCCESS),
+        (OTHER_HOST, OTHER_HOST, LoginStatus.SUCCESS),
+        (OTHER_HOST, OTHER_HOST.upper(), LoginStatus.SUCCESS),
+        ("IQN.2026-11.Example:Spelled", "iqn.2026-11.example:spelled", LoginStatus.SUCCESS),
+        (OTHER_HOST, INITIATOR, LoginStatus.AUTHORIZATION_FAILURE),
+        ("alice", OTHER_HOST, LoginStatus.AUTHORIZATION_FAILURE),
+        ("alice", "iqn.2026-11.example:spelled", LoginStatus.AUTHORIZATION_FAILURE),
+        ("IQN.2026-11.Example:Spelled", OTHER_HOST, LoginStatus.AUTHORIZATION_FAILURE),
+    ],
+)
+def test_a_user_named_after_an_initiator_and_that_initiator_go_together(user, initiator, status):
+    access = ChapAccess(dict.fromkeys(("alice", OTHER_HOST, "IQN.2026-11.Example:Spelled"), SECRET))
+    host = Host(access).challenged(names={**NAMES, "InitiatorName": initiator})
+    answer = host.send({"CHAP_N": user, "CHAP_R": proof(SECRET)}, nsg=1)
+    assert answer.status == status, host.login.why
+    wrong = Host(access).challenged(names={**NAMES, "InitiatorName": initiator})
+    assert wrong.refused({"CHAP_N": user, "CHAP_R": proof(b"wrong")}) is LoginStatus.AUTHENTICATION_FAILURE
+
+
 # -- where it is required, and where not
 
 
