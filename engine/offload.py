@@ -3,6 +3,10 @@
 Unlike the copy loop of clones and mirrors (``copy_job.py``), the source may be live, the target is in use, ranges begin
 and end anywhere, and nothing is read back: these are a host's own reads and writes, only done here.
 
+Inside one volume family no data moves: where a store can share chunks (``VolumeStore.share``), whole chunks of the
+target are made to refer to the source's, and only the edges are copied. For that the source has to be frozen; of a live
+volume a hidden snapshot is taken for the time of the copy, if the range is worth its syncs.
+
 Invariants:
 
 * Data moves in pieces of at most ``PIECE_BYTES``, and at most ``MAX_PIECES`` of them are in hand, however many copies
@@ -17,20 +21,28 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import logging
+import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.errors import EngineError
 from engine.stores import Extent, ExtentState
-from engine.units import KIB, MIB, align_down
+from engine.units import KIB, MIB, align_down, align_up
+from engine.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from engine.stores import BlockDevice
+    from engine.stores import BlockDevice, Frozen, VolumeStore
 
     Hold = Callable[[int, int], AbstractAsyncContextManager[None]]
     Progress = Callable[[int], None]
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES = 256 * KIB
 """Larger pieces disturb the foreground and gain nothing (STORE section 6)."""
@@ -40,6 +52,13 @@ MAX_PIECES = 8
 
 WINDOW_BYTES = 64 * MIB
 """How far ahead the source is asked for its extents; also the longest range that is zeroed in one step."""
+
+
+SHARE_LIVE_BYTES = 4 * MIB
+"""From here on a live volume is frozen to share its chunks: copying less takes no longer than the snapshot's syncs."""
+
+HIDDEN_PREFIX = "offload."
+"""Of the snapshots that copies take of live volumes."""
 
 
 class Offload:
@@ -69,15 +88,32 @@ class Offload:
         Raises:
             EngineError: whatever a device raises. Pieces before it are in place.
         """
-        backwards = source is target and start < at < start + length
+        shared = _shareable(target, at, length, at - start)
+        if shared.length and isinstance(target, Volume):
+            async with _frozen(source, target, shared.length) as frozen:
+                if frozen is not None:
+                    job = _Move(frozen, target, at - start, hold, progress, at)
+                    await self._move(job, Extent(at, shared.offset - at))
+                    end = await _share(job, frozen, target, shared)
+                    await self._move(job, Extent(end, at + length - end))
+                    return
+        await self._move(_Move(source, target, at - start, hold, progress, at), Extent(at, length))
+
+    async def _move(self, job: _Move, extent: Extent) -> None:
+        """Copy an extent of the target piece by piece."""
+        start = extent.offset - job.shift
+        backwards = job.source is job.target and start < extent.offset < start + extent.length
         done = 0
-        for window in _windows(length, backwards=backwards):
-            extents = await source.extents(start + window.offset, window.length)
-            for piece in _pieces(extents, at - start, backwards=backwards):
+        for window in _windows(extent.length, backwards=backwards):
+            extents = await job.source.extents(start + window.offset, window.length)
+            for piece in _pieces(extents, job.shift, backwards=backwards):
                 async with self._room:
-                    await _move(piece, source, target, piece.offset - start + at, hold)
+                    await _move_piece(job, piece)
                 done += piece.length
-                progress(done if done == length or not backwards else 0)
+                if done == extent.length or not backwards:
+                    job.progress(extent.offset + done - job.at)
+                else:
+                    job.progress(0)
                 await asyncio.sleep(0)
 
     async def zero(self, target: BlockDevice, at: int, length: int, *, hold: Hold, progress: Progress) -> None:
@@ -89,18 +125,91 @@ class Offload:
             await asyncio.sleep(0)
 
 
-async def _move(piece: Extent, source: BlockDevice, target: BlockDevice, to: int, hold: Hold) -> None:
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A copy: ``shift`` is from an offset of the source to that of the target, which begins at ``at``."""
+
+    source: BlockDevice
+    target: BlockDevice
+    shift: int
+    hold: Hold
+    progress: Progress
+    at: int
+
+
+async def _move_piece(job: _Move, piece: Extent) -> None:
     data = memoryview(b"")
     if piece.state is ExtentState.DATA:
         data = memoryview(bytearray(piece.length))
-        await source.read(piece.offset, data)
-    async with hold(to, piece.length):
+        await job.source.read(piece.offset, data)
+    to = piece.offset + job.shift
+    async with job.hold(to, piece.length):
         if piece.state is ExtentState.DATA:
-            await target.write(to, data)
+            await job.target.write(to, data)
         elif piece.state is ExtentState.ZERO:
-            await target.write_zeroes(to, piece.length)
+            await job.target.write_zeroes(to, piece.length)
         else:
-            await target.discard(to, piece.length)
+            await job.target.discard(to, piece.length)
+
+
+# --- sharing --------------------------------------------------------------------------------------------------------
+
+
+def _shareable(target: BlockDevice, at: int, length: int, shift: int) -> Extent:
+    """The part of a range of the target that whole chunks cover, if source and target have them in step."""
+    unit = target.head.store.capabilities.share_unit if isinstance(target, Volume) else 0
+    if not unit or shift % unit:
+        return Extent(at, 0)
+    first, end = align_up(at, unit), align_down(at + length, unit)
+    return Extent(first, max(0, end - first))
+
+
+@contextlib.asynccontextmanager
+async def _frozen(source: BlockDevice, target: Volume, length: int) -> AsyncIterator[Frozen | None]:
+    """The source as something that the target can share chunks of; None: data has to move."""
+    store = target.head.store
+    if not isinstance(source, Volume):
+        known = (snapshot for snapshot in store.snapshots() if snapshot is source)
+        yield None if target.taps else next(known, None)
+    elif source.head.store is not store or length < SHARE_LIVE_BYTES or target.taps:
+        yield None
+    else:
+        snapshot = await _snapshot(store, source)
+        try:
+            yield snapshot
+        finally:
+            if snapshot is not None:
+                await _delete(store, snapshot)
+
+
+async def _snapshot(store: VolumeStore, volume: Volume) -> Frozen | None:
+    try:
+        return await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{uuid.uuid4()}", hidden=True)
+    except EngineError as error:
+        log.info("%s is copied by moving its data: %s", volume.name, error)
+        return None
+
+
+async def _delete(store: VolumeStore, snapshot: Frozen) -> None:
+    try:
+        await store.delete_snapshot(snapshot)
+    except EngineError as error:  # it stays until the pool is opened the next time
+        log.warning("snapshot %s of a copy: %s", snapshot.name, error)
+
+
+async def _share(job: _Move, source: Frozen, target: Volume, extent: Extent) -> int:
+    """Returns the offset up to which the extent is shared: its end, unless the store has no room for more."""
+    at = extent.offset
+    while at < extent.end:
+        step = min(WINDOW_BYTES, extent.end - at)
+        async with job.hold(at, step):
+            shared = await target.share(source, at - job.shift, at, step)
+        at += shared
+        job.progress(at - job.at)
+        if shared < step:
+            break
+        await asyncio.sleep(0)
+    return at
 
 
 def _windows(length: int, *, backwards: bool) -> Iterator[Extent]:

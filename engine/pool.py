@@ -30,6 +30,7 @@ from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, In
 from engine.files import translate
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.jobs import JobRegistry
+from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
@@ -396,10 +397,11 @@ class Pool:
         await self.catalog.replace_volumes([*self._rows.values(), *kept])
 
     async def _drop_leftovers(self) -> None:
-        """Remove the points that exports, digests and tokens kept for themselves when a crash ended them."""
+        """Remove the points that the engine kept for itself while it did something that a crash ended."""
+        prefixes = (EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
         for store in self._stores.values():
             for snapshot in store.snapshots():
-                if snapshot.hidden and snapshot.name.startswith((EXPORT_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)):
+                if snapshot.hidden and snapshot.name.startswith(prefixes):
                     await store.delete_snapshot(snapshot)
 
     def _clash(self, store: VolumeStore) -> str | None:

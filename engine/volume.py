@@ -33,7 +33,7 @@ from engine.units import SECTOR_SIZE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from engine.stores import BlockDevice, Extent, Head
+    from engine.stores import BlockDevice, Extent, Frozen, Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +261,21 @@ class Volume:
 
     async def discard(self, offset: int, length: int, /) -> None:
         await self._change(ChangeKind.DISCARD, offset, length, None, False)
+
+    async def share(self, source: Frozen, source_offset: int, offset: int, length: int, /) -> int:
+        """Make a range refer to a snapshot's data in the same family, as ``VolumeStore.share`` does.
+
+        Returns the bytes shared, from the start of the range. Mirrors want data, so with one attached it is 0.
+        """
+        await self._enter()
+        try:
+            if self.read_only:
+                raise WriteProtected(f"volume {self.name} is read-only")
+            if self._taps:
+                return 0
+            return await self._head.store.share(source, source_offset, self._head, offset, length)
+        finally:
+            self._leave()
 
     async def flush(self) -> None:
         """Returns when everything acknowledged before is durable here and at every synchronous mirror."""

@@ -17,7 +17,16 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import AlreadyExists, InvalidState, NotFound, NotSupported, OutOfRange, StoreFailed, WriteProtected
+from engine.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    NotSupported,
+    OutOfRange,
+    StoreFailed,
+    WriteProtected,
+)
 from engine.stores import Extent, ExtentState, Space, StoreCapabilities
 from engine.units import KIB, SECTOR_SIZE
 
@@ -119,7 +128,7 @@ class MemoryNode:
 
     async def write(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
         payload = bytes(data)
-        await self._change(offset, len(payload), lambda node, memo: node.put(offset, payload, memo))
+        await self.change(offset, len(payload), lambda node, memo: node.put(offset, payload, memo))
         if fua:
             await self.flush()
 
@@ -137,7 +146,7 @@ class MemoryNode:
             node.put(offset, bytes(whole_first * CHUNK - offset), memo)
             node.put(whole_end * CHUNK, bytes(offset + length - whole_end * CHUNK), memo)
 
-        await self._change(offset, length, clear)
+        await self.change(offset, length, clear)
 
     def put(self, offset: int, payload: bytes, memo: dict[Chunk | None, Chunk]) -> None:
         position = 0
@@ -154,7 +163,7 @@ class MemoryNode:
             self.chunks[index] = new
             position += part
 
-    async def _change(
+    async def change(
         self, offset: int, length: int, change: Callable[[MemoryNode, dict[Chunk | None, Chunk]], None]
     ) -> None:
         self._check(offset, length, write=True)
@@ -230,14 +239,21 @@ async def _at_once(operation: str, node: MemoryNode, offset: int, length: int) -
 class MemoryStore:
     """One family of volumes and snapshots."""
 
-    def __init__(self, *, incarnation: int = 1) -> None:
+    def __init__(self, *, incarnation: int = 1, share_unit: int = 0) -> None:
+        """``share_unit``: ``CHUNK`` for a store that can share them. ``share_room``: how many bytes one call shares."""
+        self.share_room: int | None = None
         self.incarnation = incarnation
         self.nodes: list[MemoryNode] = []
         self.durable: dict[MemoryNode, _Durable] = {}
         self.closed = False
         self.pace: Callable[[str, MemoryNode, int, int], Awaitable[None]] = _at_once
         self.capabilities = StoreCapabilities(
-            fast_path=False, instant_epoch=True, instant_rollback=True, digests=False, recovery_points=True
+            fast_path=False,
+            instant_epoch=True,
+            instant_rollback=True,
+            digests=False,
+            recovery_points=True,
+            share_unit=share_unit,
         )
         self._ids = 0
         self._captures = 0
@@ -317,7 +333,23 @@ class MemoryStore:
     async def share(
         self, source: MemoryNode, source_offset: int, target: MemoryNode, offset: int, length: int, /
     ) -> int:
-        raise NotSupported("this store cannot share chunks")
+        if not self.capabilities.share_unit:
+            raise NotSupported("this store cannot share chunks")
+        if source not in self.nodes or (source_offset | offset | length) % CHUNK:
+            raise InvalidArgument("not of this store, or not whole chunks")
+        room = length if self.share_room is None else min(length, self.share_room)
+        shift = (offset - source_offset) // CHUNK
+
+        def refer(node: MemoryNode, _memo: dict[Chunk | None, Chunk]) -> None:
+            for index in range(offset // CHUNK, (offset + room) // CHUNK):
+                chunk = source.chunks.get(index - shift)
+                if chunk is None:
+                    node.chunks.pop(index, None)
+                else:
+                    node.chunks[index] = chunk
+
+        await target.change(offset, room, refer)
+        return room
 
     async def delete_snapshot(self, snapshot: MemoryNode) -> None:
         self._drop(snapshot)
