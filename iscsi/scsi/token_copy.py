@@ -14,7 +14,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.errors import InUse, InvalidState, NotFound, OutOfSpace, TokenFault, TokenInvalid
+from engine.errors import InUse, InvalidState, NotFound, OutOfSpace, StoreFailed, TokenFault, TokenInvalid
 from engine.stores import Extent
 from engine.tokens import DEFAULT_INACTIVITY_S, MAX_INACTIVITY_S
 from iscsi.scsi import limits, rod_token
@@ -236,7 +236,7 @@ async def _write_token(end: CopyEnd, write: _Write, token: Token, operation: Cop
                     hold=end.hold,
                     progress=_after(operation, done),
                 )
-            except (InvalidState, NotFound):
+            except (InvalidState, NotFound, StoreFailed):
                 manager.tokens.cancel(token)  # its volume or snapshot was deleted
                 raise illegal_request(Asc.TOKEN_CANCELLED) from None
             at += length

@@ -27,11 +27,12 @@ HOST = "iqn.2026-11.org.example:host"
 class Array:
     """A pool served over iSCSI."""
 
-    def __init__(self, pool: Pool, api: LocalApi, portals: list[tuple[str, int]]) -> None:
+    def __init__(self, pool: Pool, api: LocalApi, portals: list[tuple[str, int]], registry) -> None:
         self.pool = pool
         self.api = api
         self.portals = portals
         self.portal = portals[0]
+        self.registry = registry
 
     async def disk(self, target: str, *, lun: int = 0, initiator: str = HOST, portal: int = 0) -> IscsiDisk:
         return await connect(self.portals[portal], target, lun, initiator_name=initiator)
@@ -51,7 +52,7 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
     await exposure.restore()
     bound = await server.start([(host, 0) for host, _ in portals], [group for _, group in portals])
     try:
-        yield Array(pool, LocalApi(pool, exposure, replicas, version="test"), bound)
+        yield Array(pool, LocalApi(pool, exposure, replicas, version="test"), bound, registry)
     finally:
         await server.stop(graceful=False)
         await exports.close()
