@@ -40,6 +40,7 @@ CREATE TABLE volumes (
     volume_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, file TEXT NOT NULL,
     physical_block INTEGER NOT NULL, write_cache INTEGER NOT NULL, read_only INTEGER NOT NULL,
     removable INTEGER NOT NULL, origin TEXT NOT NULL);
+CREATE TABLE sanitizations (volume_id TEXT PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE deletions (file TEXT PRIMARY KEY);
 CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL, port_group INTEGER NOT NULL UNIQUE);
 CREATE TABLE luns (
@@ -246,6 +247,20 @@ class Catalog:
 
         await self._run(work)
 
+    async def sanitizations(self) -> dict[str, str]:
+        """The records of sanitize operations that have not ended well, by volume."""
+        return await self._run(lambda database: dict(database.execute("SELECT volume_id, record FROM sanitizations")))
+
+    async def put_sanitization(self, volume_id: str, record: str | None) -> None:
+        """Keep the record of a volume's sanitize operation; None: forget it."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM sanitizations WHERE volume_id = ?", (volume_id,))
+            if record is not None:
+                database.execute("INSERT INTO sanitizations VALUES (?, ?)", (volume_id, record))
+
+        await self._run(work)
+
     async def begin_deletion(self, file: str) -> None:
         """A family's file is to go: from here on it will, whatever crashes."""
         await self._run(lambda database: database.execute("INSERT OR REPLACE INTO deletions VALUES (?)", (file,)))
@@ -257,6 +272,7 @@ class Catalog:
             held = "(SELECT volume_id FROM volumes WHERE file = ?)"
             database.execute(f"DELETE FROM luns WHERE volume_id IN {held}", (file,))
             database.execute(f"DELETE FROM reservations WHERE device_id IN {held}", (file,))
+            database.execute(f"DELETE FROM sanitizations WHERE volume_id IN {held}", (file,))
             database.execute("DELETE FROM volumes WHERE file = ?", (file,))
             database.execute("DELETE FROM deletions WHERE file = ?", (file,))
 
@@ -272,6 +288,7 @@ class Catalog:
         def work(database: sqlite3.Connection) -> None:
             database.execute("DELETE FROM reservations WHERE device_id = ?", (volume_id,))
             database.execute("DELETE FROM luns WHERE volume_id = ?", (volume_id,))
+            database.execute("DELETE FROM sanitizations WHERE volume_id = ?", (volume_id,))
             database.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
 
         await self._run(work)

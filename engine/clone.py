@@ -85,6 +85,7 @@ async def _point(source: Volume, name: str, *, resumed: bool) -> Frozen:
             if resumed:
                 return snapshot
             await store.delete_snapshot(snapshot)
+    source.require_usable()
     return await store.snapshot(source.head, name, hidden=True)
 
 

@@ -297,6 +297,8 @@ async def start_export(pool: Pool, volume: Volume, snapshot: Frozen | None, path
     part = path.with_name(f".{path.name}.twinvol-part")
 
     async def work(job: Job) -> dict[str, Any]:
+        if snapshot is None:
+            volume.require_usable()
         point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
         try:
             image = await RawImage.create(part, point.size_bytes, workers)

@@ -32,10 +32,12 @@ from engine.interchange import absolute, start_export, start_import
 from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size
 from engine.root_job import start_root
+from engine.sanitize import SanitizeState
 from engine.volume import Identity
 
 if TYPE_CHECKING:
     from engine.api import EngineApi
+    from engine.errors import StoreFailed
     from engine.exposure import Exposure
     from engine.pool import DamagedFamily, Pool
     from engine.replicas import Replicas
@@ -218,6 +220,7 @@ class LocalApi:
             raise AlreadyExists("snapshot", f"{volume}@{name}")
         if expose:
             self._exposure.require_exposable(volume, name)
+        source.require_usable()
         snapshot = await source.head.store.snapshot(source.head, name)
         if expose:
             await self._exposure.expose(source, snapshot)
@@ -521,7 +524,7 @@ class LocalApi:
             name=volume.name,
             volume_id=volume.volume_id,
             size_bytes=volume.size_bytes,
-            state="failed" if failure else "read-only" if volume.read_only else "ok",
+            state=_volume_state(volume, failure),
             reason=None if failure is None else str(failure),
             serial=volume.identity.serial,
             naa=f"{volume.identity.naa:016x}",
@@ -624,3 +627,13 @@ def _pair(name: str | None, secret: str | None) -> tuple[str, str] | None:
     if name is None or secret is None:
         raise InvalidArgument("a CHAP name and its secret come together")
     return name, secret
+
+
+def _volume_state(volume: Volume, failure: StoreFailed | None) -> str:
+    if failure:
+        return "failed"
+    if volume.sanitizer is not None and volume.sanitizer.state is SanitizeState.RUNNING:
+        return f"sanitizing, {volume.sanitizer.progress:.0%}"
+    if volume.sanitizer is not None and volume.sanitizer.state is SanitizeState.FAILED:
+        return "sanitize failed"
+    return "read-only" if volume.read_only else "ok"

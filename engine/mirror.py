@@ -458,6 +458,7 @@ class Mirror:
                 queue_bytes=self.policy.queue_bytes,
                 allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._allowance,
             )
+            self.source.require_usable()
             await self.source.head.store.prepare_flip()
             # One step of the loop: S has every write before it, the stream every one after.
             self.source.attach(self._stream)

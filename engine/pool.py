@@ -32,6 +32,8 @@ from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.jobs import JobRegistry
 from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
+from engine.sanitize import SPREAD_S, Sanitizer
+from engine.stores import PurgingStore
 from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
 from engine.volume import Volume
@@ -120,6 +122,7 @@ class Pool:
                 pool = cls(path, env, lock, catalog, await JobRegistry.open(catalog, env.clock))
                 await pool._open_families()
                 await pool._drop_leftovers()
+                await pool._resume_sanitizing()
             except BaseException:
                 await catalog.close()
                 raise
@@ -131,6 +134,8 @@ class Pool:
     async def close(self) -> None:
         """End jobs, checkpoint and close every family, and give the pool free."""
         await self.jobs.close()
+        for volume in self._volumes.values():
+            await _stop_sanitizing(volume)
         async with self._changing:
             outcomes = await asyncio.gather(*(store.close() for store in self._stores.values()), return_exceptions=True)
             for name, outcome in zip(self._stores, outcomes, strict=True):
@@ -281,6 +286,7 @@ class Pool:
         async with self._changing:
             row = self.row(volume)
             store = self._stores[row.file]
+            await _stop_sanitizing(volume)
             users_own = [snapshot for snapshot in store.snapshots() if not snapshot.hidden]
             if [head.volume_id for head in store.volumes()] == [volume.volume_id] and not users_own:
                 # The last of its family: the file goes as a whole.
@@ -347,6 +353,8 @@ class Pool:
             write_cache=row.write_cache,
             removable=row.removable,
         )
+        if isinstance(head.store, PurgingStore):
+            volume.sanitizer = Sanitizer(volume, _SanitizeHost(volume, self.catalog), spread_s=SPREAD_S)
         self._volumes[volume.name] = volume
         self._rows[volume.volume_id] = row
         return volume
@@ -404,6 +412,13 @@ class Pool:
                 if snapshot.hidden and snapshot.name.startswith(prefixes):
                     await store.delete_snapshot(snapshot)
 
+    async def _resume_sanitizing(self) -> None:
+        """What was interrupted begins again; a record of a volume that is gone for good is of no use."""
+        for volume_id, record in (await self.catalog.sanitizations()).items():
+            for volume in self._volumes.values():
+                if volume.volume_id == volume_id and volume.sanitizer is not None:
+                    volume.sanitizer.resume(record)
+
     def _clash(self, store: VolumeStore) -> str | None:
         """Why a family may not be served beside those that are; None when it may."""
         for head in store.volumes():
@@ -417,6 +432,39 @@ class Pool:
         log.error("not serving %s: %s", file, reason)
         held = tuple(row for row in rows if row.file == file and row.volume_id not in self._rows)
         self._damaged[file] = DamagedFamily(self.path / VOLUMES_NAME / file, reason, held)
+
+
+class _SanitizeHost:
+    """What the sanitizer of a volume needs of the pool."""
+
+    def __init__(self, volume: Volume, catalog: Catalog) -> None:
+        self._volume = volume
+        self._catalog = catalog
+
+    def require_alone(self) -> None:
+        volume, store = self._volume, self._volume.head.store
+        keepers = [f"snapshot {snapshot.name}" for snapshot in store.snapshots()]
+        keepers += [f"volume {head.name}" for head in store.volumes() if head.volume_id != volume.volume_id]
+        if store.staging(volume.volume_id) is not None or volume.taps:
+            keepers.append("a mirror")
+        if keepers:
+            raise InvalidState(f"volume {volume.name}", f"shared with {keepers[0]}", "the only one that keeps its data")
+
+    async def purge(self) -> None:
+        store = self._volume.head.store
+        assert isinstance(store, PurgingStore)
+        await store.purge()
+
+    async def record(self, record: str | None) -> None:
+        await self._catalog.put_sanitization(self._volume.volume_id, record)
+
+    def changed(self) -> None:
+        self._volume.sanitize_changed()
+
+
+async def _stop_sanitizing(volume: Volume) -> None:
+    if volume.sanitizer is not None:
+        await volume.sanitizer.stop()
 
 
 def _take(path: Path, env: StoreEnv) -> int:

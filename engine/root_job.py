@@ -25,6 +25,8 @@ async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job
             job.progress(progress.done_bytes, progress.total_bytes)
 
         store = volume.head.store
+        if snapshot is None:
+            volume.require_usable()
         point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
         try:
             control = CopyControl(on_progress=report)

@@ -257,6 +257,7 @@ class Tokens:
 async def _freeze(device: BlockDevice, name: str) -> tuple[BlockDevice, tuple[VolumeStore, Frozen] | None]:
     """The device as it is now, and what has to be removed later."""
     if isinstance(device, Volume):
+        device.require_usable()
         store = device.head.store
         snapshot = await store.snapshot(device.head, name, hidden=True)
         return snapshot, (store, snapshot)

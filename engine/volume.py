@@ -27,12 +27,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InvalidState, OutOfRange, WriteProtected
+from engine.sanitize import SanitizeState
 from engine.stores import AtomicTarget
 from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from engine.sanitize import Sanitizer
     from engine.stores import BlockDevice, Extent, Frozen, Head
 
 
@@ -58,6 +60,7 @@ class VolumeEvent(enum.Enum):
     RESIZED = "resized"
     CONTENT_REPLACED = "content replaced"
     PROTECTION_CHANGED = "write protection changed"
+    SANITIZE = "a sanitize operation begins, ends or fails"
 
 
 class ChangeKind(enum.Enum):
@@ -134,6 +137,8 @@ class Volume:
         self.physical_block_bytes = physical_block_bytes
         self.write_cache = write_cache
         self.removable = removable
+        self.sanitizer: Sanitizer | None = None
+        """Set by whoever keeps the records of its operations; None: the volume cannot be sanitized."""
         self.try_read: Callable[[int, memoryview], bool]
         self.try_write: Callable[[int, memoryview], bool]
         self.end_pass: Callable[[], None]
@@ -210,6 +215,15 @@ class Volume:
             self._read_only = read_only
             self._bind()
             self._tell(VolumeEvent.PROTECTION_CHANGED)
+
+    def sanitize_changed(self) -> None:
+        """The sanitizer's state is another one."""
+        self._tell(VolumeEvent.SANITIZE)
+
+    def require_usable(self) -> None:
+        """Raises InvalidState while a sanitize operation runs or has failed: nothing may keep what it is to erase."""
+        if self.sanitizer is not None and self.sanitizer.state is not SanitizeState.NONE:
+            raise InvalidState(f"volume {self.name}", "being sanitized, or that has failed", "a usable one")
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:

@@ -159,6 +159,8 @@ class IscsiExports:
                         unit.content_replaced()
                     case VolumeEvent.PROTECTION_CHANGED:
                         unit.write_protection_changed()
+                    case VolumeEvent.SANITIZE:
+                        unit.refresh_all()
 
             held = self._hold(lun.device_id, unit, volume.subscribe(tell))
         self._show(lun, held, state)

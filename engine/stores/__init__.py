@@ -213,6 +213,15 @@ class AtomicTarget(Protocol):
         ...
 
 
+@runtime_checkable
+class PurgingStore(Protocol):
+    """A store that can see to it that nothing is left of what was freed."""
+
+    async def purge(self) -> None:
+        """No freed content can be read from the store's files when it returns. Raises InvalidState: some still is."""
+        ...
+
+
 class VolumeStore(Protocol):
     """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
 

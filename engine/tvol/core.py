@@ -18,6 +18,7 @@ commit record is written, nothing is retried on this descriptor; writes and flus
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from array import array
 from typing import TYPE_CHECKING
@@ -308,6 +309,23 @@ class Core:
             raise
         else:
             self.allocator.add_zero(chunks)
+
+    async def zero_all(self) -> None:
+        """Overwrite all dirty chunks, which could not be punched."""
+        longest = PUNCH_BYTES // self.chunk_bytes
+        while self.allocator.dirty_count:
+            chunks = self.allocator.next_dirty(longest)
+            try:
+                await self.env.workers.run(functools.partial(self._zero, chunks))
+            except BaseException:
+                self.allocator.give_back(chunks)
+                raise
+            self.allocator.add_zero(chunks)
+
+    def _zero(self, chunks: array[int]) -> None:
+        zeroes = memoryview(bytes(self.chunk_bytes))
+        for chunk in chunks:
+            self.file.write((zeroes,), chunk << self.chunk_shift)
 
     def _punch(self, pieces: list[tuple[int, int]]) -> None:
         for first, count in pieces:

@@ -504,6 +504,33 @@ class NativeStore:
             raise InvalidArgument(f"{found.name!r} is not a staging area")
         return found
 
+    async def purge(self) -> None:
+        """No freed content can be read from the file when it returns.
+
+        Freed chunks are given back to the host, or overwritten where it cannot punch holes. Raises InvalidState: space
+        of deleted nodes is still to be reclaimed, and cannot be now.
+        """
+        core = self._core
+        await self._reclaimed()
+        while core.allocator.has_deferred:
+            await core.quiet()
+            await core.flush()
+            core.release_freed()
+        await self._housekeeper.idle()  # it may hold chunks that it is punching
+        await core.punch_all()
+        await core.zero_all()
+        await core.env.workers.run(core.file.sync_data)
+        core.check()
+
+    async def _reclaimed(self) -> None:
+        self._housekeeper.wake()
+        await self._housekeeper.idle()
+        family = self._core.family
+        if family.deleted or family.reclaim or family.reclaiming:
+            raise InvalidState(f"{self._core.path}", "not able to reclaim deleted snapshots now", "done with that")
+        await self._core.flush()
+        self._core.release_freed()
+
     async def settled(self) -> None:
         """Wait until nothing is left to do in the background (space of deleted nodes has come back)."""
         await self._housekeeper.idle()

@@ -6,6 +6,7 @@ link bits, protection fields and obsolete fields are not in any mask and so are 
 
 from __future__ import annotations
 
+from engine.sanitize import SanitizeState
 from iscsi.scsi import (
     alua,
     copy_results,
@@ -13,6 +14,7 @@ from iscsi.scsi import (
     mode,
     persistent_reserve,
     provisioning,
+    sanitize,
     sbc,
     spc,
     token_copy,
@@ -29,9 +31,16 @@ def _usage(*parts: str) -> bytes:
 _LBA4, _LBA8, _LENGTH4 = "ffffffff", "ffffffffffffffff", "ffffffff"
 _GROUP = "3f"
 
+_ANY_SANITIZE_STATE = frozenset(SanitizeState)
+
 _COMMON = (
     CommandSpec(
-        "TEST UNIT READY", _usage("000000000000"), spc.test_unit_ready, sharing=Sharing.PERSISTENT, needs_medium=True
+        "TEST UNIT READY",
+        _usage("000000000000"),
+        spc.test_unit_ready,
+        sharing=Sharing.PERSISTENT,
+        needs_medium=True,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec(
         "REQUEST SENSE",
@@ -40,6 +49,7 @@ _COMMON = (
         available=Availability.ALWAYS,
         sharing=Sharing.ALWAYS,
         ignores_unit_attention=True,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec(
         "INQUIRY",
@@ -48,6 +58,7 @@ _COMMON = (
         available=Availability.ALWAYS,
         sharing=Sharing.ALWAYS,
         ignores_unit_attention=True,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec(
         "REPORT LUNS",
@@ -56,6 +67,7 @@ _COMMON = (
         available=Availability.ALWAYS,
         sharing=Sharing.ALWAYS,
         ignores_unit_attention=True,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec(
         "SEND DIAGNOSTIC",
@@ -70,6 +82,7 @@ _COMMON = (
         spc.log_sense,
         available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec("START STOP UNIT", _usage("1b01000ff700"), spc.start_stop_unit, sharing=Sharing.NEVER),
     CommandSpec(
@@ -100,6 +113,7 @@ _COMMON = (
         available=Availability.ALWAYS,
         sharing=Sharing.PERSISTENT,
         service_action=0x0A,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec(
         "SET TARGET PORT GROUPS",
@@ -117,6 +131,7 @@ _COMMON = (
         available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         service_action=0x0C,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
     CommandSpec(
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
@@ -125,6 +140,7 @@ _COMMON = (
         available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         service_action=0x0D,
+        while_sanitizing=_ANY_SANITIZE_STATE,
     ),
 )
 
@@ -350,6 +366,25 @@ _COPY_RESULTS = tuple(
     )
 )
 
+_SANITIZE = tuple(
+    CommandSpec(
+        f"SANITIZE: {name}",
+        _usage("48bf0000000000", parameter_list, "00"),
+        handler,
+        effect=effect,
+        sharing=Sharing.NEVER,
+        service_action=action,
+        data_out=data_out,
+        while_sanitizing=frozenset((SanitizeState.NONE, SanitizeState.FAILED)),
+        needs=sanitize.can_sanitize,
+    )
+    for action, name, handler, effect, parameter_list, data_out in (
+        (0x01, "OVERWRITE", sanitize.overwrite, Effect.WRITE, "ffff", sanitize.parameter_list_length),
+        (0x02, "BLOCK ERASE", sanitize.block_erase, Effect.WRITE, "0000", None),
+        (0x1F, "EXIT FAILURE MODE", sanitize.exit_failure_mode, Effect.NONE, "0000", None),
+    )
+)
+
 COMMANDS = CommandTable(
     (
         *_COMMON,
@@ -361,6 +396,7 @@ COMMANDS = CommandTable(
         *_VERIFIES,
         *_WRITES,
         *_ATOMIC,
+        *_SANITIZE,
         *_COPIES,
         *_COPY_RESULTS,
     )

@@ -13,6 +13,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.sanitize import SanitizeState
 from iscsi.scsi.sense import Asc, CheckCondition, Effect, FieldPointer, Sense, SenseKey, invalid_cdb_field
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ class CommandSpec:
     """A supported command.
 
     ``usage``: its CDB with a 1 in every bit that is looked at, operation code verbatim. ``passes``: the unit attentions
-    that it leaves pending and does not mind; ``ignores_unit_attention``: all of them. ``needs``: what the device has to
-    be able to do; where it is not, the command is not supported.
+    that it leaves pending and does not mind; ``ignores_unit_attention``: all of them. ``while_sanitizing``: in
+    which states of the unit's sanitize operation it is served. ``needs``: what the device has to be able to do; where
+    it is not, the command is not supported.
     """
 
     name: str
@@ -63,6 +65,7 @@ class CommandSpec:
     needs_medium: bool = False
     ignores_unit_attention: bool = False
     passes: frozenset[Asc] = frozenset()
+    while_sanitizing: frozenset[SanitizeState] = frozenset((SanitizeState.NONE,))
     data_out: DataOutLength | None = None
     needs: DeviceKind | None = None
 

@@ -67,7 +67,8 @@ def vital_product_data(lu: LogicalUnit, nexus: Nexus, page: int) -> bytes | None
     elif page == 0xB0:
         payload = _block_limits(lu)
     elif page == 0xB1:
-        payload = b"\x00\x01" + bytes(58)  # MEDIUM ROTATION RATE 0001h: does not rotate
+        # MEDIUM ROTATION RATE 0001h: does not rotate; WABEREQ 01b: after a block erase reads are good
+        payload = bytes((0, 1, 0, 0x40 if lu.sanitizer is not None else 0)) + bytes(56)
     else:
         payload = _provisioning(lu)
     return bytes((0, page)) + len(payload).to_bytes(2, "big") + payload

@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
 from engine.files import SystemClock
+from engine.sanitize import SanitizeState
 from engine.stores import AtomicTarget
 from engine.tokens import Tokens
+from iscsi.scsi import sanitize
 from iscsi.scsi.alua import AsymmetricAccess
 from iscsi.scsi.command import ScsiResult, Status
 from iscsi.scsi.commands import COMMANDS
@@ -52,6 +54,7 @@ from iscsi.stats import IoStats
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from engine.sanitize import Sanitizer
     from engine.stores import BlockDevice
     from iscsi.scsi.command import ScsiCommand
     from iscsi.scsi.copy_manager import CopyOperation
@@ -116,6 +119,7 @@ class Nexus:
         "plain_only",
         "port_group",
         "prevents_removal",
+        "sanitize_polls",
         "stats",
         "unit_attentions",
     )
@@ -130,6 +134,7 @@ class Nexus:
         self.block_shift = lu.block_shift
         self.unit_attentions: list[Asc] = [Asc.POWER_ON_OCCURRED]
         self.prevents_removal = False
+        self.sanitize_polls = 0
         self.copies: dict[int, CopyOperation] = {}  # by list identifier
         self.plain_only = False
         self.port_group = lu.access.group_of(it_nexus)
@@ -203,7 +208,7 @@ class LogicalUnit:
         self.mode = ModeParameters(write_cache=write_cache)
         self.reservations = reservations or Reservations()
         self.access = AsymmetricAccess()
-        self.write_order = WriteOrder(self.refresh_all)
+        self.write_order = WriteOrder(self.refresh_all, self.require_not_sanitizing)
         self.copy_manager = copy_manager or CopyManager(Tokens(SystemClock()))
         self.nexuses: list[Nexus] = []
         self._past = IoStats()  # of nexuses that are gone
@@ -219,6 +224,16 @@ class LogicalUnit:
     def max_atomic_blocks(self) -> int:
         """Longest WRITE ATOMIC(16); 0: there is none."""
         return self.device.atomic_write_bytes >> self.block_shift if isinstance(self.device, AtomicTarget) else 0
+
+    @property
+    def sanitizer(self) -> Sanitizer | None:
+        """Whoever sanitizes the device; None: it cannot be."""
+        return sanitize.sanitizer_of(self.device)
+
+    @property
+    def sanitize_state(self) -> SanitizeState:
+        """Whether the unit is being sanitized, or that has failed."""
+        return SanitizeState.NONE if self.sanitizer is None else self.sanitizer.state
 
     @property
     def write_protected(self) -> bool:
@@ -258,7 +273,8 @@ class LogicalUnit:
 
     def refresh(self, nexus: Nexus) -> None:
         """Recompute what the fast path of a nexus may do."""
-        ready = not nexus.unit_attentions and self.loaded and not nexus.plain_only and nexus.port_group.state.is_active
+        usable = self.loaded and self.sanitize_state is SanitizeState.NONE
+        ready = not nexus.unit_attentions and usable and not nexus.plain_only and nexus.port_group.state.is_active
         readable = ready and not self.reservations.forbid(nexus, Effect.READ)
         nexus.blocks = self._blocks
         nexus.fast_device = self.device if readable else None
@@ -373,8 +389,10 @@ class LogicalUnit:
         nexus.port_group.require(spec.available)
         self.reservations.check(nexus, spec)
         spec.check_fields(cdb)
+        if self.sanitize_state not in spec.while_sanitizing:
+            self._require_sanitized()
         if spec.effect is not Effect.NONE or spec.needs_medium:
-            self.require_medium()
+            self._require_loaded()
         if spec.effect is Effect.WRITE and self.write_protected:
             raise CheckCondition(Sense(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED))
 
@@ -387,7 +405,20 @@ class LogicalUnit:
         self.refresh_all()
 
     def require_medium(self) -> None:
-        """Raises NOT READY when the medium is ejected."""
+        """Raises NOT READY when the medium is ejected or being sanitized, MEDIUM ERROR when the latter has failed."""
+        self._require_sanitized()
+        self._require_loaded()
+
+    def require_not_sanitizing(self) -> None:
+        """Raises NOT READY while the unit is being sanitized."""
+        if self.sanitize_state is SanitizeState.RUNNING:
+            self._require_sanitized()
+
+    def _require_sanitized(self) -> None:
+        if self.sanitizer is not None and self.sanitizer.state is not SanitizeState.NONE:
+            raise CheckCondition(sanitize.state_sense(self.sanitizer))
+
+    def _require_loaded(self) -> None:
         if not self.loaded:
             raise CheckCondition(Sense(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT))
 

@@ -45,6 +45,7 @@ class Asc(enum.IntEnum):
     NONE = 0x0000
     OPERATION_IN_PROGRESS = 0x0016
     NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
+    SANITIZE_IN_PROGRESS = 0x041B
     ASYMMETRIC_ACCESS_STATE_TRANSITION = 0x040A
     TARGET_PORT_IN_STANDBY_STATE = 0x040B
     TARGET_PORT_IN_UNAVAILABLE_STATE = 0x040C
@@ -90,8 +91,10 @@ class Asc(enum.IntEnum):
     REGISTRATIONS_PREEMPTED = 0x2A05
     ASYMMETRIC_ACCESS_STATE_CHANGED = 0x2A06
     CAPACITY_DATA_CHANGED = 0x2A09
+    COMMAND_SEQUENCE_ERROR = 0x2C00
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
     COMMANDS_CLEARED_BY_DEVICE_SERVER = 0x2F02
+    SANITIZE_COMMAND_FAILED = 0x3103
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
     MEDIUM_NOT_PRESENT = 0x3A00
     REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
@@ -130,6 +133,16 @@ class SegmentPointer:
         return bytes((0xA0 if self.in_segment else 0x80, self.byte >> 8 & 0xFF, self.byte & 0xFF))
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long operation is, of a NOT READY or NO SENSE (SPC-4 section 4.5.2.4.4): 0 to 1."""
+
+    fraction: float
+
+    def serialize(self) -> bytes:
+        return b"\x80" + min(0xFFFF, int(self.fraction * 0x10000)).to_bytes(2, "big")
+
+
 class CopySide(enum.IntEnum):
     """Whose sense data a copy manager forwards: SOURCE field of SPC-4 table 51."""
 
@@ -155,7 +168,7 @@ class Sense:
 
     key: SenseKey
     asc: Asc = Asc.NONE
-    field: FieldPointer | SegmentPointer | None = None
+    field: FieldPointer | SegmentPointer | Progress | None = None
     information: int | None = None
     segment: int | None = None
     forwarded: Forwarded | None = None

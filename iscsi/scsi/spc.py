@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from iscsi.scsi import sanitize
 from iscsi.scsi.command import ScsiResult
 from iscsi.scsi.dispatch import Availability
 from iscsi.scsi.inquiry import standard_inquiry, vital_product_data
@@ -35,6 +36,7 @@ def _truncated(data: bytes, cdb: bytes, start: int, end: int) -> ScsiResult:
 
 
 async def test_unit_ready(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
+    await sanitize.poll(lu, nexus, command)
     return ScsiResult()
 
 

@@ -35,11 +35,13 @@ class _Range:
 class WriteOrder:
     """The ranges being written on one logical unit, oldest first."""
 
-    __slots__ = ("_on_exclusive", "_ranges", "exclusive_count")
+    __slots__ = ("_on_exclusive", "_ranges", "_recheck", "exclusive_count")
 
-    def __init__(self, on_exclusive: Callable[[], None]) -> None:
-        """``on_exclusive`` is called when ``exclusive_count`` leaves or reaches 0."""
+    def __init__(self, on_exclusive: Callable[[], None], recheck: Callable[[], None]) -> None:
+        """``on_exclusive`` is called when ``exclusive_count`` leaves or reaches 0. ``recheck`` is called when a range's
+        turn has come and raises what ends its command if the unit may no longer be written."""
         self._ranges: list[_Range] = []
+        self._recheck = recheck
         self._on_exclusive = on_exclusive
         self.exclusive_count = 0
 
@@ -53,6 +55,7 @@ class WriteOrder:
         try:
             for other in earlier:
                 await other.done.wait()
+            self._recheck()
             yield
         finally:
             self._ranges.remove(mine)

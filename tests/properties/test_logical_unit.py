@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.sanitize import Sanitizer
 from iscsi.scsi.command import ScsiCommand, ScsiResult, Status
 from iscsi.scsi.sense import SenseKey
 from tests.support.memory_device import MemoryDevice
+from tests.support.sanitize_host import SanitizeHost
 from tests.support.scsi_host import Host, disk, sense_of
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ COMMANDS = st.one_of(
                 ("1e0000000100", b""),  # prevent
                 ("1e0000000000", b""),  # allow
                 ("89000000000000000000000000010000", bytes(1024)),  # COMPARE AND WRITE
+                ("9c000000000000000000000000010000", bytes(512)),  # WRITE ATOMIC(16)
+                ("48820000000000000000", b""),  # SANITIZE: BLOCK ERASE, IMMED
+                ("48020000000000000000", b""),
+                ("481f0000000000000000", b""),  # EXIT FAILURE MODE
                 ("42000000000000001800", b"\0\x16\0\x10" + bytes(12) + b"\0\0\0\x08" + bytes(4)),
             )
         ]
@@ -107,7 +113,10 @@ async def check(host: Host) -> None:
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS, removable=st.booleans())
 async def test_the_fast_paths_slots_agree_with_the_plain_path(steps, removable):
-    lu = disk(device=MemoryDevice(BLOCKS * 512), removable=removable)
+    device, around = MemoryDevice(BLOCKS * 512), SanitizeHost()
+    device.sanitizer = Sanitizer(device, around, spread_s=0)
+    lu = disk(device=device, removable=removable)
+    around.on_change = lu.refresh_all
     hosts = [Host(lu, number) for number in range(HOSTS)]
     for step in steps:
         if isinstance(step, str):

@@ -11,6 +11,7 @@ from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
     from engine.errors import EngineError
+    from engine.sanitize import Sanitizer
 
 
 class MemoryDevice:
@@ -33,6 +34,7 @@ class MemoryDevice:
         self.calls: list[tuple[str, int, int]] = []
         self.fua_writes = 0
         self.atomic_write_bytes = 256 * 1024
+        self.sanitizer: Sanitizer | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -1,0 +1,107 @@
+"""Sanitizing a volume of a pool: what refuses it, what it leaves in the volume's file, and what a restart does."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import InvalidState
+from engine.sanitize import SanitizeMethod, SanitizeOrder, SanitizeState
+from engine.units import MIB
+from tests.support.engine import opened
+
+SIZE = 4 * MIB
+SECRET = b"the secret of the house "
+BLOCK_ERASE = SanitizeOrder(SanitizeMethod.BLOCK_ERASE)
+
+
+async def secret_volume(engine):
+    await engine.api.volume_create("v", SIZE)
+    volume = engine.pool.volume("v")
+    await volume.write(0, memoryview((SECRET * (SIZE // len(SECRET) + 1))[:SIZE]))
+    await volume.flush()
+    return volume
+
+
+def is_found(engine, volume) -> bool:
+    return SECRET in engine.pool.file_of(volume).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "order", [BLOCK_ERASE, SanitizeOrder(SanitizeMethod.OVERWRITE, b"\x55" * 512, passes=2, invert=True)]
+)
+async def test_nothing_of_it_is_left_in_the_file(tmp_path, monkeypatch, order):
+    monkeypatch.setattr("engine.pool.SPREAD_S", 0.0)
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        await volume.sanitizer.start(order)
+        assert (await engine.api.volume_show("v")).state.startswith("sanitizing")
+        await volume.sanitizer.finished()
+        assert volume.sanitizer.state is SanitizeState.NONE
+        assert not is_found(engine, volume)
+        assert (await engine.api.volume_show("v")).state == "ok"
+        assert await engine.pool.catalog.sanitizations() == {}
+
+
+async def test_snapshots_and_clones_refuse_it_until_they_are_gone(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        await engine.api.snapshot_create("v", "s")
+        with pytest.raises(InvalidState, match="snapshot s"):
+            await volume.sanitizer.start(BLOCK_ERASE)
+        await engine.api.clone_create("v", "s", "c")
+        with pytest.raises(InvalidState, match="shared with"):
+            await volume.sanitizer.start(BLOCK_ERASE)
+        with pytest.raises(InvalidState, match="shared with"):
+            await engine.pool.volume("c").sanitizer.start(BLOCK_ERASE)
+        await engine.api.volume_delete("c", force=True)
+        await engine.api.snapshot_delete("v", "s")
+        await volume.sanitizer.start(BLOCK_ERASE)
+        await volume.sanitizer.finished()
+        assert not is_found(engine, volume)
+
+
+async def test_nothing_may_keep_the_data_meanwhile(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        await volume.sanitizer.start(BLOCK_ERASE)
+        with pytest.raises(InvalidState, match="sanitized"):
+            await engine.api.snapshot_create("v", "s")
+        await volume.sanitizer.finished()
+        await engine.api.snapshot_create("v", "s")
+
+
+async def test_a_restart_begins_it_again(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        await volume.sanitizer.start(SanitizeOrder(SanitizeMethod.OVERWRITE, b"\x55" * 512))
+    async with opened(tmp_path / "pool") as engine:
+        volume = engine.pool.volume("v")
+        assert volume.sanitizer.state is SanitizeState.RUNNING
+        await volume.sanitizer.finished()
+        data = bytearray(SIZE)
+        await volume.read(0, memoryview(data))
+        assert data == b"\x55" * SIZE
+        assert not is_found(engine, volume)
+
+
+async def test_a_failure_outlives_a_restart(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        volume.set_read_only(True)
+        await volume.sanitizer.start(BLOCK_ERASE)
+        await volume.sanitizer.finished()
+        assert volume.sanitizer.state is SanitizeState.FAILED
+    async with opened(tmp_path / "pool") as engine:
+        volume = engine.pool.volume("v")
+        assert (await engine.api.volume_show("v")).state == "sanitize failed"
+        await volume.sanitizer.start(BLOCK_ERASE)
+        await volume.sanitizer.finished()
+        assert (await engine.api.volume_show("v")).state == "ok"
+
+
+async def test_deleting_the_volume_ends_it(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        await volume.sanitizer.start(SanitizeOrder(SanitizeMethod.OVERWRITE, b"\x55" * 512))
+        await engine.api.volume_delete("v", force=True)
+        assert await engine.pool.catalog.sanitizations() == {}
