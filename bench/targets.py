@@ -156,7 +156,11 @@ def serving(pool: Path, log_path: Path, cpu: int, iscsi: str = "127.0.0.1:0") ->
     """``twinvol serve`` on ``pool``, started; its first line of stdout is not read yet."""
     serve = ["taskset", "-c", str(cpu), *PROGRAM, "serve", "--iscsi", iscsi, "--pool", str(pool)]
     with log_path.open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(serve, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
+        # As installed: with compiled modules kept, also where the shell says otherwise.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(
+            serve, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
         try:
             yield process
         finally:
