@@ -13,12 +13,12 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from bench.loadgen import BenchError, Loadgen, finish
 from bench.targets import Endpoint, free_port, manage, serving
-from engine.errors import EngineError
+from engine.errors import EngineError, InvalidState
 from twinvol.api.client import open_api
 
 if TYPE_CHECKING:
@@ -126,7 +126,6 @@ class Cloning:
         self._copying = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
         self._error = ""
-        self.finished = 0
         self.copied_bytes = 0
 
     def __enter__(self) -> Cloning:
@@ -155,17 +154,16 @@ class Cloning:
         self._copying.set()
         while job.state_number not in FINAL_JOB_STATES:
             if self._stop.is_set():
-                job = await api.job_cancel(job.job)
+                with suppress(InvalidState):  # it has ended meanwhile
+                    await api.job_cancel(job.job)
+                job = await api.job_show(job.job)
             else:
-                job = await api.job_wait(job.job, after_version=job.version, timeout_s=1)
+                job = await api.job_wait(job.job, after_version=job.version, timeout_s=0.2)
         self.copied_bytes += job.done_bytes
-        if job.error is None:
-            self.finished += 1
-            await api.volume_delete("background")
-        elif not self._stop.is_set():
-            raise EngineError(job.message)
-        elif "background" in [volume.name for volume in await api.volume_list()]:
+        if "background" in [volume.name for volume in await api.volume_list()]:
             await api.volume_delete("background", force=True)
+        elif job.error is not None and not self._stop.is_set():
+            raise EngineError(job.message)
 
 
 def time_to_login(client: Client, endpoint: Endpoint, cpu: int, log: Path) -> float:
