@@ -24,6 +24,7 @@ from engine.errors import EngineError
 from engine.offload import Offload
 from iscsi.scsi import limits
 from iscsi.scsi.command import ScsiResult, Status
+from iscsi.scsi.dispatch import Availability
 from iscsi.scsi.sense import (
     Asc,
     CheckCondition,
@@ -228,20 +229,20 @@ class CopyEnd:
         lu = self.lu
         if not any(unit is lu for unit in lu.copy_manager.reach(self._nexus)):
             raise EndFailed(NOT_REACHABLE)
+        own = [nexus for nexus in lu.nexuses if nexus.it_nexus.initiator_name == self._nexus.it_nexus.initiator_name]
+        groups = [nexus.port_group for nexus in own] or list(lu.access)
         try:
+            if not any(group.state.is_active for group in groups):
+                for group in groups:
+                    group.require(Availability.ACTIVE)
             lu.require_medium()
         except CheckCondition as failure:
             raise EndFailed(failure.sense) from None
-        if self._conflicts(effect):
+        # A reservation, or its lack, is that of any nexus which the initiator has with the unit.
+        if all(lu.reservations.forbid(nexus, effect) for nexus in {self._nexus, *own}):
             raise EndFailed(None)
         if effect is Effect.WRITE and lu.write_protected:
             raise EndFailed(_WRITE_PROTECTED)
-
-    def _conflicts(self, effect: Effect) -> bool:
-        """Whether a reservation keeps the initiator out. It may come by any nexus that it has with the unit."""
-        initiator = self._nexus.it_nexus.initiator_name
-        own = [nexus for nexus in self.lu.nexuses if nexus.it_nexus.initiator_name == initiator]
-        return all(self.lu.reservations.forbid(nexus, effect) for nexus in {self._nexus, *own})
 
     @contextlib.asynccontextmanager
     async def hold(self, offset: int, length: int) -> AsyncIterator[None]:

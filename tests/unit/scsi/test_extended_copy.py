@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.access_state import AccessState
 from engine.errors import MediumError
 from engine.files import SystemClock
 from engine.stores import ExtentState
 from engine.tokens import Tokens
+from iscsi.scsi.alua import change_states
 from iscsi.scsi.command import ScsiCommand, Status
 from iscsi.scsi.copy_manager import CopyManager
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
@@ -285,6 +287,18 @@ async def test_the_command_itself_conflicts_with_a_reservation_of_the_receiving_
     pair = Pair()
     await Host(pair.source, 2).send("16 00 00 00 00 00")
     await pair.copy(parameters(GOOD_SEGMENT), RESERVATION_CONFLICT)
+
+
+async def test_a_unit_without_an_active_way_is_no_end():
+    pair = Pair()
+    mine = Host(pair.target)
+    await change_states(pair.target, {1: AccessState.STANDBY})
+    result = await pair.copy(parameters(GOOD_SEGMENT), DEVICE_FAILURE)
+    assert SenseKey.NOT_READY in result.sense[18:]
+    pair.target.detach(mine.nexus)  # nor when the initiator is not logged in by that way
+    await pair.copy(parameters(GOOD_SEGMENT), DEVICE_FAILURE)
+    await change_states(pair.target, {1: AccessState.ACTIVE_NON_OPTIMIZED})
+    await pair.copy(parameters(GOOD_SEGMENT))
 
 
 async def test_an_ejected_medium_is_no_source():
