@@ -13,7 +13,7 @@ from engine.pool import Pool
 from engine.replicas import Replicas
 from engine.tokens import Tokens
 from engine.volume import Identity
-from iscsi.initiator.disk import IscsiDisk, connect, discover
+from iscsi.initiator.disk import IscsiDisk, Outcome, connect, discover
 from iscsi.initiator.errors import CommandFailed, ConnectionLost, LoginRefused
 from iscsi.scsi.sense import SenseKey
 from iscsi.server import IscsiServer
@@ -321,3 +321,94 @@ async def test_a_disk_whose_reservations_cannot_be_read_is_not_served(tmp_path):
         assert "persistent reservations" in status.reasons[0]
         with pytest.raises(CommandFailed):
             await array.disk(info.target)
+
+
+# --- asymmetric access
+
+
+async def set_group(disk: IscsiDisk, number: int, state: int) -> Outcome:
+    """SET TARGET PORT GROUPS for one group; unit attentions are for others."""
+    data = bytes((0, 0, 0, 0, state, 0)) + number.to_bytes(2, "big")
+    return await disk.execute(bytes.fromhex("a40a 00000000 00000008 0000 00000000"), data_out=data)
+
+
+async def groups(disk: IscsiDisk) -> list[tuple[int, int]]:
+    """Number and state of each target port group of the disk, all of which have one port."""
+    outcome = await disk.execute(bytes.fromhex("a30a 00000000 00000100 0000 00000000"), data_in_length=256)
+    assert outcome.status == 0
+    return [
+        (int.from_bytes(outcome.data[at + 2 : at + 4], "big"), outcome.data[at])
+        for at in range(4, len(outcome.data), 12)
+    ]
+
+
+async def test_one_disk_by_two_targets_with_states_that_initiators_may_change(tmp_path):
+    async with serving(tmp_path / "pool") as array:
+        info = await array.api.volume_create("v", 4 * MIB, expose=True)
+        other = await array.api.target_create("other")
+        await array.api.target_lun_add("other", "v")
+        await array.api.target_access_state("other", "standby")
+        async with await array.disk(info.target) as one, await array.disk(other.name) as two:
+            assert await one.vpd_page(0x80) == await two.vpd_page(0x80)
+            assert await groups(one) == await groups(two) == [(1, 0), (2, 2)]
+            await one.write(0, b"x" * 4096)
+            with pytest.raises(CommandFailed) as refused:
+                await two.read(0, 4096)
+            assert (refused.value.sense_key, refused.value.asc, refused.value.ascq) == (SenseKey.NOT_READY, 4, 0x0B)
+            assert (await set_group(two, 2, 0)).status == 0
+            assert await two.read(0, 4096) == b"x" * 4096
+            assert [lun.access for lun in (await array.api.target_show("other")).luns] == ["active-optimized"]
+            assert (await set_group(two, 3, 0)).status == 2
+            await array.api.target_activate("v")
+            with pytest.raises(CommandFailed):
+                await two.write(0, b"y" * 4096)
+            await one.write(0, b"z" * 4096)
+            await array.api.target_lun_remove("other", 0, force=True)
+            assert await groups(one) == [(1, 0)]
+    async with serving(tmp_path / "pool") as array, await array.disk(info.target) as one:
+        assert await one.read(0, 4096) == b"z" * 4096
+
+
+async def test_a_replicas_path_has_the_sources_identity_and_reservations_and_no_data(array):
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+    job = await array.api.replica_create("v", "r")
+    while job.state_number == 4:
+        job = await array.api.job_wait(job.job, after_version=job.version)
+    standby = await array.api.target_create("far")
+    await array.api.target_lun_add("far", "r", standby=True)
+    async with await array.disk(info.target) as one, await array.disk(standby.name) as two:
+        assert await two.vpd_page(0x80) == await one.vpd_page(0x80)
+        assert bytes.fromhex(info.naa) in await two.vpd_page(0x83)
+        await register(one, 7)
+        assert await registered_keys(two) == (7).to_bytes(8, "big")
+        outcome = await set_group(two, standby.port_group, 0)
+        assert (outcome.status, outcome.sense[2:14:10]) == (2, bytes((SenseKey.ILLEGAL_REQUEST, 0x26)))
+        for attempt in (two.read(0, 4096), two.write(0, bytes(4096))):
+            with pytest.raises(CommandFailed) as refused:
+                await attempt
+            assert (refused.value.sense_key, refused.value.asc, refused.value.ascq) == (SenseKey.NOT_READY, 4, 0x0B)
+
+
+async def test_targets_go_while_initiators_change_states(array):
+    """Neither waits for the other for ever."""
+    info = await array.api.volume_create("v", 4 * MIB, expose=True)
+
+    async def change(disk: IscsiDisk, begun: asyncio.Event) -> None:
+        for number in range(1000):
+            await set_group(disk, 1, number % 2)
+            begun.set()
+
+    for _ in range(5):
+        await array.api.target_create("other")
+        await array.api.target_lun_add("other", "v")
+        disk = await array.disk("iqn.2026-11.org.twinvol:other")
+        begun = asyncio.Event()
+        changing = asyncio.create_task(change(disk, begun))
+        await begun.wait()
+        await array.api.target_delete("other", force=True)
+        with pytest.raises(ConnectionLost):
+            await changing
+        await disk.close()
+        await array.api.target_access_state("v", "active-optimized")
+    async with await array.disk(info.target) as disk:
+        await disk.read(0, 4096)
