@@ -11,6 +11,10 @@
  * A granule has at most one write in flight, so after a crash each of its sectors must be of a generation from the
  * acknowledged one to the issued one. A granule never written reads zero (generation 0).
  *
+ * What it costs itself at depth 32, checks included: about 1.1 us of CPU per 4 KiB read and 2.0 us per 4 KiB write, so one
+ * core asks for 900,000 and 500,000 a second at most. (Its predecessor on libiscsi's asynchronous API, in the same rounds
+ * against the same target: 3.2 and 5.5 to 6.9 us.) Every run prints what it was, as `client_us_per_io`.
+ *
  * Usage: loadgen COMMAND URL --ledger FILE [options]
  *   read | write    --block BYTES --depth N --seconds S [--warmup S] [--pattern random|seq|mixed] [--cpu-of PID]...
  *                   [--flush-every N]; mixed: lengths from 4 KiB to BYTES at any multiple of 4 KiB, as a file system
@@ -293,6 +297,7 @@ static void stay_idle(void) { /* until stdin ends */
         for (uint32_t k = 0; k < options.sessions; k++)
             if (p[k + 1].revents && !(session_receive(&g.sessions[k], false) && session_flush(&g.sessions[k]))) {
                 fail_with_sessions();
+                fprintf(stderr, "loadgen: %s\n", g.failure);
                 return;
             }
     }
