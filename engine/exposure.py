@@ -186,12 +186,12 @@ class Exposure:
         return [address for address, group in self._exports.portals() if not groups or group in groups]
 
     def luns_of(self, volume_id: str, snapshot_guid: str | None = None) -> list[LunRow]:
-        """Where a volume, or a snapshot of it, is shown."""
+        """Where a volume, or a snapshot of it, is shown as itself: not as a standby path, which nobody can use."""
         return [
             lun
             for row in self._targets.values()
             for lun in row.luns
-            if lun.volume_id == volume_id and lun.snapshot_guid == snapshot_guid
+            if lun.volume_id == volume_id and lun.snapshot_guid == snapshot_guid and lun.standby_of is None
         ]
 
     def all_luns_of(self, volume_id: str) -> list[LunRow]:

@@ -44,8 +44,16 @@ def mode_select(draw) -> tuple[bytes, bytes]:
     return bytes((0x15, 0x10, 0, 0, 4 + len(page), 0)), bytes(4) + page
 
 
+@st.composite
+def set_target_port_groups(draw) -> tuple[bytes, bytes]:
+    states = draw(st.lists(st.tuples(st.sampled_from((0, 1, 2, 3)), st.integers(1, HOSTS)), min_size=1, max_size=3))
+    data = bytes(4) + b"".join(bytes((state, 0, 0, group)) for state, group in states)
+    return bytes((0xA4, 0x0A, 0, 0, 0, 0, 0, 0, 0, len(data), 0, 0)), data
+
+
 COMMANDS = st.one_of(
     persistent_reserve(),
+    set_target_port_groups(),
     mode_select(),
     st.sampled_from(
         [
@@ -117,7 +125,7 @@ async def test_the_fast_paths_slots_agree_with_the_plain_path(steps, removable):
     device.sanitizer = Sanitizer(device, around, spread_s=0)
     lu = disk(device=device, removable=removable)
     around.on_change = lu.refresh_all
-    hosts = [Host(lu, number) for number in range(HOSTS)]
+    hosts = [Host(lu, number, target=f"iqn.2026-11.org.twinvol:{number}") for number in range(HOSTS)]
     for step in steps:
         if isinstance(step, str):
             happen(step, lu, hosts)

@@ -116,6 +116,13 @@ async def test_a_replica_is_a_standby_path_under_its_sources_identity(tmp_path: 
         await engine.api.target_access_state("standby", "standby")
         with pytest.raises(InUse, match="target lun remove"):
             await engine.api.replica_detach("r")
+        assert (await engine.api.volume_show("r")).target is None
+        engine.exports.log_in(f"{PREFIX}:standby")  # somebody has the path; nobody uses the replica by it
+        await engine.api.replica_fracture("r")
+        job = await engine.api.replica_resync("r")
+        while job.state_number == 4:
+            job = await engine.api.job_wait(job.job, after_version=job.version)
+        engine.exports.logged_in.clear()
     async with opened(tmp_path / "pool") as engine:
         assert engine.exports.states[source_id, info.port_group] is STANDBY
         await engine.api.target_lun_remove("standby", 0)
