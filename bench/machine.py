@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,22 @@ def cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def busy_cpus(seconds: float = 1.0) -> float:
+    """How many CPUs were at work in the next so many seconds, all processes together."""
+
+    def sample() -> tuple[int, int]:
+        with Path("/proc/stat").open(encoding="ascii") as file:
+            ticks = [
+                int(field) for field in file.readline().split()[1:9]
+            ]  # user nice system idle iowait irq softirq steal
+        return sum(ticks), ticks[3] + ticks[4]
+
+    total, idle = sample()
+    time.sleep(seconds)
+    total_then, idle_then = sample()
+    return (os.cpu_count() or 1) * (1 - (idle_then - idle) / max(1, total_then - total))
 
 
 def two_cores() -> tuple[int, int] | None:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 SUBJECT = "twinvol"
 SCHEMA = 1
-IDLE_LOAD = 0.7
-"""Load average above which others were at work on the machine: such figures are a look, no result."""
+IDLE_CPUS = 0.15
+"""CPUs at work before the start, above which others were busy on the machine: such figures are a look, no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def line(row: Row) -> str:
 def machine_text(head: Mapping[str, Any]) -> str:
     """One sentence about where and when."""
     machine, settings = head["machine"], head["settings"]
-    load = float(machine["load_average"])
-    busy = f"; not idle: load average {load:.1f} at its start" if load > IDLE_LOAD else ""
+    others = float(machine["busy_cpus"])
+    busy = f"; not idle: others kept {others:.1f} CPUs busy before the start" if others > IDLE_CPUS else ""
     return (
         f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['filesystem']}, "
         f"Python {machine['python']}, {machine['tgtd']}; commit {machine['commit']}, {str(machine['date'])[:10]}; "

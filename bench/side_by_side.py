@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.loadgen import BenchError, build
-from bench.machine import RESULTS, ROOT, facts, two_cores
+from bench.machine import RESULTS, ROOT, busy_cpus, facts, two_cores
 from bench.plot import svg
 from bench.report import SUBJECT, Goal, Row, line, machine_text, markdown, to_json
 from bench.rounds import (
@@ -328,7 +328,7 @@ def measure(
     client = Client(build(), work, client_cpu)
     version = subprocess.run(["tgtd", "--version"], capture_output=True, text=True, check=False).stdout.strip()
     head = {
-        "machine": {**facts(work), "tgtd": f"tgtd {version}"},
+        "machine": {**facts(work), "busy_cpus": round(busy_cpus(), 2), "tgtd": f"tgtd {version}"},
         "settings": {"rounds": options.rounds, "seconds": options.seconds, "size_bytes": options.size},
     }
     print(machine_text(head), flush=True)
@@ -362,7 +362,7 @@ def measure(
 
 
 def main() -> int:
-    """Run it; 0, or 1 with --gate and a figure not reached, or 2 when it cannot run here."""
+    """Run it. 0; 1 when a row could not be measured or, with --gate, a figure was not reached; 2 when it cannot run."""
     options = arguments()
     cores = two_cores()
     reason = why_no_tgtd() or ("needs two cores, one for the client and one for the servers" if cores is None else None)
@@ -386,7 +386,7 @@ def main() -> int:
     missed = [row.name for row in rows if not row.reached]
     print(f"bytes verified; {', '.join(files)} in {options.out}")
     print(f"NOT REACHED: {'; '.join(missed)}" if missed else "every wanted figure was reached")
-    return 1 if options.gate and missed else 0
+    return 1 if any(row.error for row in rows) or (options.gate and missed) else 0
 
 
 if __name__ == "__main__":
