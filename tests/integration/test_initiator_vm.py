@@ -187,3 +187,15 @@ def test_multipath_follows_the_access_states_and_a_replica_is_a_standby_path(dae
         *activate("back", "disk"),
     )
     assert daemon.run("replica", "show", "copy")["copy_state"] == "Synchronized"
+
+
+def test_offloaded_copies_by_sg3_utils(daemon: Daemon, tmp_path: Path):
+    """Between two volumes of one family, so that what the store shares is read by a kernel."""
+    first = daemon.volume("disk", "64M")
+    daemon.run("snapshot", "create", "disk", "empty")
+    daemon.run("clone", "create", "disk@empty", "other", "--expose")
+    second = iqn(first).replace(":disk", ":other")
+    run_scenario(
+        str(SCENARIOS / "extended_copy.sh"), daemon.portal, tmp_path, "--target", iqn(first), "--target", second
+    )
+    assert [each["name"] for each in daemon.run("snapshot", "list", "disk")["snapshots"]] == ["empty"]
