@@ -58,6 +58,10 @@ class BlockFile(Protocol):
         """fdatasync. Raises MediumError; the caller makes that sticky."""
         ...
 
+    def drop_cache(self) -> None:
+        """Have later reads come from the medium, as far as the host does it. What was written must be synced before."""
+        ...
+
     def punch(self, offset: int, length: int, /) -> None:
         """Give a range back to the host; it reads zero afterwards. The size of the file does not change.
 
@@ -210,6 +214,12 @@ class RealFile:
             os.fdatasync(self._fd)
         except OSError as error:
             raise MediumError(f"fdatasync of {self.path}: {error.strerror}") from error
+
+    def drop_cache(self) -> None:
+        try:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise translate(error, f"posix_fadvise of {self.path}") from error
 
     def punch(self, offset: int, length: int, /) -> None:
         self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)

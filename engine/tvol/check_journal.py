@@ -114,6 +114,7 @@ class Replay:
             RecordType.STAGING_BEGIN: self._staging_begin,
             RecordType.STAGING_COMMIT: self._staging_commit,
             RecordType.METADATA: self._metadata,
+            RecordType.FAILED: lambda record: None,
         }
         image.births = image.births.copy()
         self._free_unnamed()

@@ -12,7 +12,8 @@ Order of effects of a change (STORE section 2):
 5. chunks that those records freed are let go when N is durable and every operation in flight at the time has ended.
 
 A failed sync or journal write makes the store *failed* for good: what the host dropped from its cache is unknown. No
-commit record is written, nothing is retried on this descriptor; writes and flushes raise StoreFailed.
+commit record is written, nothing is retried on this descriptor; writes and flushes raise StoreFailed. A FAILED record
+tells the next opening on the same boot (``recovery``).
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Core:
         self.chunk_shift = family.chunk_bytes.bit_length() - 1
         self.checkpointer: Checkpointer
         """Set by whoever builds both."""
+        self.is_open = False
+        """The opening checkpoint is durable: what the journal had is void, and records may be written."""
         self.failed: StoreFailed | None = None
         self.on_failure: list[Callable[[], None]] = []
         self.on_tree_change: list[Callable[[], None]] = []
@@ -103,6 +106,8 @@ class Core:
     def fail(self, cause: Exception | str) -> StoreFailed:
         """Make the failure sticky; returns it."""
         if self.failed is None:
+            if self.is_open and not isinstance(cause, StoreFailed):
+                self.journal.mark_failed()
             self.failed = (
                 cause
                 if isinstance(cause, StoreFailed)

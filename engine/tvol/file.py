@@ -218,6 +218,7 @@ class TvolFile(NativeStore):
         try:
             await store._widen_reserve()
             await core.checkpointer.run()
+            core.is_open = True
         except BaseException as error:
             core.fail(f"it could not be opened: {error!r}")
             await core.checkpointer.idle()  # nothing may still write when the caller closes the file

@@ -9,10 +9,12 @@ survive the process at once, and a power loss once a COMMIT that covers them is 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.errors import EngineError
 from engine.tvol import layout
 from engine.tvol.layout import COMMIT_ALIGNMENT, RECORD_UNIT, Record, RecordType
 from engine.units import align_up
@@ -68,6 +70,12 @@ class Journal:
         return self._append(
             RecordType.COMMIT, layout.COMMIT.pack(covers), align_up(offset + RECORD_UNIT, COMMIT_ALIGNMENT) - offset
         )
+
+    def mark_failed(self) -> None:
+        """Say that a sync has failed, for whoever opens the file next; as well as it can be said on such a disk."""
+        if self.used + 2 * RECORD_UNIT <= self.ring_bytes:
+            with contextlib.suppress(EngineError):
+                self._append(RecordType.FAILED, b"", RECORD_UNIT)
 
     def _pad(self, length: int) -> None:
         rest = self.ring_bytes - self.offset

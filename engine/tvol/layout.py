@@ -415,6 +415,7 @@ class RecordType(enum.IntEnum):
     STAGING_BEGIN = 13
     STAGING_COMMIT = 14
     METADATA = 15
+    FAILED = 16
     GROUP_PREPARE = 32
 
 

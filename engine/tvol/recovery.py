@@ -3,7 +3,10 @@
 Which records count (STORE section 2):
 
 * the same boot_id as the last writer's: its page cache survived, so every valid record is replayed;
-* another boot_id: only what a valid COMMIT covers, even if later records happen to be whole.
+* another boot_id: only what a valid COMMIT covers, even if later records happen to be whole;
+* the same boot_id, and a FAILED record among them: a sync has failed, and the page cache may show what the medium does
+  not have. First the superblocks are made to say that no boot is to be trusted, then the cache is dropped; what is
+  on the medium then counts as after a power loss.
 
 Then what cannot be finished is dropped: a snapshot without its seal is marked deleted. All of it is computed in memory;
 ``TvolFile.open`` makes it durable with a checkpoint under the next incarnation. These functions block and run in a
@@ -12,6 +15,7 @@ worker before anybody else knows the file.
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,13 +44,16 @@ from engine.tvol.layout import (
     Superblock,
     WordsRecord,
 )
-from engine.tvol.superblock import read_superblock
+from engine.tvol.superblock import heal_slots, read_superblock
 from engine.tvol.tree import Family, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from engine.files import BlockFile
+
+NO_BOOT = ""
+"""In a superblock: no boot's page cache may be trusted."""
 
 _KNOWN_ROOT_TYPES = frozenset({RootType.FILE, RootType.BIRTHS, RootType.NODE, RootType.RECLAIM})
 
@@ -72,11 +79,34 @@ class Recovered:
 def recover(file: BlockFile, boot_id: str, *, writable: bool) -> Recovered:
     """Load and replay. Raises StoreCorrupt (naming the place), NotSupported, MediumError."""
     superblock = read_superblock(file, writable=writable)
+    trusted = superblock.boot_id == boot_id
+    if trusted and any(record.type == RecordType.FAILED for record, _ in journal.scan(*_ring(file, superblock))):
+        trusted = False
+        superblock = dataclasses.replace(superblock, boot_id=NO_BOOT)
+        if writable:
+            heal_slots(file, superblock)
+    if writable and superblock.boot_id == NO_BOOT:  # also where an earlier opening got no further than this
+        _drop_cache(file)
+        superblock = read_superblock(file, writable=writable)
     try:
         family, reachable = _Loader(file, superblock).load()
-        return _replay(file, superblock, family, reachable, trusted=superblock.boot_id == boot_id)
+        return _replay(file, superblock, family, reachable, trusted=trusted)
     except LayoutError as error:
         raise StoreCorrupt(str(file.path), str(error)) from error
+
+
+def _ring(file: BlockFile, superblock: Superblock) -> tuple[memoryview, int, int, int, int]:
+    """The journal's bytes, and where its chain begins: what ``journal.scan`` takes."""
+    ring = memoryview(bytearray(superblock.journal_chunks * superblock.chunk_bytes))
+    file.read_into((ring,), layout.JOURNAL_FIRST_CHUNK * superblock.chunk_bytes)
+    start = superblock.journal_offset, superblock.journal_seq, superblock.incarnation, superblock.journal_previous
+    return ring, *start
+
+
+def _drop_cache(file: BlockFile) -> None:
+    """Read from the medium from now on."""
+    file.sync_data()
+    file.drop_cache()
 
 
 class _Loader:
@@ -200,10 +230,8 @@ class _Loader:
 def _replay(
     file: BlockFile, superblock: Superblock, family: Family, reachable: set[int], *, trusted: bool
 ) -> Recovered:
-    ring = memoryview(bytearray(superblock.journal_chunks * superblock.chunk_bytes))
-    file.read_into((ring,), layout.JOURNAL_FIRST_CHUNK * superblock.chunk_bytes)
-    first = (superblock.journal_seq, superblock.incarnation, superblock.journal_previous)
-    records = list(journal.scan(ring, superblock.journal_offset, *first))
+    ring, *start = _ring(file, superblock)
+    records = list(journal.scan(ring, *start))
     end_seq = superblock.journal_seq + len(records)
     witness = journal.later_commit(ring, end_seq, superblock.incarnation)
     if witness is not None:

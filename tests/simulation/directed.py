@@ -7,15 +7,16 @@ take too long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import StoreCorrupt
+from engine.errors import StoreCorrupt, StoreFailed
 from engine.files import StoreEnv
 from engine.tvol.file import TvolFile
-from tests.support.sim_files import SimFileSystem
-from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
+from tests.support.sim_files import Fault, SimFileSystem, eio
+from tests.support.sim_loop import ProcessDied, SimClock, SimLoop, SimWorkers
 from tests.support.volume_oracle import Violation
 
 if TYPE_CHECKING:
@@ -191,6 +192,53 @@ async def _look_for_a(env: StoreEnv, workers: HeldWorkers) -> None:
     if buffer != b"a" * CHUNK:
         raise Violation("flushed data is gone")
     await store.close()
+
+
+def a_failed_sync_and_a_reopening_on_the_same_boot() -> None:
+    """What is read after the reopening, and flushed, is on the medium: not only in the cache that the sync left lying.
+
+    The first process to open the file again may die while it does, as far as a file operation of each number.
+    """
+    for seed in range(60):
+        files = SimFileSystem(random.Random(seed))
+        seen: list[bytes] = []
+
+        async def fail(env: StoreEnv, workers: HeldWorkers, files: SimFileSystem = files) -> None:
+            store = await _create(env)
+            head = store.volumes()[0]
+            await head.write(4 * CHUNK, memoryview(b"x" * 4 * CHUNK))
+            await head.write(0, memoryview(b"a" * CHUNK), fua=True)
+            await head.discard(4 * CHUNK, 4 * CHUNK)
+            await head.flush()  # these four chunks are free, and have x in them
+            await head.write(0, memoryview(b"b" * 4096))
+            for chunk in (1, 2, 3):
+                await head.write(chunk * CHUNK, memoryview(b"c" * CHUNK))
+            files.faults.append(Fault("sync", eio))
+            with contextlib.suppress(StoreFailed):
+                await head.flush()
+                raise Violation("a failed sync is no failure")
+
+        async def look(env: StoreEnv, workers: HeldWorkers, seen: list[bytes] = seen) -> None:
+            store = await TvolFile.open(env, PATH)
+            head = store.volumes()[0]
+            buffer = bytearray(4 * CHUNK)
+            await head.read(0, memoryview(buffer))
+            seen.append(bytes(buffer))
+            await head.flush()
+
+        _process(files, fail)
+        files.restart_process()
+        files.die_after(seed)
+        with contextlib.suppress(ProcessDied):
+            _process(files, look)
+        files.restart_process()
+        _process(files, look)
+        files.lose_power("nothing")
+        _process(files, look)
+        if seen[-1] != seen[-2]:
+            raise Violation("what was read and flushed is gone")
+        if seen[-1][4096:CHUNK] != b"a" * (CHUNK - 4096) or b"x" in seen[-1]:
+            raise Violation("what was flushed before the failure is gone, or other bytes are there")
 
 
 def a_journal_overrun_during_a_checkpoint() -> None:

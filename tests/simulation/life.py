@@ -13,7 +13,8 @@ Oracle (``tests.support.volume_oracle``, ``tests.simulation.family``)
     * volumes, snapshots and staging areas exist exactly as promised; a commit of staging is all or nothing;
     * ``check`` is clean before and after every recovery, and the file can go on;
     * one of two good superblock slots may rot at any power loss;
-    * a failed sync is sticky until the file is reopened; a full disk fails writes and damages nothing.
+    * a failed sync is sticky until the file is reopened, on the same boot too; a full disk fails writes and damages
+      nothing.
 
 Not checked: speed, how much of the unflushed survives, file systems that reorder below a sector.
 
@@ -113,6 +114,7 @@ class Life:
 
     def __init__(self, seed: int, *, verbose: bool = False) -> None:
         self.power_lost = False
+        self.store: TvolFile | None = None
         self.plan = Plan.of(seed)
         self.rng = self.plan.rng
         self.files = SimFileSystem(
@@ -134,25 +136,27 @@ class Life:
     def _one_process(self) -> None:
         rng = self.rng
         self.files.faults.clear()
+        self.store = None
         if self.created and self.plan.fail_sync:
             self.files.faults.append(Fault("sync", eio, nth=rng.randint(1, 40)))
         self.files.quota_bytes = self.plan.quota_chunks * CHUNK if self.plan.quota_chunks and self.created else None
         died = self._process(self._work if self.created else self._make)
-        # After a failed sync the cache shows what the medium does not have, and nobody can tell what: STORE asks for
-        # a check and a reopening, and only a reboot brings back what can be trusted.
-        power = rng.random() < 0.65 or self.files.cache_lies
+        # After a failed sync the cache shows what the medium does not have, and nobody can tell what. A store that knew
+        # has told its successor, which then has no more than after a power loss; one that died before has not.
+        lies = self.files.cache_lies
+        power = rng.random() < 0.65 or (lies and (self.store is None or self.store.failed is None))
         if power:
             story = f"power lost, of what pended the medium has: {self.files.lose_power()}" + self._rot()
         else:
-            story = "the process ended"
+            story = "the process ended" + ", after a failed sync" * lies
             self.files.restart_process()
         if self.created:
             self.outcome.crashes += 1
             self.outcome.kills += not power
             self.outcome.power_losses += power
         self.family.tell(f"crash {self.outcome.crashes}: {'inside an operation' if died else 'idle'}; {story}")
-        self.family.crashed(power_lost=power)
-        self.power_lost = power
+        self.power_lost = power or lies
+        self.family.crashed(power_lost=self.power_lost)
         if self.created:
             self._check()
 
@@ -209,7 +213,7 @@ class Life:
     async def _work(self, loop: SimLoop, env: StoreEnv) -> None:
         if self.rng.random() < 0.15:
             self._plan_death(loop)
-        store = await TvolFile.open(env, PATH)
+        store = self.store = await TvolFile.open(env, PATH)
         await self.family.found(store, read_all, durable=self.power_lost)
         await self._clients(loop, env.workers, store)
 

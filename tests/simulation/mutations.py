@@ -18,11 +18,13 @@ from engine.tvol.checkpoint import Checkpointer
 from engine.tvol.core import Core
 from engine.tvol.head import Epoch, NativeHead
 from engine.tvol.housekeeping import Housekeeper
+from engine.tvol.journal import Journal
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, PageRef, RecordType
 from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
 from tests.simulation.directed import (
     a_chunk_reused_while_a_node_is_reclaimed,
+    a_failed_sync_and_a_reopening_on_the_same_boot,
     a_journal_overrun_during_a_checkpoint,
     a_merge_before_the_deletion_is_durable,
     a_slow_reader_of_a_freed_chunk,
@@ -95,6 +97,15 @@ def crashes_until_caught(name: str, seed: int, crashes_max: int) -> Caught:
 
 def _nothing(original):
     return lambda *arguments, **named: None
+
+
+def _boot_is_believed(original):
+    def heal_slots(file, superblock):
+        if superblock.boot_id == recovery.NO_BOOT:
+            file.sync_data()
+            file.drop_cache()
+
+    return heal_slots
 
 
 def _left_out(target: object, attribute: str) -> tuple[tuple[object, str, Callable], ...]:
@@ -369,6 +380,18 @@ MUTATIONS: dict[str, Mutation] = {
         "after a failed sync nothing is promised until the file is reopened",
         ((Core, "fail", _failure_is_forgotten),),
     ),
+    "failure-is-journaled": Mutation(
+        "a failed sync is told to the next opening on the same boot",
+        _left_out(Journal, "mark_failed"),
+    ),
+    "cache-dropped-after-failure": Mutation(
+        "after a failed sync the file is read from the medium again",
+        _left_out(recovery, "_drop_cache"),
+    ),
+    "boot-distrusted-before-the-drop": Mutation(
+        "no later opening of the same boot believes the soft records of a failed store",
+        ((recovery, "heal_slots", _boot_is_believed),),
+    ),
     # Writing
     "record-before-acknowledgement": Mutation(
         "a changed map is journaled before the write is acknowledged",
@@ -496,6 +519,9 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "reclaim-before-merge": a_chunk_reused_while_a_node_is_reclaimed,
     "slots-one-after-the-other": both_superblock_slots_torn,
     "journal-space-after-superblock": a_journal_overrun_during_a_checkpoint,
+    "failure-is-journaled": a_failed_sync_and_a_reopening_on_the_same_boot,
+    "cache-dropped-after-failure": a_failed_sync_and_a_reopening_on_the_same_boot,
+    "boot-distrusted-before-the-drop": a_failed_sync_and_a_reopening_on_the_same_boot,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 

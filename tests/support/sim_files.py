@@ -254,6 +254,12 @@ class SimBlockFile:
         if self._step("sync", 0, 0, on_fault=self._lose_some):
             self._inode.settle()
 
+    def drop_cache(self) -> None:
+        if self._step("drop_cache", 0, 0):
+            assert not self._inode.pending, "dropping the cache would not drop these pages"
+            self._inode.live = self._inode.durable.copy()
+            self._system.cache_lies = False
+
     def punch(self, offset: int, length: int, /) -> None:
         if self._step("punch", offset, length):
             self._check_writable()

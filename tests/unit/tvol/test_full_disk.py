@@ -131,3 +131,23 @@ async def test_a_failed_sync_stays_failed_until_the_file_is_opened_again(made):
             await attempt
     data = bytearray(512)
     assert head.try_read(0, memoryview(data)), "reading goes on"
+
+
+async def test_after_a_failed_sync_the_next_opening_has_what_was_flushed(made):
+    store, files, path = made
+    head = store.volume("v")
+    await head.write(0, memoryview(b"1" * CHUNK), fua=True)
+    await head.write(CHUNK, memoryview(b"2" * CHUNK))
+    files.file.bad_sync = True
+    with pytest.raises(StoreFailed):
+        await head.flush()
+    await store.close()
+    workers = ThreadWorkers(2)
+    again = await TvolFile.open(StoreEnv(RealFileSystem(), workers, SystemClock()), path)
+    data = bytearray(2 * CHUNK)
+    await again.volume("v").read(0, memoryview(data))
+    assert data == b"1" * CHUNK + bytes(CHUNK), "the page cache is not believed, though the boot is the same"
+    assert again.info().dropped_records > 0
+    await again.close()
+    workers.close()
+    assert not check_file(path).findings
