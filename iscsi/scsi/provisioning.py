@@ -73,9 +73,13 @@ def unmap_bytes(lu: LogicalUnit, cdb: bytes) -> int:
 async def unmap(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
     """UNMAP (SBC-3 section 5.35). All descriptors are checked before the first has an effect."""
     extents = _unmap_descriptors(lu, command)
-    for lba, blocks in extents:
-        async with lu.write_order.hold(lba, blocks):
-            await lu.device.discard(lba << lu.block_shift, blocks << lu.block_shift)
+    if extents:
+        first = min(lba for lba, _ in extents)
+        end = max(lba + blocks for lba, blocks in extents)
+        # One range for all: who waits for the writes that run must not slip through between two extents.
+        async with lu.write_order.hold(first, end - first):
+            for lba, blocks in extents:
+                await lu.device.discard(lba << lu.block_shift, blocks << lu.block_shift)
     return ScsiResult()
 
 

@@ -200,6 +200,32 @@ async def test_leaving_an_active_state_waits_for_writes_and_serves_nothing_meanw
     await a.send(READ, expect=not_ready(0x040B))
 
 
+async def test_leaving_an_active_state_waits_for_every_extent_of_an_unmap():
+    device = MemoryDevice(1 << 20)
+    a, _ = two_ways(device)
+    gates = [asyncio.Event(), asyncio.Event()]
+    done = []
+
+    async def discard(offset: int, length: int) -> None:
+        await gates[len(done)].wait()
+        done.append((offset, length))
+
+    device.discard = discard
+    extents = b"".join(lba.to_bytes(8, "big") + (1).to_bytes(4, "big") + bytes(4) for lba in (8, 64))
+    data = (len(extents) + 6).to_bytes(2, "big") + len(extents).to_bytes(2, "big") + bytes(4) + extents
+    unmap = asyncio.create_task(a.send(f"42 00 00 00 00 00 00 00 {len(data):02x} 00", data))
+    await asyncio.sleep(0)
+    change = asyncio.create_task(change_states(a.lu, {5: STANDBY, 9: OPTIMIZED}))
+    gates[0].set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not change.done()
+    gates[1].set()
+    await change
+    assert done == [(8 * 512, 512), (64 * 512, 512)]
+    await unmap
+
+
 async def test_becoming_active_waits_for_nothing():
     device = MemoryDevice(1 << 20)
     a, b = two_ways(device)
