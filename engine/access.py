@@ -1,10 +1,9 @@
 """In which asymmetric access state each target offers each disk.
 
-Decided here, kept in the catalogue, applied by ``Exports``.
-The ports of a target are one target port group, with a number of its own in the pool. A *device* is a disk as
-initiators know it, by the volume id or snapshot GUID that its identity follows from; a state belongs to a target and a
-device. Changes, an initiator's (explicit) and the operator's (implicit), are made one after another, and each is
-durable before it takes effect.
+Decided here, kept in the catalogue, applied by ``Exports``. The ports of a target are one target port group, with a
+number of its own in the pool. A *device* is a disk as initiators know it, by the volume id or snapshot GUID that its
+identity follows from; a state belongs to a target and a device. Changes, an initiator's (explicit) and the operator's
+(implicit), are made one after another, and each is durable before it takes effect.
 
 Invariants:
 

@@ -1,10 +1,10 @@
 """Atomicity of read-modify-write commands (COMPARE AND WRITE, ORWRITE, WRITE AND VERIFY) against other writes.
 
 Every command of the plain path that changes the medium holds its LBA range here while it runs, one range around all
-that it changes (``settled`` relies on that): *shared* for a
-plain write, *exclusive* for one that reads first. A range waits for the ranges which overlap it, came earlier,
-and of which at least one of the two is exclusive; so plain writes never wait for each other (the device orders
-those itself), and the queue is fair: nobody waits for a later comer, hence no deadlock.
+that it changes (``settled`` relies on that): *shared* for a plain write, *exclusive* for one that reads first. A range
+waits for the ranges which overlap it, came earlier, and of which at least one of the two is exclusive; so plain writes
+never wait for each other (the device orders those itself), and the queue is fair: nobody waits for a later comer, hence
+no deadlock.
 
 The fast path writes in one step of the loop and so is never caught half way by an exclusive range, but it must
 not start one in the middle: ``on_exclusive`` tells the logical unit to switch its writes off before the first

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from iscsi.initiator import commands
 from iscsi.initiator.disk import IscsiDisk, connect
+from iscsi.initiator.errors import ConnectionLost
 from iscsi.scsi.command import Status
 from tests.support.daemon import Daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(120)
+ROUNDS = int(os.environ.get("TWINVOL_KILL9_ROUNDS", "5"))
+SEED = int(os.environ.get("TWINVOL_KILL9_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+
+pytestmark = pytest.mark.timeout(120 + 10 * ROUNDS)
 
 REGISTER, RESERVE, CLEAR = 0, 1, 3
 APTPL = 1
@@ -70,6 +78,33 @@ async def test_with_aptpl_reservations_survive_kill_9_and_bind_at_once(tmp_path:
     with Daemon.start(pool) as daemon:
         async with await log_in(daemon, target, TWO) as two:
             assert await reserve_in(two, 0) == bytes(8)
+
+
+async def test_kill_9_at_any_moment_loses_no_registration_that_was_answered(tmp_path: Path):
+    """One key after another is registered, as fast as it goes; what is there after the kill is the last one that was
+    answered, or the one that was on its way."""
+    pool = tmp_path / "pool"
+    rng = random.Random(SEED)
+    print(f"replay: TWINVOL_KILL9_SEED={SEED} .venv/bin/pytest tests/integration/test_reservations.py -k kill_9_at")
+    with Daemon.start(pool) as daemon:
+        target = daemon.volume("disk", "16M").split("/")[3]
+    answered = 0
+    for _ in range(ROUNDS):
+        with Daemon.start(pool) as daemon:
+            async with await log_in(daemon, target, ONE) as disk:
+                keys = (await reserve_in(disk, 0))[8:]
+                there = int.from_bytes(keys, "big")
+                assert len(keys) == (8 if there else 0)
+                assert there in (answered, answered + 1)
+                answered, stop_at = there, there + rng.randrange(1, 100)
+                with contextlib.suppress(ConnectionLost):
+                    while True:
+                        assert await reserve_out(disk, REGISTER, answered, answered + 1, flags=APTPL) == Status.GOOD
+                        answered += 1
+                        if answered == stop_at:
+                            daemon.process.send_signal(signal.SIGKILL)
+            daemon.process.wait()
+    assert answered >= ROUNDS
 
 
 async def test_without_aptpl_they_end_with_the_process(tmp_path: Path):
