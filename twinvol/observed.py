@@ -23,7 +23,7 @@ def session_info(session: observation.SessionInfo) -> SessionInfo:
     assert session.target is not None
     stats, recent, keys = session.stats, session.recent, session.parameters
     read, write = stats.total(Kind.READ), stats.total(Kind.WRITE)
-    seconds = recent.nanoseconds / 1e9
+    seconds = max(1, recent.nanoseconds) / 1e9
     return SessionInfo(
         target=session.target,
         portal_group=session.portal_group,
