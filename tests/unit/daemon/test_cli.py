@@ -176,6 +176,29 @@ async def test_targets(shell):
     assert (await shell.ok("target", "list"))["targets"] == []
 
 
+async def test_ways_to_a_disk(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M", "--expose")
+    await shell.ok("replica", "create", "disk", "copy", "--mode", "sync")
+    for name, volume, options in (("second", "disk", []), ("far", "copy", ["--standby"])):
+        await shell.ok("target", "create", name)
+        await shell.ok("target", "lun", "add", name, volume, *options)
+    answer = await shell.ok("target", "alua", "set", "second", "unavailable", "--lun", "0")
+    assert answer["luns"][0]["access"] == "unavailable"
+    await shell.ok("target", "alua", "activate", "second")
+    ways = (await shell.ok("target", "alua", "show", "far"))["ways"]
+    assert [(way["port_group"], way["volume"], way["access"], way["standby"]) for way in ways] == [
+        (1, "disk", "standby", False),
+        (2, "disk", "active-optimized", False),
+        (3, "copy", "standby", True),
+    ]
+    assert len({way["serial"] for way in ways}) == 1
+    assert (await shell.json("target", "alua", "set", "far", "active-optimized"))[0] == 5
+    assert (await shell.json("target", "alua", "activate", "far"))[0] == 5
+    assert (await shell.json("target", "alua", "set", "second", "standby", "--lun", "7"))[0] == 3
+    assert (await shell.json("target", "lun", "add", "second", "copy", "--standby"))[0] == 2
+    assert (await shell.json("replica", "detach", "copy"))[0] == 4
+
+
 async def test_full_clones_and_raw_images(shell, tmp_path: Path):
     await shell.ok("volume", "create", "disk", "--size", "4M")
     await shell.engine.pool.volume("disk").write(MIB, memoryview(b"x" * 4096))

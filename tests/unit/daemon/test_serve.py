@@ -91,6 +91,12 @@ def test_a_port_in_use_ends_with_4(tmp_path: Path):
     assert "in use" in done.stderr
 
 
+def test_more_portal_groups_than_a_target_has_ports_end_with_2(tmp_path: Path):
+    portals = [word for tag in range(17) for word in ("--iscsi", f"127.0.0.1:0,{tag}")]
+    refused = twinvol("serve", "--pool", str(tmp_path / "pool"), *portals)
+    assert (refused.returncode, "16 portal groups" in refused.stderr) == (2, True), refused.stderr
+
+
 def test_a_folder_with_other_files_ends_with_2(tmp_path: Path):
     (tmp_path / "letter.txt").write_text("dear")
     done = twinvol("serve", "--iscsi", "127.0.0.1:0", "--pool", str(tmp_path))
