@@ -73,6 +73,7 @@ class CopyOperation:
     """
 
     lu: LogicalUnit
+    initiator: str
     service_action: int
     status: OperationStatus
     is_aborted: Callable[[], bool]
@@ -125,11 +126,14 @@ class CopyManager:
 
     async def run(self, nexus: Nexus, request: CopyRequest, is_aborted: Callable[[], bool], work: Work) -> ScsiResult:
         """Do ``work`` as a copy operation of ``nexus``: to its end, or begin it only if the request is immediate."""
-        if len(self._active) >= limits.MAX_COPIES:
+        initiator = nexus.it_nexus.initiator_name
+        own = sum(operation.initiator == initiator for operation in self._active)
+        if own >= limits.MAX_COPIES or len(self._active) >= limits.MAX_COPIES_OF_ALL:
             return ScsiResult(Status.TASK_SET_FULL)
         status = OperationStatus.BACKGROUND if request.immediate else OperationStatus.FOREGROUND
         operation = CopyOperation(
             nexus.lu,
+            initiator,
             request.service_action,
             status,
             _never if request.immediate else is_aborted,
@@ -160,6 +164,7 @@ class CopyManager:
                 operation.result = result
             return result
         finally:
+            operation.is_aborted = _never  # it may hold the command and its data
             self._active.discard(operation)
             operation.finished.set()
 

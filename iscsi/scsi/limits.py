@@ -36,8 +36,11 @@ MAX_DESCRIPTOR_LIST_BYTES = MAX_CSCD_DESCRIPTORS * 32 + MAX_SEGMENT_DESCRIPTORS 
 MAX_SEGMENT_BLOCKS = 0xFFFF
 """All that a block to block segment descriptor can say."""
 
-MAX_COPIES = 64
-"""Copy operations of the server in progress; one more is answered with TASK SET FULL."""
+MAX_COPIES = 16
+"""Copy operations of one initiator in progress; one more is answered with TASK SET FULL."""
+
+MAX_COPIES_OF_ALL = 256
+"""Of all initiators together."""
 
 MAX_KNOWN_COPIES = 64
 """Copy operations that are remembered for one nexus, by their list identifiers."""

@@ -405,7 +405,7 @@ async def test_no_data_is_held():
 
 async def test_operating_parameters():
     assert await Pair().host.data(f"84 03 {'00' * 8} 00000400 00 00") == bytes.fromhex(
-        "0000002a 01 000000 0010 0040 00000900 01fffe00 00000000 00000000 00000000 0000 0040 40 09 00 00 000000 02 02e4"
+        "0000002a 01 000000 0010 0040 00000900 01fffe00 00000000 00000000 00000000 0000 0010 10 09 00 00 000000 02 02e4"
     )
 
 
@@ -500,12 +500,18 @@ async def test_compare_and_write_gets_its_turn_between_two_pieces():
     assert result.status in (Status.GOOD, Status.CHECK_CONDITION)
 
 
-async def test_only_so_many_copies_run_at_once():
-    pairs = Pair(blocks=4096)
-    gate = pairs.target.device.gate = asyncio.Event()
-    data = [parameters(GOOD_SEGMENT, list_id=number) for number in range(65)]
-    running = [asyncio.create_task(pairs.copy(each, None)) for each in data]
+async def test_only_so_many_copies_of_one_initiator_run_at_once():
+    pair = Pair(blocks=4096)
+    gate = pair.target.device.gate = asyncio.Event()
+    other = Host(pair.source, 2)
+
+    def begin(host: Host, number: int):
+        data = parameters(GOOD_SEGMENT, list_id=number)
+        return asyncio.create_task(host.send(f"83 00 {'00' * 8} {len(data):08x} 00 00", data, None))
+
+    running = [begin(pair.host, number) for number in range(17)]
     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    running.append(begin(other, 0))
     gate.set()
     results = [(await task).status for task in running]
-    assert results == [Status.GOOD] * 64 + [Status.TASK_SET_FULL]
+    assert results == [Status.GOOD] * 16 + [Status.TASK_SET_FULL, Status.GOOD]

@@ -517,7 +517,7 @@ async def test_third_party_copy_page():
         "0080000203",
         "ffff000102",
     ]
-    assert data[len(head) + len(types) :] == bytes.fromhex("8001 0020 00000040 00000040 01fffe00 09 00" + "00" * 18)
+    assert data[len(head) + len(types) :] == bytes.fromhex("8001 0020 00000010 00000010 01fffe00 09 00" + "00" * 18)
 
 
 async def test_operation_codes_are_reported():
