@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from iscsi.chap import ChapAccess
+    from iscsi.scsi.it_nexus import ItNexus
     from iscsi.scsi.lun import LogicalUnit, Nexus
 
     Watcher = Callable[["Target", "TargetChange"], None]
@@ -321,18 +322,12 @@ class TargetRegistry:
         it nothing here: only a login there proves that.
         """
         who = nexus.it_nexus
+        own = self._targets.get(who.target_name)
+        if own is not None:  # first: it is looked at for every piece that is copied
+            yield from _active_units(own, who)
         for target in self._targets.values():
-            if target.name != who.target_name and (
-                target.chap is not None
-                or not target.admits(who.initiator_name)
-                or not target.is_in(who.portal_group_tag)
-            ):
-                continue
-            path = replace(who, target_name=target.name)
-            for lun in target.luns:
-                unit = target.unit_for(who.initiator_name, lun)
-                if unit is not None and unit.access.group_of(path).state.is_active:
-                    yield unit
+            if target is not own and target.chap is None:
+                yield from _active_units(target, replace(who, target_name=target.name))
 
     def subscribe(self, watcher: Watcher) -> Callable[[], None]:
         """Have ``watcher`` called in the same step as each change of any target. Returns what ends that."""
@@ -388,6 +383,16 @@ class TargetRegistry:
     def _notify(self, target: Target, change: TargetChange) -> None:
         for watcher in list(self._watchers):
             watcher(target, change)
+
+
+def _active_units(target: Target, who: ItNexus) -> Iterator[LogicalUnit]:
+    """What an initiator sees of a target and may use there now."""
+    if not target.admits(who.initiator_name) or not target.is_in(who.portal_group_tag):
+        return
+    for lun in target.luns:
+        unit = target.unit_for(who.initiator_name, lun)
+        if unit is not None and unit.access.group_of(who).state.is_active:
+            yield unit
 
 
 def _subscribe(watchers: list[Watcher], watcher: Watcher) -> Callable[[], None]:

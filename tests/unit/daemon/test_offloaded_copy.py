@@ -157,3 +157,22 @@ async def test_a_lun_that_is_removed_waits_for_the_copies_in_its_name(tmp_path):
         assert (gate.writes, gate.ended) == (1, 1)
         with pytest.raises(NotFound):
             array.pool.volume("two")
+
+
+async def test_access_that_is_withdrawn_ends_a_copy_in_the_background(tmp_path):
+    async with serving(tmp_path / "pool") as array:
+        one, two = await two_disks(array)
+        async with await array.disk(one.target) as disk:
+            await disk.write(0, b"1" * 4 * MIB)
+            token = await token_of(disk, 8192)
+        gate = Gate(array.pool.volume("two"))
+        async with await array.disk(two.target) as disk:
+            assert await write_token(disk, token, 8192, flags=1) == GOOD
+            await gate.reached.wait()
+            (unit,) = array.registry.find(two.target).luns.values()
+            (operation,) = unit.copy_manager.in_background()
+            await array.api.target_access(two.target, add=[OTHER], remove=[])
+            gate.open.set()
+            await operation.finished.wait()
+        assert gate.writes == 1
+        assert told(operation.result) == NOT_REACHABLE
