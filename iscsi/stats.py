@@ -31,8 +31,8 @@ class Kind(enum.IntEnum):
 
 _KINDS = {
     **dict.fromkeys((0x08, 0x28, 0xA8, 0x88), Kind.READ),
-    # WRITE 6 10 12 16, WRITE AND VERIFY 10 12 16, WRITE SAME 10 16, COMPARE AND WRITE, ORWRITE
-    **dict.fromkeys((0x0A, 0x2A, 0xAA, 0x8A, 0x2E, 0xAE, 0x8E, 0x41, 0x93, 0x89, 0x8B), Kind.WRITE),
+    # WRITE 6 10 12 16, WRITE AND VERIFY 10 12 16, WRITE SAME 10 16, COMPARE AND WRITE, ORWRITE, WRITE ATOMIC
+    **dict.fromkeys((0x0A, 0x2A, 0xAA, 0x8A, 0x2E, 0xAE, 0x8E, 0x41, 0x93, 0x89, 0x8B, 0x9C), Kind.WRITE),
     **dict.fromkeys((0x35, 0x91), Kind.FLUSH),
 }
 

@@ -11,6 +11,7 @@ from iscsi.scsi import (
     alua,
     copy_results,
     extended_copy,
+    log_pages,
     mode,
     persistent_reserve,
     provisioning,
@@ -79,7 +80,7 @@ _COMMON = (
     CommandSpec(
         "LOG SENSE",
         _usage("4d00ffff000000ffff00"),
-        spc.log_sense,
+        log_pages.log_sense,
         available=Availability.STANDBY,
         sharing=Sharing.PERSISTENT,
         while_sanitizing=_ANY_SANITIZE_STATE,

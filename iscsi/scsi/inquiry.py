@@ -8,6 +8,8 @@ from iscsi.scsi import limits
 from iscsi.scsi.third_party_page import third_party_copy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from iscsi.scsi.lun import LogicalUnit, Nexus
 
 _NO_SUCH_UNIT = 0x7F
@@ -54,27 +56,11 @@ def absent_inquiry() -> bytes:
 
 def vital_product_data(lu: LogicalUnit, nexus: Nexus, page: int) -> bytes | None:
     """A whole VPD page, or None if there is no such page."""
-    if page not in _SUPPORTED_PAGES:
+    build = _VPD_PAGES.get(page)
+    if build is None:
         return None
-    if page == 0x00:
-        payload = bytes(_SUPPORTED_PAGES)
-    elif page == 0x80:
-        payload = lu.identity.serial.encode("ascii")
-    elif page == 0x83:
-        payload = _device_identification(lu, nexus)
-    elif page == 0x8F:
-        payload = third_party_copy(lu)
-    elif page == 0xB0:
-        payload = _block_limits(lu)
-    elif page == 0xB1:
-        # MEDIUM ROTATION RATE 0001h: does not rotate; WABEREQ 01b: after a block erase reads are good
-        payload = bytes((0, 1, 0, 0x40 if lu.sanitizer is not None else 0)) + bytes(56)
-    else:
-        payload = _provisioning(lu)
+    payload = build(lu, nexus)
     return bytes((0, page)) + len(payload).to_bytes(2, "big") + payload
-
-
-_SUPPORTED_PAGES = (0x00, 0x80, 0x83, 0x8F, 0xB0, 0xB1, 0xB2)
 
 
 def _designator(code_set: int, association: int, kind: int, value: bytes) -> bytes:
@@ -129,3 +115,30 @@ def _block_limits(lu: LogicalUnit) -> bytes:
 def _provisioning(lu: LogicalUnit) -> bytes:
     """SBC-3 section 6.6.4: LBPU, LBPWS, LBPWS10, LBPRZ; thin."""
     return bytes((0, 0xE4, 0x02, 0)) if lu.thin else bytes(4)
+
+
+def _serial_number(lu: LogicalUnit, _nexus: Nexus) -> bytes:
+    return lu.identity.serial.encode("ascii")
+
+
+def _extended_inquiry(_lu: LogicalUnit, _nexus: Nexus) -> bytes:
+    """SPC-4 section 7.8.7: HEADSUP, ORDSUP, SIMPSUP; V_SUP, a volatile cache. No protection, no microcode."""
+    return bytes((0, 0x07, 0x01)) + bytes(57)
+
+
+def _characteristics(lu: LogicalUnit, _nexus: Nexus) -> bytes:
+    """SBC-3 section 6.6.2: MEDIUM ROTATION RATE 0001h, does not rotate; WABEREQ 01b: block erase leaves it readable."""
+    return bytes((0, 1, 0, 0x40 if lu.sanitizer is not None else 0)) + bytes(56)
+
+
+_VPD_PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
+    0x00: lambda lu, nexus: bytes(_VPD_PAGES),
+    0x80: _serial_number,
+    0x83: _device_identification,
+    0x86: _extended_inquiry,
+    0x87: lambda lu, nexus: b"\x3f\xff\x00\x00",  # SPC-4 section 7.8.12: all mode pages are shared by all nexuses
+    0x8F: lambda lu, nexus: third_party_copy(lu),
+    0xB0: lambda lu, nexus: _block_limits(lu),
+    0xB1: _characteristics,
+    0xB2: lambda lu, nexus: _provisioning(lu),
+}

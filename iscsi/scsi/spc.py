@@ -21,7 +21,6 @@ _ALLOCATION_LENGTH_MAX = 65536
 """No parameter data here is longer; a larger allocation length is the host's generosity."""
 
 _REPORT_LUNS_WELL_KNOWN_ONLY = 0x01
-_LOG_PAGE_SUPPORTED = 0x00
 
 _START, _LOEJ, _NO_FLUSH = 0x01, 0x02, 0x04  # byte 4 of START STOP UNIT
 
@@ -139,18 +138,6 @@ async def report_task_management_functions(lu: LogicalUnit, nexus: Nexus, comman
     if command.cdb[2] & 0x80:
         data = data[:3] + b"\x0c" + bytes(12)
     return _truncated(data, command.cdb, 6, 10)
-
-
-async def log_sense(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """SPC-4 section 6.7: only the list of supported pages, which is itself."""
-    cdb = command.cdb
-    if cdb[2] & 0x3F != _LOG_PAGE_SUPPORTED:
-        raise invalid_cdb_field(2, 5)
-    if cdb[3] not in (0x00, 0xFF):
-        raise invalid_cdb_field(3)
-    if cdb[3] == 0xFF:
-        return _truncated(bytes((0x40, 0xFF, 0, 4, 0, 0, 0, 0xFF)), cdb, 7, 9)
-    return _truncated(bytes((0, 0, 0, 1, 0)), cdb, 7, 9)
 
 
 async def send_diagnostic(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:

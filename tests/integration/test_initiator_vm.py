@@ -35,6 +35,12 @@ def test_login_mkfs_mount_trim_and_verify_after_a_new_login(daemon: Daemon, tmp_
     run_scenario("login_mkfs_mount", daemon.portal, tmp_path, "--target", iqn(url))
 
 
+def test_what_sg_tools_and_the_kernel_read_and_sanitize(daemon: Daemon, tmp_path: Path):
+    disk, removable = daemon.volume("disk", "64M"), daemon.volume("removable", "64M", "--removable")
+    options = ["--target", iqn(disk), "--target", iqn(removable)]
+    run_scenario(str(SCENARIOS / "sg_tools.sh"), daemon.portal, tmp_path, *options)
+
+
 CHAP = {"user": "alice", "secret": "correct horse 1", "mutual-user": "array", "mutual-secret": "battery staple 2"}
 CHAP_OPTIONS = [
     *("--chap-user", CHAP["user"], "--chap-secret", CHAP["secret"]),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from iscsi.stats import Kind
 from tests.support.scsi_host import (
     GOOD,
     IDENTITY,
@@ -50,7 +51,7 @@ async def test_inquiry_refuses_a_page_code_without_evpd_and_unknown_pages():
 async def test_every_listed_vpd_page_is_there_and_says_its_length():
     host = Host(disk())
     pages = await vpd(host, 0)
-    assert pages == bytes.fromhex("00 00 0007 00 80 83 8f b0 b1 b2")
+    assert pages == bytes.fromhex("00 00 0009 00 80 83 86 87 8f b0 b1 b2")
     for page in pages[4:]:
         data = await vpd(host, page)
         assert data[:2] == bytes((0, page))
@@ -289,3 +290,46 @@ async def test_removal_is_prevented_by_any_nexus_until_it_allows_or_ends():
 async def test_identity_must_be_locally_assigned():
     with pytest.raises(AssertionError):
         type(IDENTITY)(serial="1", naa=0x5123456789ABCDEF)
+
+
+# -- LOG SENSE
+
+
+async def test_the_list_of_log_pages():
+    host = Host(disk())
+    assert await host.data("4d 00 40 00 00 0000 0100 00") == bytes.fromhex("00 00 0002 00 19")
+    assert await host.data("4d 00 40 ff 00 0000 0100 00") == bytes.fromhex("40 ff 0006 0000 00ff 1900")
+    assert await host.data("4d 00 40 00 00 0000 0003 00") == bytes.fromhex("00 00 00")
+
+
+async def test_general_statistics_tell_what_all_initiators_have_done():
+    lu = disk()
+    host, gone = Host(lu, 1), Host(lu, 2)
+    host.nexus.stats.count(Kind.READ, 8 * 512, 3_000_000)
+    gone.nexus.stats.count(Kind.READ, 2 * 512, 3_000_000)
+    gone.nexus.stats.count(Kind.WRITE, 5 * 512, 1)
+    lu.detach(gone.nexus)
+    page = await host.data("4d 00 59 00 00 0000 0100 00")
+    assert page[:8] == bytes.fromhex("19 00 005c 0001 03 40")
+    numbers = [int.from_bytes(page[at : at + 8], "big") for at in range(8, 72, 8)]
+    assert numbers[:4] == [2, 1, 5, 10]
+    assert 6000 * 7 / 8 < numbers[4] < 6000 * 9 / 8  # microseconds
+    assert numbers[5:] == [0, 0, 0]
+    assert page[72:] == bytes.fromhex("0002 03 08 0000000000000000  0003 03 08 00000006 00000001")
+
+
+@pytest.mark.parametrize("cdb", ["4d 00 4d 00", "4d 00 59 01", "4d 00 19 00", "4d 00 d9 00", "4d 01 40 00"])
+async def test_other_log_pages_thresholds_and_saving_are_refused(cdb):
+    await Host(disk()).send(f"{cdb} 00 0000 0100 00", expect=INVALID_FIELD_IN_CDB)
+
+
+async def test_extended_inquiry_and_mode_page_policy():
+    host = Host(disk())
+    assert await vpd(host, 0x86) == bytes.fromhex("00 86 003c 00 07 01") + bytes(57)
+    assert await vpd(host, 0x87) == bytes.fromhex("00 87 0004 3f ff 00 00")
+
+
+@pytest.mark.parametrize("opcode", ["04", "3e", "3f", "9e 11", "9f 11", "07", "3b", "3c", "4c", "7f"])
+async def test_commands_that_are_not_supported(opcode):
+    """FORMAT UNIT, READ LONG and WRITE LONG 10 and 16, REASSIGN BLOCKS, WRITE and READ BUFFER, LOG SELECT, 32 bytes."""
+    await Host(disk()).send((opcode.replace(" ", "") + "00" * 16)[:32], expect=illegal(0x2000, 0x2400))
