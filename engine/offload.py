@@ -28,7 +28,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFound
 from engine.stores import Extent, ExtentState
 from engine.units import KIB, MIB, align_down, align_up
 from engine.volume import Volume
@@ -198,12 +198,16 @@ async def _delete(store: VolumeStore, snapshot: Frozen) -> None:
 
 
 async def _share(job: _Move, source: Frozen, target: Volume, extent: Extent) -> int:
-    """Returns the offset up to which the extent is shared: its end, unless the store has no room for more."""
+    """Returns the offset up to which the extent is shared: its end, unless the store has no room for more, or the
+    source is gone (which whoever reads it is told)."""
     at = extent.offset
     while at < extent.end:
         step = min(WINDOW_BYTES, extent.end - at)
         async with job.hold(at, step):
-            shared = await target.share(source, at - job.shift, at, step)
+            try:
+                shared = await target.share(source, at - job.shift, at, step)
+            except NotFound:
+                break
         at += shared
         job.progress(at - job.at)
         if shared < step:
