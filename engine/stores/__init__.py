@@ -270,8 +270,8 @@ class VolumeStore(Protocol):
         takes a hidden snapshot of it first, and may delete it as soon as this has returned.
 
         Returns the bytes shared, counted from the start: less than ``length`` when the store's table of shared chunks
-        is full. Raises NotSupported (``share_unit`` is 0), InvalidArgument (alignment; a device of another store),
-        OutOfRange, NotFound, InvalidState (a snapshot that is being made), OutOfSpace, StoreFailed.
+        is full. Raises NotSupported (``share_unit`` is 0), InvalidArgument (alignment), OutOfRange, NotFound (deleted,
+        or of another store), InvalidState (a snapshot that is being made), OutOfSpace, StoreFailed.
         """
         ...
 

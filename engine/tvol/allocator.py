@@ -44,7 +44,8 @@ class Allocator:
         self._file_chunks = file.size() // chunk_bytes
         self.end = births.count
         """The first chunk that was never used."""
-        self._deferred: deque[tuple[int, int, array[int]]] = deque()
+        self._deferred: deque[tuple[int, int, int, array[int]]] = deque()
+        """Record, operation, the ticket to thaw with or 0 for freed chunks, the chunks."""
         self._dirty: array[int] = array("I", births.with_birth(BIRTH_FREE)[::-1].tobytes())
         """Descending, so that ``pop`` hands out ascending numbers; the same for ``_zero``."""
         self._zero: array[int] = array("I")
@@ -87,7 +88,12 @@ class Allocator:
 
     def defer(self, seq: int, last_operation: int, chunks: array[int]) -> None:
         """Chunks freed by record ``seq``, while operations up to ``last_operation`` may be using them."""
-        self._deferred.append((seq, last_operation, chunks))
+        self._deferred.append((seq, last_operation, 0, chunks))
+
+    def defer_thaw(self, seq: int, last_operation: int, ticket: int, chunks: array[int]) -> None:
+        """Chunks whose last slot was freed by record ``seq``: to be written in place they wait as long as to be free,
+        since after a power loss the slot may be back, and a reader in flight may have come through it."""
+        self._deferred.append((seq, last_operation, ticket, chunks))
 
     @property
     def has_deferred(self) -> bool:
@@ -97,11 +103,14 @@ class Allocator:
         """Let go of deferred chunks whose record is durable and whose users have ended. True if there were any."""
         released = False
         while self._deferred:
-            seq, operation, chunks = self._deferred[0]
+            seq, operation, ticket, chunks = self._deferred[0]
             if seq > durable_seq or (oldest_operation is not None and oldest_operation <= operation):
                 break
             self._deferred.popleft()
-            self._dirty.extend(sorted(chunks, reverse=True))
+            if ticket:
+                self._births.thaw(ticket, np.frombuffer(chunks, np.uint32))
+            else:
+                self._dirty.extend(sorted(chunks, reverse=True))
             released = True
         return released
 

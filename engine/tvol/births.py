@@ -1,7 +1,16 @@
 """The birth generation of every chunk: which snapshots can see it, and whether it is taken at all.
 
-``births[chunk]``: 0 free, ``BIRTH_METADATA`` reserved, else the generation in which it was mapped. This is the durable
-allocation map; which free chunks may be used at this moment is the allocator's business.
+``births[chunk]``: 0 free, ``BIRTH_METADATA`` reserved, ``BIRTH_SHARED`` named by slots only, else the generation in
+which it was mapped. This is the durable allocation map; which free chunks may be used at this moment is the
+allocator's business.
+
+``view`` is what writing in place goes by, and nothing else: the birth, or a negative number for a chunk that must not
+be written whatever its birth, because a slot names it (``claims.py``). Until a first chunk is shared it is the same
+memory as ``born``; then it is an array of its own, and the hot path compares the same number as before.
+
+A chunk that loses its last slot stays frozen until ``thaw``: the loss must be durable, and whoever reads it through
+that slot must have ended. Meanwhile its number in ``view`` says which batch of losses will thaw it; when it is shared
+again, it says ``FROZEN``.
 """
 
 from __future__ import annotations
@@ -10,42 +19,62 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.tvol.layout import BIRTH_FREE, BIRTHS_PER_PAGE, PageRef
+from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, BIRTHS_PER_PAGE, MAX_GENERATION, PageRef
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    Words = npt.NDArray[np.uint32]
+
 _PAGE_SHIFT = 12
 assert 1 << _PAGE_SHIFT == BIRTHS_PER_PAGE
+assert MAX_GENERATION < 1 << 31
+
+FROZEN = -1
+"""In ``view``: slots name the chunk."""
+_LAST_TICKET = (1 << 31) - 1
 
 
 class Births:
     """A growing uint32 array with a set of changed pages."""
 
-    __slots__ = ("_store", "count", "dirty", "pages", "view")
+    __slots__ = ("_guard", "_slots", "_store", "born", "count", "dirty", "pages", "ticket", "view")
 
-    def __init__(self, stored: npt.NDArray[np.uint32]) -> None:
+    def __init__(self, stored: Words) -> None:
         self.count = len(stored)
         """Chunks covered; all beyond are free."""
         self._store = np.zeros(max(BIRTHS_PER_PAGE, self.count), np.uint32)
         self._store[: self.count] = stored
-        self.view = self._store.data
-        """For scalars; replaced when the array grows, so never keep it."""
+        self._guard = self._store.view(np.int32)
+        self._slots: Words | None = None
+        """How many slots name each chunk; None as long as none ever did."""
+        self.born = self._store.data
+        """For scalars; replaced when the array grows, so never keep it. The same for ``view``."""
+        self.view = self._guard.data
         self.dirty: set[int] = set()
         self.pages: list[PageRef] = []
         """Where the pages of the last checkpoint are."""
+        self.ticket = 2
+        """Number of the batch that chunks losing their last slot now belong to."""
 
     def extend_to(self, count: int) -> None:
         """Cover ``count`` chunks at least."""
         if count <= self.count:
             return
         if count > len(self._store):
-            grown = np.zeros(max(count, 2 * len(self._store)), np.uint32)
-            grown[: self.count] = self._store[: self.count]
-            self._store = grown
-            self.view = grown.data
+            self._grow(max(count, 2 * len(self._store)))
         self.dirty.update(range(self.count >> _PAGE_SHIFT, ((count - 1) >> _PAGE_SHIFT) + 1))
         self.count = count
+
+    def _grow(self, size: int) -> None:
+        more = size - len(self._store)
+        self._store = np.pad(self._store, (0, more))
+        if self._slots is None:
+            self._guard = self._store.view(np.int32)
+        else:
+            self._guard = np.pad(self._guard, (0, more))
+            self._slots = np.pad(self._slots, (0, more))
+        self.born, self.view = self._store.data, self._guard.data
 
     def cut(self, count: int) -> None:
         """Cover no more than ``count`` chunks; those beyond are free."""
@@ -53,22 +82,96 @@ class Births:
         self.dirty = {page for page in self.dirty if page < self.page_count()}
 
     def set(self, chunk: int, birth: int) -> None:
+        """A chunk that nothing named before."""
         if chunk >= self.count:
             self.extend_to(chunk + 1)
-        self.view[chunk] = birth
+        self.born[chunk] = birth
+        if self._slots is not None:
+            self.view[chunk] = birth if birth <= MAX_GENERATION else FROZEN
         self.dirty.add(chunk >> _PAGE_SHIFT)
 
-    def of(self, chunks: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    def of(self, chunks: Words) -> Words:
         return self._store[chunks]
 
-    def free(self, chunks: npt.NDArray[np.uint32]) -> None:
-        self._store[chunks] = BIRTH_FREE
-        self.dirty.update(np.unique(chunks >> _PAGE_SHIFT).tolist())
+    def free(self, chunks: Words) -> Words:
+        """No map names these by their number any more. Returns those that no slot names either: they are free."""
+        if self._slots is None:
+            freed = chunks
+        else:
+            shared = self._slots[chunks] > 0
+            self._store[chunks[shared]] = BIRTH_SHARED
+            freed = chunks[~shared]
+            self._guard[freed] = 0
+        self._store[freed] = BIRTH_FREE
+        self._touch(chunks)
+        return freed
 
-    def with_birth(self, birth: int, first: int = 0) -> npt.NDArray[np.uint32]:
+    def free_one(self, chunk: int) -> None:
+        """The same for one chunk of a file without slots."""
+        self.born[chunk] = BIRTH_FREE
+        self.dirty.add(chunk >> _PAGE_SHIFT)
+
+    def with_birth(self, birth: int, first: int = 0) -> Words:
         """Chunks from ``first`` on that have exactly this birth, ascending."""
         found = np.flatnonzero(self._store[first : self.count] == birth) + first
         return found.astype(np.uint32)
+
+    # --- slots --------------------------------------------------------------------------------------------------
+
+    def may_be_named(self, chunks: Words) -> bool:
+        """Whether all of these hold payload, so that a slot may name them."""
+        if not len(chunks) or int(chunks.max()) >= self.count:
+            return not len(chunks)
+        births = self._store[chunks]
+        return bool(((births != BIRTH_FREE) & (births != BIRTH_METADATA)).all())
+
+    def add_slots(self, chunks: Words) -> None:
+        """One more slot names each of these: from now on nobody writes them in place."""
+        if self._slots is None:
+            self._slots = np.zeros(len(self._store), np.uint32)
+            self._guard = self._guard.copy()
+            self.view = self._guard.data
+        np.add.at(self._slots, chunks, np.uint32(1))
+        self._freeze(chunks)
+
+    def _freeze(self, chunks: Words) -> None:
+        self._guard[chunks] = FROZEN
+
+    def remove_slots(self, chunks: Words) -> tuple[Words, Words]:
+        """One slot less names each of these. Returns those that are free now, and those that a map alone names now,
+        to be thawed with this ``ticket``."""
+        assert self._slots is not None
+        np.subtract.at(self._slots, chunks, np.uint32(1))
+        last = np.unique(chunks[self._slots[chunks] == 0])
+        unnamed = self._store[last] == BIRTH_SHARED
+        freed, kept = last[unnamed], last[~unnamed]
+        self._store[freed] = BIRTH_FREE
+        self._guard[freed] = 0
+        self._guard[kept] = -self.ticket
+        self._touch(freed)
+        return freed, kept
+
+    def next_ticket(self) -> int:
+        """The current batch's number; the batch ends here."""
+        ended = self.ticket
+        self.ticket = ended + 1 if ended < _LAST_TICKET else 2
+        return ended
+
+    def thaw(self, ticket: int, chunks: Words) -> None:
+        """The losses of this batch are durable and unseen: those of the chunks that were not shared or freed since
+        may be written in place again, as far as their birth allows."""
+        ours = chunks[self._guard[chunks] == -ticket]
+        self._guard[ours] = self._store[ours].view(np.int32)
+
+    def claims_on(self, chunks: Words) -> Words:
+        """How many claims there are on each of these: its own, and slots."""
+        own = self._store[chunks] <= MAX_GENERATION
+        return own.astype(np.uint32) if self._slots is None else own + self._slots[chunks]
+
+    # --- pages --------------------------------------------------------------------------------------------------
+
+    def _touch(self, chunks: Words) -> None:
+        self.dirty.update(np.unique(chunks >> _PAGE_SHIFT).tolist())
 
     def page_count(self) -> int:
         return -(-self.count // BIRTHS_PER_PAGE)

@@ -8,8 +8,10 @@ maps and compares. Invariants, for a node N with parent P (a snapshot):
 3. N's deadlist is exactly what P's map names and N's map at the same place does not, bucketed by birth.
 4. A chunk is allocated (has a birth) if and only if some map names it or the reclaim queue holds it.
 5. A page is used by one structure only, except a leaf, which N may share with P at the same place.
+6. All this holds of *claims*, which are chunks or slots of the table of shared chunks. A slot in use names a chunk
+   that is allocated. A chunk is ``BIRTH_SHARED`` if and only if slots name it and nothing names it by its number.
 
-The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2 and 4 are asked again:
+The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2, 4 and 6 are asked again:
 a file that needs recovery is checked as it would be after it.
 
 A superblock slot that does not verify beside a good one is a note, not damage: a crash leaves that legally.
@@ -120,7 +122,9 @@ class _Checker:
         self._findings = findings
         self._report = report
         self._after = after
-        self._owned = np.zeros(len(image.births), dtype=np.uint8)
+        self._births_of_all = np.concatenate([image.births, image.slots[:, 1]])
+        """Of every claim: the chunks, then the slots."""
+        self._owned = np.zeros(len(self._births_of_all), dtype=np.uint8)
 
     def structures(self) -> None:
         """Everything that a checkpoint left."""
@@ -144,7 +148,7 @@ class _Checker:
         reserved = layout.JOURNAL_FIRST_CHUNK + superblock.journal_chunks
         if (image.births[:reserved] != layout.BIRTH_METADATA).any():
             self._damage("births", "superblock or journal chunks are not marked as metadata")
-        newest = image.births[(image.births != layout.BIRTH_METADATA)]
+        newest = image.births[image.births < layout.BIRTH_SHARED]
         if len(newest) and int(newest.max()) > image.file.generation:
             self._damage("births", f"a chunk was born in generation {int(newest.max())} of {image.file.generation}")
 
@@ -200,15 +204,33 @@ class _Checker:
         image = self._image
         self._owned[:] = 0
         counts = {node.record.node: self._node(node, deadlists=deadlists) for node in image.nodes.values()}
-        held = image.reclaim[image.reclaim < len(image.births)]
-        if len(held) != len(image.reclaim):
-            self._damage("reclaim queue", "names chunks that do not exist")
-        self._own(held, "reclaim queue")
-        allocated = (image.births != layout.BIRTH_FREE) & (image.births != layout.BIRTH_METADATA)
-        lost = np.flatnonzero(allocated & (self._owned == 0))
+        held = self._valid(image.reclaim, "reclaim queue")
+        self._own(held[held >= layout.FIRST_CHUNK_ENTRY], "reclaim queue")
+        self._lost()
+        return counts
+
+    def _lost(self) -> None:
+        """Claims that nobody has, and chunks that nobody claims (invariants 4 and 6)."""
+        births, slots = self._image.births, self._image.slots
+        owned, slots_owned = np.split(self._owned > 0, [len(births)])
+        used = slots[slots[:, 1] != layout.BIRTH_FREE, 0]
+        if (used >= len(births)).any():
+            self._damage("slots", f"name chunk {int(used.max())}, which does not exist")
+            used = used[used < len(births)]
+        if np.isin(births[used], (layout.BIRTH_FREE, layout.BIRTH_METADATA)).any():
+            self._damage("slots", "name a chunk that is free or holds metadata")
+        lost = np.flatnonzero((slots[:, 1] != layout.BIRTH_FREE) & ~slots_owned)
+        if len(lost):
+            self._damage("slots", f"{len(lost)} are in use, but nothing refers to them, first {lost[0]}")
+        claims_of_slots = np.bincount(used, minlength=len(births))
+        shared = births == layout.BIRTH_SHARED
+        if (shared & owned).any():
+            chunk = int(np.flatnonzero(shared & owned)[0])
+            self._damage("births", f"chunk {chunk} is said to be named by slots only, but is not")
+        allocated = (births != layout.BIRTH_FREE) & (births != layout.BIRTH_METADATA)
+        lost = np.flatnonzero(allocated & np.where(shared, claims_of_slots == 0, ~owned))
         if len(lost):
             self._damage("births", f"{len(lost)} chunks are allocated, but nothing refers to them, first {lost[0]}")
-        return counts
 
     def _node(self, node: Node, *, deadlists: bool) -> tuple[int, int]:
         parent, generation = self._parent_of(node)
@@ -229,7 +251,7 @@ class _Checker:
             entries = self._valid(leaf.entries if leaf is not None else _EMPTY_LEAF, where)
             before = self._valid(inherited.entries, "") if inherited is not None else _EMPTY_LEAF
             names = entries >= layout.FIRST_CHUNK_ENTRY
-            births = self._image.births[entries]
+            births = self._births_of(entries)
             mine = names & (births > generation)
             self._births(where, births[names], newest)
             if not reclaiming:
@@ -246,7 +268,8 @@ class _Checker:
 
     def _valid(self, entries: Words, where: str) -> Words:
         """The entries with those that cannot be followed taken as EMPTY."""
-        bad = entries >= len(self._image.births)
+        slots = entries >= layout.SLOT_BIT
+        bad = np.where(slots, entries - layout.SLOT_BIT >= len(self._image.slots), entries >= len(self._image.births))
         bad &= entries >= layout.FIRST_CHUNK_ENTRY
         if not bad.any():
             return entries
@@ -254,12 +277,22 @@ class _Checker:
             self._damage(where, f"{_first(entries, bad)} does not exist")
         return np.where(bad, np.uint32(layout.EMPTY), entries)
 
+    def _places(self, claims: Words) -> npt.NDArray[np.int64]:
+        """Where valid claims are in what has both kinds."""
+        wide = claims.astype(np.int64)
+        return np.where(claims >= layout.SLOT_BIT, wide - layout.SLOT_BIT + len(self._image.births), wide)
+
+    def _births_of(self, claims: Words) -> Words:
+        return self._births_of_all[self._places(claims)]
+
     def _births(self, where: str, births: Words, newest: int) -> None:
         if (births == layout.BIRTH_FREE).any():
             self._damage(where, "names a chunk that is free")
         if (births == layout.BIRTH_METADATA).any():
             self._damage(where, "names a chunk of metadata")
-        payload = births[births != layout.BIRTH_METADATA]
+        if (births == layout.BIRTH_SHARED).any():
+            self._damage(where, "names a chunk by its number that only slots name")
+        payload = births[births < layout.BIRTH_SHARED]
         if len(payload) and int(payload.max()) > newest:
             self._damage(where, f"names a chunk born in generation {int(payload.max())}, after generation {newest}")
 
@@ -267,21 +300,21 @@ class _Checker:
         """Each of these is named here and nowhere else."""
         unique, times = np.unique(chunks, return_counts=True)
         if (times > 1).any():
-            self._damage(where, f"names chunk {int(unique[times > 1][0])} twice")
-        taken = self._owned[unique] > 0
+            self._damage(where, f"names {_claim(int(unique[times > 1][0]))} twice")
+        places = self._places(unique)
+        taken = self._owned[places] > 0
         if taken.any():
-            self._damage(where, f"chunk {int(unique[taken][0])} belongs to another node or to the reclaim queue too")
-        self._owned[unique] = 1
+            claim = _claim(int(unique[taken][0]))
+            self._damage(where, f"{claim} belongs to another node or to the reclaim queue too")
+        self._owned[places] = 1
 
     def _deadlist(self, node: Node, expected: Words) -> None:
         where = f"{node.where}, deadlist"
-        image = self._image
-        births = image.births
         listed = np.concatenate(list(node.dead.values())) if node.dead else _EMPTY_LEAF[:0]
         listed = self._valid(listed, where)
         for birth, chunks in node.dead.items():
             known = self._valid(chunks, "")
-            if (births[known] != birth).any():
+            if (self._births_of(known) != birth).any():
                 self._damage(where, f"the bucket of birth {birth} holds chunks of another birth")
         missing = np.setdiff1d(expected, listed)
         if len(missing):
@@ -308,6 +341,7 @@ class _Checker:
             pages=len(image.pages),
             chunks=chunks,
             reclaim_queue=len(image.reclaim),
+            slots=int(np.count_nonzero(image.slots[:, 1])),
         )
 
     # Pages
@@ -336,4 +370,8 @@ class _Checker:
 
 def _first(entries: Words, mask: Mask) -> str:
     at = int(np.argmax(mask))
-    return f"entry {at} (chunk {int(entries[at])})"
+    return f"entry {at} ({_claim(int(entries[at]))})"
+
+
+def _claim(claim: int) -> str:
+    return f"slot {claim - layout.SLOT_BIT}" if claim >= layout.SLOT_BIT else f"chunk {claim}"

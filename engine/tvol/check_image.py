@@ -110,11 +110,14 @@ class Image:
     births: Words
     nodes: dict[int, Node]
     reclaim: Words
+    slots: npt.NDArray[np.uint32]
+    """(chunk, birth) of each slot of the table of shared chunks."""
     pages: dict[int, str]
     """Every page in use and who uses it."""
 
 
 _NO_WORDS: Words = np.zeros(0, dtype=np.uint32)
+_NO_SLOTS: Words = np.zeros((0, 2), dtype=np.uint32)
 
 
 class Loader:
@@ -139,7 +142,7 @@ class Loader:
             return None
         image = Image(
             superblock, slot, -(-self._size // superblock.chunk_bytes), layout.FileRecord(0, 0, 0),
-            _NO_WORDS, {}, _NO_WORDS, self._pages,
+            _NO_WORDS, {}, _NO_WORDS, _NO_SLOTS, self._pages,
         )  # fmt: skip
         if not self._records(image, stream):
             return None
@@ -184,7 +187,7 @@ class Loader:
 
     def _sane(self, superblock: layout.Superblock) -> None:
         """Raises LayoutError for what no writer of this version writes."""
-        unknown = superblock.incompatible
+        unknown = superblock.incompatible & ~layout.KNOWN_FEATURES
         if unknown:
             raise LayoutError(f"incompatible features {unknown:#x} are not known to this program")
         if superblock.chunk_bytes not in (64 * 1024, 256 * 1024):
@@ -230,12 +233,17 @@ class Loader:
                     image.births = self._words(layout.WordsRecord.parse(payload), "births")
                 elif kind == RootType.RECLAIM:
                     image.reclaim = self._words(layout.WordsRecord.parse(payload), "reclaim queue")
+                elif kind == RootType.SLOTS:
+                    image.slots = self._slots(layout.WordsRecord.parse(payload))
                 elif kind == RootType.NODE:
                     nodes.append(layout.NodeRecord.parse(payload))
                 elif not flags & layout.ROOT_OPTIONAL:
                     raise LayoutError(f"a record of unknown type {kind}")
         except LayoutError as error:
             self._findings.damage("root stream", str(error))
+            return False
+        if (RootType.SLOTS in seen) != bool(image.superblock.incompatible & layout.Feature.SHARED_CHUNKS):
+            self._findings.damage("root stream", "does not agree with the superblock on shared chunks")
             return False
         for wanted in (RootType.FILE, RootType.BIRTHS):
             if wanted not in seen:
@@ -271,6 +279,11 @@ class Loader:
 
     def _words(self, record: layout.WordsRecord, where: str) -> Words:
         return self._stream_of_words(record.pages, record.count, where)
+
+    def _slots(self, record: layout.WordsRecord) -> Words:
+        if record.count % 2 or record.count > 2 * layout.MAX_SLOTS:
+            raise LayoutError(f"the slots have {record.count} words")
+        return self._words(record, "slots").reshape(-1, 2)
 
     def _stream_of_words(self, pages: Sequence[PageRef], count: int, where: str) -> Words:
         """Missing pages read as zeroes, so that positions stay right."""

@@ -98,6 +98,8 @@ class Replay:
         self._findings = findings
         self._private: set[tuple[int, int]] = set()
         """(node, leaf) whose array no other map shares."""
+        self._slots_on = np.zeros(0, np.int64)
+        """How many slots name each chunk."""
         self._apply: dict[int, Callable[[layout.Record], None]] = {
             RecordType.PAD: lambda record: None,
             RecordType.COMMIT: self._commit,
@@ -115,8 +117,9 @@ class Replay:
             RecordType.STAGING_COMMIT: self._staging_commit,
             RecordType.METADATA: self._metadata,
             RecordType.FAILED: lambda record: None,
+            RecordType.SHARE: self._share_chunks,
         }
-        image.births = image.births.copy()
+        image.births, image.slots = image.births.copy(), image.slots.copy()
         self._free_unnamed()
 
     def run(self, records: list[layout.Record]) -> None:
@@ -137,11 +140,21 @@ class Replay:
         for number in [n for n, node in image.nodes.items() if node.record.flags & NodeFlag.RECLAIMING]:
             del image.nodes[number]
         image.reclaim = image.reclaim[:0]
-        named = image.births == layout.BIRTH_METADATA
+        named = np.zeros(len(image.births), bool)
+        slots_named = np.zeros(len(image.slots), bool)
         for node in image.nodes.values():
             for leaf in node.leaves.values():
                 named[leaf.entries[leaf.entries < len(named)]] = True
-        image.births[~named] = layout.BIRTH_FREE
+                slots = leaf.entries[leaf.entries >= layout.SLOT_BIT] - layout.SLOT_BIT
+                slots_named[slots[slots < len(slots_named)]] = True
+        image.slots[~slots_named] = 0
+        chunks = image.slots[slots_named, 0]
+        shared = np.zeros(len(image.births), bool)
+        shared[chunks[chunks < len(shared)]] = True
+        self._slots_on = np.bincount(chunks[chunks < len(shared)], minlength=len(shared))
+        payload = image.births != layout.BIRTH_METADATA
+        image.births[payload & ~named & ~shared] = layout.BIRTH_FREE
+        image.births[payload & ~named & shared] = layout.BIRTH_SHARED
 
     def _node(self, number: int) -> Node:
         try:
@@ -223,8 +236,55 @@ class Replay:
             if int(below[slot]) != old:
                 break
             below[slot] = value
-        if old >= layout.FIRST_CHUNK_ENTRY and self._image.births[old] > self._floor(node):
-            self._image.births[old] = layout.BIRTH_FREE
+        if old >= layout.SLOT_BIT:
+            self._end_slot(old - layout.SLOT_BIT, self._floor(node))
+        elif old >= layout.FIRST_CHUNK_ENTRY and self._image.births[old] > self._floor(node):
+            shared = old < len(self._slots_on) and self._slots_on[old]
+            self._image.births[old] = layout.BIRTH_SHARED if shared else layout.BIRTH_FREE
+
+    def _end_slot(self, slot: int, floor: int) -> None:
+        image = self._image
+        chunk, birth = image.slots[slot].tolist()
+        if birth > floor:
+            image.slots[slot] = 0
+            self._slots_on[chunk] -= 1
+            if image.births[chunk] == layout.BIRTH_SHARED and not self._slots_on[chunk]:
+                image.births[chunk] = layout.BIRTH_FREE
+
+    def _share_chunks(self, record: layout.Record) -> None:
+        if not self._image.superblock.incompatible & layout.Feature.SHARED_CHUNKS:
+            raise LayoutError("SHARE in a file whose superblock does not announce it")
+        number, items = layout.unpack_share(record.payload)
+        node = self._node(number)
+        size = -(-node.record.size_bytes // self._image.superblock.chunk_bytes)
+        self._room_for_slots(items)
+        for first, count, slot, chunk in items.tolist():
+            if first + count > size:
+                raise LayoutError(f"maps {first}+{count} of the {size} chunks of {node.where}")
+            for step in range(count):
+                if chunk < layout.FIRST_CHUNK_ENTRY:
+                    self._set(node, first + step, chunk)
+                else:
+                    self._make_slot(slot + step, chunk + step, node)
+                    self._set(node, first + step, layout.SLOT_BIT + slot + step)
+
+    def _room_for_slots(self, items: Words) -> None:
+        image, wide = self._image, items.astype(np.int64)
+        end = int((wide[:, 2] + wide[:, 1]).max())
+        if end > len(image.slots) + int(wide[:, 1].sum()):
+            raise LayoutError(f"makes slot {end - 1} of {len(image.slots)}")
+        image.slots = np.concatenate([image.slots, np.zeros((max(0, end - len(image.slots)), 2), np.uint32)])
+        more = max(0, len(image.births) - len(self._slots_on))
+        self._slots_on = np.concatenate([self._slots_on, np.zeros(more, np.int64)])
+
+    def _make_slot(self, slot: int, chunk: int, node: Node) -> None:
+        image = self._image
+        if image.slots[slot, 1] != layout.BIRTH_FREE:
+            raise LayoutError(f"makes slot {slot}, but it is in use")
+        if chunk >= len(image.births) or image.births[chunk] in (layout.BIRTH_FREE, layout.BIRTH_METADATA):
+            raise LayoutError(f"makes slot {slot} of chunk {chunk}, which holds no payload")
+        image.slots[slot] = (chunk, node.record.generation or image.file.generation)
+        self._slots_on[chunk] += 1
 
     def _chain_below(self, node: Node) -> list[Node]:
         chain = []
@@ -312,8 +372,10 @@ class Replay:
         head = self._head_of(head_id)
         floor = self._floor(head)
         for leaf in head.leaves.values():
-            chunks = leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY]
-            if (self._image.births[chunks] > floor).any():
+            claims = leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY]
+            slots = claims >= layout.SLOT_BIT
+            births = (self._image.births[claims[~slots]], self._image.slots[claims[slots] - layout.SLOT_BIT, 1])
+            if (np.concatenate(births) > floor).any():
                 raise LayoutError(f"rolls back {head.where}, which has chunks of its own")
         self._become(head, self._snapshot_of(target_id))
 

@@ -28,6 +28,7 @@ from engine.tvol.layout import (
     REFS_PER_INDEX_PAGE,
     TOP_ENTRIES,
     TOP_ENTRY,
+    Feature,
     FileRecord,
     NodeRecord,
     PageRef,
@@ -39,7 +40,6 @@ from engine.tvol.layout import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.tvol.births import Births
     from engine.tvol.core import Core
     from engine.tvol.tree import Family, Node
 
@@ -74,6 +74,9 @@ class _Capture:
     file: FileRecord
     births_count: int
     births: dict[int, bytes]
+    slots_count: int
+    slots: dict[int, bytes]
+    features: Feature
     reclaim: list[array[int]]
     nodes: list[_NodeCapture]
     free: list[int]
@@ -182,7 +185,7 @@ class Checkpointer:
         free = core.pages.begin_checkpoint()
         reclaiming = set(family.reclaiming)
         nodes = [node for node in family.nodes.values() if node not in reclaiming]
-        journal, births = core.journal, family.births
+        journal, births, claims = core.journal, family.births, family.claims
         capture = _Capture(
             seq=journal.last_seq,
             position=journal.position,
@@ -192,12 +195,16 @@ class Checkpointer:
             file=FileRecord(family.generation, family.next_node, len(family.nodes)),
             births_count=births.count,
             births={page: births.page_bytes(page) for page in sorted(births.dirty)},
+            slots_count=claims.count,
+            slots={page: claims.page_bytes(page) for page in sorted(claims.dirty)},
+            features=Feature.SHARED_CHUNKS if claims.in_use else Feature(0),
             reclaim=list(family.reclaim),
             nodes=[_capture_node(node) for node in [*nodes, *family.reclaiming]],
             free=free,
             clean=self._clean,
         )
         births.dirty.clear()
+        claims.dirty.clear()
         family.dirty_leaves = family.dirty_words = family.structure_pages = 0
         core.pages.rebase()
         return capture
@@ -217,14 +224,16 @@ class Checkpointer:
             end_chunk=capture.end_chunk,
             root_length=len(root),
             root_index=index,
+            incompatible=capture.features,
         )
 
     # --- writing ------------------------------------------------------------------------------------------------
 
     async def _write_state(self, writer: _PageWriter, capture: _Capture) -> bytes:
         """Write everything but the root stream, which is returned."""
-        births = self._core.family.births
-        await self._write_births(writer, births, capture)
+        births, claims = self._core.family.births, self._core.family.claims
+        births.pages = await self._write_changed(writer, births.pages, capture.births, capture.births_count, 1)
+        claims.pages = await self._write_changed(writer, claims.pages, capture.slots, capture.slots_count, 2)
         words: array[int] = array("I")
         for chunks in capture.reclaim:
             words += chunks
@@ -234,7 +243,10 @@ class Checkpointer:
             (RootType.BIRTHS, WordsRecord(capture.births_count, tuple(births.pages)).serialize()),
             (RootType.RECLAIM, reclaim.serialize()),
         ]
-        _reach(capture.reachable, births.pages, reclaim.pages)
+        if capture.features & Feature.SHARED_CHUNKS:
+            slots = WordsRecord(2 * capture.slots_count, tuple(claims.pages))
+            records.append((RootType.SLOTS, slots.serialize()))
+        _reach(capture.reachable, births.pages, claims.pages, reclaim.pages)
         for number, node in enumerate(capture.nodes):
             records.append((RootType.NODE, await self._write_node(writer, node)))
             _reach(capture.reachable, node.map.pages, node.dead.pages)
@@ -243,11 +255,15 @@ class Checkpointer:
                 await asyncio.sleep(0)
         return b"".join(layout.pack_root_record(kind, payload) for kind, payload in records)
 
-    async def _write_births(self, writer: _PageWriter, births: Births, capture: _Capture) -> None:
-        count = -(-capture.births_count // layout.BIRTHS_PER_PAGE)
-        births.pages = births.pages[:count] + [PageRef(0, 0)] * (count - len(births.pages))
-        for page, data in capture.births.items():
-            births.pages[page] = await writer.add(data)
+    async def _write_changed(
+        self, writer: _PageWriter, pages: list[PageRef], changed: dict[int, bytes], count: int, words: int
+    ) -> list[PageRef]:
+        """Write the changed pages of a table of ``count`` rows of so many words; where all of its pages are."""
+        wanted = -(-count * words // layout.WORDS_PER_PAGE)
+        found = pages[:wanted] + [PageRef(0, 0)] * (wanted - len(pages))
+        for page, data in changed.items():
+            found[page] = await writer.add(data)
+        return found
 
     async def _write_node(self, writer: _PageWriter, node: _NodeCapture) -> bytes:
         """Write a node's changed pages; its record."""
@@ -368,7 +384,7 @@ def reachable_pages(
 ) -> set[int]:
     """All pages that a state just loaded refers to."""
     reachable: set[int] = set()
-    _reach(reachable, index, root, reclaim.pages, family.births.pages)
+    _reach(reachable, index, root, reclaim.pages, family.births.pages, family.claims.pages)
     for node in family.nodes.values():
         _reach(reachable, node.map.pages, node.dead.pages)
         reachable.update(node.map.leaf_pages)

@@ -5,7 +5,8 @@ the map a new token: from then on its leaves are frozen (they belong to a snapsh
 the first change copies the leaf (16 KiB, 1.5 us). So a captured leaf never changes, and a snapshot costs one copy of
 the list.
 
-Scalars go through ``view`` (a memoryview: 0.04 us an entry); ``array`` is the same memory for numpy, for ranges.
+Scalars go through ``view`` (a memoryview of int32: 0.04 us an entry); ``array`` is the same memory for numpy, uint32,
+for ranges. So an entry with ``SLOT_BIT`` is a negative scalar (``claims.py``).
 
 All leaves of all nodes are in memory: 16 KiB for each 256 MiB that was mapped at 64 KiB chunks (64 MiB per TiB), and
 once more for each such range that a later snapshot holds in another version.
@@ -41,14 +42,14 @@ class Leaf:
 
     def __init__(self, array: npt.NDArray[np.uint32], owner: int, birth: int, page: int = 0, checksum: int = 0) -> None:
         self.array = array
-        self.view = array.data
+        self.view = array.view(np.int32).data
         self.owner = owner
         self.birth = birth
         self.page = page
         self.checksum = checksum
 
     def chunks(self, first: int = 0, end: int = LEAF_ENTRIES) -> npt.NDArray[np.uint32]:
-        """The chunks among the entries of a range."""
+        """The claims (chunks and slots) among the entries of a range."""
         part = self.array[first:end]
         return part[part >= FIRST_CHUNK_ENTRY]
 

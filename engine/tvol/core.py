@@ -49,6 +49,8 @@ TREE_RECORD_BYTES = 4 * 1024
 """More than any record of a tree operation takes (names are bounded)."""
 PUNCH_BYTES = 4 * 1024 * 1024
 """Longest piece that is punched at once (STORE section 3)."""
+MAX_DIRTY_SLOT_PAGES = 1024
+"""Pages of the table of slots (16 MiB, 2 million slots) that one checkpoint copies in one turn of the loop."""
 GROW_CHUNKS_BYTES = 1024 * 1024
 """Metadata space is reserved in steps of it."""
 
@@ -91,6 +93,7 @@ class Core:
         self._flusher: asyncio.Task[None] | None = None
         self._growing = asyncio.Lock()
         self._can_punch = True
+        self._may_share = family.claims.in_use
 
     @property
     def path(self) -> Path:
@@ -204,9 +207,14 @@ class Core:
 
     def _stamp_freed(self) -> None:
         """What the last record freed waits for it to be durable, and for whoever may still use it."""
-        if self.family.freed:
-            self.allocator.defer(self.last_change_seq, self._last_operation, self.family.freed)
-            self.family.freed = array("I")
+        claims = self.family.claims
+        if claims.freed:
+            self.allocator.defer(self.last_change_seq, self._last_operation, claims.freed)
+            claims.freed = array("I")
+        if claims.thawing:
+            ticket = self.family.births.next_ticket()
+            self.allocator.defer_thaw(self.last_change_seq, self._last_operation, ticket, claims.thawing)
+            claims.thawing = array("I")
 
     def log(self, kind: RecordType, payload: bytes) -> int:
         """Journal a tree operation and do it, in this order in one step; its sequence number.
@@ -225,6 +233,22 @@ class Core:
         for callback in self.on_tree_change:
             callback()
         return self.last_change_seq
+
+    async def begin_sharing(self) -> None:
+        """Before the first record of sharing both superblock slots refuse programs that do not know such records.
+
+        Raises as ``Checkpointer.run``.
+        """
+        if not self._may_share:
+            self.family.claims.in_use = True
+            await self.checkpointer.run()
+            self._may_share = True
+
+    async def make_room_to_share(self) -> None:
+        """``make_room`` for one SHARE record, whatever was shared before it in this call."""
+        if len(self.family.claims.dirty) >= MAX_DIRTY_SLOT_PAGES:
+            await self.checkpointer.run()
+        await self.make_room()
 
     # --- room ---------------------------------------------------------------------------------------------------
 

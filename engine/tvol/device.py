@@ -30,7 +30,7 @@ SECTOR_MASK = SECTOR_SIZE - 1
 REFUSED_BITS = SECTOR_MASK | 1 << 62
 """Set in ``offset | length`` when one of them is not whole sectors, or negative."""
 STATES = (ExtentState.HOLE, ExtentState.ZERO, ExtentState.DATA)
-"""By map entry; every chunk is DATA."""
+"""By map entry; every chunk and slot is DATA."""
 
 
 class NativeDevice:
@@ -40,6 +40,7 @@ class NativeDevice:
         self._core = core
         self._node = node
         self._leaves = node.map.leaves
+        self._claims = core.family.claims
         self._shift = core.chunk_shift
         self._chunk_bytes = core.chunk_bytes
         self._mask = core.chunk_bytes - 1
@@ -102,6 +103,8 @@ class NativeDevice:
         entry = self._leaves[index >> 12].view[index & 4095]
         if entry >= 2:
             return self._read_now(view, (entry << shift) + within)
+        if entry < 0:
+            return self._read_now(view, (self._claims.chunk_of(entry) << shift) + within)
         view[:] = ZEROES[:length]
         return True
 
@@ -119,7 +122,7 @@ class NativeDevice:
 
     def _segments(self, node: Node, offset: int, length: int) -> list[tuple[int, int, int]]:
         """(start within the extent, bytes, byte position in the file or -1 for zeroes), adjacent ones merged."""
-        shift, leaves = self._shift, node.map.leaves
+        shift, leaves, claims = self._shift, node.map.leaves, self._claims
         chunk_bytes = self._mask + 1
         found: list[tuple[int, int, int]] = []
         start = size = 0
@@ -130,6 +133,8 @@ class NativeDevice:
             within = (offset + at) & self._mask
             step = min(chunk_bytes - within, length - at)
             entry = leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+            if entry < 0:
+                entry = claims.chunk_of(entry)
             here = (entry << shift) + within if entry >= FIRST_CHUNK_ENTRY else -1
             if size and (here == position + size if position >= 0 else here < 0):
                 size += step

@@ -197,7 +197,7 @@ class TvolFile(NativeStore):
     def _assemble(cls, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, origin: _Origin) -> TvolFile:
         journal_chunks = journal.ring_bytes // family.chunk_bytes
         pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable, origin.root_pages)
-        del family.freed[:]  # freed by replay: free like all the rest once the opening checkpoint is durable
+        family.claims.forget_freed()  # free like all the rest once the opening checkpoint is durable
         core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes), pages)
         core.checkpointer = Checkpointer(
             core,

@@ -11,8 +11,9 @@ admitted before is published in the snapshot (and seen by the head as long as it
 later calls redirect. The snapshot may be sealed when its epoch has no admission left.
 
 Where a write goes (STORE section 2): in place only if the chunk was born above the node's floor, that is, no snapshot
-can see it; else into a new chunk, with the rest of the old one copied. A new chunk is published after its data was
-written. If writing fails, the new chunks go back and nothing was published.
+can see it, and no slot names it (``Births.view`` says both, see ``claims.py``); else into a new chunk, with the rest of
+the old one copied. A new chunk is published after its data was written. If writing fails, the new chunks go back and
+nothing was published.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from engine.errors import EngineError, InvalidArgument, OutOfSpace
 from engine.tvol import layout
 from engine.tvol.bulk import NativeWriteLease
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
+from engine.tvol.claims import names_chunk, share_items
 from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, ZEROES, NativeDevice
 from engine.tvol.layout import (
     EMPTY,
@@ -38,6 +40,8 @@ from engine.tvol.layout import (
 from engine.units import KIB, align_down, align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.files import BlockFile
     from engine.stores import VolumeStore, WriteLease
     from engine.tvol.core import Core
@@ -313,14 +317,15 @@ class NativeHead(NativeDevice):
             plan.write((entry << self._shift) + within, [data])
             return
         whole = len(data) == self._mask + 1
-        copied = entry >= FIRST_CHUNK_ENTRY and not whole
+        copied = names_chunk(entry) and not whole
         chunk, reads_zero = self._core.allocator.take(whole=whole or copied)
         plan.taken.append(chunk)
         plan.published.append((index, chunk))
         position = chunk << self._shift
         if copied:
             buffer = memoryview(bytearray(self._mask + 1))
-            plan.copies.append((entry << self._shift, buffer, within, data))
+            source = entry if entry >= 0 else self._claims.chunk_of(entry)
+            plan.copies.append((source << self._shift, buffer, within, data))
             plan.write(position, [buffer])
         elif whole or reads_zero:
             plan.write(position + within, [data])
@@ -490,6 +495,40 @@ class NativeHead(NativeDevice):
             raise
         return chunks
 
+    async def share(self, source: Callable[[], Node], source_offset: int, offset: int, length: int) -> int:
+        """See ``engine.stores.VolumeStore.share``; takes the place of a write, though no data is written.
+
+        ``source`` is asked for the frozen node in the step in which a batch reads its map: it raises when a snapshot
+        was deleted meanwhile, which then holds its chunks no longer.
+        """
+        await self._admitted(offset, length)
+        shift, core = self._shift, self._core
+        first, end, source_first = offset >> shift, (offset + length) >> shift, source_offset >> shift
+        at = first
+        if first < end:
+            admission, earlier = self._admit(first, end - 1)
+            try:
+                for other in earlier:
+                    await other.done.wait()
+                await core.begin_sharing()
+                while at < end:
+                    await core.make_room_to_share()
+                    node = admission.epoch.node
+                    items, step = share_items(
+                        core.family.claims, source().map, source_first + at - first, node.map, at, end - at
+                    )
+                    if items:
+                        core.log(RecordType.SHARE, layout.pack_share(node.id, items))
+                    if not step:
+                        break
+                    at += step
+                    await asyncio.sleep(0)
+            finally:
+                self._leave(admission)
+        if not self._write_cache:
+            await core.flush()
+        return (at - first) << shift
+
     async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
         """The extent reads zero afterwards: whole chunks by map entries, the edges by writing. Raises as ``write``."""
         await self._clear_range(offset, length, ZERO)
@@ -530,7 +569,7 @@ class NativeHead(NativeDevice):
 
     async def _zero_part(self, admission: _Admission, offset: int, end: int) -> None:
         """Zero a part of a chunk by writing, unless it reads zero already."""
-        if offset < end and admission.epoch.node.map.lookup(offset >> self._shift) >= FIRST_CHUNK_ENTRY:
+        if offset < end and names_chunk(admission.epoch.node.map.lookup(offset >> self._shift)):
             await self._write_piece(admission, offset, memoryview(ZEROES)[: end - offset])
 
     async def _fill(self, admission: _Admission, first: int, end: int, value: int) -> None:

@@ -16,10 +16,13 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from xxhash import xxh3_64_intdigest as checksum64
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    import numpy.typing as npt
 
 FORMAT_VERSION = 1
 SUPERBLOCK_MAGIC = b"TWINVOL\x01"
@@ -41,15 +44,21 @@ ZERO = 1
 """Map entry: zeroes were written."""
 FIRST_CHUNK_ENTRY = 2
 """Map entries from here on are chunk numbers; chunks 0 and 1 never hold payload."""
-PARTIAL_BIT = 0x8000_0000
-"""Reserved: an entry with it names a partial chunk (incompatible feature, not in version 1)."""
-MAX_CHUNKS = PARTIAL_BIT
+SLOT_BIT = 0x8000_0000
+"""An entry with it, and without ``PARTIAL_BIT``, names a slot of the table of shared chunks by its other bits."""
+PARTIAL_BIT = 0x4000_0000
+"""Reserved: an entry with both bits names a partial chunk (incompatible feature, not in version 1)."""
+MAX_CHUNKS = SLOT_BIT
+MAX_SLOTS = 1 << 28
+"""Of a file; 16 TiB of shared ranges at 64 KiB."""
 MAX_VOLUME_CHUNKS = 1 << 30
 """64 TiB of 64 KiB chunks. The host's limit for one file (ext4: 16 TiB) bounds what can be mapped."""
 
 BIRTH_FREE = 0
 BIRTH_METADATA = 0xFFFF_FFFF
-MAX_GENERATION = 0xFFFF_FFF0
+BIRTH_SHARED = 0xFFFF_FFFE
+"""Of a chunk that no map names by its number any more, only slots do."""
+MAX_GENERATION = 0x7FFF_FFF0
 
 LEAF_ENTRIES = PAGE_SIZE // 4
 BIRTHS_PER_PAGE = PAGE_SIZE // 4
@@ -65,10 +74,14 @@ class LayoutError(ValueError):
 
 
 class Feature(enum.IntFlag):
-    """Incompatible features: a reader that does not know a set bit refuses the file. None is used by version 1."""
+    """Incompatible features: a reader that does not know a set bit refuses the file."""
 
     PARTIAL_CHUNKS = 1
     ENCRYPTION = 2
+    SHARED_CHUNKS = 4
+
+
+KNOWN_FEATURES = Feature.SHARED_CHUNKS
 
 
 # --- superblock -------------------------------------------------------------------------------------------------
@@ -215,6 +228,7 @@ class RootType(enum.IntEnum):
     BIRTHS = 2
     NODE = 3
     RECLAIM = 4
+    SLOTS = 5
     DIGESTS = 16
     ENCRYPTION = 17
     HOLDS = 18
@@ -260,7 +274,8 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class WordsRecord:
-    """A list of uint32 in pages: the births (``RootType.BIRTHS``) or chunks to reclaim (``RootType.RECLAIM``)."""
+    """A list of uint32 in pages: births (``RootType.BIRTHS``), what is to be reclaimed (``RootType.RECLAIM``), or the
+    slots (``RootType.SLOTS``: chunk and birth of each, birth 0 for a free one)."""
 
     count: int
     pages: tuple[PageRef, ...]
@@ -416,6 +431,7 @@ class RecordType(enum.IntEnum):
     STAGING_COMMIT = 14
     METADATA = 15
     FAILED = 16
+    SHARE = 17
     GROUP_PREPARE = 32
 
 
@@ -478,6 +494,58 @@ def unpack_map(payload: bytes) -> tuple[int, list[tuple[int, int, int]]]:
     if len(payload) != MAP_HEADER.size + count * MAP_ITEM.size:
         raise LayoutError(f"MAP record of {count} items in {len(payload)} bytes")
     return node, list(MAP_ITEM.iter_unpack(payload[MAP_HEADER.size :]))
+
+
+SHARE_HEADER = struct.Struct("<II")
+"""node, number of items."""
+SHARE_ITEM = struct.Struct("<IIII")
+"""(first index, count, first slot, first chunk): ``count`` indexes that become the slots from the first on, new ones
+that name the chunks from the first on; or, with slot 0 and "chunk" EMPTY or ZERO, that."""
+MAX_SHARE_ITEMS = 252
+"""What fits in a record of 4 KiB."""
+assert RECORD_HEADER.size + SHARE_HEADER.size + MAX_SHARE_ITEMS * SHARE_ITEM.size <= 4096
+
+
+def pack_share(node: int, items: bytes) -> bytes:
+    return SHARE_HEADER.pack(node, len(items) // SHARE_ITEM.size) + items
+
+
+def unpack_share(payload: bytes) -> tuple[int, npt.NDArray[np.uint32]]:
+    """Node and items, (index, count, slot, chunk) each. Raises LayoutError for items that no state of a file allows:
+    they do not ascend, or two of them make one slot."""
+    node, count = _unpack(SHARE_HEADER, payload)
+    if not count or len(payload) != SHARE_HEADER.size + count * SHARE_ITEM.size:
+        raise LayoutError(f"SHARE record of {count} items in {len(payload)} bytes")
+    items = np.frombuffer(payload, "<u4", offset=SHARE_HEADER.size).reshape(-1, 4)
+    wide = items.astype(np.int64)
+    lengths, holes = wide[:, 1], wide[:, 3] < FIRST_CHUNK_ENTRY
+    ends = wide[:, 0] + lengths
+    slots = wide[~holes]
+    slots = slots[np.argsort(slots[:, 2])]
+    slot_ends = slots[:, 2] + slots[:, 1]
+    if (
+        (lengths == 0).any()
+        or (lengths > LEAF_ENTRIES).any()
+        or (wide[1:, 0] < ends[:-1]).any()
+        or ends[-1] > MAX_VOLUME_CHUNKS
+        or wide[holes, 2].any()
+        or (slots[1:, 2] < slot_ends[:-1]).any()
+        or (slot_ends > MAX_SLOTS).any()
+        or (slots[:, 3] + slots[:, 1] > MAX_CHUNKS).any()
+    ):
+        raise LayoutError("SHARE record whose items cannot be")
+    return node, items
+
+
+def expand_share(
+    items: npt.NDArray[np.uint32],
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """(index, slot, chunk) of every index that the items are about; of holes slot 0 and the entry."""
+    lengths = items[:, 1].astype(np.int64)
+    within = (np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)).astype(np.uint32)
+    index, slot, chunk = (np.repeat(items[:, column], lengths) for column in (0, 2, 3))
+    data = chunk >= FIRST_CHUNK_ENTRY
+    return index + within, np.where(data, slot + within, slot), np.where(data, chunk + within, chunk)
 
 
 COMMIT = struct.Struct("<Q")

@@ -83,6 +83,8 @@ class PagePool:
             self._base
             + family.births.page_count()
             + family.births.page_count() // 512
+            + family.claims.page_count()
+            + family.claims.page_count() // 512
             + family.dirty_leaves
             + family.structure_pages
             + family.dirty_words // WORDS_PER_PAGE

@@ -28,11 +28,13 @@ from engine.tvol import journal, layout
 from engine.tvol.births import Births
 from engine.tvol.checkpoint import reachable_pages
 from engine.tvol.chunk_map import ABSENT_LEAF, ChunkMap, Leaf, leaf_count
+from engine.tvol.claims import Claims
 from engine.tvol.deadlist import unpack_buckets
 from engine.tvol.layout import (
     BIRTH_METADATA,
     PAGE_SIZE,
     TOP_ENTRY,
+    Feature,
     FileRecord,
     LayoutError,
     NodeFlag,
@@ -48,14 +50,16 @@ from engine.tvol.superblock import heal_slots, read_superblock
 from engine.tvol.tree import Family, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    import numpy.typing as npt
 
     from engine.files import BlockFile
 
 NO_BOOT = ""
 """In a superblock: no boot's page cache may be trusted."""
 
-_KNOWN_ROOT_TYPES = frozenset({RootType.FILE, RootType.BIRTHS, RootType.NODE, RootType.RECLAIM})
+_KNOWN_ROOT_TYPES = frozenset({RootType.FILE, RootType.BIRTHS, RootType.NODE, RootType.RECLAIM, RootType.SLOTS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,9 @@ class _Loader:
     def __init__(self, file: BlockFile, superblock: Superblock) -> None:
         self._file = file
         self._superblock = superblock
+        self._shares = bool(superblock.incompatible & Feature.SHARED_CHUNKS)
         self._leaves: dict[int, Leaf] = {0: ABSENT_LEAF}
+        self._check_entries: Callable[[npt.NDArray[np.uint32]], None]
         self._metadata_limit = superblock.end_chunk * superblock.chunk_bytes // PAGE_SIZE
 
     def page(self, ref: PageRef, what: str) -> bytes:
@@ -142,13 +148,17 @@ class _Loader:
                 records.setdefault(kind, []).append(payload)
             elif not flags & layout.ROOT_OPTIONAL:
                 raise LayoutError(f"root record of unknown type {kind}")
-        if any(len(records.get(kind, ())) != 1 for kind in (RootType.FILE, RootType.BIRTHS, RootType.RECLAIM)):
-            raise LayoutError("the root stream lacks one of its records")
+        wanted = {RootType.FILE: 1, RootType.BIRTHS: 1, RootType.RECLAIM: 1, RootType.SLOTS: int(self._shares)}
+        if any(len(records.get(kind, ())) != count for kind, count in wanted.items()):
+            raise LayoutError("the root stream lacks one of its records, or has it twice")
         scalars = FileRecord.parse(records[RootType.FILE][0])
+        if scalars.generation > layout.MAX_GENERATION:
+            raise LayoutError(f"generation {scalars.generation}")
         births_record = WordsRecord.parse(records[RootType.BIRTHS][0])
         births = Births(np.frombuffer(self.stream(births_record.pages, 4 * births_record.count, "births"), np.uint32))
         births.pages = list(births_record.pages)
-        family = Family(births, superblock.chunk_bytes)
+        family = Family(births, superblock.chunk_bytes, self._claims(births, records.get(RootType.SLOTS)))
+        self._check_entries = family.claims.check_entries
         family.generation, family.next_node = scalars.generation, scalars.next_node
         reclaim = WordsRecord.parse(records[RootType.RECLAIM][0])
         queued = array("I", self.stream(reclaim.pages, 4 * reclaim.count, "reclaim queue"))
@@ -158,6 +168,18 @@ class _Loader:
         if len(family.nodes) != scalars.node_count:
             raise LayoutError(f"{len(family.nodes)} nodes where {scalars.node_count} are expected")
         return family, reachable_pages(family, superblock.root_index, root_refs, reclaim)
+
+    def _claims(self, births: Births, payloads: list[bytes] | None) -> Claims:
+        if not payloads:
+            return Claims(births)
+        record = WordsRecord.parse(payloads[0])
+        if record.count % 2 or record.count > 2 * layout.MAX_SLOTS:
+            raise LayoutError(f"the slots have {record.count} words")
+        words = np.frombuffer(self.stream(record.pages, 4 * record.count, "slots"), np.uint32)
+        claims = Claims(births, words.reshape(-1, 2))
+        claims.pages = list(record.pages)
+        claims.in_use = True
+        return claims
 
     def _root_refs(self) -> list[PageRef]:
         count = -(-self._superblock.root_length // PAGE_SIZE)
@@ -224,6 +246,7 @@ class _Loader:
         if leaf is None:
             data = bytearray(self.page(PageRef(page, checksum), "map leaf"))
             leaf = self._leaves[page] = Leaf(np.frombuffer(data, np.uint32), 0, birth, page, checksum)
+            self._check_entries(leaf.array)
         return leaf
 
 

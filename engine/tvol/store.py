@@ -23,7 +23,7 @@ from engine.errors import (
     InvalidArgument,
     InvalidState,
     NotFound,
-    NotSupported,
+    OutOfRange,
     OutOfSpace,
     StoreFailed,
 )
@@ -34,6 +34,7 @@ from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent,
 from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
+from engine.tvol.space import unique_chunks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.head import Epoch
     from engine.tvol.tree import Node
-
-_CAPABILITIES = StoreCapabilities(
-    fast_path=True, instant_epoch=True, instant_rollback=True, digests=False, recovery_points=True
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,14 @@ class NativeStore:
 
     @property
     def capabilities(self) -> StoreCapabilities:
-        return _CAPABILITIES
+        return StoreCapabilities(
+            fast_path=True,
+            instant_epoch=True,
+            instant_rollback=True,
+            digests=False,
+            recovery_points=True,
+            share_unit=self.chunk_bytes,
+        )
 
     @property
     def incarnation(self) -> int:
@@ -157,9 +161,12 @@ class NativeStore:
         raise NotFound("snapshot", name)
 
     async def space(self, node: Frozen | Head) -> Space:
-        """Sums that the tree keeps; nothing is scanned."""
+        """Sums that the tree keeps; only in a file with shared chunks the node's own claims are looked at."""
         found = self._native(node).node
-        return Space(found.mapped * self.chunk_bytes, found.unique() * self.chunk_bytes)
+        unique = found.unique()
+        if self._core.family.claims.count:
+            unique = await unique_chunks(self._core, found)
+        return Space(found.mapped * self.chunk_bytes, unique * self.chunk_bytes)
 
     async def changed(self, older: Frozen | None, newer: Frozen | Head) -> AsyncIterator[Extent]:
         """Ranges whose pointers differ (discards included), in order; ``None``: against an empty device.
@@ -168,6 +175,7 @@ class NativeStore:
         """
         new_node = self._native(newer).node
         old_leaves = self._native(older).node.map.leaves if older is not None else []
+        claims = self._core.family.claims
         found: list[Extent] = []
         for number in range(len(new_node.map.leaves)):
             if number >= len(new_node.map.leaves):
@@ -176,7 +184,7 @@ class NativeStore:
             if new is old:
                 continue
             states = np.minimum(new.array, FIRST_CHUNK_ENTRY) + 1
-            states[new.array == old.array] = 0
+            states[claims.chunks_of(new.array) == claims.chunks_of(old.array)] = 0
             for start, count, state in runs_of(states):
                 begin = ((number << LEAF_SHIFT) + start) << self._core.chunk_shift
                 end = min(begin + (count << self._core.chunk_shift), new_node.size_bytes)
@@ -311,7 +319,12 @@ class NativeStore:
 
     async def share(self, source: Frozen, source_offset: int, target: Head, offset: int, length: int, /) -> int:
         """See ``engine.stores.VolumeStore``."""
-        raise NotSupported("this store cannot share chunks")
+        found, head = self._sealed_snapshot(source), self._head(target)
+        if (source_offset | offset | length) & (self.chunk_bytes - 1):
+            raise InvalidArgument(f"chunks of {self.chunk_bytes} bytes are shared as a whole")
+        if source_offset < 0 or length < 0 or source_offset + length > found.size_bytes:
+            raise OutOfRange(source_offset, length, found.size_bytes)
+        return await head.share(lambda: self._sealed_snapshot(source).node, source_offset, offset, length)
 
     async def delete_snapshot(self, snapshot: Frozen) -> None:
         """Remove a snapshot; its space comes back in the background. Clones of it keep what they share.

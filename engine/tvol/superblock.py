@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import NotSupported, StoreCorrupt
 from engine.tvol.layout import (
+    KNOWN_FEATURES,
     MAX_JOURNAL_BYTES,
     SUPERBLOCK_OFFSETS,
     SUPERBLOCK_SIZE,
@@ -46,8 +47,9 @@ def read_superblock(file: BlockFile, *, writable: bool) -> Superblock:
 
 
 def _check(superblock: Superblock, file: BlockFile, *, writable: bool) -> None:
-    if superblock.incompatible:
-        raise NotSupported(f"{file.path} uses features {superblock.incompatible:#x} that this program does not know")
+    unknown = superblock.incompatible & ~KNOWN_FEATURES
+    if unknown:
+        raise NotSupported(f"{file.path} uses features {unknown:#x} that this program does not know")
     if writable and superblock.read_only_compatible:
         raise NotSupported(
             f"{file.path} uses features {superblock.read_only_compatible:#x}: it can only be opened for reading"

@@ -14,6 +14,7 @@ Rules kept here (STORE section 3, each with the simulation that fails without it
 * A deleted node keeps its place, and so its child's floor, until MERGE; a MERGE is logged only when the DELETE is
   durable. No child: its own chunks are reclaimed leaf by leaf. One child: the deadlists merge. More: it waits.
 * A freed chunk's birth is 0 at once, but the chunk goes to ``freed``: the store decides when it may be used again.
+* What entries, deadlists and the reclaim queue hold are *claims* (``claims.py``): chunks, or slots that share one.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import numpy as np
 
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, ChunkMap, Leaf, leaf_count
+from engine.tvol.claims import Claims, names_chunk
 from engine.tvol.deadlist import Deadlist
 from engine.tvol.layout import (
-    BIRTH_FREE,
     BIRTH_METADATA,
     EMPTY,
     FIRST_CHUNK_ENTRY,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.tvol.births import Births
+
+    Words = npt.NDArray[np.uint32]
 
 RECLAIM_STEP_CHUNKS = 4096
 """What one RECLAIM step frees at most; also the entries of a leaf."""
@@ -125,16 +128,15 @@ class Node:
 class Family:
     """All nodes of a file, the births of its chunks, and what is to be reclaimed."""
 
-    def __init__(self, births: Births, chunk_bytes: int) -> None:
+    def __init__(self, births: Births, chunk_bytes: int, claims: Claims | None = None) -> None:
         self.births = births
+        self.claims = claims or Claims(births)
         self.chunk_bytes = chunk_bytes
         self.generation = 1
         self.next_node = 1
         self.nodes: dict[int, Node] = {}
-        self.freed: array[int] = array("I")
-        """Chunks freed since the store last looked."""
         self.reclaim: deque[array[int]] = deque()
-        """Chunks of merged nodes that are still to be freed, in order; a queued array never changes."""
+        """Claims of merged nodes that are still to be freed, in order; a queued array never changes."""
         self.reclaiming: deque[Node] = deque()
         self.deleted: dict[int, Node] = {}
         """Nodes marked as deleted that are still in the tree."""
@@ -160,6 +162,7 @@ class Family:
             RecordType.STAGING_BEGIN: self._apply_staging_begin,
             RecordType.STAGING_COMMIT: self._apply_staging_commit,
             RecordType.METADATA: self._apply_metadata,
+            RecordType.SHARE: self._apply_share,
         }
 
     def apply(self, kind: int, payload: bytes) -> None:
@@ -193,7 +196,10 @@ class Family:
     # --- map changes --------------------------------------------------------------------------------------------
 
     def set_entry(self, node: Node, index: int, entry: int) -> None:
-        """Publish one entry in a node: a head, or a snapshot whose old epoch still had this write in flight."""
+        """Publish one entry in a node: a head, or a snapshot whose old epoch still had this write in flight.
+
+        A slot's entry is negative, and its birth is set already.
+        """
         number = index >> LEAF_SHIFT
         before = node.map.leaves[number]
         slot = index & LEAF_MASK
@@ -204,43 +210,41 @@ class Family:
             births = self.births
             if entry >= births.count:
                 births.extend_to(entry + 1)
-            births.view[entry] = node.generation or self.generation
+            births.born[entry] = births.view[entry] = node.generation or self.generation
             births.dirty.add(entry >> LEAF_SHIFT)
+        if names_chunk(entry):
             node.mapped += 1
             node.own += 1
         if node.children:
             self._set_below(node, number, before, slot, old, entry)
-        if old >= FIRST_CHUNK_ENTRY:
+        if names_chunk(old):
             self._kill(node, old)
 
     def _own_leaf(self, node: Node, number: int) -> Leaf:
         self.dirty_leaves += 1
         return node.map.own(number, node.generation or self.generation)
 
-    def _kill(self, node: Node, chunk: int) -> None:
-        birth = self.births.view[chunk]
+    def _kill(self, node: Node, entry: int) -> None:
+        birth = self.claims.birth_of(entry)
         node.mapped -= 1
         if birth > node.floor:
             node.own -= 1
-            self.births.view[chunk] = BIRTH_FREE
-            self.births.dirty.add(chunk >> LEAF_SHIFT)
-            self.freed.append(chunk)
+            self.claims.free_one(entry)
         else:
-            node.dead.add(birth, chunk)
+            node.dead.add(birth, entry & 0xFFFF_FFFF)
             self.dirty_words += 1
 
-    def _kill_many(self, node: Node, chunks: npt.NDArray[np.uint32]) -> None:
-        if not len(chunks):
+    def _kill_many(self, node: Node, claims: npt.NDArray[np.uint32]) -> None:
+        if not len(claims):
             return
-        births = self.births.of(chunks)
-        node.mapped -= len(chunks)
+        births = self.claims.births_of(claims)
+        node.mapped -= len(claims)
         above = births > node.floor
-        free = chunks[above]
+        free = claims[above]
         if len(free):
             node.own -= len(free)
-            self.births.free(free)
-            self.freed.frombytes(free.tobytes())
-        kept, kept_births = chunks[~above], births[~above]
+            self.claims.free(free)
+        kept, kept_births = claims[~above], births[~above]
         for birth in np.unique(kept_births).tolist():
             node.dead.extend(birth, array("I", kept[kept_births == birth].tobytes()))
         self.dirty_words += len(kept)
@@ -251,7 +255,7 @@ class Family:
         An unsealed snapshot has exactly one child. Where a child shared the old leaf it shares the new one.
         """
         after = node.map.leaves[number]
-        gain = (entry >= FIRST_CHUNK_ENTRY) - (old >= FIRST_CHUNK_ENTRY)
+        gain = names_chunk(entry) - names_chunk(old)
         while node.children:
             node = node.children[0]
             if number >= len(node.map.leaves):
@@ -278,23 +282,34 @@ class Family:
             number, start = first >> LEAF_SHIFT, first & LEAF_MASK
             stop = min(LEAF_ENTRIES, start + end - first)
             first += stop - start
-            before = node.map.leaves[number]
-            if before is ABSENT_LEAF and value == EMPTY:
+            if node.map.leaves[number] is ABSENT_LEAF and value == EMPTY:
                 continue
-            old = before.array[start:stop].copy()
-            if value == EMPTY and start == 0 and (stop == LEAF_ENTRIES or first >= total):
-                node.map.drop(number)
-            else:
-                leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
-                leaf.array[start:stop] = value
-            if node.children:
-                self._fill_below(node, number, before, start, old, value)
-            self._kill_many(node, old[old >= FIRST_CHUNK_ENTRY])
+            drop = value == EMPTY and start == 0 and (stop == LEAF_ENTRIES or first >= total)
+            values = np.broadcast_to(np.uint32(value), stop - start)
+            self._put(node, number, slice(start, stop), values, drop=drop)
 
-    def _fill_below(
-        self, node: Node, number: int, before: Leaf, start: int, old: npt.NDArray[np.uint32], value: int
+    def _put(
+        self, node: Node, number: int, places: slice | npt.NDArray[np.intp], values: Words, *, drop: bool = False
     ) -> None:
-        """``_set_below`` for a run."""
+        """Publish entries of one leaf: EMPTY, ZERO and slots. ``drop``: the leaf has no other entry than EMPTY then."""
+        before = node.map.leaves[number]
+        old = before.array[places].copy()
+        if drop:
+            node.map.drop(number)
+        else:
+            leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
+            leaf.array[places] = values
+        gained = int(np.count_nonzero(values >= FIRST_CHUNK_ENTRY))
+        node.mapped += gained
+        node.own += gained
+        if node.children:
+            self._put_below(node, number, before, places, old, values)
+        self._kill_many(node, old[old >= FIRST_CHUNK_ENTRY])
+
+    def _put_below(
+        self, node: Node, number: int, before: Leaf, places: slice | npt.NDArray[np.intp], old: Words, values: Words
+    ) -> None:
+        """``_set_below`` for many entries of a leaf."""
         after = node.map.leaves[number]
         while node.children:
             node = node.children[0]
@@ -308,13 +323,14 @@ class Family:
             elif leaf is after and after is not ABSENT_LEAF:
                 before = leaf
             else:
-                same = leaf.array[start : start + len(old)] == old
+                same = leaf.array[places] == old
                 if not same.any():
                     return
                 before = leaf
                 after = leaf if leaf.owner == node.map.token else self._own_leaf(node, number)
-                after.array[start : start + len(old)][same] = value
-            node.mapped -= int(np.count_nonzero(old[same] >= FIRST_CHUNK_ENTRY))
+                after.array[places] = np.where(same, values, after.array[places])
+            for entries, sign in ((old, -1), (values, 1)):
+                node.mapped += sign * int(np.count_nonzero(entries[same] >= FIRST_CHUNK_ENTRY))
 
     def _apply_map(self, payload: bytes) -> None:
         node_id, items = layout.unpack_map(payload)
@@ -330,6 +346,22 @@ class Family:
                 self.set_entry(node, index, entry)
             else:
                 self.fill(node, index, count, entry)
+
+    def _apply_share(self, payload: bytes) -> None:
+        if not self.claims.in_use:
+            raise LayoutError("SHARE in a file whose superblock does not announce it")
+        node_id, items = layout.unpack_share(payload)
+        node = self.node(node_id)
+        index, slots, entries = layout.expand_share(items)
+        if int(index[-1]) >= len(node.map.leaves) * LEAF_ENTRIES:
+            raise LayoutError(f"SHARE of node {node_id}: index {index[-1]} is out of range")
+        data = entries >= FIRST_CHUNK_ENTRY
+        if data.any():
+            entries[data] = self.claims.share(slots[data], entries[data], node.generation or self.generation)
+        numbers = index >> LEAF_SHIFT
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            self._put(node, number, (index[here] & LEAF_MASK).astype(np.intp), entries[here])
 
     # --- tree operations ----------------------------------------------------------------------------------------
 
@@ -445,15 +477,14 @@ class Family:
 
     def _reclaim_list(self) -> None:
         """Free the first ``RECLAIM_STEP_CHUNKS`` of the queue, however it is cut into arrays."""
-        chunks: array[int] = array("I")
-        while self.reclaim and len(chunks) < RECLAIM_STEP_CHUNKS:
+        claims: array[int] = array("I")
+        while self.reclaim and len(claims) < RECLAIM_STEP_CHUNKS:
             first = self.reclaim.popleft()
-            room = RECLAIM_STEP_CHUNKS - len(chunks)
+            room = RECLAIM_STEP_CHUNKS - len(claims)
             if len(first) > room:
                 self.reclaim.appendleft(first[room:])
-            chunks += first[:room]
-        self.births.free(np.frombuffer(chunks, np.uint32))
-        self.freed.extend(chunks)
+            claims += first[:room]
+        self.claims.free(np.frombuffer(claims, np.uint32))
 
     def _reclaim_leaf(self, node: Node) -> None:
         """Free what the last leaf that is the node's own names; what is shared with the parent has an older birth."""
@@ -462,10 +493,8 @@ class Family:
         while leaves:
             leaf = leaves.pop()
             if leaf.birth > node.generation:
-                chunks = leaf.chunks()
-                chunks = chunks[self.births.of(chunks) > node.generation]
-                self.births.free(chunks)
-                self.freed.frombytes(chunks.tobytes())
+                claims = leaf.chunks()
+                self.claims.free(claims[self.claims.births_of(claims) > node.generation])
                 break
         if not leaves:
             self.reclaiming.popleft()

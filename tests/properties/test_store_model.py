@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis.strategies as st
+import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -21,6 +22,7 @@ from engine.files import StoreEnv, real_env
 from engine.stores import ExtentState
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
 
@@ -157,6 +159,30 @@ class Model:
         await volume.head.resize(size)
         volume.data = volume.data[:size].ljust(size, b"\0")
 
+    async def share(self, pick: int, source: int, source_chunk: int, chunk: int, count: int) -> None:
+        origin, volume = self.snapshot_of(source), self.volume(pick)
+        if origin is None:
+            return
+        unit = self.store.capabilities.share_unit
+        rooms = [len(data) // unit for data in (origin.data, volume.data)]
+        if not all(rooms):
+            return
+        source_at, at = source_chunk % rooms[0], chunk % rooms[1]
+        count = min(count, rooms[0] - source_at, rooms[1] - at)
+        shared = await self.store.share(origin.frozen, source_at * unit, volume.head, at * unit, count * unit)
+        assert shared == count * unit
+        volume.data[at * unit : at * unit + shared] = origin.data[source_at * unit : source_at * unit + shared]
+
+    async def offload(self, pick: int, source: int, source_chunk: int, chunk: int, count: int) -> None:
+        """As an offloaded copy: freeze, share, drop what was frozen, whose space comes back."""
+        before = set(self.snapshots)
+        await self.snapshot(source)
+        (guid,) = set(self.snapshots) - before
+        self.snapshots = {guid: self.snapshots.pop(guid), **self.snapshots}
+        await self.share(pick, 0, source_chunk, chunk, count)
+        await self.store.delete_snapshot(self.snapshots.pop(guid).frozen)
+        await self.store.settled()
+
     async def stage(self, pick: int) -> None:
         volume_id = list(self.volumes)[pick % len(self.volumes)]
         volume = self.volumes[volume_id]
@@ -205,6 +231,22 @@ class Model:
                 volume.staging.head = staging
         for frozen in self.store.snapshots():
             self.snapshots[frozen.guid].frozen = frozen
+
+    def nobody_else_has_what_is_written_in_place(self) -> None:
+        """The in-place rule, as the hot path asks it, against all maps of the file."""
+        family = self.store._core.family
+        holders: dict[int, set[tuple[int, int]]] = {}
+        for node in family.nodes.values():
+            for number, leaf in enumerate(node.map.leaves):
+                chunks = family.claims.chunks_of(leaf.array)
+                for slot in np.flatnonzero(chunks >= FIRST_CHUNK_ENTRY).tolist():
+                    holders.setdefault(int(chunks[slot]), set()).add((node.id, number * LEAF_ENTRIES + slot))
+        for volume in self.volumes.values():
+            node = volume.head.node
+            for index in range(-(-node.size_bytes // CHUNK)):
+                entry = node.map.lookup(index)
+                if entry >= FIRST_CHUNK_ENTRY and family.births.view[entry] > node.floor:
+                    assert holders[entry] == {(node.id, index)}
 
     async def compare(self) -> None:
         """Everything reads as its array, and the extents say where there is data."""
@@ -285,6 +327,14 @@ class StoreMachine(RuleBasedStateMachine):
     def resize(self, pick, count):
         self.do(self.model.resize(pick, count))
 
+    @rule(pick=picks, source=picks, source_chunk=picks, chunk=picks, count=st.integers(1, 6))
+    def share(self, pick, source, source_chunk, chunk, count):
+        self.do(self.model.share(pick, source, source_chunk, chunk, count))
+
+    @rule(pick=picks, source=picks, source_chunk=picks, chunk=picks, count=st.integers(1, 6))
+    def offload(self, pick, source, source_chunk, chunk, count):
+        self.do(self.model.offload(pick, source, source_chunk, chunk, count))
+
     @rule(pick=picks)
     def stage(self, pick):
         self.do(self.model.stage(pick))
@@ -310,6 +360,10 @@ class StoreMachine(RuleBasedStateMachine):
     def reads_as_the_arrays(self):
         self.do(self.model.compare())
 
+    @invariant()
+    def in_place_only_what_is_ones_own(self):
+        self.model.nobody_else_has_what_is_written_in_place()
+
     def teardown(self):
         self.files.kill()
         self.loop.close()
@@ -334,7 +388,7 @@ async def test_random_operations_on_the_real_file_system(tmp_path):
         return rng.randrange(MAX_SECTORS), rng.choice((1, 8, 128, rng.randint(1, 300)))
 
     for step in range(300):
-        kind = rng.randrange(12)
+        kind = rng.randrange(13)
         if kind < 4:
             await model.write(pick(), *extent(), rng.randint(1, 255), fua=rng.random() < 0.1)
         elif kind == 4:
@@ -353,6 +407,8 @@ async def test_random_operations_on_the_real_file_system(tmp_path):
             await asyncio.gather(*(model.volume(pick()).head.flush() for _ in range(3)))
         elif kind == 11:
             await model.changed(pick(), pick())
+        elif kind == 12:
+            await model.share(pick(), pick(), pick(), pick(), rng.randint(1, 6))
         if step % 20 == 0:
             await model.compare()
     await model.compare()

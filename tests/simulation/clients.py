@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InUse, InvalidState, MediumError, NotFound, OutOfSpace, StoreFailed, WriteProtected
 from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
-from tests.support.volume_oracle import Content, Windows, tagged
+from tests.support.volume_oracle import Content, Windows, moved, tagged
 
 if TYPE_CHECKING:
     import random
@@ -27,8 +27,8 @@ REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
 SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
 
-IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic")
-STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed")
+IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic", "share")
+STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed", "offload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,11 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8), (10, 6, 2, 3, 2, 1, 4, 1)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8), (20, 24, 2, 2, 0, 1, 2, 0)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6), (10, 6, 2, 3, 2, 1, 4, 1, 4)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2), (10, 8, 1, 1, 0, 0, 0, 0, 2)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1), (10, 8, 1, 1, 0, 0, 1, 0, 1)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6), (20, 24, 2, 2, 0, 1, 2, 0, 6)),
+    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30), (10, 14, 3, 4, 2, 2, 4, 1, 40)),
 }
 
 
@@ -134,6 +135,8 @@ class Client:
             await self._churn(head, target)
         elif kind == "lease":
             await self._lease(head, target)
+        elif kind == "share":
+            await self._share(head, target)
         else:
             await self._change(kind, head, target, self._extent(target.windows))
 
@@ -167,6 +170,53 @@ class Client:
                 target.content.acknowledged(
                     first, first + size // SECTOR, number, value=number, durable=target.write_through
                 )
+
+    async def _share(self, head: NativeHead, target: Volume | Staging, snapshot: Snapshot | None = None) -> None:
+        """A range of a snapshot, of this volume or another, at another place or the same."""
+        snapshot = snapshot or self._pick_snapshot()
+        if snapshot is None:
+            return
+        snapshot.users += 1
+        try:
+            await self._pin(snapshot)
+            if self.files.dead or target.head is not head or snapshot.frozen is None:
+                return
+            unit = self.store.capabilities.share_unit
+            count = self.rng.choice((1, 1, 2, 4, 13))
+            source_start, source_offset, source_length = self._units(snapshot.windows, unit, count)
+            start, offset, length = self._units(target.windows, unit, count)
+            if self.rng.random() < 0.3 and snapshot.windows == target.windows:
+                start, offset, length = source_start, source_offset, source_length
+            length = min(length, source_length)
+            sectors = length // SECTOR
+            tokens = snapshot.content.cached_base[source_start : source_start + sectors]
+            tokens = moved(tokens, source_start, start)
+            number = self.family.next()
+            self.family.tell(
+                f"{number} {head.name} share {offset}+{length} sectors {start}..{start + sectors - 1} from "
+                f"{snapshot.frozen.name} {source_offset}"
+            )
+            target.content.sharing(start, tokens, number)
+            shared = await self.store.share(snapshot.frozen, source_offset, head, offset, length)
+            if not self.files.dead:
+                self.family.tell(f"{number} done")
+                assert shared == length
+                target.content.acknowledged(start, start + sectors, number, value=tokens, durable=target.write_through)
+        finally:
+            snapshot.users -= 1
+
+    def _units(self, windows: Windows, unit: int, count: int) -> tuple[int, int, int]:
+        """Up to ``count`` whole chunks of a window: (sector in the windows, offset, length), of none length 0."""
+        begin = 0
+        choices = []
+        for offset, length in windows.parts:
+            first, end = -(-offset // unit), (offset + length) // unit
+            choices.extend((chunk, min(count, end - chunk), begin - offset // SECTOR) for chunk in range(first, end))
+            begin += length // SECTOR
+        if not choices:
+            return 0, 0, 0
+        chunk, count, shift = self.rng.choice(choices)
+        return chunk * unit // SECTOR + shift, chunk * unit, count * unit
 
     async def _churn(self, head: Head, target: Volume | Staging) -> None:
         """Much journal for little data: chunks are given back and taken anew."""
@@ -288,13 +338,28 @@ class Client:
     def _guid(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
-    async def _snapshot(self) -> None:
+    async def _offload(self) -> None:
+        """What an offloaded copy does: freeze the source, share, drop the frozen state."""
+        snapshot = await self._snapshot()
+        volume = self._pick_volume()
+        if snapshot is None or volume is None or self.files.dead:
+            return
+        assert volume.head is not None
+        volume.users += 1
+        try:
+            await self._share(volume.head, volume, snapshot)
+        finally:
+            volume.users -= 1
+        if not self.files.dead and snapshot.guid in self.family.snapshots and not snapshot.doomed:
+            await self._delete(snapshot)
+
+    async def _snapshot(self) -> Snapshot | None:
         await self.store.prepare_flip()  # so that the flip is in the first step of ``snapshot``, as asked below
         if self.files.dead:
-            return
+            return None
         volume = self._pick_volume()
         if volume is None or len(self.family.snapshots) >= SNAPSHOTS_MAX:
-            return
+            return None
         volume.users += 1
         try:
             await self.store.prepare_flip()
@@ -317,7 +382,7 @@ class Client:
         finally:
             volume.users -= 1
         if self.files.dead:
-            return
+            return None
         snapshot.frozen = frozen
         snapshot.certain = True
         self.family.tell(f"snapshot {name} done")
@@ -325,6 +390,7 @@ class Client:
             snapshot.users += 1
             await self._pin(snapshot)
             snapshot.users -= 1
+        return snapshot
 
     async def _pin(self, snapshot: Snapshot) -> None:
         """Read a snapshot whole: what it shows now it must show for ever."""
@@ -339,8 +405,8 @@ class Client:
         values = content.verify(data, 0, (content.cached_base, content.cached_floor), what)
         content.observed(values, self.family.number, durable=True)
 
-    async def _delete(self) -> None:
-        snapshot = self._pick_snapshot()
+    async def _delete(self, snapshot: Snapshot | None = None) -> None:
+        snapshot = snapshot or self._pick_snapshot()
         if snapshot is None or snapshot.users:
             return
         volume = self.family.volumes.get(snapshot.volume_id)

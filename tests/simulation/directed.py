@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import StoreCorrupt, StoreFailed
+from engine.errors import NotFound, StoreCorrupt, StoreFailed
 from engine.files import StoreEnv
 from engine.tvol.file import TvolFile
 from tests.support.sim_files import Fault, SimFileSystem, eio
@@ -21,6 +21,8 @@ from tests.support.volume_oracle import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from engine.tvol.head import NativeHead
 
 PATH = Path("/pool/v.tvol")
 CHUNK = 65536
@@ -295,5 +297,138 @@ def a_chunk_reused_while_a_node_is_reclaimed() -> None:
         await head.read(2 * CHUNK, memoryview(buffer))
         if buffer != b"c" * CHUNK:
             raise Violation("a chunk in use was freed with a node that had it before")
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+async def _shared_once(env: StoreEnv) -> TvolFile:
+    """The first chunk and the second are one, full of "a"; the first is the head's own again."""
+    store = await _create(env)
+    head = store.volumes()[0]
+    await head.write(0, memoryview(b"a" * CHUNK))
+    await _share_second(store)
+    await head.flush()
+    return store
+
+
+async def _share_second(store: TvolFile) -> None:
+    source = await store.snapshot(store.volumes()[0], "source")
+    assert await store.share(source, 0, store.volumes()[0], CHUNK, CHUNK) == CHUNK
+    await store.delete_snapshot(source)
+    await store.settled()
+
+
+def _second_is_a(found: bytes | bytearray, *others: bytes) -> None:
+    if bytes(found) not in (b"a" * CHUNK, *others):
+        raise Violation("a shared chunk changed under one who had not written to it")
+
+
+async def _look_for_second(env: StoreEnv, workers: HeldWorkers) -> None:
+    store = await TvolFile.open(env, PATH)
+    buffer = bytearray(CHUNK)
+    await store.volumes()[0].read(CHUNK, memoryview(buffer))
+    _second_is_a(buffer)
+    await store.close()
+
+
+async def _write_first(head: NativeHead) -> None:
+    """As the fast path would, in place if it may."""
+    if not head.try_write(0, memoryview(b"b" * CHUNK)):
+        await head.write(0, memoryview(b"b" * CHUNK))
+    head.end_pass()
+
+
+def a_shared_chunk_written_after_opening() -> None:
+    """What is shared is known to be shared by the next process too."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        await (await _shared_once(env)).close()
+
+    async def write(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await TvolFile.open(env, PATH)
+        await _write_first(store.volumes()[0])
+        await store.close()
+
+    for process in (main, write, _look_for_second):
+        _process(files, process)
+        files.restart_process()
+
+
+def a_share_that_comes_back() -> None:
+    """Power is lost before the end of a share is durable: the chunk was not written in place meanwhile."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        head = (await _shared_once(env)).volumes()[0]
+        await head.discard(CHUNK, CHUNK)
+        await _write_first(head)
+
+    _process(files, main)
+    files.lose_power("everything")
+    _process(files, _look_for_second)
+
+
+def a_slow_reader_of_a_shared_chunk() -> None:
+    """It reads what was shared or the zeroes of the discard, not what the other holder writes to the chunk later."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        head = (await _shared_once(env)).volumes()[0]
+        workers.meant = lambda call: True
+        buffer = bytearray(CHUNK)
+        reader = asyncio.ensure_future(head.read(CHUNK, memoryview(buffer)))
+        await asyncio.sleep(0)
+        await head.discard(CHUNK, CHUNK)
+        await head.flush()
+        await _write_first(head)
+        workers.let_go()
+        await reader
+        _second_is_a(buffer, bytes(CHUNK))
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_chunk_shared_again_while_it_thaws() -> None:
+    """The end of a first share becomes durable when there is a second: the chunk stays as it is."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        source = await store.snapshot(head, "source")
+        for _ in range(2):
+            await head.discard(CHUNK, CHUNK)
+            await store.share(source, 0, head, CHUNK, CHUNK)
+        await store.delete_snapshot(source)
+        await store.settled()
+        await _write_first(head)
+        buffer = bytearray(CHUNK)
+        await head.read(CHUNK, memoryview(buffer))
+        _second_is_a(buffer)
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_source_deleted_while_it_is_shared() -> None:
+    """The caller is told; nothing refers to chunks that have other holders by then."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        source = await store.snapshot(head, "source")
+        await head.write(0, memoryview(b"b" * CHUNK))
+        workers.meant = lambda call: getattr(call, "__name__", "") == "_sync_pages_before_superblock"
+        sharing = asyncio.ensure_future(store.share(source, 0, head, CHUNK, CHUNK))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await store.delete_snapshot(source)
+        for _ in range(300):
+            await asyncio.sleep(0)
+        await head.write(2 * CHUNK, memoryview(b"c" * CHUNK))
+        workers.let_go()
+        outcome = (await asyncio.gather(sharing, return_exceptions=True))[0]
+        if not isinstance(outcome, NotFound):
+            raise Violation(f"a snapshot was shared that is gone: {outcome!r}")
 
     _process(SimFileSystem(random.Random(1)), main)

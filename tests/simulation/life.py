@@ -87,7 +87,7 @@ class Plan:
             size,
             crashes=rng.randint(1, CRASHES_PER_LIFE_MAX),
             clients=rng.randint(1, 6),
-            mood=rng.choice(("mixed", "mixed", "mixed", *MOODS)),
+            mood=rng.choice(("mixed", "mixed", "sharing", *MOODS)),
             structural=rng.choice((0.0, 0.05, 0.15, 0.3, 0.5)),
             quota_chunks=rng.randrange(40, 90) if rng.random() < 0.1 else None,
             fail_sync=rng.random() < 0.06,

@@ -10,11 +10,15 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engine.errors import StoreFailed
 from engine.tvol import file as file_module
 from engine.tvol import layout, recovery
 from engine.tvol.allocator import Allocator
+from engine.tvol.births import Births
 from engine.tvol.checkpoint import Checkpointer
+from engine.tvol.claims import Claims
 from engine.tvol.core import Core
 from engine.tvol.head import Epoch, NativeHead
 from engine.tvol.housekeeping import Housekeeper
@@ -24,10 +28,15 @@ from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
 from tests.simulation.directed import (
     a_chunk_reused_while_a_node_is_reclaimed,
+    a_chunk_shared_again_while_it_thaws,
     a_failed_sync_and_a_reopening_on_the_same_boot,
     a_journal_overrun_during_a_checkpoint,
     a_merge_before_the_deletion_is_durable,
+    a_share_that_comes_back,
+    a_shared_chunk_written_after_opening,
     a_slow_reader_of_a_freed_chunk,
+    a_slow_reader_of_a_shared_chunk,
+    a_source_deleted_while_it_is_shared,
     both_superblock_slots_torn,
     two_flips_over_a_slow_write,
 )
@@ -87,6 +96,7 @@ def crashes_until_caught(name: str, seed: int, crashes_max: int) -> Caught:
             outcome = run_seed(seed)
             crashes += outcome.crashes
             if outcome.failure is not None:
+                assert not outcome.failure.startswith("TypeError"), f"{name} no longer fits: {outcome.failure}"
                 return Caught(name, crashes, outcome.failure)
             seed += 1
     return Caught(name, crashes, None)
@@ -141,10 +151,10 @@ def _flush_joins_the_running_group(original):
 
 
 def _publish_before_the_data_is_written(original):
-    async def write_piece(self, admission, offset, data):
+    async def write_piece(self, admission, offset, data, *, redirect=False):
         core = self._core
         await core.make_room()
-        plan = self._plan(admission.epoch.node, offset, data)
+        plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
         for index, chunk in plan.published:
             core.publish(admission.epoch.node, index, chunk)
         core.end_pass()
@@ -166,12 +176,12 @@ def _fast_tier_keeps_its_first_floor(original):
 
 
 def _in_place_whatever_snapshots_there_are(original):
-    def plan_chunk(self, plan, node, index, within, data):
+    def plan_chunk(self, plan, node, index, within, data, redirect):
         entry = node.map.lookup(index)
-        if entry >= FIRST_CHUNK_ENTRY:
+        if entry >= FIRST_CHUNK_ENTRY and not redirect:
             plan.write((entry << self._shift) + within, [data])
         else:
-            original(self, plan, node, index, within, data)
+            original(self, plan, node, index, within, data, redirect)
 
     return plan_chunk
 
@@ -296,19 +306,19 @@ def _journal_space_free_at_capture(original):
     return capture
 
 
-def _births_pages_in_place(original):
-    async def write_births(self, writer, births, capture):
-        before = list(births.pages)
-        await original(self, writer, births, capture)
+def _tables_in_place(original):
+    async def write_changed(self, writer, pages, changed, count, words):
+        found = await original(self, writer, pages, changed, count, words)
         batch = dict(writer._batch)
-        for number in capture.births:
-            if number < len(before) and before[number].page and births.pages[number].page in batch:
-                data = batch.pop(births.pages[number].page)
-                writer._batch = [item for item in writer._batch if item[0] != births.pages[number].page]
-                births.pages[number] = PageRef(before[number].page, births.pages[number].checksum)
-                writer._batch.append((before[number].page, data))
+        for number in changed:
+            if number < len(pages) and pages[number].page and found[number].page in batch:
+                data = batch.pop(found[number].page)
+                writer._batch = [item for item in writer._batch if item[0] != found[number].page]
+                found[number] = PageRef(pages[number].page, found[number].checksum)
+                writer._batch.append((pages[number].page, data))
+        return found
 
-    return write_births
+    return write_changed
 
 
 def _atomic_writes_in_place(original):
@@ -348,6 +358,72 @@ def _kill_frees_what_snapshots_see(original):
             node.floor = floor
 
     return kill
+
+
+def _slots_are_not_counted(original):
+    return lambda self, chunks: self._freeze(chunks) if self._slots is not None else original(self, chunks)
+
+
+def _own_claim_was_the_last(original):
+    def free(self, chunks):
+        slots, self._slots = self._slots, None
+        try:
+            return original(self, chunks)
+        finally:
+            self._slots = slots
+
+    return free
+
+
+def _last_slot_was_the_last_claim(original):
+    def remove_slots(self, chunks):
+        freed, kept = original(self, chunks)
+        return np.concatenate([freed, self.free(kept)]), kept[:0]
+
+    return remove_slots
+
+
+def _share_is_not_journaled(original):
+    def log(self, kind, payload):
+        if kind is not RecordType.SHARE:
+            return original(self, kind, payload)
+        self.end_pass()
+        self.family.apply(kind, payload)
+        self._stamp_freed()
+        return self.last_change_seq
+
+    return log
+
+
+def _shared_is_not_frozen_at_open(original):
+    def init(self, *arguments):
+        original(self, *arguments)
+        self.births._guard[:] = self.births._store
+
+    return init
+
+
+def _thaw_when_unshared(original):
+    return lambda self, seq, last_operation, ticket, chunks: self._births.thaw(ticket, np.frombuffer(chunks, np.uint32))
+
+
+def _thaw_under_its_users(original):
+    return lambda self, seq, last_operation, ticket, chunks: original(self, seq, -1, ticket, chunks)
+
+
+def _any_ticket_thaws(original):
+    def thaw(self, ticket, chunks):
+        self._guard[chunks] = self._store[chunks].view(np.int32)
+
+    return thaw
+
+
+def _source_may_be_gone(original):
+    async def share(self, source, *extent):
+        node = source()
+        return await original(self, lambda: node, *extent)
+
+    return share
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -471,6 +547,55 @@ MUTATIONS: dict[str, Mutation] = {
         "opening cuts the file at its durable end",
         ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
     ),
+    # Sharing
+    "shared-is-frozen": Mutation(
+        "a chunk that a slot names is never written in place",
+        _left_out(Births, "_freeze"),
+    ),
+    "shared-is-frozen-at-open": Mutation(
+        "what is shared is frozen again when a file is opened",
+        ((Claims, "__init__", _shared_is_not_frozen_at_open),),
+    ),
+    "slots-are-counted": Mutation(
+        "each slot counts as a claim on its chunk",
+        ((Births, "add_slots", _slots_are_not_counted),),
+    ),
+    "chunk-outlives-its-own-claim": Mutation(
+        "a chunk whose own claim ends stays as long as a slot names it",
+        ((Births, "free", _own_claim_was_the_last),),
+    ),
+    "chunk-outlives-its-slots": Mutation(
+        "a chunk whose last slot ends stays as long as a map names it",
+        ((Births, "remove_slots", _last_slot_was_the_last_claim),),
+    ),
+    "share-is-journaled": Mutation(
+        "a share is journaled before it is acknowledged",
+        ((Core, "log", _share_is_not_journaled),),
+    ),
+    "slots-in-the-checkpoint": Mutation(
+        "a checkpoint has every slot that changed",
+        _left_out(Claims, "_touch"),
+    ),
+    "thaw-after-durable": Mutation(
+        "a chunk that loses its last slot is written in place only when the loss is durable",
+        ((Allocator, "defer_thaw", _thaw_when_unshared),),
+    ),
+    "thaw-waits-for-its-users": Mutation(
+        "a chunk that loses its last slot is written in place only when those who read it through the slot have ended",
+        ((Allocator, "defer_thaw", _thaw_under_its_users),),
+    ),
+    "thaw-by-its-own-ticket": Mutation(
+        "a chunk that was shared again meanwhile stays frozen",
+        ((Births, "thaw", _any_ticket_thaws),),
+    ),
+    "source-asked-for-each-batch": Mutation(
+        "a batch is shared only from a snapshot that is still there",
+        ((NativeHead, "share", _source_may_be_gone),),
+    ),
+    "feature-before-first-share": Mutation(
+        "before the first share the superblock refuses programs that do not know it",
+        ((Core, "begin_sharing", _at_once),),
+    ),
     # Checkpoint
     "pages-before-superblock": Mutation(
         "pages and data are durable before a superblock refers to them",
@@ -490,7 +615,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "shadow-pages": Mutation(
         "pages are never written in place",
-        ((Checkpointer, "_write_births", _births_pages_in_place),),
+        ((Checkpointer, "_write_changed", _tables_in_place),),
     ),
     # Recovery
     "soft-records-after-kill": Mutation(
@@ -522,6 +647,11 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "failure-is-journaled": a_failed_sync_and_a_reopening_on_the_same_boot,
     "cache-dropped-after-failure": a_failed_sync_and_a_reopening_on_the_same_boot,
     "boot-distrusted-before-the-drop": a_failed_sync_and_a_reopening_on_the_same_boot,
+    "shared-is-frozen-at-open": a_shared_chunk_written_after_opening,
+    "thaw-after-durable": a_share_that_comes_back,
+    "thaw-waits-for-its-users": a_slow_reader_of_a_shared_chunk,
+    "thaw-by-its-own-ticket": a_chunk_shared_again_while_it_thaws,
+    "source-asked-for-each-batch": a_source_deleted_while_it_is_shared,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 

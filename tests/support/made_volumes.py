@@ -68,8 +68,11 @@ class MadeVolume:
         return found
 
 
-def make_volume(*, closed: bool = True) -> MadeVolume:
-    """Two snapshots, a clone, deadlists, holes; closed cleanly, or killed with a journal of committed records."""
+def make_volume(*, closed: bool = True, shared: bool = False) -> MadeVolume:
+    """Two snapshots, a clone, deadlists, holes; closed cleanly, or killed with a journal of committed records.
+
+    ``shared``: with chunks of a snapshot in another place of the clone, some of them overwritten since.
+    """
     made = MadeVolume(SimFileSystem(random.Random(7)))
     rng = random.Random(8)
 
@@ -93,6 +96,9 @@ def make_volume(*, closed: bool = True) -> MadeVolume:
         await scribble(head, 8)
         copy = await store.clone(two, "copy")
         await scribble(copy, 5)
+        if shared:
+            await store.share(two, 0, copy, 9 * CHUNK, 6 * CHUNK)
+            await copy.write(10 * CHUNK, memoryview(rng.randbytes(2 * CHUNK)))
         await head.flush()
         if closed:
             await store.close()

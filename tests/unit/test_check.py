@@ -154,6 +154,72 @@ def test_a_wrong_count_in_a_node(field):
     assert "its map has" in findings(made)
 
 
+def slots_of(made):
+    return made.image().slots
+
+
+def table_changed(made, change):
+    change_page(made, made.pages("slots")[0], words_changed(lambda words: change(words.reshape(-1, 2))))
+
+
+def test_a_volume_with_shared_chunks_is_sound():
+    made = make_volume(shared=True)
+    assert np.count_nonzero(slots_of(made)[:, 1]) >= 3
+    assert check_file(PATH, files=made.files).findings == []
+
+
+def test_a_slot_that_nothing_names():
+    made = make_volume(shared=True)
+    used = slots_of(made)[:, 0].max()
+    table_changed(made, lambda table: table.__setitem__(len(slots_of(made)) - 1, (used, 1)))
+    leaf = leaf_of(made, "copy")
+    at = int(leaf.entries.argmax())
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(at, 0)))
+    assert "slots: 1 are in use, but nothing refers to them" in findings(made)
+
+
+def test_a_slot_of_a_chunk_that_is_free():
+    made = make_volume(shared=True)
+    slot = int(np.flatnonzero(slots_of(made)[:, 1])[0])
+    chunk = int(np.flatnonzero(made.image().births == 0)[0])
+    table_changed(made, lambda table: table.__setitem__((slot, 0), chunk))
+    assert "slots: name a chunk that is free" in findings(made)
+
+
+def test_a_slot_of_a_chunk_that_does_not_exist():
+    made = make_volume(shared=True)
+    slot = int(np.flatnonzero(slots_of(made)[:, 1])[0])
+    table_changed(made, lambda table: table.__setitem__((slot, 0), 1_000_000))
+    assert "slots: name chunk 1000000, which does not exist" in findings(made)
+
+
+def test_an_entry_that_names_a_free_slot():
+    made = make_volume(shared=True)
+    slot = int(np.flatnonzero(slots_of(made)[:, 1])[0])
+    table_changed(made, lambda table: table.__setitem__((slot, 1), 0))
+    assert "names a chunk that is free" in findings(made)
+    with pytest.raises(StoreCorrupt):
+        made.run(made.read_back)
+
+
+def test_a_slot_named_twice():
+    made = make_volume(shared=True)
+    leaf = leaf_of(made, "copy")
+    slot = int(leaf.entries.max())
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(0, slot)))
+    assert f"names slot {slot - layout.SLOT_BIT} twice" in findings(made)
+
+
+def test_a_chunk_that_is_said_to_be_held_by_slots_alone():
+    made = make_volume(shared=True)
+    image = made.image()
+    slot = int(np.flatnonzero(image.slots[:, 1])[0])
+    chunk = int(image.slots[slot, 0])
+    births = made.pages("births")[0]
+    change_page(made, births, words_changed(lambda words: words.__setitem__(chunk, layout.BIRTH_SHARED)))
+    assert "by its number that only slots name" in findings(made)
+
+
 def test_a_map_page_in_a_chunk_of_data():
     made = make_volume()
     page = made.pages("map leaf")[0]
@@ -167,8 +233,8 @@ def test_a_map_page_in_a_chunk_of_data():
 def test_any_words_under_right_checksums_end_in_findings_or_a_refusal(seed):
     """Neither the checker nor an opening meets them with a traceback; what an opening refuses, the checker finds."""
     rng = random.Random(seed)
-    made = make_volume()
-    page = rng.choice(made.pages(rng.choice(["births", "map top", "map leaf", "deadlist", "root stream"])))
+    made = make_volume(shared=True)
+    page = rng.choice(made.pages(rng.choice(["births", "map top", "map leaf", "deadlist", "root stream", "slots"])))
 
     def change(data):
         for _ in range(rng.randint(1, 3)):

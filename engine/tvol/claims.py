@@ -1,0 +1,245 @@
+"""Who holds a chunk: claims, of which a chunk may have several (``docs/decisions/0009-shared-chunks-as-slots.md``).
+
+A *claim* is what a map entry, a deadlist and the reclaim queue name: a uint32 that is either a chunk's own number, or
+``SLOT_BIT`` and the number of a *slot*. A slot is a row of one table of the file: (chunk, birth). It is born, killed,
+put into deadlists and freed by exactly the rules of chunks; but what it stands for is one more reference to a chunk
+that somebody else holds already.
+
+* A chunk is free when its own claim and all its slots have ended.
+* A chunk that a slot names is written in place by nobody (``Births.view``); a slot's holder never writes in place.
+* How many slots name a chunk is counted from the table at open, not stored: it cannot disagree with it.
+
+As a scalar, an entry is an int32: negative when it names a slot, so that the hot path's comparison with
+``FIRST_CHUNK_ENTRY`` turns it aside together with EMPTY and ZERO.
+
+In memory 8 bytes for each slot that there ever was, and once a file has one, 8 bytes more for each chunk of the file.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.layout import (
+    BIRTH_FREE,
+    FIRST_CHUNK_ENTRY,
+    LEAF_ENTRIES,
+    MAX_SHARE_ITEMS,
+    MAX_SLOTS,
+    SLOT_BIT,
+    WORDS_PER_PAGE,
+    LayoutError,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from engine.tvol.births import Births
+    from engine.tvol.chunk_map import ChunkMap
+    from engine.tvol.layout import PageRef
+
+    Words = npt.NDArray[np.uint32]
+
+SLOT_MASK = SLOT_BIT - 1
+_SLOTS_PER_PAGE = WORDS_PER_PAGE // 2
+_NO_SLOTS = np.zeros((0, 2), np.uint32)
+
+
+def names_chunk(entry: int) -> bool:
+    """Whether an entry, as an int32, names a chunk, by itself or through a slot."""
+    return entry >= FIRST_CHUNK_ENTRY or entry < 0
+
+
+class Claims:
+    """The slots of a file, and the end of claims of both kinds."""
+
+    def __init__(self, births: Births, slots: Words = _NO_SLOTS) -> None:
+        self.births = births
+        self.in_use = False
+        """Whether the file has the feature: the superblock says so from its next writing on."""
+        self.count = len(slots)
+        """Slots that there ever were; those with birth 0 are free."""
+        self._table = slots.copy()
+        self._view = self._table.data
+        self._free: array[int] | None = None
+        """Free slots, descending; found when first needed."""
+        self.dirty: set[int] = set()
+        self.pages: list[PageRef] = []
+        """Where the table's pages of the last checkpoint are."""
+        self.freed: array[int] = array("I")
+        """Chunks freed since the store last looked."""
+        self.thawing: array[int] = array("I")
+        """Chunks that lost their last slot, but not their own claim, since then."""
+        named = self._table[self._table[:, 1] != BIRTH_FREE, 0]
+        if len(named):
+            if not births.may_be_named(named):
+                raise LayoutError("a slot names a chunk that holds no payload")
+            births.add_slots(named)
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def chunk_of(self, entry: int) -> int:
+        """The chunk that a slot's entry (an int32 below 0) stands for."""
+        return self._view[entry & SLOT_MASK, 0]
+
+    def chunks_of(self, entries: Words) -> Words:
+        """The same entries with the chunk in place of each slot: what can be compared between maps."""
+        if not self.count:
+            return entries
+        slots = entries >= SLOT_BIT
+        if not slots.any():
+            return entries
+        found = entries.copy()
+        found[slots] = self._table[entries[slots] & SLOT_MASK, 0]
+        return found
+
+    def birth_of(self, entry: int) -> int:
+        """The birth of a claim, as an int32."""
+        return self._view[entry & SLOT_MASK, 1] if entry < 0 else self.births.born[entry]
+
+    def births_of(self, claims: Words) -> Words:
+        if not self.count:
+            return self.births.of(claims)
+        slots = claims >= SLOT_BIT
+        found = np.empty(len(claims), np.uint32)
+        found[slots] = self._table[claims[slots] & SLOT_MASK, 1]
+        found[~slots] = self.births.of(claims[~slots])
+        return found
+
+    def check_entries(self, entries: Words) -> None:
+        """Raises LayoutError if entries of a leaf that was just read name a slot that is not in use."""
+        slots = entries[entries >= SLOT_BIT] & SLOT_MASK
+        if len(slots) and (int(slots.max()) >= self.count or not self._table[slots, 1].all()):
+            raise LayoutError("a map names a slot that is not in use")
+
+    # --- new slots ----------------------------------------------------------------------------------------------
+
+    def next_slots(self, count: int) -> Words:
+        """The numbers that the next slots will have, ``count`` or as many as there may be; ``share`` takes them, from
+        the first on."""
+        if self._free is None:
+            free = np.flatnonzero(self._table[: self.count, 1] == BIRTH_FREE)[::-1]
+            self._free = array("I", free.astype(np.uint32).tobytes())
+        known = self._free[-count:][::-1] if count else array("I")
+        more = min(count - len(known), MAX_SLOTS - self.count)
+        return np.concatenate(
+            [np.frombuffer(known, np.uint32), np.arange(self.count, self.count + more, dtype=np.uint32)]
+        )
+
+    def share(self, slots: Words, chunks: Words, birth: int) -> Words:
+        """Make these slots, each of which names one of the chunks. Returns them as entries.
+
+        Raises LayoutError for slots in use or behind the next, and for chunks that hold no payload.
+        """
+        known = int(np.count_nonzero(slots < self.count))
+        if int(slots.max()) >= self.count + len(slots) - known:
+            raise LayoutError(f"slot {int(slots.max())} is made where there are {self.count}")
+        if self._table[slots[slots < self.count], 1].any():
+            raise LayoutError("a slot is made that is in use")
+        if not self.births.may_be_named(chunks):
+            raise LayoutError("a chunk is shared that holds no payload")
+        if self._free is not None:
+            del self._free[len(self._free) - known :]
+        self._extend_to(self.count + len(slots) - known)
+        self._table[slots, 0] = chunks
+        self._table[slots, 1] = birth
+        self._touch(slots)
+        self.births.add_slots(chunks)
+        return slots | np.uint32(SLOT_BIT)
+
+    def _extend_to(self, count: int) -> None:
+        if count <= self.count:
+            return
+        if count > len(self._table):
+            grown = np.zeros((max(count, 2 * len(self._table), _SLOTS_PER_PAGE), 2), np.uint32)
+            grown[: self.count] = self._table[: self.count]
+            self._table, self._view = grown, grown.data
+        self.count = count
+
+    # --- the end of claims --------------------------------------------------------------------------------------
+
+    def free(self, claims: Words) -> None:
+        """These claims have ended; what nobody claims any more goes to ``freed``."""
+        if not self.count:
+            self.freed.frombytes(self.births.free(claims).tobytes())
+            return
+        is_slot = claims >= SLOT_BIT
+        freed = self.births.free(claims[~is_slot])
+        self.freed.frombytes(freed.tobytes())
+        slots = claims[is_slot] & np.uint32(SLOT_MASK)
+        if not len(slots):
+            return
+        freed, kept = self.births.remove_slots(self._table[slots, 0])
+        self._table[slots] = 0
+        if self._free is not None:
+            self._free.extend(np.sort(slots)[::-1].tolist())
+        self._touch(slots)
+        self.freed.frombytes(freed.tobytes())
+        self.thawing.frombytes(kept.tobytes())
+
+    def free_one(self, entry: int) -> None:
+        """The same for one claim, as an int32."""
+        if self.count:
+            self.free(np.array([entry & 0xFFFF_FFFF], np.uint32))
+        else:
+            self.births.free_one(entry)
+            self.freed.append(entry)
+
+    def forget_freed(self) -> None:
+        """After replay: nobody is using what it freed, and the opening checkpoint makes it durable."""
+        del self.freed[:]
+        thawing, self.thawing = self.thawing, array("I")
+        self.births.thaw(self.births.next_ticket(), np.frombuffer(thawing, np.uint32))
+
+    # --- pages --------------------------------------------------------------------------------------------------
+
+    def _touch(self, slots: Words) -> None:
+        self.dirty.update(np.unique(slots // _SLOTS_PER_PAGE).tolist())
+
+    def page_count(self) -> int:
+        return -(-self.count // _SLOTS_PER_PAGE)
+
+    def page_bytes(self, page: int) -> bytes:
+        """A stored page as it is now; short at the end of the table."""
+        return self._table[page * _SLOTS_PER_PAGE : min((page + 1) * _SLOTS_PER_PAGE, self.count)].tobytes()
+
+
+def share_items(
+    claims: Claims, source: ChunkMap, source_first: int, target: ChunkMap, first: int, limit: int
+) -> tuple[bytes, int]:
+    """The items of a SHARE record that gives ``target`` from index ``first`` on what ``source`` has from its index
+    on, and how many indexes they settle: up to ``limit``, within one leaf of each map and one record.
+
+    Indexes that name the same chunk already are left alone. 0 when there may be no more slots.
+    """
+    at, source_at = first & LEAF_MASK, source_first & LEAF_MASK
+    count = min(limit, LEAF_ENTRIES - at, LEAF_ENTRIES - source_at)
+    wanted = claims.chunks_of(source.leaves[source_first >> LEAF_SHIFT].array[source_at : source_at + count])
+    present = claims.chunks_of(target.leaves[first >> LEAF_SHIFT].array[at : at + count])
+    places = np.flatnonzero(wanted != present)
+    chunks = wanted[places]
+    data = chunks >= FIRST_CHUNK_ENTRY
+    slots = np.zeros(len(places), np.uint32)
+    numbers = claims.next_slots(int(np.count_nonzero(data)))
+    settled = np.flatnonzero(data)
+    if len(numbers) < len(settled):  # the table is full
+        stop = int(settled[len(numbers)])
+        count = int(places[stop])
+        places, chunks, data, slots = places[:stop], chunks[:stop], data[:stop], slots[:stop]
+    slots[data] = numbers
+    # A run goes on at the next index, with the next chunk and slot, or with the same hole.
+    on = (np.diff(places) == 1) & (
+        (data[1:] & data[:-1] & (np.diff(chunks) == 1) & (np.diff(slots) == 1))
+        | (~data[1:] & (chunks[1:] == chunks[:-1]))
+    )
+    starts = np.concatenate([[0], np.flatnonzero(~on) + 1]) if len(places) else places
+    if len(starts) > MAX_SHARE_ITEMS:
+        stop = int(starts[MAX_SHARE_ITEMS])
+        count = int(places[stop])
+        starts, places = starts[:MAX_SHARE_ITEMS], places[:stop]
+    lengths = np.diff(np.append(starts, len(places)))
+    items = np.stack([first + places[starts], lengths, slots[starts], chunks[starts]], axis=1).astype("<u4")
+    return items.tobytes(), count
