@@ -258,7 +258,7 @@ class Replay:
         node = self._node(number)
         size = -(-node.record.size_bytes // self._image.superblock.chunk_bytes)
         self._room_for_slots(items)
-        for first, count, slot, chunk in items.tolist():
+        for first, count, slot, chunk in items:
             if first + count > size:
                 raise LayoutError(f"maps {first}+{count} of the {size} chunks of {node.where}")
             for step in range(count):
@@ -268,10 +268,10 @@ class Replay:
                     self._make_slot(slot + step, chunk + step, node)
                     self._set(node, first + step, layout.SLOT_BIT + slot + step)
 
-    def _room_for_slots(self, items: Words) -> None:
-        image, wide = self._image, items.astype(np.int64)
-        end = int((wide[:, 2] + wide[:, 1]).max())
-        if end > len(image.slots) + int(wide[:, 1].sum()):
+    def _room_for_slots(self, items: list[tuple[int, int, int, int]]) -> None:
+        image = self._image
+        end = max(slot + count for _, count, slot, _ in items)
+        if end > len(image.slots) + sum(count for _, count, _, _ in items):
             raise LayoutError(f"makes slot {end - 1} of {len(image.slots)}")
         image.slots = np.concatenate([image.slots, np.zeros((max(0, end - len(image.slots)), 2), np.uint32)])
         more = max(0, len(image.births) - len(self._slots_on))

@@ -22,12 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.layout import (
     BIRTH_FREE,
     FIRST_CHUNK_ENTRY,
-    LEAF_ENTRIES,
-    MAX_SHARE_ITEMS,
     MAX_SLOTS,
     SLOT_BIT,
     WORDS_PER_PAGE,
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.tvol.births import Births
-    from engine.tvol.chunk_map import ChunkMap
     from engine.tvol.layout import PageRef
 
     Words = npt.NDArray[np.uint32]
@@ -207,39 +203,11 @@ class Claims:
         return self._table[page * _SLOTS_PER_PAGE : min((page + 1) * _SLOTS_PER_PAGE, self.count)].tobytes()
 
 
-def share_items(
-    claims: Claims, source: ChunkMap, source_first: int, target: ChunkMap, first: int, limit: int
-) -> tuple[bytes, int]:
-    """The items of a SHARE record that gives ``target`` from index ``first`` on what ``source`` has from its index
-    on, and how many indexes they settle: up to ``limit``, within one leaf of each map and one record.
-
-    Indexes that name the same chunk already are left alone. 0 when there may be no more slots.
-    """
-    at, source_at = first & LEAF_MASK, source_first & LEAF_MASK
-    count = min(limit, LEAF_ENTRIES - at, LEAF_ENTRIES - source_at)
-    wanted = claims.chunks_of(source.leaves[source_first >> LEAF_SHIFT].array[source_at : source_at + count])
-    present = claims.chunks_of(target.leaves[first >> LEAF_SHIFT].array[at : at + count])
-    places = np.flatnonzero(wanted != present)
-    chunks = wanted[places]
-    data = chunks >= FIRST_CHUNK_ENTRY
-    slots = np.zeros(len(places), np.uint32)
-    numbers = claims.next_slots(int(np.count_nonzero(data)))
-    settled = np.flatnonzero(data)
-    if len(numbers) < len(settled):  # the table is full
-        stop = int(settled[len(numbers)])
-        count = int(places[stop])
-        places, chunks, data, slots = places[:stop], chunks[:stop], data[:stop], slots[:stop]
-    slots[data] = numbers
-    # A run goes on at the next index, with the next chunk and slot, or with the same hole.
-    on = (np.diff(places) == 1) & (
-        (data[1:] & data[:-1] & (np.diff(chunks) == 1) & (np.diff(slots) == 1))
-        | (~data[1:] & (chunks[1:] == chunks[:-1]))
-    )
-    starts = np.concatenate([[0], np.flatnonzero(~on) + 1]) if len(places) else places
-    if len(starts) > MAX_SHARE_ITEMS:
-        stop = int(starts[MAX_SHARE_ITEMS])
-        count = int(places[stop])
-        starts, places = starts[:MAX_SHARE_ITEMS], places[:stop]
-    lengths = np.diff(np.append(starts, len(places)))
-    items = np.stack([first + places[starts], lengths, slots[starts], chunks[starts]], axis=1).astype("<u4")
-    return items.tobytes(), count
+def expand_share(items: list[tuple[int, int, int, int]]) -> tuple[Words, Words, Words]:
+    """(index, slot, chunk) of every index that the items of a SHARE are about; of holes slot 0 and the entry."""
+    table = np.array(items, np.uint32)
+    lengths = table[:, 1].astype(np.int64)
+    within = (np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)).astype(np.uint32)
+    index, slot, chunk = (np.repeat(table[:, column], lengths) for column in (0, 2, 3))
+    data = chunk >= FIRST_CHUNK_ENTRY
+    return index + within, np.where(data, slot + within, slot), np.where(data, chunk + within, chunk)

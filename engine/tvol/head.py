@@ -19,13 +19,14 @@ nothing was published.
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InvalidArgument, OutOfSpace
 from engine.tvol import layout
 from engine.tvol.bulk import NativeWriteLease
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
-from engine.tvol.claims import names_chunk, share_items
+from engine.tvol.claims import names_chunk
 from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, ZEROES, NativeDevice
 from engine.tvol.layout import (
     EMPTY,
@@ -40,7 +41,7 @@ from engine.tvol.layout import (
 from engine.units import KIB, align_down, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator
 
     from engine.files import BlockFile
     from engine.stores import VolumeStore, WriteLease
@@ -360,6 +361,22 @@ class NativeHead(NativeDevice):
         admission.epoch.leave()
         self._core.end_operation(admission.operation)
 
+    @asynccontextmanager
+    async def holding(self, offset: int, length: int) -> AsyncIterator[Epoch]:
+        """The place of a write to a range that is not empty, for another way of changing it. Yields what to publish
+        in: the epoch's node, asked anew after each wait. What was changed is durable at the end without write cache.
+        """
+        await self._admitted(offset, length)
+        admission, earlier = self._admit(offset >> self._shift, (offset + length - 1) >> self._shift)
+        try:
+            for other in earlier:
+                await other.done.wait()
+            yield admission.epoch
+        finally:
+            self._leave(admission)
+        if not self._write_cache:
+            await self._core.flush()
+
     # --- the coroutines -----------------------------------------------------------------------------------------
 
     async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
@@ -494,40 +511,6 @@ class NativeHead(NativeDevice):
             self._core.allocator.give_back([chunk for chunk, new in chunks if new])
             raise
         return chunks
-
-    async def share(self, source: Callable[[], Node], source_offset: int, offset: int, length: int) -> int:
-        """See ``engine.stores.VolumeStore.share``; takes the place of a write, though no data is written.
-
-        ``source`` is asked for the frozen node in the step in which a batch reads its map: it raises when a snapshot
-        was deleted meanwhile, which then holds its chunks no longer.
-        """
-        await self._admitted(offset, length)
-        shift, core = self._shift, self._core
-        first, end, source_first = offset >> shift, (offset + length) >> shift, source_offset >> shift
-        at = first
-        if first < end:
-            admission, earlier = self._admit(first, end - 1)
-            try:
-                for other in earlier:
-                    await other.done.wait()
-                await core.begin_sharing()
-                while at < end:
-                    await core.make_room_to_share()
-                    node = admission.epoch.node
-                    items, step = share_items(
-                        core.family.claims, source().map, source_first + at - first, node.map, at, end - at
-                    )
-                    if items:
-                        core.log(RecordType.SHARE, layout.pack_share(node.id, items))
-                    if not step:
-                        break
-                    at += step
-                    await asyncio.sleep(0)
-            finally:
-                self._leave(admission)
-        if not self._write_cache:
-            await core.flush()
-        return (at - first) << shift
 
     async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
         """The extent reads zero afterwards: whole chunks by map entries, the edges by writing. Raises as ``write``."""

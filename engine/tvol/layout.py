@@ -12,17 +12,15 @@ All integers are little-endian. Checksums are xxh3_64; who holds the checksum of
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from xxhash import xxh3_64_intdigest as checksum64
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import numpy.typing as npt
 
 FORMAT_VERSION = 1
 SUPERBLOCK_MAGIC = b"TWINVOL\x01"
@@ -510,42 +508,27 @@ def pack_share(node: int, items: bytes) -> bytes:
     return SHARE_HEADER.pack(node, len(items) // SHARE_ITEM.size) + items
 
 
-def unpack_share(payload: bytes) -> tuple[int, npt.NDArray[np.uint32]]:
+def unpack_share(payload: bytes) -> tuple[int, list[tuple[int, int, int, int]]]:
     """Node and items, (index, count, slot, chunk) each. Raises LayoutError for items that no state of a file allows:
     they do not ascend, or two of them make one slot."""
     node, count = _unpack(SHARE_HEADER, payload)
     if not count or len(payload) != SHARE_HEADER.size + count * SHARE_ITEM.size:
         raise LayoutError(f"SHARE record of {count} items in {len(payload)} bytes")
-    items = np.frombuffer(payload, "<u4", offset=SHARE_HEADER.size).reshape(-1, 4)
-    wide = items.astype(np.int64)
-    lengths, holes = wide[:, 1], wide[:, 3] < FIRST_CHUNK_ENTRY
-    ends = wide[:, 0] + lengths
-    slots = wide[~holes]
-    slots = slots[np.argsort(slots[:, 2])]
-    slot_ends = slots[:, 2] + slots[:, 1]
-    if (
-        (lengths == 0).any()
-        or (lengths > LEAF_ENTRIES).any()
-        or (wide[1:, 0] < ends[:-1]).any()
-        or ends[-1] > MAX_VOLUME_CHUNKS
-        or wide[holes, 2].any()
-        or (slots[1:, 2] < slot_ends[:-1]).any()
-        or (slot_ends > MAX_SLOTS).any()
-        or (slots[:, 3] + slots[:, 1] > MAX_CHUNKS).any()
-    ):
-        raise LayoutError("SHARE record whose items cannot be")
+    items = list(SHARE_ITEM.iter_unpack(payload[SHARE_HEADER.size :]))
+    slots: list[tuple[int, int]] = []
+    end = 0
+    for index, length, slot, chunk in items:
+        good = 0 < length <= LEAF_ENTRIES and end <= index and index + length <= MAX_VOLUME_CHUNKS
+        end = index + length
+        if chunk >= FIRST_CHUNK_ENTRY:
+            slots.append((slot, slot + length))
+            good = good and slot + length <= MAX_SLOTS and chunk + length <= MAX_CHUNKS
+        if not good or (chunk < FIRST_CHUNK_ENTRY and slot):
+            raise LayoutError(f"SHARE record: indexes {index}+{length} as slots {slot} of chunks {chunk}")
+    slots.sort()
+    if any(behind[0] < before[1] for before, behind in itertools.pairwise(slots)):
+        raise LayoutError("SHARE record that makes a slot twice")
     return node, items
-
-
-def expand_share(
-    items: npt.NDArray[np.uint32],
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """(index, slot, chunk) of every index that the items are about; of holes slot 0 and the entry."""
-    lengths = items[:, 1].astype(np.int64)
-    within = (np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)).astype(np.uint32)
-    index, slot, chunk = (np.repeat(items[:, column], lengths) for column in (0, 2, 3))
-    data = chunk >= FIRST_CHUNK_ENTRY
-    return index + within, np.where(data, slot + within, slot), np.where(data, chunk + within, chunk)
 
 
 COMMIT = struct.Struct("<Q")

@@ -34,6 +34,7 @@ from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent,
 from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
+from engine.tvol.sharing import share
 from engine.tvol.space import unique_chunks
 
 if TYPE_CHECKING:
@@ -324,7 +325,9 @@ class NativeStore:
             raise InvalidArgument(f"chunks of {self.chunk_bytes} bytes are shared as a whole")
         if source_offset < 0 or length < 0 or source_offset + length > found.size_bytes:
             raise OutOfRange(source_offset, length, found.size_bytes)
-        return await head.share(lambda: self._sealed_snapshot(source).node, source_offset, offset, length)
+        if not length:
+            return 0
+        return await share(self._core, lambda: self._sealed_snapshot(source).node, source_offset, head, offset, length)
 
     async def delete_snapshot(self, snapshot: Frozen) -> None:
         """Remove a snapshot; its space comes back in the background. Clones of it keep what they share.

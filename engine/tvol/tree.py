@@ -27,7 +27,7 @@ import numpy as np
 
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, ChunkMap, Leaf, leaf_count
-from engine.tvol.claims import Claims, names_chunk
+from engine.tvol.claims import Claims, expand_share, names_chunk
 from engine.tvol.deadlist import Deadlist
 from engine.tvol.layout import (
     BIRTH_METADATA,
@@ -352,7 +352,7 @@ class Family:
             raise LayoutError("SHARE in a file whose superblock does not announce it")
         node_id, items = layout.unpack_share(payload)
         node = self.node(node_id)
-        index, slots, entries = layout.expand_share(items)
+        index, slots, entries = expand_share(items)
         if int(index[-1]) >= len(node.map.leaves) * LEAF_ENTRIES:
             raise LayoutError(f"SHARE of node {node_id}: index {index[-1]} is out of range")
         data = entries >= FIRST_CHUNK_ENTRY

@@ -15,6 +15,7 @@ import numpy as np
 from engine.errors import StoreFailed
 from engine.tvol import file as file_module
 from engine.tvol import layout, recovery
+from engine.tvol import store as store_module
 from engine.tvol.allocator import Allocator
 from engine.tvol.births import Births
 from engine.tvol.checkpoint import Checkpointer
@@ -419,9 +420,9 @@ def _any_ticket_thaws(original):
 
 
 def _source_may_be_gone(original):
-    async def share(self, source, *extent):
+    async def share(core, source, *extent):
         node = source()
-        return await original(self, lambda: node, *extent)
+        return await original(core, lambda: node, *extent)
 
     return share
 
@@ -590,7 +591,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "source-asked-for-each-batch": Mutation(
         "a batch is shared only from a snapshot that is still there",
-        ((NativeHead, "share", _source_may_be_gone),),
+        ((store_module, "share", _source_may_be_gone),),
     ),
     "feature-before-first-share": Mutation(
         "before the first share the superblock refuses programs that do not know it",

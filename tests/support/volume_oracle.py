@@ -129,6 +129,7 @@ class Content:
             getattr(other, name)[:keep] = getattr(self, name)[:keep]
         for name in ("cached_floor", "durable_floor"):
             getattr(other, name)[keep:] = number
+        other.zeroed[keep:] = number
         other.ceiling = self.ceiling
         other.shares = [
             Share(share.number, share.start, share.tokens[: max(0, sectors - share.start)]) for share in self.shares

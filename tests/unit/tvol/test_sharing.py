@@ -310,7 +310,7 @@ def test_share_record_is_literally():
         "0300000002000000" + "04000000020000000700000064000000" + "09000000050000000000000001000000"
     )
     node, items = layout.unpack_share(payload)
-    index, slots, chunks = layout.expand_share(items)
+    index, slots, chunks = claims.expand_share(items)
     assert node == 3
     assert index.tolist() == [4, 5, 9, 10, 11, 12, 13]
     assert slots.tolist() == [7, 8, 0, 0, 0, 0, 0]

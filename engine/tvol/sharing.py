@@ -1,0 +1,90 @@
+"""Sharing a range: what ``NativeStore.share`` does between its checks and its answer. The rules are in ``claims.py``.
+
+A share takes the place of a write to the same range, though no data is written: earlier overlapping writes have ended,
+later ones wait. It goes on in batches of at most one leaf of each map and one record of 4 KiB; each is planned and done
+in one step of the loop, and between two of them the loop serves others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.tvol import layout
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_SHARE_ITEMS, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.tvol.chunk_map import ChunkMap
+    from engine.tvol.claims import Claims
+    from engine.tvol.core import Core
+    from engine.tvol.head import NativeHead
+    from engine.tvol.tree import Node
+
+
+async def share(
+    core: Core, source: Callable[[], Node], source_offset: int, head: NativeHead, offset: int, length: int
+) -> int:
+    """Whole chunks of a frozen node, as chunks of a head. Returns the bytes shared.
+
+    ``source`` is asked for the node in the step in which a batch reads its map: it raises when a snapshot was deleted
+    meanwhile, which then holds its chunks no longer.
+    """
+    shift = core.chunk_shift
+    source_first, first, end = source_offset >> shift, offset >> shift, (offset + length) >> shift
+    at = first
+    async with head.holding(offset, length) as epoch:
+        await core.begin_sharing()
+        while at < end:
+            await core.make_room_to_share()
+            node = epoch.node  # the snapshot, if there was a flip since
+            items, settled = _items(core.family.claims, source().map, source_first + at - first, node.map, at, end - at)
+            if items:
+                core.log(RecordType.SHARE, layout.pack_share(node.id, items))
+            if not settled:
+                break
+            at += settled
+            await asyncio.sleep(0)
+    return (at - first) << shift
+
+
+def _items(
+    claims: Claims, source: ChunkMap, source_first: int, target: ChunkMap, first: int, limit: int
+) -> tuple[bytes, int]:
+    """The items of a SHARE record that gives ``target`` from index ``first`` on what ``source`` has from its index
+    on, and how many indexes they settle: up to ``limit``, within one leaf of each map and one record.
+
+    Indexes that name the same chunk already are left alone. 0 when there may be no more slots.
+    """
+    at, source_at = first & LEAF_MASK, source_first & LEAF_MASK
+    count = min(limit, LEAF_ENTRIES - at, LEAF_ENTRIES - source_at)
+    wanted = claims.chunks_of(source.leaves[source_first >> LEAF_SHIFT].array[source_at : source_at + count])
+    present = claims.chunks_of(target.leaves[first >> LEAF_SHIFT].array[at : at + count])
+    places = np.flatnonzero(wanted != present)
+    chunks = wanted[places]
+    data = chunks >= FIRST_CHUNK_ENTRY
+    slots = np.zeros(len(places), np.uint32)
+    numbers = claims.next_slots(int(np.count_nonzero(data)))
+    settled = np.flatnonzero(data)
+    if len(numbers) < len(settled):  # the table is full
+        stop = int(settled[len(numbers)])
+        count = int(places[stop])
+        places, chunks, data, slots = places[:stop], chunks[:stop], data[:stop], slots[:stop]
+    slots[data] = numbers
+    # A run goes on at the next index, with the next chunk and slot, or with the same hole.
+    on = (np.diff(places) == 1) & (
+        (data[1:] & data[:-1] & (np.diff(chunks) == 1) & (np.diff(slots) == 1))
+        | (~data[1:] & (chunks[1:] == chunks[:-1]))
+    )
+    starts = np.concatenate([[0], np.flatnonzero(~on) + 1]) if len(places) else places
+    if len(starts) > MAX_SHARE_ITEMS:
+        stop = int(starts[MAX_SHARE_ITEMS])
+        count = int(places[stop])
+        starts, places = starts[:MAX_SHARE_ITEMS], places[:stop]
+    lengths = np.diff(np.append(starts, len(places)))
+    items = np.stack([first + places[starts], lengths, slots[starts], chunks[starts]], axis=1).astype("<u4")
+    return items.tobytes(), count
