@@ -72,8 +72,11 @@ def validate_name(name: str) -> str:
 
 
 def is_plausible_name(name: str) -> bool:
-    """Whether a peer may call itself that. Laxer than ``validate_name``: real initiators use underscores and more."""
-    return 0 < len(name.encode()) <= MAX_NAME_BYTES and name.isprintable() and " " not in name
+    """Whether a peer may call itself that. Laxer than ``validate_name``: real initiators use underscores and more.
+
+    ``name`` is normalized. With a comma, which section 4.2.7.1 does not allow, it could pass for another's port.
+    """
+    return 0 < len(name.encode()) <= MAX_NAME_BYTES and name.isprintable() and not set(" ,") & set(name)
 
 
 class TargetChange(enum.Enum):

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from iscsi.scsi.sense import invalid_parameter
-from iscsi.target import normalize_name
+from iscsi.target import is_plausible_name, normalize_name
 
 HEADER_BYTES = 4
 MAX_TRANSPORT_ID_BYTES = 256
@@ -61,6 +61,8 @@ def parse_transport_ids(parameters: memoryview, start: int) -> list[TransportId]
             name = normalize_name(match[1].decode())
         except UnicodeDecodeError:
             raise invalid_parameter(at + HEADER_BYTES) from None
+        if not is_plausible_name(name):
+            raise invalid_parameter(at + HEADER_BYTES)
         found.append(TransportId(name, bytes.fromhex(match[2].decode()) if form is _PORT else None))
         at = end
     return found

@@ -3,7 +3,16 @@
 import pytest
 
 from engine.errors import AlreadyExists, InvalidArgument, NotFound
-from iscsi.target import MAX_LUNS, Portal, Target, TargetChange, TargetRegistry, validate_name
+from iscsi.target import (
+    MAX_LUNS,
+    Portal,
+    Target,
+    TargetChange,
+    TargetRegistry,
+    is_plausible_name,
+    normalize_name,
+    validate_name,
+)
 
 IQN = "iqn.2026-11.org.twinvol:disk"
 ASKER = "iqn.1993-08.org.debian:01:abc"
@@ -180,3 +189,13 @@ def test_a_registry_is_walked_and_counted():
     assert [str(target) for target in registry] == [IQN, IQN + "-2"]
     assert registry.find(IQN).initiators is None
     assert registry.find(IQN + "-2").initiators == {ASKER}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\n", "a,i,0x00023d000001", "a\uff0cb", "\ufdfa" * 70, "x" * 224])
+def test_names_that_nobody_may_have(name):
+    assert not is_plausible_name(normalize_name(name))
+
+
+@pytest.mark.parametrize("name", ["iqn.1993-08.org.debian:01:abc", "IQN.Some_Host", "\uff49qn.x", "x" * 223])
+def test_names_that_initiators_have(name):
+    assert is_plausible_name(normalize_name(name))
