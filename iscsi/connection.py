@@ -141,6 +141,7 @@ class Connection:
         self._work: list[Coroutine[Any, Any, None]] = []
         self._last_ttt = 0
         self._ping_ttt = RESERVED_TAG
+        self._inherited: Session | None = None
         self._commands: CommandFlow | None = None
         self._management: TaskManagement | None = None
 
@@ -414,18 +415,16 @@ class Connection:
         """End the old session and begin the new one when none of the old one's commands touches a medium any more."""
         outcome = self._login.outcome
         assert outcome is not None
-        continued: Session | None = None
-        while (old := self._replaced()) is not None:
+        while not self.closing and (old := self._replaced()) is not None:
             _log.info("%s is replaced by a login from %s", old, self.peer_address)
-            old.is_continued = old.tsih == outcome.tsih
+            old.heir = self if old.tsih == outcome.tsih else None  # the last login wins
             old.connection.drop()
             await old.ended.wait()
-            continued = old if old.is_continued else continued
         self.is_waiting = False
         if not self.closing:
-            self._begin_session(continued)
-        elif continued is not None:
-            continued.part()
+            self._begin_session(self._inherited)
+        elif self._inherited is not None:
+            self._inherited.part()
 
     def _begin_session(self, continued: Session | None = None) -> None:
         """Enter the full feature phase. ``continued``: the session whose connection this one replaces (RFC 7143
@@ -606,8 +605,11 @@ class Connection:
 
     async def _bury(self, session: Session) -> None:
         await settle(list(session.running))
-        if not session.is_continued:
+        heir = session.heir
+        if heir is None or heir.closing:
             session.part()
+        else:
+            heir._inherited = session
         self._table.remove(session)
         session.ended.set()
         _log.info("%s has ended", session)

@@ -56,10 +56,10 @@ _READ_16 = frozenset((0x8800, 0x8810))
 _WRITE_10 = frozenset((0x2A00, 0x2A10))
 _WRITE_16 = frozenset((0x8A00, 0x8A10))
 
-# first eight bytes, LUN, ITT, expected length, CmdSN, and of a 10-byte CDB: bytes 0-1, LBA, blocks, control
-_COMMAND = Struct(">QQIII4xHIxHB6x")
-# of a 16-byte CDB, from its LBA on: LBA, blocks, control
-_CDB_16 = Struct(">QIxB")
+# first eight bytes, LUN, ITT, expected length, CmdSN, and of a 10-byte CDB: bytes 0-1, LBA, group, blocks, control
+_COMMAND = Struct(">QQIII4xHIBHB6x")
+# of a 16-byte CDB, from its LBA on: LBA, blocks, group, control
+_CDB_16 = Struct(">QIBB")
 _CDB_16_AT = 34
 # opcode+flags, AHS length+data length, LUN, ITT, TTT, DataSN, buffer offset
 _DATA_OUT = Struct(">H2xIQII12xII4x")
@@ -151,7 +151,7 @@ class FastPath:
         began = monotonic_ns()
 
         while position <= last and credit > 0:
-            first, lun, itt, expected, cmd_sn, cdb_head, lba, blocks, control = unpack(buffer, position)
+            first, lun, itt, expected, cmd_sn, cdb_head, lba, group, blocks, control = unpack(buffer, position)
             if header_digest and not _matches(buffer, position, position + BHS_BYTES):
                 first = _NOT_FAST  # wrong, or behind an AHS
             if lun != at_lun:
@@ -171,7 +171,7 @@ class FastPath:
 
             if first in read_commands:
                 if cdb_head not in read_10:
-                    lba, blocks, control = _CDB_16.unpack_from(buffer, position + _CDB_16_AT)
+                    lba, blocks, group, control = _CDB_16.unpack_from(buffer, position + _CDB_16_AT)
                     if cdb_head not in read_16:
                         blocks = 0
                 if (
@@ -181,6 +181,7 @@ class FastPath:
                     and expected == (length := blocks << shift)
                     and is_open
                     and not control
+                    and not group
                     and itt != no_tag
                     and not (tasks and itt in tasks)
                 ):
@@ -238,7 +239,7 @@ class FastPath:
 
             elif first >> 32 in write_commands:
                 if cdb_head not in write_10:
-                    lba, blocks, control = _CDB_16.unpack_from(buffer, position + _CDB_16_AT)
+                    lba, blocks, group, control = _CDB_16.unpack_from(buffer, position + _CDB_16_AT)
                     if cdb_head not in write_16:
                         blocks = 0
                 # Without an AHS and with everything as immediate data, the low word is the length.
@@ -249,6 +250,7 @@ class FastPath:
                     and expected == (length := blocks << shift) == first & 0xFFFFFFFF
                     and is_open
                     and not control
+                    and not group
                     and itt != no_tag
                     and not (tasks and itt in tasks)
                     and nexus is not None

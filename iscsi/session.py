@@ -77,9 +77,9 @@ class Session:
         "connection",
         "ended",
         "exp_cmd_sn",
+        "heir",
         "held",
         "initiator_name",
-        "is_continued",
         "isid",
         "max_cmd_sn",
         "nexuses",
@@ -123,7 +123,7 @@ class Session:
         )  # in the logical unit's hands; aborted ones too, which are no longer in tasks
         self.observed = Observation()
         self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
-        self.is_continued = False  # by one with a new connection, which takes over the nexuses
+        self.heir: Connection | None = None  # goes on with this session, and takes over the nexuses when it ends
         self.held = target is not None and target.paused
         if target is not None:
             self.observed.record(target.recorded)

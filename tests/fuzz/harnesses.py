@@ -6,6 +6,7 @@ else, so that a seed replays it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from iscsi.initiator.login import InitiatorLogin
 from iscsi.initiator.session import Command, InitiatorSession, parse_send_targets, send_targets
 from iscsi.login import TargetLogin
 from iscsi.negotiation import Responder, SessionParameters, Wishes
+from iscsi.session import SessionTable
 from iscsi.target import Target, TargetRegistry
 from iscsi.wire.errors import ProtocolError
 from iscsi.wire.opcodes import AsyncEvent, LoginStatus
@@ -268,6 +270,107 @@ async def target_connection(chance: random.Random) -> None:
         answer.check()
 
 
+async def target_sessions(chance: random.Random) -> None:
+    """Several initiators of one target at once: they share units, come back by every kind of login, reset, vanish.
+
+    When all are gone nothing of them may be left: no session, no nexus, no room taken.
+    """
+    units = [make_unit(MemoryDevice(1 << 16, fast=chance.random() < 0.5), number) for number in (1, 2)]
+    registry, table = make_registry(*units), SessionTable()
+    links: list[Link] = []
+    everybody: list[Link] = []
+    for _ in range(chance.randrange(4, 40)):
+        for link in everybody:
+            link.start_work()
+        if not links or chance.random() < 0.25:
+            links.append(_newcomer(chance, registry, table))
+            everybody.append(links[-1])
+            continue
+        link = chance.choice(links)
+        match chance.randrange(8):
+            case 0:
+                _end(links, link)
+            case 1:
+                registry.find(TARGET).mask_lun(chance.randrange(2), chance.choice(([INITIATOR], ["iqn.x"], None)))
+                for other in links:
+                    other.connection.luns_changed()
+            case 2:
+                await asyncio.sleep(0)
+            case 3:
+                link.connection.tick()
+            case _ if not link.connection.closing:
+                link.feed(mutate(link.framer.encode(_request(chance, link)), chance))
+                await asyncio.sleep(0)
+        for gone in [link for link in links if link.connection.closing]:
+            _end(links, gone)
+    while links:
+        _end(links, links[0])
+    await _run_out(everybody)
+    assert len(table) == 0
+    assert [unit.nexuses for unit in units] == [[], []]
+    assert table.gathering.held == table.executing.held == 0
+
+
+async def _run_out(links: list[Link]) -> None:
+    """Run all work of all links, which may wait for one another's, until none is left."""
+    while True:
+        for link in links:
+            link.collect()
+            link.start_work()
+        going = {task for link in links for task in link.tasks if not task.done()}
+        if not going:
+            return
+        async with asyncio.timeout(20):
+            await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _end(links: list[Link], link: Link) -> None:
+    """The socket is closed, as the shell sees to when the core is ``closing``."""
+    links.remove(link)
+    link.connection.lost()
+    link.start_work()
+
+
+def _newcomer(chance: random.Random, registry: TargetRegistry, table: SessionTable) -> Link:
+    """A connection that logs in as a new session, in place of another, or with a session's TSIH; or fails to."""
+    link = Link(registry, table, isid=chance.randrange(1, 4), fast=False)
+    names = {"InitiatorName": INITIATOR, "TargetName": TARGET, "InitialR2T": chance.choice(("Yes", "No"))}
+    tsih = chance.choice([0, 0, *(session.tsih for session in table)])
+    if tsih:
+        del names["InitialR2T"]
+    request = link.framer.encode(link.login_request(names, tsih=tsih))
+    link.feed(request if chance.random() < 0.8 else mutate(request, chance))
+    return link
+
+
+def _request(chance: random.Random, link: Link) -> Pdu:
+    """Something that an initiator may say in full feature phase."""
+    session = link.connection.session
+    link.cmd_sn = 1 if session is None else session.exp_cmd_sn
+    itt = chance.randrange(1, 6)
+    lun = chance.randrange(3)
+    match chance.randrange(7):
+        case 0:
+            return link.command(cdb(READ_10, 0, 8), read=4096, itt=itt, lun=lun)
+        case 1:
+            flags = chance.choice((0, 0x08))
+            return link.command(cdb(WRITE_10, 0, 8, flags=flags), write=4096, data=bytes(512), itt=itt, lun=lun)
+        case 2:
+            return DataOut(itt, chance.choice((0xFFFFFFFF, 1, 2)), 0, 0, 512, data=bytes(chance.choice((512, 3584))))
+        case 3:
+            tags = {"referenced_task_tag": chance.randrange(1, 6), "ref_cmd_sn": link.cmd_sn + chance.randrange(3)}
+            code = chance.randrange(1, 9)
+            return TaskManagementRequest(link.next_itt(), code, link.cmd_sn + chance.randrange(4), 0, lun << 48, **tags)
+        case 4:
+            return NopOut(itt, link.cmd_sn, 0, immediate=chance.random() < 0.5)
+        case 5:
+            return TextRequest(
+                itt, link.cmd_sn, 0, data=b"SendTargets=\0", continued=chance.random() < 0.3, final=False
+            )
+        case _:
+            return LogoutRequest(itt, chance.randrange(3), chance.randrange(2), link.cmd_sn, 0)
+
+
 Harness = Callable[["random.Random"], Awaitable[None]]
 HARNESSES: dict[str, Harness] = {
     harness.__name__: harness
@@ -281,5 +384,6 @@ HARNESSES: dict[str, Harness] = {
         initiator_chap,
         initiator_session,
         target_connection,
+        target_sessions,
     )
 }

@@ -503,6 +503,30 @@ async def test_a_login_that_dies_while_it_waits_leaves_no_nexus_behind():
     assert (lu.nexuses, len(table)) == ([], 0)
 
 
+async def test_of_logins_that_wait_the_dead_one_ends_nobody():
+    """Found by fuzzing: a login whose connection was gone went on to replace the session that had come meanwhile."""
+    device = MemoryDevice(BLOCKS * 512)
+    registry, table = make_registry(make_unit(device)), SessionTable()
+    old, _ = await connect(registry=registry, table=table)
+    device.gate = asyncio.Event()
+    old.feed(old.framer.encode(old.read(0, 1)))
+    await device.called.wait()
+    alive, dead = Link(registry, table), Link(registry, table)
+    for link in (alive, dead):
+        link.feed(link.framer.encode(link.login_request({"InitiatorName": INITIATOR, "TargetName": TARGET})))
+        await asyncio.sleep(0)
+    dead.connection.lost()
+    device.gate.set()
+    old.connection.lost()
+    await old.settle()
+    await dead.settle()
+    await alive.settle()
+    (response,) = alive.received()
+    assert response.status == 0
+    assert [session.connection for session in table] == [alive.connection]
+    assert not alive.connection.closing
+
+
 async def test_a_login_that_lost_its_right_on_the_way_is_refused():
     for spoil, status in (
         (lambda registry: registry.remove(TARGET), LoginStatus.TARGET_REMOVED),
