@@ -519,13 +519,13 @@ class LocalApi:
     def _volume_info(self, volume: Volume) -> VolumeInfo:
         row = self._pool.row(volume)
         luns = self._exposure.luns_of(volume.volume_id)
-        failure = self._pool.failure(volume)
+        state, reason = _volume_state(volume, self._pool.failure(volume))
         return VolumeInfo(
             name=volume.name,
             volume_id=volume.volume_id,
             size_bytes=volume.size_bytes,
-            state=_volume_state(volume, failure),
-            reason=None if failure is None else str(failure),
+            state=state,
+            reason=reason,
             serial=volume.identity.serial,
             naa=f"{volume.identity.naa:016x}",
             physical_block_bytes=volume.physical_block_bytes,
@@ -629,11 +629,13 @@ def _pair(name: str | None, secret: str | None) -> tuple[str, str] | None:
     return name, secret
 
 
-def _volume_state(volume: Volume, failure: StoreFailed | None) -> str:
+def _volume_state(volume: Volume, failure: StoreFailed | None) -> tuple[str, str | None]:
+    """Its state, and the reason where it is not an ordinary one."""
     if failure:
-        return "failed"
-    if volume.sanitizer is not None and volume.sanitizer.state is SanitizeState.RUNNING:
-        return f"sanitizing, {volume.sanitizer.progress:.0%}"
-    if volume.sanitizer is not None and volume.sanitizer.state is SanitizeState.FAILED:
-        return "sanitize failed"
-    return "read-only" if volume.read_only else "ok"
+        return "failed", str(failure)
+    sanitizer = volume.sanitizer
+    if sanitizer is not None and sanitizer.state is SanitizeState.RUNNING:
+        return "sanitizing", f"{sanitizer.progress:.0%} done"
+    if sanitizer is not None and sanitizer.state is SanitizeState.FAILED:
+        return "sanitize-failed", "until a SANITIZE succeeds initiators are refused; the log says what was wrong"
+    return ("read-only" if volume.read_only else "ok"), None

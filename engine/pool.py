@@ -354,7 +354,7 @@ class Pool:
             removable=row.removable,
         )
         if isinstance(head.store, PurgingStore):
-            volume.sanitizer = Sanitizer(volume, _SanitizeHost(volume, self.catalog), spread_s=SPREAD_S)
+            volume.sanitizer = Sanitizer(volume, _SanitizeHost(volume, self.catalog, self.env), spread_s=SPREAD_S)
         self._volumes[volume.name] = volume
         self._rows[volume.volume_id] = row
         return volume
@@ -437,9 +437,10 @@ class Pool:
 class _SanitizeHost:
     """What the sanitizer of a volume needs of the pool."""
 
-    def __init__(self, volume: Volume, catalog: Catalog) -> None:
+    def __init__(self, volume: Volume, catalog: Catalog, env: StoreEnv) -> None:
         self._volume = volume
         self._catalog = catalog
+        self._env = env
 
     def require_alone(self) -> None:
         volume, store = self._volume, self._volume.head.store
@@ -457,6 +458,9 @@ class _SanitizeHost:
 
     async def record(self, record: str | None) -> None:
         await self._catalog.put_sanitization(self._volume.volume_id, record)
+
+    async def tell(self, severity: str, text: str) -> None:
+        await self._catalog.add_event(self._env.clock.time(), severity, f"volume {self._volume.name}", text)
 
     def changed(self) -> None:
         self._volume.sanitize_changed()

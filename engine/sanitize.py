@@ -120,6 +120,10 @@ class SanitizeHost(Protocol):
         """Keep this durably for ``Sanitizer.resume``; None: there is nothing to resume."""
         ...
 
+    async def tell(self, severity: str, text: str) -> None:
+        """Something that an administrator wants to know later."""
+        ...
+
     def changed(self) -> None:
         """The state is another one: whoever serves the volume looks again."""
         ...
@@ -160,6 +164,7 @@ class Sanitizer:
         self._set(SanitizeState.RUNNING)
         try:
             await self._host.record(order.to_json(failed=False))
+            await self._host.tell("warning", f"{order.method.value} begins")
         except BaseException:
             self._set(before)
             raise
@@ -217,6 +222,7 @@ class Sanitizer:
             await self._host.purge()
             self._host.require_alone()
             await self._host.record(None)
+            await self._host.tell("info", f"{order.method.value} is done")
         except Exception as error:
             log.log(
                 logging.ERROR,
@@ -227,6 +233,7 @@ class Sanitizer:
             )
             self._set(SanitizeState.FAILED)
             await self._host.record(order.to_json(failed=True))
+            await self._host.tell("error", f"{order.method.value} has failed: {error}")
         else:
             self._order = None
             self._set(SanitizeState.NONE)

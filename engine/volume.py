@@ -306,6 +306,7 @@ class Volume:
 
     async def resize(self, size_bytes: int, /) -> None:
         """Change the size. Refused while mirrors are attached (``InvalidState``)."""
+        self.require_usable()
         if self._taps:
             raise InvalidState(f"volume {self.name}", "the source of a mirror", "its mirrors detached first")
         async with self.quiesced():

@@ -54,7 +54,6 @@ from iscsi.stats import IoStats
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from engine.sanitize import Sanitizer
     from engine.stores import BlockDevice
     from iscsi.scsi.command import ScsiCommand
     from iscsi.scsi.copy_manager import CopyOperation
@@ -196,7 +195,7 @@ class LogicalUnit:
         assert logical_block in (512, 4096)
         assert physical_block >= logical_block
         assert physical_block & (physical_block - 1) == 0
-        self.device = device
+        self._take_device(device)
         self.identity = identity
         self.logical_block = logical_block
         self.physical_block = physical_block
@@ -204,7 +203,6 @@ class LogicalUnit:
         self.removable = removable
         self.thin = thin
         self.loaded = True
-        self.commands = COMMANDS.of(device)
         self.mode = ModeParameters(write_cache=write_cache)
         self.reservations = reservations or Reservations()
         self.access = AsymmetricAccess()
@@ -215,6 +213,12 @@ class LogicalUnit:
         self._read_only = read_only
         self._blocks = device.size_bytes >> self.block_shift
 
+    def _take_device(self, device: BlockDevice) -> None:
+        """``commands`` are those that it can serve; ``sanitizer`` is who sanitizes it, None where that cannot be."""
+        self.device = device
+        self.commands = COMMANDS.of(device)
+        self.sanitizer = sanitize.sanitizer_of(device)
+
     @property
     def blocks(self) -> int:
         """Capacity in logical blocks, as last told to the initiators."""
@@ -224,11 +228,6 @@ class LogicalUnit:
     def max_atomic_blocks(self) -> int:
         """Longest WRITE ATOMIC(16); 0: there is none."""
         return self.device.atomic_write_bytes >> self.block_shift if isinstance(self.device, AtomicTarget) else 0
-
-    @property
-    def sanitizer(self) -> Sanitizer | None:
-        """Whoever sanitizes the device; None: it cannot be."""
-        return sanitize.sanitizer_of(self.device)
 
     @property
     def sanitize_state(self) -> SanitizeState:
@@ -307,8 +306,7 @@ class LogicalUnit:
     def content_replaced(self, device: BlockDevice | None = None) -> None:
         """Rollback, restore or failover put other data under the hosts: 28h/00h. ``device``: where it is, if new."""
         if device is not None:
-            self.device = device
-            self.commands = COMMANDS.of(device)
+            self._take_device(device)
         self._blocks = self.device.size_bytes >> self.block_shift
         self.establish_unit_attention(Asc.MEDIUM_MAY_HAVE_CHANGED)
         self.refresh_all()

@@ -104,16 +104,18 @@ async def overwrite(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> Scsi
         raise invalid_parameter(2)
     block = (data[_HEADER:] * -(-lu.logical_block // pattern_length))[: lu.logical_block]
     invert, unrestricted = bool(data[0] & _INVERT), bool(command.cdb[1] & _AUSE)
-    return await _sanitize(lu, command, SanitizeOrder(SanitizeMethod.OVERWRITE, block, count, invert, unrestricted))
+    order = SanitizeOrder(SanitizeMethod.OVERWRITE, block, count, invert, unrestricted)
+    return await _sanitize(lu, nexus, command, order)
 
 
 async def block_erase(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
     """BLOCK ERASE: all blocks are deallocated and read zero (WABEREQ = 01b)."""
     unrestricted = bool(command.cdb[1] & _AUSE)
-    return await _sanitize(lu, command, SanitizeOrder(SanitizeMethod.BLOCK_ERASE, unrestricted_exit=unrestricted))
+    order = SanitizeOrder(SanitizeMethod.BLOCK_ERASE, unrestricted_exit=unrestricted)
+    return await _sanitize(lu, nexus, command, order)
 
 
-async def _sanitize(lu: LogicalUnit, command: ScsiCommand, order: SanitizeOrder) -> ScsiResult:
+async def _sanitize(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand, order: SanitizeOrder) -> ScsiResult:
     """Begin when the writes that came before have ended; without IMMED wait for the end."""
     sanitizer = lu.sanitizer
     assert sanitizer is not None
@@ -123,8 +125,9 @@ async def _sanitize(lu: LogicalUnit, command: ScsiCommand, order: SanitizeOrder)
         try:
             await sanitizer.start(order)
         except InvalidState as error:
-            _log.info("SANITIZE refused: %s", error)
+            _log.warning("SANITIZE of %s refused: %s", nexus.it_nexus.initiator_port, error)
             raise illegal_request(Asc.COMMAND_SEQUENCE_ERROR) from error
+    _log.warning("unit %s: %s for %s", lu.identity.serial, order.method.value, nexus.it_nexus.initiator_port)
     if not command.cdb[1] & _IMMED:
         await _end_of(sanitizer, command)
         if sanitizer.state is SanitizeState.FAILED:

@@ -21,6 +21,7 @@ class SanitizeHost:
         self.gate: asyncio.Event | None = None
         self.purges = 0
         self.records: list[str | None] = []
+        self.events: list[tuple[str, str]] = []
         self.on_change: Callable[[], None] = lambda: None
 
     def require_alone(self) -> None:
@@ -36,6 +37,9 @@ class SanitizeHost:
 
     async def record(self, record: str | None) -> None:
         self.records.append(record)
+
+    async def tell(self, severity: str, text: str) -> None:
+        self.events.append((severity, text))
 
     def changed(self) -> None:
         self.on_change()

@@ -34,12 +34,14 @@ async def test_nothing_of_it_is_left_in_the_file(tmp_path, monkeypatch, order):
     async with opened(tmp_path / "pool") as engine:
         volume = await secret_volume(engine)
         await volume.sanitizer.start(order)
-        assert (await engine.api.volume_show("v")).state.startswith("sanitizing")
+        assert (await engine.api.volume_show("v")).state == "sanitizing"
         await volume.sanitizer.finished()
         assert volume.sanitizer.state is SanitizeState.NONE
         assert not is_found(engine, volume)
         assert (await engine.api.volume_show("v")).state == "ok"
         assert await engine.pool.catalog.sanitizations() == {}
+        told = [event.text for event in await engine.pool.catalog.events(2)]
+        assert told == [f"{order.method.value} begins", f"{order.method.value} is done"]
 
 
 async def test_snapshots_and_clones_refuse_it_until_they_are_gone(tmp_path):
@@ -66,6 +68,8 @@ async def test_nothing_may_keep_the_data_meanwhile(tmp_path):
         await volume.sanitizer.start(BLOCK_ERASE)
         with pytest.raises(InvalidState, match="sanitized"):
             await engine.api.snapshot_create("v", "s")
+        with pytest.raises(InvalidState, match="sanitized"):
+            await engine.api.volume_resize("v", 2 * SIZE)
         await volume.sanitizer.finished()
         await engine.api.snapshot_create("v", "s")
 
@@ -93,7 +97,7 @@ async def test_a_failure_outlives_a_restart(tmp_path):
         assert volume.sanitizer.state is SanitizeState.FAILED
     async with opened(tmp_path / "pool") as engine:
         volume = engine.pool.volume("v")
-        assert (await engine.api.volume_show("v")).state == "sanitize failed"
+        assert (await engine.api.volume_show("v")).state == "sanitize-failed"
         await volume.sanitizer.start(BLOCK_ERASE)
         await volume.sanitizer.finished()
         assert (await engine.api.volume_show("v")).state == "ok"
