@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -14,6 +15,7 @@ from iscsi.initiator import commands
 from iscsi.initiator.disk import IscsiDisk, connect
 from iscsi.initiator.errors import ConnectionLost
 from iscsi.scsi.command import Status
+from tests.integration.vm import free_portal
 from tests.support.daemon import Daemon
 
 if TYPE_CHECKING:
@@ -78,6 +80,31 @@ async def test_with_aptpl_reservations_survive_kill_9_and_bind_at_once(tmp_path:
     with Daemon.start(pool) as daemon:
         async with await log_in(daemon, target, TWO) as two:
             assert await reserve_in(two, 0) == bytes(8)
+
+
+async def test_who_logs_in_while_the_daemon_starts_finds_the_reservation(tmp_path: Path):
+    """The portal listens before anything is restored; the first command that it answers must be refused already."""
+    pool, portal = tmp_path / "pool", free_portal()
+    with Daemon.start(pool, iscsi=portal) as daemon:
+        target = daemon.volume("disk", "16M").split("/")[3]
+        async with await log_in(daemon, target, ONE) as one:
+            assert await reserve_out(one, REGISTER, 0, 0xA1, flags=APTPL) == Status.GOOD
+            assert await reserve_out(one, RESERVE, 0xA1, kind=WRITE_EXCLUSIVE) == Status.GOOD
+            daemon.kill()
+    host, _, port = portal.rpartition(":")
+
+    async def intrude() -> int:
+        while True:
+            with contextlib.suppress(ConnectionLost, OSError):
+                async with await connect((host, int(port)), target, initiator_name=TWO[0], isid=TWO[1]) as two:
+                    return await write_status(two)
+            await asyncio.sleep(0.01)  # until something listens
+
+    for _ in range(3):
+        intruder = asyncio.create_task(intrude())
+        with await asyncio.to_thread(Daemon.start, pool, iscsi=portal) as daemon:
+            assert await intruder == Status.RESERVATION_CONFLICT
+            daemon.kill()
 
 
 async def test_kill_9_at_any_moment_loses_no_registration_that_was_answered(tmp_path: Path):
