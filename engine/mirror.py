@@ -460,6 +460,7 @@ class Mirror:
             )
             self.source.require_usable()
             await self.source.head.store.prepare_flip()
+            self._go_on()  # a stream that was told to leave before it is attached would stay attached for ever
             # One step of the loop: S has every write before it, the stream every one after.
             self.source.attach(self._stream)
             head = self.source.head

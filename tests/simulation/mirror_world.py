@@ -9,7 +9,7 @@ What is checked
       is killed there could fail over without loss.
     * At every moment the target's content is write-order consistent: if it has a write, it has everything that was
       acknowledged before that write was issued. (After a power loss only from the next switch on.)
-    * After any crash and the next Synchronized, both sides are equal, and ``verify`` says so.
+    * After any crash and the next Synchronized, both sides are equal, of the same size, and ``verify`` says so.
     * While Synchronized, ``verify`` never finds a difference.
 
 Two worlds: ``World`` has the stores in memory (faults, delays, and what is durable can be looked at); ``NativeWorld``
@@ -154,8 +154,9 @@ class World:
             store.pace = self.pace_of(name)
         return [store.volumes()[0] for store in self.stores.values()]
 
-    def content(self, head) -> bytes:
-        return head.content(0, SIZE)
+    def content(self, head, *, whole: bool = False) -> bytes:
+        """What is always there, or all of it."""
+        return head.content(0, head.size_bytes if whole else SIZE)
 
     def crash(self, power_loss: bool) -> None:
         """The process has ended; what is left of its stores."""
@@ -193,7 +194,8 @@ class World:
     async def open(self) -> None:
         source, target = await self.open_stores()
         self.source, self.target = Volume(source), Volume(target, read_only=True)
-        self.source.attach(Witness(self.history))
+        self.witness = Witness(self.history)
+        self.source.attach(self.witness)
         self.mirror = Mirror(
             "m",
             self.source,
@@ -307,7 +309,9 @@ class World:
                 raise Violation("the record says synchronized, and the target misses an acknowledged write")
 
     def check_equal(self) -> None:
-        if self.content(self.source.head) != self.content(self.target.head):
+        if self.source.size_bytes != self.target.size_bytes:
+            raise Violation(f"the source has {self.source.size_bytes} bytes, the target {self.target.size_bytes}")
+        if self.content(self.source.head, whole=True) != self.content(self.target.head, whole=True):
             raise Violation("source and target differ")
 
     # One life.
@@ -393,8 +397,24 @@ class World:
                     self.trouble["source"] = rng.choice((0.005, 0.02))
                 case 7:
                     self.trouble.clear()
+                case 8:
+                    await self.resize()
         except (InvalidState, MediumError, StoreFailed):
             return
+
+    async def resize(self) -> None:
+        """As an administrator resizes a mirrored volume; hosts use only what is always there."""
+        async with self.mirror.interrupted("a resize"):
+            self.source.detach(self.witness)
+            if self.source.taps:
+                raise Violation("a mirror at rest is still attached to its source")
+            try:
+                await self.source.resize(SIZE + self.rng.randrange(3 * CHUNK // SECTOR_SIZE) * SECTOR_SIZE)
+            finally:
+                self.source.attach(self.witness)
+        size = self.source.size_bytes
+        if size > SIZE:
+            await self.source.write(size - SECTOR_SIZE, memoryview(bytes([self.rng.randrange(1, 256)]) * SECTOR_SIZE))
 
     def run(self) -> None:
         for _ in range(self.rng.randrange(1, 5)):
@@ -451,10 +471,10 @@ class NativeWorld(World):
             self.files.die_after(self.rng.randint(1, self.rng.choice((50, 400, 3000))))
         return [store.volumes()[0] for store in stores]
 
-    def content(self, head) -> bytes:
-        data = bytearray(SIZE)
+    def content(self, head, *, whole: bool = False) -> bytes:
+        data = bytearray(head.size_bytes if whole else SIZE)
         view = memoryview(data)
-        for offset in range(0, SIZE, CHUNK):
+        for offset in range(0, len(data), CHUNK):
             assert head.try_read(offset, view[offset : offset + CHUNK])
         return bytes(data)
 

@@ -205,8 +205,10 @@ class MemoryNode:
         return found
 
     async def resize(self, size_bytes: int) -> None:
-        for index in [i for i in self.chunks if i * CHUNK >= size_bytes]:
-            del self.chunks[index]
+        if size_bytes < self.size_bytes:
+            await self.discard(size_bytes, self.size_bytes - size_bytes)
+            for index in [i for i in self.chunks if i * CHUNK >= size_bytes]:
+                del self.chunks[index]
         self.size_bytes = size_bytes
         self._store.harden(self, self._store.capture(self))
 
