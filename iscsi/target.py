@@ -366,7 +366,8 @@ class TargetRegistry:
         """Portals that somebody who reached ``portal`` may try: that one first, then the others it can mean.
 
         A wildcard portal is told as the address that was reached, if it is of the same family: which address of the
-        other family the asker could use is not known here. Loopback is told to loopback only.
+        other family the asker could use is not known here. Loopback is told to loopback only, link-local addresses to
+        those who came by one.
         """
         here = ipaddress.ip_address(_plain(portal.host))
         ways = [Portal(str(here), portal.port, portal.group)]
@@ -376,7 +377,7 @@ class TargetRegistry:
                 if address.version != here.version:
                     continue
                 address = here
-            elif address.is_loopback and not here.is_loopback:
+            elif (address.is_loopback and not here.is_loopback) or (address.is_link_local and not here.is_link_local):
                 continue
             other = Portal(str(address), port, group)
             if other not in ways:

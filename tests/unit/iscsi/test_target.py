@@ -165,6 +165,17 @@ def test_loopback_is_not_told_to_others():
     assert addresses(registry, ("127.0.0.1", 3260))[0] == "127.0.0.1:3260,1"
 
 
+def test_link_local_addresses_are_told_on_a_link_only():
+    portals = [("fe80::1", 3260), ("169.254.1.1", 3260), ("192.0.2.7", 3260), ("127.0.0.1", 3260)]
+    registry = served(portals, Target(IQN))
+    assert addresses(registry, ("192.0.2.7", 3260)) == ["192.0.2.7:3260,1"]
+    assert addresses(registry, ("fe80::1%eth0", 3260)) == [
+        "[fe80::1]:3260,1",
+        "169.254.1.1:3260,1",
+        "192.0.2.7:3260,1",
+    ]
+
+
 def test_mapped_and_scoped_addresses_are_written_plainly():
     registry = served([("::", 3260)], Target(IQN))
     assert addresses(registry, ("::ffff:192.0.2.7", 3260)) == ["192.0.2.7:3260,1"]
