@@ -320,8 +320,8 @@ async def test_access_withdrawn_in_the_middle_ends_the_copy_there():
     started.write = write
     result = await pair.copy(parameters(segment(0, 1, 2048, 0, 0)), NOT_REACHABLE)
     assert result.sense[0] & 0x80
-    assert int.from_bytes(result.sense[3:7], "big") == 2048 - 512  # blocks that are not in place
-    assert started.data[512 * 512 : 512 * 512 + 2] == bytes((2, 0))
+    assert int.from_bytes(result.sense[3:7], "big") == 2048 - 1024  # blocks that are not in place
+    assert started.data[1024 * 512 : 1024 * 512 + 2] == bytes((2, 0))
 
 
 # -- errors of the devices
@@ -428,7 +428,7 @@ async def test_a_reset_forgets_them():
 
 
 class Slow(Pair):
-    """The destination's writes wait for ``gate``; four pieces are copied."""
+    """The destination's writes wait for ``gate``; two pieces are copied."""
 
     def __init__(self) -> None:
         super().__init__(blocks=4096)
@@ -458,7 +458,7 @@ async def test_a_copy_in_progress_is_told_as_such_and_its_identifier_is_taken():
     assert (await pair.task).status == Status.GOOD
     assert pair.target.device.data[: 2048 * 512] == pair.source.device.data[: 2048 * 512]
     word = await pair.host.data("84 05 00000001 00000000 00000400 00 00")
-    assert word == bytes.fromhex("0000001c 00 01 0004 fffffffe 00 00 00 00 0000000000100000 0001 000000000000")
+    assert word == bytes.fromhex("0000001c 00 01 0002 fffffffe 00 00 00 00 0000000000100000 0001 000000000000")
 
 
 async def test_an_aborted_command_writes_no_further_piece():
@@ -488,14 +488,14 @@ async def test_compare_and_write_gets_its_turn_between_two_pieces():
     pair = Slow()
     await pair.begun()
     other = Host(pair.target, 2)
-    found = bytes(pair.target.device.data[600 * 512 : 601 * 512])
-    swap = asyncio.create_task(other.send(f"89 00 {600:016x} 000000 01 00 00", found + b"N" * 512, expect=None))
+    found = bytes(pair.target.device.data[1600 * 512 : 1601 * 512])
+    swap = asyncio.create_task(other.send(f"89 00 {1600:016x} 000000 01 00 00", found + b"N" * 512, expect=None))
     await asyncio.sleep(0)
     pair.gate.set()
     result = await swap
     assert (await pair.task).status == Status.GOOD
-    written = pair.target.device.data[600 * 512 : 601 * 512]
-    copied = pair.source.device.data[600 * 512 : 601 * 512]
+    written = pair.target.device.data[1600 * 512 : 1601 * 512]
+    copied = pair.source.device.data[1600 * 512 : 1601 * 512]
     assert written == copied  # the copy is later, or the comparison failed
     assert result.status in (Status.GOOD, Status.CHECK_CONDITION)
 
