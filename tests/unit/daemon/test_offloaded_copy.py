@@ -176,3 +176,39 @@ async def test_access_that_is_withdrawn_ends_a_copy_in_the_background(tmp_path):
             await operation.finished.wait()
         assert gate.writes == 1
         assert told(operation.result) == NOT_REACHABLE
+
+
+@pytest.mark.parametrize("by_token", [True, False], ids=["token", "extended-copy"])
+async def test_inside_a_family_no_data_moves(tmp_path, by_token):
+    """The file takes no space for the copy, whatever reads it back."""
+    size = 64 * MIB
+    async with serving(tmp_path / "pool") as array:
+        one = await array.api.volume_create("one", size, expose=True)
+        await array.api.snapshot_create("one", "empty")
+        two = await array.api.clone_create("one", "empty", "two", expose=True)
+        async with await array.disk(one.target) as disk:
+            for at in range(0, size, MIB):
+                await disk.write(at, at.to_bytes(8, "big") * (MIB // 8))
+            await disk.flush()
+            before = taken(array)
+            if by_token:
+                token = await token_of(disk, size // 512)
+            else:
+                cscds = (cscd(int(one.naa, 16)), cscd(int(two.naa, 16)))
+                blocks = 32 * MIB // 512 - 128
+                segments = [segment(0, 1, blocks, lba, lba) for lba in (0, blocks)]
+                data = parameters(*segments, cscds=cscds)
+                assert told(await send(disk, f"83 00 {'00' * 8} {len(data):08x} 00 00", data)) == GOOD
+                size = 2 * blocks * 512
+        async with await array.disk(two.target) as disk:
+            if by_token:
+                assert await write_token(disk, token, size // 512) == GOOD
+            await disk.flush()
+            assert taken(array) - before < MIB
+            for at in range(0, size - MIB + 1, MIB):
+                assert await disk.read(at, MIB) == at.to_bytes(8, "big") * (MIB // 8)
+
+
+def taken(array) -> int:
+    """Bytes that the host's file system has given to the family's file."""
+    return array.pool.file_of(array.pool.volume("one")).stat().st_blocks * 512
