@@ -6,20 +6,14 @@ nothing else. ``crashes_until_caught`` says how many crashes the simulation need
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from engine.errors import StoreFailed
 from engine.tvol import file as file_module
 from engine.tvol import layout, recovery
-from engine.tvol import store as store_module
 from engine.tvol.allocator import Allocator
-from engine.tvol.births import Births
 from engine.tvol.checkpoint import Checkpointer
-from engine.tvol.claims import Claims
 from engine.tvol.core import Core
 from engine.tvol.head import Epoch, NativeHead
 from engine.tvol.housekeeping import Housekeeper
@@ -42,37 +36,15 @@ from tests.simulation.directed import (
     two_flips_over_a_slow_write,
 )
 from tests.simulation.life import run_seed
+from tests.simulation.mutation import Mutation, at_once, left_out
+from tests.simulation.mutations_of_sharing import SHARING
 from tests.support.sim_files import SimBlockFile, SimFileSystem
 from tests.support.volume_oracle import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 NEVER_USED = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """``patches``: (object, attribute, replacement made from the original)."""
-
-    rule: str
-    patches: tuple[tuple[object, str, Callable], ...]
-
-    def apply(self) -> None:
-        """For the rest of this process."""
-        for target, attribute, make in self.patches:
-            setattr(target, attribute, make(getattr(target, attribute)))
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """For a while."""
-        before = [(target, attribute, getattr(target, attribute)) for target, attribute, _ in self.patches]
-        self.apply()
-        try:
-            yield
-        finally:
-            for target, attribute, original in before:
-                setattr(target, attribute, original)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +78,6 @@ def crashes_until_caught(name: str, seed: int, crashes_max: int) -> Caught:
 # --- how a step is taken away -----------------------------------------------------------------------------------------
 
 
-def _nothing(original):
-    return lambda *arguments, **named: None
-
-
 def _boot_is_believed(original):
     def heal_slots(file, superblock):
         if superblock.boot_id == recovery.NO_BOOT:
@@ -117,10 +85,6 @@ def _boot_is_believed(original):
             file.drop_cache()
 
     return heal_slots
-
-
-def _left_out(target: object, attribute: str) -> tuple[tuple[object, str, Callable], ...]:
-    return ((target, attribute, _nothing),)
 
 
 def _commit_covers_everything(original):
@@ -185,13 +149,6 @@ def _in_place_whatever_snapshots_there_are(original):
             original(self, plan, node, index, within, data, redirect)
 
     return plan_chunk
-
-
-def _at_once(original):
-    async def nothing(self):
-        return
-
-    return nothing
 
 
 def _own_epoch_only(original):
@@ -361,81 +318,15 @@ def _kill_frees_what_snapshots_see(original):
     return kill
 
 
-def _slots_are_not_counted(original):
-    return lambda self, chunks: self._freeze(chunks) if self._slots is not None else original(self, chunks)
-
-
-def _own_claim_was_the_last(original):
-    def free(self, chunks):
-        slots, self._slots = self._slots, None
-        try:
-            return original(self, chunks)
-        finally:
-            self._slots = slots
-
-    return free
-
-
-def _last_slot_was_the_last_claim(original):
-    def remove_slots(self, chunks):
-        freed, kept = original(self, chunks)
-        return np.concatenate([freed, self.free(kept)]), kept[:0]
-
-    return remove_slots
-
-
-def _share_is_not_journaled(original):
-    def log(self, kind, payload):
-        if kind is not RecordType.SHARE:
-            return original(self, kind, payload)
-        self.end_pass()
-        self.family.apply(kind, payload)
-        self._stamp_freed()
-        return self.last_change_seq
-
-    return log
-
-
-def _shared_is_not_frozen_at_open(original):
-    def init(self, *arguments):
-        original(self, *arguments)
-        self.births._guard[:] = self.births._store
-
-    return init
-
-
-def _thaw_when_unshared(original):
-    return lambda self, seq, last_operation, ticket, chunks: self._births.thaw(ticket, np.frombuffer(chunks, np.uint32))
-
-
-def _thaw_under_its_users(original):
-    return lambda self, seq, last_operation, ticket, chunks: original(self, seq, -1, ticket, chunks)
-
-
-def _any_ticket_thaws(original):
-    def thaw(self, ticket, chunks):
-        self._guard[chunks] = self._store[chunks].view(np.int32)
-
-    return thaw
-
-
-def _source_may_be_gone(original):
-    async def share(core, source, *extent):
-        node = source()
-        return await original(core, lambda: node, *extent)
-
-    return share
-
-
 MUTATIONS: dict[str, Mutation] = {
     # Flush and commit
     "data-sync-before-commit": Mutation(
         "data and soft records are durable before the commit record that vouches for them",
-        _left_out(Core, "_sync_data_before_commit"),
+        left_out(Core, "_sync_data_before_commit"),
     ),
     "sync-of-commit-record": Mutation(
         "the commit record is durable before the flush returns",
-        _left_out(Core, "_sync_commit_record"),
+        left_out(Core, "_sync_commit_record"),
     ),
     "commit-covers-captured-set": Mutation(
         "a commit record covers what was captured before the data sync, nothing later",
@@ -459,11 +350,11 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "failure-is-journaled": Mutation(
         "a failed sync is told to the next opening on the same boot",
-        _left_out(Journal, "mark_failed"),
+        left_out(Journal, "mark_failed"),
     ),
     "cache-dropped-after-failure": Mutation(
         "after a failed sync the file is read from the medium again",
-        _left_out(recovery, "_drop_cache"),
+        left_out(recovery, "_drop_cache"),
     ),
     "boot-distrusted-before-the-drop": Mutation(
         "no later opening of the same boot believes the soft records of a failed store",
@@ -472,7 +363,7 @@ MUTATIONS: dict[str, Mutation] = {
     # Writing
     "record-before-acknowledgement": Mutation(
         "a changed map is journaled before the write is acknowledged",
-        _left_out(NativeHead, "end_pass"),
+        left_out(NativeHead, "end_pass"),
     ),
     "publish-after-pwrite": Mutation(
         "a mapping is published after its data was written",
@@ -501,7 +392,7 @@ MUTATIONS: dict[str, Mutation] = {
     # Snapshots
     "seal-waits-for-old-epoch": Mutation(
         "a snapshot is sealed when its epoch has no write in flight",
-        ((Epoch, "drained", _at_once),),
+        ((Epoch, "drained", at_once),),
     ),
     "seal-waits-for-older-epochs": Mutation(
         "a snapshot is sealed when earlier epochs have no write in flight either",
@@ -534,7 +425,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "reclaim-before-merge": Mutation(
         "no node is merged while the map of another is being reclaimed",
-        ((Housekeeper, "_reclaim_before_merge", _at_once),),
+        ((Housekeeper, "_reclaim_before_merge", at_once),),
     ),
     "zero-fill": Mutation(
         "a partial write to a chunk of unknown content zeroes the rest",
@@ -548,67 +439,19 @@ MUTATIONS: dict[str, Mutation] = {
         "opening cuts the file at its durable end",
         ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
     ),
-    # Sharing
-    "shared-is-frozen": Mutation(
-        "a chunk that a slot names is never written in place",
-        _left_out(Births, "_freeze"),
-    ),
-    "shared-is-frozen-at-open": Mutation(
-        "what is shared is frozen again when a file is opened",
-        ((Claims, "__init__", _shared_is_not_frozen_at_open),),
-    ),
-    "slots-are-counted": Mutation(
-        "each slot counts as a claim on its chunk",
-        ((Births, "add_slots", _slots_are_not_counted),),
-    ),
-    "chunk-outlives-its-own-claim": Mutation(
-        "a chunk whose own claim ends stays as long as a slot names it",
-        ((Births, "free", _own_claim_was_the_last),),
-    ),
-    "chunk-outlives-its-slots": Mutation(
-        "a chunk whose last slot ends stays as long as a map names it",
-        ((Births, "remove_slots", _last_slot_was_the_last_claim),),
-    ),
-    "share-is-journaled": Mutation(
-        "a share is journaled before it is acknowledged",
-        ((Core, "log", _share_is_not_journaled),),
-    ),
-    "slots-in-the-checkpoint": Mutation(
-        "a checkpoint has every slot that changed",
-        _left_out(Claims, "_touch"),
-    ),
-    "thaw-after-durable": Mutation(
-        "a chunk that loses its last slot is written in place only when the loss is durable",
-        ((Allocator, "defer_thaw", _thaw_when_unshared),),
-    ),
-    "thaw-waits-for-its-users": Mutation(
-        "a chunk that loses its last slot is written in place only when those who read it through the slot have ended",
-        ((Allocator, "defer_thaw", _thaw_under_its_users),),
-    ),
-    "thaw-by-its-own-ticket": Mutation(
-        "a chunk that was shared again meanwhile stays frozen",
-        ((Births, "thaw", _any_ticket_thaws),),
-    ),
-    "source-asked-for-each-batch": Mutation(
-        "a batch is shared only from a snapshot that is still there",
-        ((store_module, "share", _source_may_be_gone),),
-    ),
-    "feature-before-first-share": Mutation(
-        "before the first share the superblock refuses programs that do not know it",
-        ((Core, "begin_sharing", _at_once),),
-    ),
+    **SHARING,
     # Checkpoint
     "pages-before-superblock": Mutation(
         "pages and data are durable before a superblock refers to them",
-        _left_out(Checkpointer, "_sync_pages_before_superblock"),
+        left_out(Checkpointer, "_sync_pages_before_superblock"),
     ),
     "slots-one-after-the-other": Mutation(
         "the first superblock slot is durable before the second is overwritten",
-        _left_out(Checkpointer, "_sync_first_superblock"),
+        left_out(Checkpointer, "_sync_first_superblock"),
     ),
     "reuse-after-both-slots": Mutation(
         "both slots are durable before old pages and journal space are reused",
-        _left_out(Checkpointer, "_sync_second_superblock"),
+        left_out(Checkpointer, "_sync_second_superblock"),
     ),
     "journal-space-after-superblock": Mutation(
         "journal space is freed after the checkpoint, not at its start",
@@ -633,7 +476,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "directory-sync": Mutation(
         "a created file's name is durable when the creation returns",
-        _left_out(SimFileSystem, "sync_directory"),
+        left_out(SimFileSystem, "sync_directory"),
     ),
 }
 """What is taken away, by name."""

@@ -6,15 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import InvalidArgument, InvalidState, NotFound, NotSupported, OutOfRange
 from engine.files import real_env
 from engine.stores import Extent, ExtentState
 from engine.tvol import claims, layout, superblock
+from engine.tvol.births import Births
 from engine.tvol.check import check_file
+from engine.tvol.check_image import Findings
+from engine.tvol.check_journal import Replay
+from engine.tvol.chunk_map import ChunkMap
 from engine.tvol.file import TvolFile
-from engine.tvol.layout import LayoutError
+from engine.tvol.layout import LayoutError, NodeKind
+from engine.tvol.tree import Family, Node
 from engine.units import KIB, MIB
+from tests.support.made_volumes import make_volume
 
 CHUNK = 64 * KIB
 SIZE = 64 * MIB
@@ -340,6 +348,38 @@ def test_share_records_that_cannot_be_are_refused(items):
 def test_a_share_record_of_the_wrong_length_is_refused():
     with pytest.raises(LayoutError):
         layout.unpack_share(layout.pack_share(3, layout.SHARE_ITEM.pack(*ITEM))[:-1])
+
+
+numbers = st.integers(0, 40) | st.integers(0, 0xFFFF_FFFF) | st.sampled_from([4095, 4096, 8191, 1 << 28, 1 << 31])
+records = st.lists(st.tuples(numbers, numbers, numbers, numbers), max_size=4).map(
+    lambda items: layout.pack_share(1, b"".join(layout.SHARE_ITEM.pack(*item) for item in items))
+)
+
+
+MADE = make_volume(shared=True)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(records, min_size=1, max_size=3))
+def test_any_share_record_is_applied_or_refused(payloads):
+    """By recovery and by the checker alike; and what was applied is what the maps say."""
+    births = Births(np.array([0xFFFF_FFFF] * 2 + [1] * 30 + [0] * 4, np.uint32))
+    family = Family(births, CHUNK)
+    family.claims.in_use = True
+    family.add(Node(1, NodeKind.HEAD, ChunkMap.empty(8192), size_bytes=8192 * CHUNK, volume_id="v"), None)
+    for payload in payloads:
+        try:
+            family.apply(layout.RecordType.SHARE, payload)
+        except LayoutError:
+            break
+    entries = np.concatenate([leaf.chunks() for leaf in family.node(1).map.leaves])
+    assert family.node(1).mapped == len(entries) == len(np.unique(entries))
+    chunks, times = np.unique(family.claims.chunks_of(entries), return_counts=True)
+    assert (births.claims_on(chunks) == times + 1).all()
+    image, findings = MADE.image(), Findings()
+    Replay(image, findings).run(
+        [layout.Record(layout.RecordType.SHARE, seq, 0, 64, payload) for seq, payload in enumerate(payloads, 1)]
+    )
 
 
 async def test_the_table_on_disk_is_literally(env, store, path):
