@@ -1,6 +1,7 @@
 #!/bin/sh
 # Persistent reservations through a kill of the target: two I_T nexuses to one disk, reserved with APTPL by the first.
-# Needs --host-cmd restart=, which kills the target and comes back when it listens again.
+# Then registrations for another port. Needs --host-cmd restart=, which kills the target and comes back when it listens
+# again.
 . /scenario/lib.sh
 need_host restart
 prepare_target "$TARGET" "$PORTAL"
@@ -55,4 +56,26 @@ must "a last restart" host restart
 check "the sessions come back" until_true 60 ready "$A"
 check "no key is left" equal "$(keys)" 0
 check "the first writes" write_by "$A"
+
+say "ports named by TransportID: SPEC_I_PT, REGISTER AND MOVE"
+pr --out --register --param-sark=0xb2 "$B"
+port_b=$(full | sed -n 's/.*unique port id: //p' | head -n 1)
+result port_b "$port_b"
+pr --out --register --param-rk=0xb2 --param-sark=0 "$B"
+check "the port is named with its ISID" test "${port_b#*,i,0x}" != "$port_b"
+check "the first registers itself and the second" \
+    pr --out --register --param-sark=0xc3 --transport-id="$port_b" "$A"
+check "two keys are registered" equal "$(keys)" 2
+check "the second may use its registration" pr --out --reserve --param-rk=0xc3 --prout-type=1 "$B"
+check "and release" pr --out --release --param-rk=0xc3 --prout-type=1 "$B"
+check "the first reserves" pr --out --reserve --param-rk=0xc3 --prout-type=1 "$A"
+check "and hands the reservation over" \
+    pr --out --register-move --param-rk=0xc3 --param-sark=0xd4 --unreg \
+    --relative-target-port=1 --transport-id="$port_b" "$A"
+full
+check "one key is left" equal "$(keys)" 1
+check "which holds it" equal "$(holder)" 0xd4
+check "the second writes" write_by "$B"
+check "the first cannot" not write_by "$A"
+check "clear" pr --out --clear --param-rk=0xd4 "$B"
 must "logout" iscsiadm -m node --logoutall=all
