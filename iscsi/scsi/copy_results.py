@@ -115,7 +115,7 @@ async def receive_copy_status_4(lu: LogicalUnit, nexus: Nexus, command: ScsiComm
 
 
 async def receive_rod_token_information(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """SPC-4 section 6.26, SBC-3 section 5.22. The token is forgotten once it was told whole."""
+    """SPC-4 section 6.26, with SBC-3's meaning of the transfer count. The token is forgotten once it was told whole."""
     operation = _known_by_word(nexus, command.cdb)
     descriptors = bytes(2) + operation.token if operation.token else b""
     data = _with_length(_status(operation) + len(descriptors).to_bytes(4, "big") + descriptors)

@@ -26,7 +26,7 @@ suite would move as many blocks by one WRITE(16), whatever the maximum transfer 
 PIECE_BYTES = 1 * MIB
 """VERIFY and WRITE SAME work in pieces of this, so that they hold no more memory."""
 
-# Third-party copies (SPC-4 section 5.17, SBC-3 section 4.28); told in VPD page 8Fh.
+# Third-party copies (SPC-4 section 5.17, SBC-3); told in VPD page 8Fh.
 
 MAX_CSCD_DESCRIPTORS = 16
 MAX_SEGMENT_DESCRIPTORS = 64

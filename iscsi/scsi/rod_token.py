@@ -1,4 +1,4 @@
-"""The 512 bytes of a ROD token (SPC-4 section 5.17.6.5, device type specific data: SBC-3 section 6.7). Pure.
+"""The 512 bytes of a ROD token (SPC-4 section 5.17.6.5; device type specific data: SBC-3). Pure.
 
 0    ROD TYPE, ROD TOKEN LENGTH                 96   of READ CAPACITY(16): block lengths, provisioning
 8    COPY MANAGER ROD TOKEN IDENTIFIER         128   TARGET DEVICE DESCRIPTOR
@@ -22,7 +22,7 @@ _TARGET_NAA = b"\x51\xa3\x00"
 
 
 class RodType(enum.IntEnum):
-    """SPC-4 table 110, SBC-3 table 30."""
+    """SPC-4 table 110; the last one is of SBC-3."""
 
     POINT_IN_TIME_DEFAULT = 0x00800000
     POINT_IN_TIME_CHANGE_VULNERABLE = 0x00800001

@@ -144,7 +144,7 @@ class Progress:
 
 
 class CopySide(enum.IntEnum):
-    """Whose sense data a copy manager forwards: SOURCE field of SPC-4 table 51."""
+    """Whose sense data a copy manager forwards: SOURCE field, SPC-4 section 4.5.2.7."""
 
     SOURCE = 1
     DESTINATION = 2

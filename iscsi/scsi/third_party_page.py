@@ -1,4 +1,4 @@
-"""VPD page 8Fh, Third-party Copy (SPC-4 section 7.8.17; block device ROD token limits: SBC-3 section 6.6.5)."""
+"""VPD page 8Fh, Third-party Copy (SPC-4 section 7.8.17; block device ROD token limits: SBC-3)."""
 
 from __future__ import annotations
 

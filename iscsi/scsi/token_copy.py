@@ -1,4 +1,4 @@
-"""Token copy (SBC-3 section 4.28): POPULATE TOKEN and WRITE USING TOKEN.
+"""Token copy: POPULATE TOKEN and WRITE USING TOKEN (SBC-3; RODs and ROD tokens: SPC-4 section 5.17.6).
 
 POPULATE TOKEN freezes the unit at one instant, whatever the ranges, and so is done at once; IMMED makes no difference
 but that failures are then told by RECEIVE ROD TOKEN INFORMATION. WRITE USING TOKEN checks its parameter list and its
@@ -40,7 +40,7 @@ _POPULATE_HEADER = 16  # bytes before the range descriptors
 _WRITE_TOKEN = 16  # where the ROD token is
 _WRITE_RANGES_LENGTH = 534
 _WRITE_HEADER = 536
-_RANGE = 16  # bytes of a block device range descriptor, SBC-3 table 47
+_RANGE = 16  # bytes of a block device range descriptor
 
 _FAULTS: dict[str, Asc] = {
     TokenFault.UNKNOWN: Asc.TOKEN_UNKNOWN,
@@ -62,7 +62,7 @@ def _list_identifier(cdb: bytes) -> int:
 
 
 async def populate_token(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """SBC-3 section 5.13."""
+    """A token for ranges of the unit, which RECEIVE ROD TOKEN INFORMATION hands out."""
     if not parameter_list_length(lu, command.cdb):
         return ScsiResult()
     data = bytes(command.data_out)
@@ -144,7 +144,7 @@ class _Write:
 
 
 async def write_using_token(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
-    """SBC-3 section 5.47."""
+    """The data of a token, or zeroes, into ranges of the unit."""
     if not parameter_list_length(lu, command.cdb):
         return ScsiResult()
     data = bytes(command.data_out)
@@ -258,7 +258,7 @@ def _after(operation: CopyOperation, before: int) -> Callable[[int], None]:
 
 
 def _ranges(lu: LogicalUnit, data: bytes, length_at: int, start: int) -> list[Extent]:
-    """The block device range descriptors (SBC-3 section 5.13.3), in bytes. Incomplete ones are ignored."""
+    """The block device range descriptors, in bytes. Incomplete ones are ignored."""
     announced = int.from_bytes(data[length_at : length_at + 2], "big")
     if announced < _RANGE:
         raise invalid_parameter(length_at)

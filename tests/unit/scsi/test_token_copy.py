@@ -1,4 +1,4 @@
-"""POPULATE TOKEN, RECEIVE ROD TOKEN INFORMATION and WRITE USING TOKEN, byte by byte (SBC-3 section 4.28)."""
+"""POPULATE TOKEN, RECEIVE ROD TOKEN INFORMATION and WRITE USING TOKEN, byte by byte (SBC-3, SPC-4 section 5.17.6)."""
 
 from __future__ import annotations
 
