@@ -216,7 +216,7 @@ class Target:
         """Show ``unit`` at ``lun``, to these initiators only (None: to all that are admitted).
 
         Raises:
-            InvalidArgument: no such LUN can be, or the target is full.
+            InvalidArgument: no such LUN can be, the target is full, or a name is none. Nothing is shown then.
             AlreadyExists: the LUN is taken.
         """
         if not 0 <= lun <= MAX_LUN:
@@ -225,8 +225,8 @@ class Target:
             raise AlreadyExists("LUN", f"{self.name}/{lun}")
         if len(self._luns) >= MAX_LUNS:
             raise InvalidArgument(f"target {self.name} has {MAX_LUNS} LUNs already")
-        self._luns[lun] = unit
         self._mask(lun, initiators)
+        self._luns[lun] = unit
         self._notify(TargetChange.LUNS)
 
     def mask_lun(self, lun: int, initiators: Iterable[str] | None) -> None:

@@ -66,7 +66,9 @@ def test_luns_are_mapped_once_and_changes_are_told():
         target.map_lun(3, UNIT)
     with pytest.raises(InvalidArgument):
         target.map_lun(-1, UNIT)
-    assert dict(target.luns) == {3: UNIT}
+    with pytest.raises(InvalidArgument):
+        target.map_lun(4, UNIT, ["no initiator name"])
+    assert dict(target.luns) == {3: UNIT}, "what is refused is not shown, least of all to everybody"
     assert target.unmap_lun(3) is UNIT
     with pytest.raises(NotFound):
         target.unmap_lun(3)
