@@ -138,6 +138,7 @@ class Sanitizer:
         self._spread_s = spread_s
         self._task: asyncio.Task[None] | None = None
         self._order: SanitizeOrder | None = None
+        self._recording = asyncio.Lock()  # around each change of state and its record: no two interleave
         self.state = SanitizeState.NONE
         self.progress = 0.0
         """Of the operation that runs: 0 to 1."""
@@ -157,18 +158,19 @@ class Sanitizer:
 
         Raises InvalidState: something else keeps data of the volume, or an operation runs.
         """
-        if self.state is SanitizeState.RUNNING:
-            raise InvalidState("the volume", "being sanitized", "not being sanitized")
-        self._host.require_alone()
-        before = self.state
-        self._set(SanitizeState.RUNNING)
-        try:
-            await self._host.record(order.to_json(failed=False))
-            await self._host.tell("warning", f"{order.method.value} begins")
-        except BaseException:
-            self._set(before)
-            raise
-        self._begin(order)
+        async with self._recording:
+            if self.state is SanitizeState.RUNNING:
+                raise InvalidState("the volume", "being sanitized", "not being sanitized")
+            self._host.require_alone()
+            before = self.state
+            self._set(SanitizeState.RUNNING)
+            try:
+                await self._host.record(order.to_json(failed=False))
+            except BaseException:
+                self._set(before)
+                raise
+            self._begin(order)
+        await self._tell("warning", f"{order.method.value} begins")
 
     def resume(self, record: str) -> None:
         """Take up what an earlier process had recorded."""
@@ -182,12 +184,18 @@ class Sanitizer:
             self._begin(order)
 
     async def give_up(self) -> None:
-        """Use the volume again although the last operation has failed. The caller has asked ``may_give_up``."""
-        assert self.may_give_up
-        assert self.state is not SanitizeState.RUNNING
-        await self._host.record(None)
-        self._order = None
-        self._set(SanitizeState.NONE)
+        """Use the volume again although the last operation has failed; without a failure there is nothing to do.
+
+        Raises InvalidState: the operation did not reserve that right.
+        """
+        async with self._recording:
+            if self.state is not SanitizeState.FAILED:
+                return
+            if not self.may_give_up:
+                raise InvalidState("the volume", "one whose sanitizing failed in restricted mode", "another success")
+            await self._host.record(None)
+            self._order = None
+            self._set(SanitizeState.NONE)
 
     async def finished(self, timeout_s: float | None = None) -> None:
         """Wait for the end of the operation that runs, whatever its outcome, or until the time has passed."""
@@ -222,7 +230,6 @@ class Sanitizer:
             await self._host.purge()
             self._host.require_alone()
             await self._host.record(None)
-            await self._host.tell("info", f"{order.method.value} is done")
         except Exception as error:
             log.log(
                 logging.ERROR,
@@ -231,12 +238,24 @@ class Sanitizer:
                 error,
                 exc_info=not isinstance(error, EngineError),
             )
+            # Recorded before anybody can begin another, whose record would otherwise be overwritten by this one.
+            try:
+                await self._host.record(order.to_json(failed=True))
+            except EngineError as unrecorded:
+                log.error("that cannot be recorded, so it begins again with the pool's next opening: %s", unrecorded)
             self._set(SanitizeState.FAILED)
-            await self._host.record(order.to_json(failed=True))
-            await self._host.tell("error", f"{order.method.value} has failed: {error}")
+            await self._tell("error", f"{order.method.value} has failed: {error}")
         else:
             self._order = None
             self._set(SanitizeState.NONE)
+            await self._tell("info", f"{order.method.value} is done")
+
+    async def _tell(self, severity: str, text: str) -> None:
+        """What cannot be told has happened all the same."""
+        try:
+            await self._host.tell(severity, text)
+        except EngineError as error:
+            log.error("event not recorded (%s): %s", error, text)
 
     async def _erase(self) -> None:
         size = self._device.size_bytes

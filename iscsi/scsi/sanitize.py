@@ -139,8 +139,8 @@ async def exit_failure_mode(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand)
     """EXIT FAILURE MODE: granted where the operation that failed was asked for with AUSE. GOOD without a failure."""
     sanitizer = lu.sanitizer
     assert sanitizer is not None
-    if sanitizer.state is SanitizeState.FAILED:
-        if not sanitizer.may_give_up:
-            raise invalid_cdb_field(1, 4)
+    try:
         await sanitizer.give_up()
+    except InvalidState:
+        raise invalid_cdb_field(1, 4) from None
     return ScsiResult()

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 class SanitizeHost:
     """``kept_by``: what else keeps data of the volume. ``error``: what purging raises. ``gate``: what it waits for.
-    ``records`` are kept in order."""
+    ``records`` are kept in order; while ``recording`` is set, keeping one waits for it."""
 
     def __init__(self) -> None:
         self.kept_by: str | None = None
         self.error: EngineError | None = None
         self.gate: asyncio.Event | None = None
+        self.recording: asyncio.Event | None = None
         self.purges = 0
         self.records: list[str | None] = []
         self.events: list[tuple[str, str]] = []
@@ -36,6 +37,8 @@ class SanitizeHost:
         self.purges += 1
 
     async def record(self, record: str | None) -> None:
+        if self.recording is not None:
+            await self.recording.wait()
         self.records.append(record)
 
     async def tell(self, severity: str, text: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from engine.errors import InvalidState
-from engine.sanitize import SanitizeMethod, SanitizeOrder, SanitizeState
+from engine.errors import InvalidState, MediumError
+from engine.sanitize import SanitizeMethod, SanitizeOrder, Sanitizer, SanitizeState
 from engine.units import MIB
 from tests.support.engine import opened
+from tests.support.memory_device import MemoryDevice
+from tests.support.sanitize_host import SanitizeHost
 
 SIZE = 4 * MIB
 SECRET = b"the secret of the house "
@@ -109,3 +113,54 @@ async def test_deleting_the_volume_ends_it(tmp_path):
         await volume.sanitizer.start(SanitizeOrder(SanitizeMethod.OVERWRITE, b"\x55" * 512))
         await engine.api.volume_delete("v", force=True)
         assert await engine.pool.catalog.sanitizations() == {}
+
+
+def failing() -> tuple[Sanitizer, SanitizeHost]:
+    host = SanitizeHost()
+    host.error = MediumError("no purge")
+    return Sanitizer(MemoryDevice(MIB), host, spread_s=0), host
+
+
+GIVEN_UP = SanitizeOrder(SanitizeMethod.BLOCK_ERASE, unrestricted_exit=True)
+
+
+async def test_giving_up_a_failure_does_not_hide_an_operation_that_begins_meanwhile():
+    sanitizer, host = failing()
+    await sanitizer.start(GIVEN_UP)
+    await sanitizer.finished()
+    assert sanitizer.state is SanitizeState.FAILED
+    host.error, host.gate, host.recording = None, asyncio.Event(), asyncio.Event()
+    giving_up = asyncio.create_task(sanitizer.give_up())
+    starting = asyncio.create_task(sanitizer.start(BLOCK_ERASE))
+    await asyncio.sleep(0)  # both have begun
+    host.recording.set()
+    await asyncio.gather(giving_up, starting)
+    assert sanitizer.state is SanitizeState.RUNNING
+    assert host.records[-1] is not None, "a restart takes it up"
+    host.gate.set()
+    await sanitizer.finished()
+    assert (sanitizer.state, host.records[-1]) == (SanitizeState.NONE, None)
+
+
+async def test_a_failure_is_recorded_before_another_operation_can_begin():
+    sanitizer, host = failing()
+    at_failure = []
+    host.on_change = lambda: at_failure.append(len(host.records)) if sanitizer.state is SanitizeState.FAILED else None
+    await sanitizer.start(BLOCK_ERASE)
+    await sanitizer.finished()
+    assert at_failure == [2]
+    with pytest.raises(InvalidState, match="restricted"):
+        await sanitizer.give_up()
+
+
+async def test_an_event_that_cannot_be_kept_fails_no_operation():
+    host = SanitizeHost()
+
+    async def tell(severity: str, text: str) -> None:
+        raise MediumError("no room for events")
+
+    host.tell = tell
+    sanitizer = Sanitizer(MemoryDevice(MIB), host, spread_s=0)
+    await sanitizer.start(BLOCK_ERASE)
+    await sanitizer.finished()
+    assert (sanitizer.state, host.records[-1]) == (SanitizeState.NONE, None)
