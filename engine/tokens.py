@@ -17,6 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import hashlib
 import hmac
@@ -106,7 +107,7 @@ class Tokens:
         self._clock = clock
         self._tokens: dict[int, Token] = {}
         self._ended: dict[int, _Ended] = {}
-        self._making = 0
+        self._making: collections.Counter[str] = collections.Counter()  # by owner: what ``issue`` is about to add
         self._last = secrets.randbits(63)
         self._timer: asyncio.TimerHandle | None = None
         self._removals: set[asyncio.Task[None]] = set()
@@ -133,11 +134,12 @@ class Tokens:
         self._make_room(owner)
         self._last += 1
         identifier = self._last
-        self._making += 1
+        self._making[owner] += 1
         try:
             point, snapshot = await _freeze(device, f"{HIDDEN_PREFIX}{identifier:016x}")
         finally:
-            self._making -= 1
+            self._making[owner] -= 1
+            self._making += collections.Counter()  # drops those that are at 0
         now = self._clock.boottime()
         token = Token(
             identifier=identifier,
@@ -208,7 +210,8 @@ class Tokens:
         self._end_the_expired()
         own = [token for token in self._tokens.values() if token.owner == owner]
         idle = sorted((token for token in own if not token.users), key=lambda token: token.used_at)
-        if len(own) >= MAX_TOKENS_PER_OWNER or len(self._tokens) + self._making >= MAX_TOKENS:
+        of_owner, of_all = len(own) + self._making[owner], len(self._tokens) + self._making.total()
+        if of_owner >= MAX_TOKENS_PER_OWNER or of_all >= MAX_TOKENS:
             if not idle:
                 raise InUse(f"{len(self._tokens)} tokens for offloaded copies exist already; try again later")
             self._end(idle[0], TokenFault.CANCELLED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from engine import tokens as module
@@ -165,6 +167,28 @@ async def test_one_owner_cannot_take_the_others_room():
     assert len(tokens) == MAX_TOKENS
     await tokens.close()
     assert store.snapshots() == []
+
+
+async def test_tokens_that_are_being_made_count_for_their_owner():
+    store, volume = a_volume()
+    tokens = Tokens(HandClock())
+    freeze = store.snapshot
+    may_freeze = asyncio.Event()
+
+    async def snapshot(*arguments, **options):
+        await may_freeze.wait()
+        return await freeze(*arguments, **options)
+
+    store.snapshot = snapshot
+    making = [asyncio.create_task(issue(tokens, volume)) for _ in range(MAX_TOKENS_PER_OWNER + 3)]
+    other = asyncio.create_task(issue(tokens, volume, owner="another"))
+    await asyncio.sleep(0)  # all of them have begun
+    may_freeze.set()
+    results = await asyncio.gather(*making, return_exceptions=True)
+    assert [type(result) for result in results if isinstance(result, BaseException)] == [InUse] * 3
+    assert fault(tokens, await other) is None
+    assert len(tokens) == MAX_TOKENS_PER_OWNER + 1
+    await tokens.close()
 
 
 async def test_a_token_of_a_snapshot_keeps_nothing_and_deletes_nothing():

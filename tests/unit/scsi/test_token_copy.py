@@ -254,7 +254,7 @@ async def test_a_device_without_snapshots_has_no_tokens():
 
 async def test_too_many_tokens():
     array = Array()
-    array.tokens._making = 256
+    array.tokens._making["others"] = 256
     await populate(array.source, (0, 1), expect=illegal(0x550D))
 
 
