@@ -130,6 +130,8 @@ class IscsiExports:
         target = self._target(name)
         target.pause()
         await self._server.quiesced(target)
+        for unit in set(target.luns.values()):
+            await self._copy_manager.ended(unit)
 
     def resume_target(self, name: str) -> None:
         self._target(name).resume()

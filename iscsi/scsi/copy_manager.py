@@ -176,6 +176,11 @@ class CopyManager:
         for operation in ending:
             await operation.finished.wait()
 
+    async def ended(self, lu: LogicalUnit) -> None:
+        """Return when the operations of a unit that run in the background now are over."""
+        for operation in self.in_background(lu):
+            await operation.finished.wait()
+
     def in_background(self, lu: LogicalUnit | None = None) -> list[CopyOperation]:
         """Operations that no command waits for: of one unit, or all."""
         background = [each for each in self._active if each.status is OperationStatus.BACKGROUND]

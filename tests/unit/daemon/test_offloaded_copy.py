@@ -212,3 +212,20 @@ async def test_inside_a_family_no_data_moves(tmp_path, by_token):
 def taken(array) -> int:
     """Bytes that the host's file system has given to the family's file."""
     return array.pool.file_of(array.pool.volume("one")).stat().st_blocks * 512
+
+
+async def test_a_pause_waits_for_copies_in_the_background(tmp_path):
+    async with serving(tmp_path / "pool") as array:
+        one, two = await two_disks(array)
+        async with await array.disk(one.target) as disk:
+            await disk.write(0, b"1" * 4 * MIB)
+            token = await token_of(disk, 8192)
+        gate = Gate(array.pool.volume("two"))
+        async with await array.disk(two.target) as disk:
+            assert await write_token(disk, token, 8192, flags=1) == GOOD
+            await gate.reached.wait()
+            array.registry.subscribe(lambda target, change: gate.open.set())  # when the target is paused
+            await array.api.target_pause(two.target)
+            assert gate.ended == gate.writes > 1
+            (unit,) = array.registry.find(two.target).luns.values()
+            assert unit.copy_manager.in_background() == []
