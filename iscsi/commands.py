@@ -11,7 +11,6 @@ later Data-Out finds no task and is dropped.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
@@ -26,8 +25,6 @@ from iscsi.wire.opcodes import RESERVED_TAG, ResidualFlag
 if TYPE_CHECKING:
     from iscsi.connection import Connection
     from iscsi.session import Session
-
-_log = logging.getLogger(__name__)
 
 _MAX_RESIDUAL = 0xFFFFFFFF  # what the field can say; a WRITE(16) may ask for more
 
@@ -99,7 +96,7 @@ class CommandFlow:
         end = data_out.buffer_offset + len(data_out.data)
         if data_out.ttt != task.ttt or data_out.data_sn != task.data_sn or data_out.buffer_offset != task.received:
             # A lost or repeated piece. At error recovery level 0 nothing can be asked for again.
-            _log.info("%s: Data-Out out of order: %s", task, data_out)
+            self._connection.note("%s: Data-Out out of order: %s", task, data_out)
             self._fail(task, _PROTOCOL_SERVICE_CRC_ERROR)
             return
         if end > task.burst_end or (data_out.final and task.ttt != RESERVED_TAG and end < task.burst_end):

@@ -64,6 +64,9 @@ SILENT_TICKS_BEFORE_PING = 3
 SILENT_TICKS_BEFORE_DROP = 6
 """Ticks without a byte, despite the ping, after which the connection is dropped."""
 
+MAX_LOGGED = 32
+"""Lines of the log that a peer's requests may cause between two ticks: it must not be able to fill a disk with them."""
+
 LOGOUT_REQUEST_S = 2
 """Seconds that an initiator is told it has, to log out (parameter 3 of the Async Message)."""
 
@@ -142,6 +145,7 @@ class Connection:
         self._last_ttt = 0
         self._ping_ttt = RESERVED_TAG
         self._inherited: Session | None = None
+        self._logged = 0
         self._commands: CommandFlow | None = None
         self._management: TaskManagement | None = None
 
@@ -225,6 +229,7 @@ class Connection:
     def tick(self) -> None:
         """Time passes: ping a silent initiator, drop one that does not answer."""
         self.silent_ticks += 1
+        self._logged = 0
         if self.session is not None:
             self.session.observed.mark(self.all_nexuses())
         if self.session is None or self.closing:
@@ -289,6 +294,14 @@ class Connection:
             self._work.append(self._bury(session))
 
     # -- for commands and task management
+
+    def note(self, message: str, *args: object) -> None:
+        """Log what the peer did, unless it does such things all the time. ``message`` is for ``%`` with ``args``."""
+        self._logged += 1
+        if self._logged <= MAX_LOGGED:
+            _log.info("%s: " + message, self.session or self.peer_address, *args)
+        if self._logged == MAX_LOGGED:
+            _log.info("%s: more of the like is not logged for now", self.session or self.peer_address)
 
     def send(self, pdu: Pdu) -> None:
         """Queue a PDU. Its numbers were taken by ``numbers`` or ``status_numbers`` just before."""
@@ -616,7 +629,7 @@ class Connection:
 
     def _refuse(self, error: ProtocolError, header: bytes) -> None:
         """Answer a peer's mistake as the error says; see ``ProtocolError.answer``."""
-        _log.info("%s: %s", self.session or self.peer_address, error)
+        self.note("%s", error)
         if isinstance(error.answer, RejectReason) and self.session is not None:
             self.send(responses.Reject(error.answer, data=header, **self.status_numbers()))
             if error.answer != RejectReason.DATA_DIGEST_ERROR:

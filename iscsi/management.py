@@ -13,7 +13,6 @@ of RFC 7144.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from iscsi.scsi.sense import Asc
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from iscsi.session import Session, SessionTable
     from iscsi.task import ScsiTask
     from iscsi.wire import requests
-
-_log = logging.getLogger(__name__)
 
 MAX_PENDING = 16
 """Functions of one session that wait for workers; a further one is refused."""
@@ -160,7 +157,7 @@ class TaskManagement:
     ) -> None:
         for unit in units:
             unit.reset()
-        _log.info("task management function %d of %s: %s", request.function, self._session, response.name)
+        self._connection.note("task management function %d: %s", request.function, response.name)
         numbers = self._connection.status_numbers()
         self._connection.send(responses.TaskManagementResponse(request.itt, response, **numbers))
         if request.function == TaskFunction.TARGET_COLD_RESET:

@@ -50,6 +50,7 @@ MAX_GROWTH_MIB = 576
 progress, gathered and executed (``iscsi.room.MAX_SHARED_BYTES``); one command of each session comes on top, and what
 the connections have received in part or not yet sent."""
 
+MAX_LOG_BYTES = MIB  # some lines for each of 2,500 connections, however much they do wrong
 GOOD_IOS = 20  # that the good host has to complete after each attack
 GOOD_TIMEOUT_S = 20.0
 GOOD, CHECK_CONDITION, TASK_SET_FULL = 0x00, 0x02, 0x28
@@ -422,4 +423,5 @@ def test_hostile_peers_hurt_nobody_but_themselves(daemon: Daemon):
     log = daemon.log.read_text(encoding="utf-8")
     assert "Traceback" not in log
     assert "internal error" not in log
+    assert len(log) < MAX_LOG_BYTES
     assert daemon.stop() == 0

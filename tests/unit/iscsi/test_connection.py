@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import pairwise
 
 import pytest
 
 from engine.errors import MediumError
+from iscsi.connection import MAX_LOGGED
 from iscsi.scsi.command import Status
 from iscsi.scsi.sense import Asc
 from iscsi.session import WINDOW, SessionTable
@@ -700,6 +702,20 @@ async def test_snack_is_rejected():
     link, _ = await connect()
     (reject,) = await link.exchange(requests.SnackRequest(link.next_itt(), 0, 0, 0, 1))
     assert reject.reason == RejectReason.SNACK_REJECT
+
+
+async def test_a_peer_cannot_fill_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    link, _ = await connect()
+    snack = link.framer.encode(requests.SnackRequest(0, 1, 0, 0, 0))
+    link.feed(snack * 1000)
+    assert len(link.received()) == 1000
+    about = [record.getMessage() for record in caplog.records if "SNACK" in record.getMessage()]
+    assert len(about) == MAX_LOGGED
+    assert caplog.messages[-1].endswith("more of the like is not logged for now")
+    link.connection.tick()
+    link.feed(snack)
+    assert "SNACK" in caplog.messages[-1]
 
 
 async def test_a_data_segment_longer_than_declared_ends_the_connection():
