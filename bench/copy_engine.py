@@ -92,7 +92,7 @@ class TwinvolCopy:
 
     def copy(self) -> None:
         """One verified copy, durable at its end."""
-        result = self._run(copy_extents(self._frozen, self._target.volumes()[0], workers=self._env.workers))
+        result = self._run(copy_extents(self._frozen, self._target.volumes()[0], workers=self._env.copiers))
         assert result.progress.done_bytes == self._size
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ def test_copy_64_mib_verified_into_a_new_file(benchmark: BenchmarkFixture, tmp_p
         path = tmp_path / f"b{next(numbers)}.tvol"
         target = await TvolFile.create(env, path, volume_name="b", size_bytes=SIZE)
         blank = CopyOptions(blank_target=True)
-        result = await copy_extents(frozen, target.volumes()[0], options=blank, workers=env.workers)
+        result = await copy_extents(frozen, target.volumes()[0], options=blank, workers=env.copiers)
         await target.close()
         path.unlink()
         return result.tree.root()

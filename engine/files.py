@@ -12,6 +12,7 @@ import errno
 import fcntl
 import functools
 import os
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -122,11 +123,17 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreEnv:
-    """The machine as a store sees it."""
+    """The machine as a store sees it. ``background``: other workers for what no initiator waits for."""
 
     files: FileSystem
     workers: Workers
     clock: Clock
+    background: Workers | None = None
+
+    @property
+    def copiers(self) -> Workers:
+        """Where copies and digests of whole volumes run: not to be used for what an initiator waits for."""
+        return self.background or self.workers
 
 
 # --- the real ones ----------------------------------------------------------------------------------------------
@@ -134,6 +141,10 @@ class StoreEnv:
 _SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MAX_BUFFERS = 1024
 """IOV_MAX of Linux."""
+COPY_THREADS, COPY_NICENESS = 2, 19
+"""Of the threads that copy: the loop gets the processor from them as soon as it has something to do. Measured with 4
+KiB reads at depth 8 beside a full clone, on one core of a busy machine: 3,600 a second with the copy in the threads of
+the foreground; in 8 threads of niceness 10: 8,000, of 19: 12,000; in two of 19: 26,000. The clone was as fast."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _preadv = os.preadv
 _pwrite = os.pwrite
@@ -334,8 +345,15 @@ class RealFileSystem:
 class ThreadWorkers:
     """``Workers`` over a pool of threads of its own."""
 
-    def __init__(self, threads: int = 8) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="twinvol-io")
+    def __init__(self, threads: int = 8, *, niceness: int = 0) -> None:
+        """``niceness``: added to the process' own; on Linux each thread has one."""
+
+        def begin() -> None:
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + niceness)  # at most 19: the kernel cuts it
+
+        name = "twinvol-copy" if niceness else "twinvol-io"
+        self._pool = ThreadPoolExecutor(threads, name, begin if niceness else None)
 
     async def run(self, call: Callable[[], T], /) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._pool, call)
@@ -365,5 +383,6 @@ class SystemClock:
 
 
 def real_env(threads: int = 8) -> StoreEnv:
-    """The host's files, ``threads`` worker threads, the host's clock."""
-    return StoreEnv(RealFileSystem(), ThreadWorkers(threads), SystemClock())
+    """The host's files, ``threads`` worker threads and a few for copies, the host's clock."""
+    background = ThreadWorkers(COPY_THREADS, niceness=COPY_NICENESS)
+    return StoreEnv(RealFileSystem(), ThreadWorkers(threads), SystemClock(), background)

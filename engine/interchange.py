@@ -328,7 +328,7 @@ async def _copy(pool: Pool, source: RawImage | Frozen, target: Any, job: Job) ->
         target,
         options=CopyOptions(blank_target=True),
         control=CopyControl(on_progress=report),
-        workers=pool.env.workers,
+        workers=pool.env.copiers,
     )
     return result.tree.root().hex()
 

@@ -72,7 +72,7 @@ async def opened(path: Path, hold: Callable[[Workers], Workers] | None = None) -
     """Open the pool in ``path``; closed at the end. ``hold`` puts something before its worker threads."""
     env = real_env(2)
     try:
-        pool = await Pool.open(path, env if hold is None else replace(env, workers=hold(env.workers)))
+        pool = await Pool.open(path, env if hold is None else replace(env, background=hold(env.copiers)))
         try:
             exports = MemoryExports()
             exposure = Exposure(pool, exports, PREFIX)
@@ -87,5 +87,6 @@ async def opened(path: Path, hold: Callable[[Workers], Workers] | None = None) -
         finally:
             await pool.close()
     finally:
-        assert isinstance(env.workers, ThreadWorkers)
-        env.workers.close()
+        for workers in (env.workers, env.copiers):
+            assert isinstance(workers, ThreadWorkers)
+            workers.close()
