@@ -79,13 +79,14 @@ def test_two_bad_superblocks_are_damage_and_refused():
         ("map top", "map of node"),
         ("map leaf", "leaf"),
         ("deadlist", "deadlist"),
+        ("slots", "slots"),
     ],
 )
 def test_a_flipped_bit_in_a_page_is_found_and_refused(part, named):
-    pages = make_volume().pages(part)
+    pages = make_volume(shared=True).pages(part)
     assert pages
     for page in pages:
-        made = make_volume()
+        made = make_volume(shared=True)
         made.flip_page(page)
         report = check(made)
         assert report.exit_code == 9
@@ -129,8 +130,8 @@ def test_something_else_is_refused_clearly(content):
 def test_random_damage_to_the_metadata_is_never_used_silently(seed, flips, closed):
     """Findings, a clear refusal, or the right content; never a traceback, never other bytes."""
     rng = random.Random(seed)
-    made = make_volume(closed=closed)
-    whole = make_volume(closed=closed)
+    made = make_volume(closed=closed, shared=True)
+    whole = make_volume(closed=closed, shared=True)
     expected = whole.run(whole.read_back)
     places = [offset + rng.randrange(4096) for offset in layout.SUPERBLOCK_OFFSETS]
     places += [page * layout.PAGE_SIZE + rng.randrange(layout.PAGE_SIZE) for page in made.image().pages]
@@ -151,7 +152,7 @@ def test_random_damage_to_the_metadata_is_never_used_silently(seed, flips, close
 def test_check_survives_any_garbage(seed):
     """Pages of garbage with right checksums are not made here; random bytes anywhere are."""
     rng = random.Random(seed)
-    made = make_volume(closed=rng.random() < 0.5)
+    made = make_volume(closed=rng.random() < 0.5, shared=True)
     image = made.files.image(PATH)
     for _ in range(rng.randint(1, 20)):
         offset = rng.randrange(image.size)
