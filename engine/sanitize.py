@@ -173,8 +173,13 @@ class Sanitizer:
         await self._tell("warning", f"{order.method.value} begins")
 
     def resume(self, record: str) -> None:
-        """Take up what an earlier process had recorded."""
-        order, failed = SanitizeOrder.from_json(record)
+        """Take up what an earlier process had recorded. What cannot be read counts as failed: it began, after all."""
+        try:
+            order, failed = SanitizeOrder.from_json(record)
+        except StoreCorrupt as error:
+            log.error("%s; the volume waits for another", error)
+            self._set(SanitizeState.FAILED)
+            return
         if failed:
             self._order = order
             self._set(SanitizeState.FAILED)

@@ -132,15 +132,15 @@ class Core:
         del self._operations[operation]
         if self._quiet and not self._operations:
             self._quiet.set()
+            self._quiet = None
         if self.allocator.has_deferred:
             self.release_freed()
 
     async def quiet(self) -> None:
         """Wait until no operation is in flight."""
         while self._operations:
-            self._quiet = asyncio.Event()
+            self._quiet = self._quiet or asyncio.Event()  # one for all who wait
             await self._quiet.wait()
-        self._quiet = None
 
     def release_freed(self) -> None:
         if self.allocator.release(self.durable_seq, next(iter(self._operations), None)):

@@ -88,10 +88,11 @@ class Model:
         offset = sector * SECTOR % size
         return offset, min(count * SECTOR, size - offset)
 
-    async def write(self, pick: int, sector: int, count: int, fill: int, *, fua: bool) -> None:
+    async def write(self, pick: int, sector: int, count: int, fill: int, *, fua: bool, atomic: bool) -> None:
         volume = self.volume(pick)
         offset, length = self.extent(volume, sector, count)
-        await volume.head.write(offset, memoryview(bytes([fill]) * length), fua=fua)
+        write = volume.head.write_atomic if atomic else volume.head.write
+        await write(offset, memoryview(bytes([fill]) * length), fua=fua)
         volume.data[offset : offset + length] = bytes([fill]) * length
 
     async def try_writes(self, pick: int, writes: list[tuple[int, int, int]]) -> None:
@@ -285,9 +286,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(coro)
         assert not self.loop.errors
 
-    @rule(pick=picks, sector=sectors, count=counts, fill=fills, fua=st.booleans())
-    def write(self, pick, sector, count, fill, fua):
-        self.do(self.model.write(pick, sector, count, fill, fua=fua))
+    @rule(pick=picks, sector=sectors, count=counts, fill=fills, fua=st.booleans(), atomic=st.booleans())
+    def write(self, pick, sector, count, fill, fua, atomic):
+        self.do(self.model.write(pick, sector, count, fill, fua=fua, atomic=atomic))
+
+    @rule()
+    def purge(self):
+        self.do(self.model.store.purge())
 
     @rule(pick=picks, writes=st.lists(st.tuples(sectors, counts, fills), min_size=1, max_size=4))
     def try_writes(self, pick, writes):
@@ -390,7 +395,8 @@ async def test_random_operations_on_the_real_file_system(tmp_path):
     for step in range(300):
         kind = rng.randrange(13)
         if kind < 4:
-            await model.write(pick(), *extent(), rng.randint(1, 255), fua=rng.random() < 0.1)
+            atomic = rng.random() < 0.1
+            await model.write(pick(), *extent(), rng.randint(1, 255), fua=rng.random() < 0.1, atomic=atomic)
         elif kind == 4:
             await model.try_writes(pick(), [(*extent(), rng.randint(1, 255)) for _ in range(3)])
         elif kind == 5:

@@ -27,7 +27,7 @@ REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
 SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
 
-IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic", "share")
+IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic", "share", "purge")
 STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed", "offload")
 
 
@@ -40,11 +40,11 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6), (10, 6, 2, 3, 2, 1, 4, 1, 4)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2), (10, 8, 1, 1, 0, 0, 0, 0, 2)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1), (10, 8, 1, 1, 0, 0, 1, 0, 1)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6), (20, 24, 2, 2, 0, 1, 2, 0, 6)),
-    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30), (10, 14, 3, 4, 2, 2, 4, 1, 40)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1), (10, 6, 2, 3, 2, 1, 4, 1, 4)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1), (10, 8, 1, 1, 0, 0, 0, 0, 2)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1), (10, 8, 1, 1, 0, 0, 1, 0, 1)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1), (20, 24, 2, 2, 0, 1, 2, 0, 6)),
+    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1), (10, 14, 3, 4, 2, 2, 4, 1, 40)),
 }
 
 
@@ -129,6 +129,9 @@ class Client:
                 content.flushed(captured)
         elif kind == "read":
             await self._read(head, target)
+        elif kind == "purge":
+            self.family.tell(f"{self.family.next()} purge")
+            await self.store.purge()
         elif kind == "try_write":
             await self._try_writes(head, target)
         elif kind == "churn":

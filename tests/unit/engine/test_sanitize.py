@@ -107,6 +107,19 @@ async def test_a_failure_outlives_a_restart(tmp_path):
         assert (await engine.api.volume_show("v")).state == "ok"
 
 
+@pytest.mark.parametrize("record", ["", "[]", '{"method": "melting"}', '{"method": "overwrite", "pattern": "zz"}'])
+async def test_a_record_that_cannot_be_read_counts_as_a_failure(tmp_path, record):
+    async with opened(tmp_path / "pool") as engine:
+        volume = await secret_volume(engine)
+        await engine.pool.catalog.put_sanitization(volume.volume_id, record)
+    async with opened(tmp_path / "pool") as engine:
+        assert (await engine.api.volume_show("v")).state == "sanitize-failed"
+        sanitizer = engine.pool.volume("v").sanitizer
+        assert sanitizer.may_give_up
+        await sanitizer.give_up()
+        assert (await engine.api.volume_show("v")).state == "ok"
+
+
 async def test_deleting_the_volume_ends_it(tmp_path):
     async with opened(tmp_path / "pool") as engine:
         volume = await secret_volume(engine)
