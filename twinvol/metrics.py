@@ -100,6 +100,9 @@ async def render(api: EngineApi) -> tuple[bytes, str]:
         size.labels(volume.name).set(volume.size_bytes)
         served.labels(volume.name).set(volume.state in ("ok", "read-only"))
         snapshots.labels(volume.name).set(volume.snapshots)
+    paused = Gauge("twinvol_target_paused", "1 while the target is paused", ["target"], registry=registry)
+    for target in await api.target_list():
+        paused.labels(target.name).set(target.state == "paused")
     registry.register(_Io(await api.io_list(), await api.session_list()))
     lag = Gauge("twinvol_replica_lag_bytes", "What a replica's target is missing", ["replica"], registry=registry)
     synchronized = Gauge("twinvol_replica_synchronized", "1 while Synchronized", ["replica"], registry=registry)

@@ -45,10 +45,15 @@ async def list_(api: EngineApi, output: Output) -> None:
         output.list("targets", targets, [])
         return
     rows = [
-        {"name": target.name, "luns": [_lun(target, each.lun) for each in target.luns], "sessions": target.sessions}
+        {
+            "name": target.name,
+            "luns": [_lun(target, each.lun) for each in target.luns],
+            "sessions": target.sessions,
+            "state": target.state,
+        }
         for target in targets
     ]
-    output.list("targets", rows, ["name", "luns", "sessions"])
+    output.list("targets", rows, ["name", "luns", "sessions", "state"])
 
 
 @cli.command()

@@ -58,6 +58,14 @@ sleep 4
 check "no write ends meanwhile" test "$(($(entries) - at_pause))" -le 1
 must "resume" host resume
 check "the writer goes on" goes_on
+say "the target is paused for longer than the kernel waits for a command"
+echo 2 >"/sys/block/$DISK/device/timeout"
+must "pause again" host pause
+sleep 6
+check "the kernel has aborted commands and tries again" contains /sys/block/"$DISK"/device/iotmo_cnt '0x[1-9a-f]'
+must "resume again" host resume
+check "the writer goes on" goes_on
+echo 30 >"/sys/block/$DISK/device/timeout"
 check "the session is the same one" equal "$(sessions_of "$TARGET" "$PORTAL")" "$session"
 
 say "a LUN comes and goes"

@@ -40,6 +40,7 @@ async def test_a_session_shows_what_was_agreed_and_what_it_does(array):
         assert f"{HOST}  {session.address} -> {session.portal}" in text
         assert "digests none; segments 256.0 KiB in" in text
         await array.api.target_pause("v")
+        assert f'twinvol_target_paused{{target="{info.target}"}} 1.0' in (await render(array.api))[0].decode()
         (session,) = await array.api.session_list("v")
         assert "PAUSED" in session_lines(session)[1]
         await array.api.target_resume("v")
