@@ -92,6 +92,13 @@ class ChapAccess:
             return True
         return not own.startswith(("iqn.", "eui.", "naa.")) and initiator_name not in map(normalize_name, self.users)
 
+    def accepts(self, proof: ChapIdentity, initiator_name: str) -> bool:
+        """Whether somebody who proved this elsewhere could log in here."""
+        secret = self.users.get(proof.name)
+        return (
+            secret is not None and hmac.compare_digest(secret, proof.secret) and self.fits(proof.name, initiator_name)
+        )
+
 
 def response(algorithm: Algorithm, identifier: int, secret: bytes, challenge: bytes) -> bytes:
     """What proves knowledge of ``secret`` (RFC 1994 section 4.1)."""
@@ -165,6 +172,11 @@ class TargetChap:
     @property
     def done(self) -> bool:
         return self.user is not None
+
+    @property
+    def proof(self) -> ChapIdentity | None:
+        """Who has proven himself, and the secret that he knows."""
+        return None if self.user is None else ChapIdentity(self.user, self._access.users[self.user])
 
     def answer(self, keys: Mapping[str, str]) -> list[tuple[str, str]]:
         """The keys that answer one text's.

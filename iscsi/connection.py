@@ -349,6 +349,7 @@ class Connection:
         """This connection answers for the nexus."""
         nexus.luns = self.luns
         nexus.abort_tasks = functools.partial(self._abort_tasks_of, nexus)
+        nexus.chap_proof = None if self.session is None else self.session.chap_proof
         self._bind(nexus)
 
     def all_nexuses(self) -> list[Nexus]:
@@ -461,6 +462,7 @@ class Connection:
             portal_group=self.local.group,
             exp_cmd_sn=outcome.exp_cmd_sn if continued is None else continued.exp_cmd_sn,
             chap_user=outcome.chap_user,
+            chap_proof=outcome.chap_proof,
             table=self._table,
         )
         self.send(self._login.grant(session.tsih, session.max_cmd_sn))

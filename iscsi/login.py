@@ -33,7 +33,7 @@ from iscsi.wire.text_keys import MAX_TEXT_BYTES, parse_text, serialize_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from iscsi.chap import ChapAccess, RandomBytes
+    from iscsi.chap import ChapAccess, ChapIdentity, RandomBytes
     from iscsi.session import Session
     from iscsi.target import Target, TargetRegistry
     from iscsi.wire.pdu import Frame
@@ -61,7 +61,7 @@ class LoginOutcome:
     first response after the one that ``grant`` makes. A session of the same initiator name, ISID and target is
     replaced by this one (section 6.3.5). ``tsih``: of the session that this connection goes on with (connection
     reinstatement, section 6.3.4); 0 for a new session. ``chap_user``: as whom the initiator has proven itself, if it
-    had to.
+    had to; ``chap_proof``: that, with the secret that it knew.
     """
 
     session_type: SessionType
@@ -75,6 +75,7 @@ class LoginOutcome:
     stat_sn: int
     tsih: int
     chap_user: str | None
+    chap_proof: ChapIdentity | None
 
 
 class TargetLogin:
@@ -317,6 +318,7 @@ class TargetLogin:
             stat_sn=(self._stat_sn + 1) & _SERIAL_MASK,
             tsih=request.tsih,
             chap_user=None if self._chap is None else self._chap.user,
+            chap_proof=None if self._chap is None else self._chap.proof,
         )
 
     def _respond(

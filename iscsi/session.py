@@ -32,6 +32,7 @@ from iscsi.wire.opcodes import TaskAttribute
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from iscsi.chap import ChapIdentity
     from iscsi.connection import Connection
     from iscsi.scsi.lun import Nexus
     from iscsi.target import Target
@@ -73,6 +74,7 @@ class Session:
         "_queue",
         "_soliciting",
         "_withheld",
+        "chap_proof",
         "chap_user",
         "connection",
         "ended",
@@ -102,11 +104,12 @@ class Session:
         portal_group: int,
         exp_cmd_sn: int,
         chap_user: str | None = None,
+        chap_proof: ChapIdentity | None = None,
         table: SessionTable | None = None,
     ) -> None:
         """``target`` is None for a discovery session. ``portal_group``: its tag. ``exp_cmd_sn``: the CmdSN that follows
-        the login's. ``chap_user``: as whom it was proven, if it had to be. ``table``: of the server, with whose other
-        sessions it shares the room for data."""
+        the login's. ``chap_user``: as whom it was proven, if it had to be; ``chap_proof``: by what. ``table``: of the
+        server, with whose other sessions it shares the room for data."""
         self.connection = connection
         self.initiator_name = initiator_name
         self.isid = isid
@@ -114,6 +117,7 @@ class Session:
         self.target = target
         self.portal_group = portal_group
         self.chap_user = chap_user
+        self.chap_proof = chap_proof
         self.exp_cmd_sn = exp_cmd_sn
         self.max_cmd_sn = exp_cmd_sn + WINDOW - 1 & _U32
         self.nexuses: dict[int, Nexus] = {}

@@ -321,15 +321,15 @@ class TargetRegistry:
         """The units that the initiator of a session may use: what copies in its name can read and write.
 
         That is what its own target shows it, and what it would find at any other that admits it at this portal group,
-        as far as the unit is active there (SPC-4 section 5.15). A target where it had to prove who it is (CHAP) shows
-        it nothing here: only a login there proves that.
+        as far as the unit is active there (SPC-4 section 5.15). A target that asks for CHAP shows it something only
+        if its login here has proven what would be proven there.
         """
         who = nexus.it_nexus
         own = self._targets.get(who.target_name)
         if own is not None:  # first: it is looked at for every piece that is copied
             yield from _active_units(own, who)
         for target in self._targets.values():
-            if target is not own and target.chap is None:
+            if target is not own and _would_log_in(target, nexus):
                 yield from _active_units(target, replace(who, target_name=target.name))
 
     def subscribe(self, watcher: Watcher) -> Callable[[], None]:
@@ -387,6 +387,14 @@ class TargetRegistry:
     def _notify(self, target: Target, change: TargetChange) -> None:
         for watcher in list(self._watchers):
             watcher(target, change)
+
+
+def _would_log_in(target: Target, nexus: Nexus) -> bool:
+    """Whether the initiator has proven to its own target what this one would ask for."""
+    if target.chap is None:
+        return True
+    proof = nexus.chap_proof
+    return proof is not None and target.chap.accepts(proof, nexus.it_nexus.initiator_name)
 
 
 def _active_units(target: Target, who: ItNexus) -> Iterator[LogicalUnit]:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from engine.stores import BlockDevice
+    from iscsi.chap import ChapIdentity
     from iscsi.scsi.command import ScsiCommand
     from iscsi.scsi.copy_manager import CopyOperation
     from iscsi.scsi.dispatch import CommandSpec
@@ -100,8 +101,9 @@ async def _nothing_to_abort() -> None:
 class Nexus:
     """One session's view of one logical unit. Made by ``LogicalUnit.attach``.
 
-    ``abort_tasks`` may be set by the transport: it ends all this nexus's commands on the unit and returns when none
-    of them can touch the medium any more; PREEMPT AND ABORT awaits it. With ``plain_only`` (and ``refresh``) it keeps
+    ``abort_tasks`` may be set by the transport: it ends all this nexus's commands on the unit and returns when none of
+    them can touch the medium any more; PREEMPT AND ABORT awaits it. ``chap_proof``: by what the initiator has proven
+    who it is, if it had to. With ``plain_only`` (and ``refresh``) it keeps
     the nexus off the fast path.
     """
 
@@ -109,6 +111,7 @@ class Nexus:
         "abort_tasks",
         "block_shift",
         "blocks",
+        "chap_proof",
         "copies",
         "fast_device",
         "fast_writable",
@@ -135,6 +138,7 @@ class Nexus:
         self.prevents_removal = False
         self.sanitize_polls = 0
         self.copies: dict[int, CopyOperation] = {}  # by list identifier
+        self.chap_proof: ChapIdentity | None = None
         self.plain_only = False
         self.port_group = lu.access.group_of(it_nexus)
         self.stats = IoStats()

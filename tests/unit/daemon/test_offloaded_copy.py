@@ -9,6 +9,9 @@ import pytest
 from engine import offload, tokens
 from engine.errors import NotFound
 from engine.units import MIB
+from iscsi.chap import ChapIdentity
+from iscsi.initiator.chap import ChapCredentials
+from iscsi.initiator.disk import connect
 from iscsi.scsi.sense import SenseKey
 from tests.unit.daemon.test_wiring import HOST, serving
 from tests.unit.scsi.test_extended_copy import cscd, parameters, segment
@@ -74,6 +77,24 @@ async def test_extended_copy_reaches_what_the_initiator_could_log_in_to(tmp_path
             assert await extended_copy(disk, one.naa, two.naa, 1) == NOT_REACHABLE
             await array.api.target_lun_add(one.target, "two")
             assert await extended_copy(disk, one.naa, two.naa, 1) == GOOD  # now in its own target
+
+
+async def test_a_proof_counts_at_other_targets_that_ask_for_the_same(tmp_path):
+    async with serving(tmp_path / "pool") as array:
+        one, two = await two_disks(array)
+        await array.api.target_chap_set(one.target, user="bob", secret="a secret of bob")
+        await array.api.target_chap_set(two.target, user="bob", secret="another secret")
+        bob = ChapCredentials(ChapIdentity("bob", b"a secret of bob"))
+        async with await connect(array.portal, one.target, initiator_name=HOST, chap=bob) as disk:
+            assert await extended_copy(disk, one.naa, two.naa, 1) == NOT_REACHABLE
+            await array.api.target_chap_set(two.target, user="bob", secret="a secret of bob")
+            assert await extended_copy(disk, one.naa, two.naa, 1) == GOOD
+            await array.api.target_chap_set(one.target, user="bob", secret="a third secret")
+            assert await extended_copy(disk, one.naa, two.naa, 1) == GOOD  # what was proven then
+            await array.api.target_chap_set(two.target, user="bob", secret="a third secret")
+            assert await extended_copy(disk, one.naa, two.naa, 1) == NOT_REACHABLE
+            await array.api.target_chap_remove(two.target)
+            assert await extended_copy(disk, one.naa, two.naa, 1) == GOOD
 
 
 async def test_a_token_reaches_any_disk_and_shows_in_no_list(tmp_path):
