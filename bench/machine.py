@@ -22,6 +22,14 @@ def cpu_model() -> str:
     return platform.machine()
 
 
+def available_memory() -> int:
+    """Bytes that could be taken without swapping, page cache included."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def busy_cpus(seconds: float = 1.0) -> float:
     """How many CPUs were at work in the next so many seconds, all processes together."""
 

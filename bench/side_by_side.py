@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.loadgen import BenchError, build
-from bench.machine import RESULTS, ROOT, busy_cpus, facts, two_cores
+from bench.machine import RESULTS, ROOT, available_memory, busy_cpus, facts, two_cores
 from bench.plot import svg
 from bench.report import SUBJECT, Goal, Row, line, machine_text, markdown, to_json
 from bench.rounds import (
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 GIB = 1 << 30
+HOT_COPIES = 6
+"""Volumes that have to fit the page cache: three, what a snapshot keeps of one, a clone, and what is being replaced."""
 PEER, TUNED = "tgtd", "tgtd tuned"
 SNAPSHOT = "before"
 IDLE_SESSIONS = 64
@@ -366,6 +368,8 @@ def main() -> int:
     options = arguments()
     cores = two_cores()
     reason = why_no_tgtd() or ("needs two cores, one for the client and one for the servers" if cores is None else None)
+    if available_memory() < HOT_COPIES * options.size:
+        reason = f"needs {HOT_COPIES * options.size / GIB:.1f} GiB of memory to keep every volume in the page cache"
     if cores is None or reason:
         print(f"bench: not run: {reason}", file=sys.stderr)
         return 2
