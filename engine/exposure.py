@@ -161,9 +161,15 @@ class Exposure:
         return f"{self._prefix}:{volume}.snap.{snapshot}"
 
     def reasons(self) -> list[str]:
-        """One line for each LUN that should be served and is not, and for each CHAP user that is locked out."""
+        """One line for each LUN that should be served and is not, for each target that is bound to portal groups
+        without a portal, and for each CHAP user that is locked out."""
         unserved = [f"target {target} LUN {lun} is not served: {why}" for (target, lun), why in self._unserved.items()]
-        return unserved + self.access.reasons() + self._chap.reasons()
+        unreached = [
+            f"target {row.name} is not reached: no portal is in portal group {', '.join(map(str, row.portal_groups))}"
+            for row in self._targets.values()
+            if not self.portals(row.portal_groups)
+        ]
+        return unserved + unreached + self.access.reasons() + self._chap.reasons()
 
     def targets(self) -> list[TargetInfo]:
         return [self._info(self._targets[name]) for name in sorted(self._targets)]

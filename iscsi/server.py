@@ -72,6 +72,9 @@ BACKLOG = 256
 
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_ADDRESS = 512
+MAX_REFUSALS_LOGGED = 32
+"""Refused connections that are logged one by one between two ticks."""
+
 RESERVED_DESCRIPTORS = 256
 """Descriptors that connections never take: volume files, workers, the listening sockets."""
 
@@ -92,6 +95,7 @@ class IscsiServer:
         self.last_served: _Shell | None = None
         self._shells: set[_Shell] = set()
         self._by_address: dict[str, int] = {}
+        self._refused = 0  # connections since the last tick
         self._max_connections = MAX_CONNECTIONS
         self._listeners: list[asyncio.Server] = []
         self._ticker: asyncio.TimerHandle | None = None
@@ -183,7 +187,9 @@ class IscsiServer:
         """A connection was accepted: may it stay?"""
         held = self._by_address.get(address, 0)
         if self._stopping or len(self._shells) >= self._max_connections or held >= MAX_CONNECTIONS_PER_ADDRESS:
-            _log.warning("connection from %s refused: %d open, %d of them its own", address, len(self._shells), held)
+            self._refused += 1
+            if self._refused <= MAX_REFUSALS_LOGGED:
+                _log.warning("connection from %s refused: %d open, %d its own", address, len(self._shells), held)
             return False
         self._shells.add(shell)
         self._by_address[address] = held + 1
@@ -211,6 +217,9 @@ class IscsiServer:
                 session.connection.service_changed()
 
     def _tick(self) -> None:
+        if self._refused > MAX_REFUSALS_LOGGED:
+            _log.warning("%d connections refused within %g s", self._refused, TICK_S)
+        self._refused = 0
         for shell in list(self._shells):
             shell.tick()
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)

@@ -34,11 +34,23 @@ def test_the_ready_line_has_every_key_and_true_addresses(tmp_path: Path):
 
 
 def test_several_portals_and_ipv6(tmp_path: Path):
-    with Daemon.start(tmp_path / "pool", "--iscsi", "[::1]:0") as daemon:
+    with Daemon.start(tmp_path / "pool", "--iscsi", "[::1]:0,7") as daemon:
         four, six = daemon.ready["iscsi"]
         assert four.startswith("127.0.0.1:")
         assert six.startswith("[::1]:")
         socket.create_connection(("::1", int(six.rsplit(":", 1)[1])), timeout=5).close()
+        assert daemon.run("target", "create", "t")["portals"] == [four, six]
+        assert daemon.run("target", "bind", "t", "7")["portals"] == [six]
+        with pytest.raises(CommandFailed, match="no portal is in portal group 2"):
+            daemon.run("target", "bind", "t", "2")
+        daemon.stop()
+    with Daemon.start(tmp_path / "pool") as daemon:
+        assert daemon.run("target", "show", "t")["portal_groups"] == [7]
+        assert daemon.run("target", "show", "t")["portals"] == [], "the binding stays; the group has no portal now"
+        degraded = twinvol("status", "--json", "--pool", str(daemon.pool))
+        assert (degraded.returncode, "no portal is in portal group 7" in degraded.stdout) == (10, True)
+        assert daemon.run("target", "bind", "t", "--all")["portals"] == [daemon.portal]
+        assert daemon.run("status")["health"] == "ok"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
