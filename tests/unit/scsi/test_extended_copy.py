@@ -484,20 +484,19 @@ async def test_copy_operation_abort_ends_the_command_and_waits_for_its_last_piec
     await pair.host.send("83 1c 00000001 00000000 00000000 00 00", expect=INVALID_FIELD_IN_CDB)
 
 
-async def test_compare_and_write_gets_its_turn_between_two_pieces():
+async def test_compare_and_write_waits_for_the_piece_and_sees_it_whole():
     pair = Slow()
     await pair.begun()
     other = Host(pair.target, 2)
-    found = bytes(pair.target.device.data[1600 * 512 : 1601 * 512])
-    swap = asyncio.create_task(other.send(f"89 00 {1600:016x} 000000 01 00 00", found + b"N" * 512, expect=None))
+    copied = bytes(pair.source.device.data[600 * 512 : 601 * 512])
+    swap = asyncio.create_task(other.send(f"89 00 {600:016x} 000000 01 00 00", copied + b"N" * 512))
     await asyncio.sleep(0)
+    assert pair.target.write_order.exclusive_count == 1
     pair.gate.set()
-    result = await swap
+    await swap
     assert (await pair.task).status == Status.GOOD
-    written = pair.target.device.data[1600 * 512 : 1601 * 512]
-    copied = pair.source.device.data[1600 * 512 : 1601 * 512]
-    assert written == copied  # the copy is later, or the comparison failed
-    assert result.status in (Status.GOOD, Status.CHECK_CONDITION)
+    assert pair.target.device.data[600 * 512 : 601 * 512] == b"N" * 512
+    assert pair.target.device.data[601 * 512 : 2048 * 512] == pair.source.device.data[601 * 512 : 2048 * 512]
 
 
 async def test_only_so_many_copies_of_one_initiator_run_at_once():
