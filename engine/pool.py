@@ -354,7 +354,8 @@ class Pool:
             removable=row.removable,
         )
         if isinstance(head.store, PurgingStore):
-            volume.sanitizer = Sanitizer(volume, _SanitizeHost(volume, self.catalog, self.env), spread_s=SPREAD_S)
+            host = _SanitizeHost(volume, self.catalog, self.env)
+            volume.sanitizer = Sanitizer(volume, host, name=volume.name, spread_s=SPREAD_S)
         self._volumes[volume.name] = volume
         self._rows[volume.volume_id] = row
         return volume

@@ -130,10 +130,11 @@ class SanitizeHost(Protocol):
 
 
 class Sanitizer:
-    """The sanitize operations of one volume, one at a time."""
+    """The sanitize operations of one volume, one at a time. ``name``: for the log."""
 
-    def __init__(self, device: BlockDevice, host: SanitizeHost, *, spread_s: float = SPREAD_S) -> None:
+    def __init__(self, device: BlockDevice, host: SanitizeHost, *, name: str = "", spread_s: float = SPREAD_S) -> None:
         self._device = device
+        self._name = name
         self._host = host
         self._spread_s = spread_s
         self._task: asyncio.Task[None] | None = None
@@ -160,7 +161,7 @@ class Sanitizer:
         """
         async with self._recording:
             if self.state is SanitizeState.RUNNING:
-                raise InvalidState("the volume", "being sanitized", "not being sanitized")
+                raise InvalidState(f"volume {self._name}", "being sanitized", "not being sanitized")
             self._host.require_alone()
             before = self.state
             self._set(SanitizeState.RUNNING)
@@ -177,14 +178,14 @@ class Sanitizer:
         try:
             order, failed = SanitizeOrder.from_json(record)
         except StoreCorrupt as error:
-            log.error("%s; the volume waits for another", error)
+            log.error("volume %s waits for another sanitize operation: %s", self._name, error)
             self._set(SanitizeState.FAILED)
             return
         if failed:
             self._order = order
             self._set(SanitizeState.FAILED)
         else:
-            log.info("a %s goes on, from its beginning", order.method.value)
+            log.info("volume %s: %s goes on, from its beginning", self._name, order.method.value)
             self._set(SanitizeState.RUNNING)
             self._begin(order)
 
@@ -236,13 +237,8 @@ class Sanitizer:
             self._host.require_alone()
             await self._host.record(None)
         except Exception as error:
-            log.log(
-                logging.ERROR,
-                "a %s has failed: %s",
-                order.method.value,
-                error,
-                exc_info=not isinstance(error, EngineError),
-            )
+            trace = not isinstance(error, EngineError)  # then it is a fault of ours
+            log.error("volume %s: %s has failed: %s", self._name, order.method.value, error, exc_info=trace)
             # Recorded before anybody can begin another, whose record would otherwise be overwritten by this one.
             try:
                 await self._host.record(order.to_json(failed=True))
