@@ -297,11 +297,14 @@ class Connection:
 
     def note(self, message: str, *args: object) -> None:
         """Log what the peer did, unless it does such things all the time. ``message`` is for ``%`` with ``args``."""
+        if self.session is None:
+            self._table.strangers.write(logging.INFO, "%s: " + message, self.peer_address, *args)
+            return
         self._logged += 1
         if self._logged <= MAX_LOGGED:
-            _log.info("%s: " + message, self.session or self.peer_address, *args)
+            _log.info("%s: " + message, self.session, *args)
         if self._logged == MAX_LOGGED:
-            _log.info("%s: more of the like is not logged for now", self.session or self.peer_address)
+            _log.info("%s: more of the like is not logged for now", self.session)
 
     def send(self, pdu: Pdu) -> None:
         """Queue a PDU. Its numbers were taken by ``numbers`` or ``status_numbers`` just before."""
@@ -410,12 +413,15 @@ class Connection:
             self.send(response)
             self.closing = login.failed
             if login.failed:
-                _log.warning("login from %s refused: %s", self.peer_address, login.why)
+                self._log_refusal()
         elif self._replaced() is None:
             self._begin_session()
         else:
             self.is_waiting = True
             self._work.append(self._replace_session())
+
+    def _log_refusal(self) -> None:
+        self._table.strangers.write(logging.WARNING, "login from %s refused: %s", self.peer_address, self._login.why)
 
     def _replaced(self) -> Session | None:
         """The session that this login replaces (RFC 7143 section 6.3.5)."""
@@ -451,7 +457,7 @@ class Connection:
                 continued.part()
             self.send(self._login.refuse(status))
             self.closing = True
-            _log.warning("login from %s refused: %s", self.peer_address, self._login.why)
+            self._log_refusal()
             return
         session = Session(
             self,

@@ -27,6 +27,7 @@ from engine.units import MIB
 from iscsi.observation import Observation
 from iscsi.room import Room, SharedRoom
 from iscsi.scsi.limits import MAX_TRANSFER_BYTES
+from iscsi.stranger_log import StrangerLog
 from iscsi.wire.opcodes import TaskAttribute
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ class SessionTable:
     def __init__(self) -> None:
         self.executing = SharedRoom()
         self.gathering = SharedRoom()
+        self.strangers = StrangerLog()
         self._sessions: dict[int, Session] = {}
         self._last_tsih = 0
 
