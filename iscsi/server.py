@@ -72,9 +72,6 @@ BACKLOG = 256
 
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_ADDRESS = 512
-MAX_REFUSALS_LOGGED = 32
-"""Refused connections that are logged one by one between two ticks."""
-
 RESERVED_DESCRIPTORS = 256
 """Descriptors that connections never take: volume files, workers, the listening sockets."""
 
@@ -95,7 +92,6 @@ class IscsiServer:
         self.last_served: _Shell | None = None
         self._shells: set[_Shell] = set()
         self._by_address: dict[str, int] = {}
-        self._refused = 0  # connections since the last tick
         self._max_connections = MAX_CONNECTIONS
         self._listeners: list[asyncio.Server] = []
         self._ticker: asyncio.TimerHandle | None = None
@@ -147,6 +143,7 @@ class IscsiServer:
         if self._ticker is not None:
             self._ticker.cancel()
         self._unsubscribe()
+        self.table.strangers.tick()
         shells = list(self._shells)
         if graceful and shells:
             for shell in shells:
@@ -187,9 +184,8 @@ class IscsiServer:
         """A connection was accepted: may it stay?"""
         held = self._by_address.get(address, 0)
         if self._stopping or len(self._shells) >= self._max_connections or held >= MAX_CONNECTIONS_PER_ADDRESS:
-            self._refused += 1
-            if self._refused <= MAX_REFUSALS_LOGGED:
-                _log.warning("connection from %s refused: %d open, %d its own", address, len(self._shells), held)
+            refusal = "connection from %s refused: %d open, %d of them its own"
+            self.table.strangers.write(logging.WARNING, refusal, address, len(self._shells), held)
             return False
         self._shells.add(shell)
         self._by_address[address] = held + 1
@@ -217,12 +213,10 @@ class IscsiServer:
                 session.connection.service_changed()
 
     def _tick(self) -> None:
-        if self._refused > MAX_REFUSALS_LOGGED:
-            _log.warning("%d connections refused within %g s", self._refused, TICK_S)
-        self._refused = 0
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self.table.strangers.tick()
         for shell in list(self._shells):
             shell.tick()
-        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
 
 def _raise_descriptor_limit() -> int:
@@ -306,8 +300,7 @@ class _Shell(asyncio.BufferedProtocol):
         try:
             self.buffer_updated(received)
         except Exception:
-            _log.exception("connection from %s dropped: internal error", self._address)
-            self._transport.abort()
+            self._abort_after_error()
         return True
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -356,7 +349,7 @@ class _Shell(asyncio.BufferedProtocol):
         self._fast = None
         self._connection.lost()
         self._follow_up()
-        if exc is not None:
+        if exc is not None and self.is_logged_in:
             _log.info("connection from %s lost: %s", self._address, exc)
         self.closed.set()
 
@@ -398,7 +391,7 @@ class _Shell(asyncio.BufferedProtocol):
             self._has_backlog = True
             self._transport.pause_reading()
             if not self._answers.paused and not self._connection.is_waiting:
-                self._loop.call_soon(self._serve_backlog)
+                self._loop.call_soon(self._look_at_backlog)
 
     def _is_long(self, rest: memoryview) -> bool:
         return self.is_logged_in and self._connection.missing(rest) >= LONG_REST_BYTES
@@ -445,11 +438,26 @@ class _Shell(asyncio.BufferedProtocol):
     def _look(self) -> None:
         """The core has something for us, outside of a pass."""
         self._is_woken = False
-        if not self.closed.is_set():
+        if self.closed.is_set():
+            return
+        try:
             self._send_output()
             self._note_login()
             self._follow_up()
             self._serve_backlog()
+        except Exception:
+            self._abort_after_error()
+
+    def _look_at_backlog(self) -> None:
+        try:
+            self._serve_backlog()
+        except Exception:
+            self._abort_after_error()
+
+    def _abort_after_error(self) -> None:
+        """Ours, not the peer's; without this the connection would stay, and never be served again."""
+        _log.exception("connection from %s dropped: internal error", self._address)
+        self._transport.abort()
 
     def _follow_up(self) -> None:
         """After a pass or a finished command: start what the core wants started, close if it is done."""
@@ -483,12 +491,15 @@ class _Shell(asyncio.BufferedProtocol):
 
     def tick(self) -> None:
         """Keep-alive and house-keeping, every ``TICK_S``."""
-        if self._connection.silent_ticks and not self._long_end and not self._has_backlog:
-            self._long = _NOTHING
-        self._connection.tick()
-        self._answers.reclaim()
-        self._send_output()
-        self._follow_up()
+        try:
+            if self._connection.silent_ticks and not self._long_end and not self._has_backlog:
+                self._long = _NOTHING
+            self._connection.tick()
+            self._answers.reclaim()
+            self._send_output()
+            self._follow_up()
+        except Exception:
+            self._abort_after_error()
 
     def request_logout(self) -> None:
         self._connection.request_logout()
@@ -503,5 +514,7 @@ class _Shell(asyncio.BufferedProtocol):
             await asyncio.wait(self._tasks)
 
     def _login_timed_out(self) -> None:
-        _log.info("connection from %s did not log in within %g s", self._address, LOGIN_TIMEOUT_S)
+        self._server.table.strangers.write(
+            logging.INFO, "connection from %s did not log in within %g s", self._address, LOGIN_TIMEOUT_S
+        )
         self._transport.abort()

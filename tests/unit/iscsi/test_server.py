@@ -386,11 +386,40 @@ async def test_long_pdus_in_pieces_of_any_length_arrive_whole(device_is_fast):
 
 async def test_a_pass_that_fails_drops_its_connection_and_nobody_else():
     async with serving() as target:
-        broken, good = await target.log_in(), await target.log_in()
+        broken, good = await target.log_in(), await target.log_in(isid=2)
         target.device.try_read = None  # an error of ours
         broken.send(broken.read(0, 1))
         assert await broken.is_closed()
         del target.device.try_read
+        assert (await good.command(cdb(0x28, 0, 1), read=512)).status == 0
+
+
+async def test_a_backlog_whose_pass_fails_drops_its_connection_and_nobody_else():
+    async with serving() as target:
+        broken, good = await target.log_in(), await target.log_in(isid=2)
+        served = []
+
+        def try_read(offset, view):
+            served.append(offset)
+            assert len(served) <= 64, "an error of ours, long after the first pass"
+            return MemoryDevice.try_read(target.device, offset, view)
+
+        target.device.try_read = try_read
+        broken.send(*(broken.read(0, 128) for _ in range(120)))
+        assert await broken.is_closed()
+        del target.device.try_read
+        assert (await good.command(cdb(0x28, 0, 1), read=512)).status == 0
+        assert len(target.server.sessions()) == 1
+
+
+async def test_an_error_of_ours_at_a_tick_stops_nobody_elses_clock():
+    async with serving() as target:
+        broken, good = await target.log_in(), await target.log_in(isid=2)
+        first, second = list(target.server.table)
+        first.connection.tick = None  # an error of ours
+        target.server._tick()
+        assert await broken.is_closed()
+        assert second.connection.silent_ticks == 1
         assert (await good.command(cdb(0x28, 0, 1), read=512)).status == 0
 
 
