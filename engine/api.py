@@ -170,6 +170,12 @@ class TargetInfo:
     recorded: int = 0
 
 
+MAX_RECORDED = 1000
+"""Commands that are remembered of one session at most, about 250 bytes each."""
+
+MAX_PAUSE_S = 3600.0
+"""A pause always ends by itself: an administrator's script that dies must not leave hosts waiting for ever."""
+
 LATENCY_BOUNDS_US = tuple(2**bits / 1000 for bits in range(14, 34, 2))
 """Upper bounds of ``IoInfo.latency_counts``: 16 us to 4.3 s, each four times the one before."""
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from engine.access import AccessStates
 from engine.access_state import MAX_TARGETS, AccessState
-from engine.api import CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
+from engine.api import MAX_PAUSE_S, MAX_RECORDED, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
 from engine.catalog import LunRow, TargetRow
 from engine.chap import ChapUsers
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, TimedOut
@@ -38,13 +39,6 @@ LUN_MAX = 255
 """Flat numbers of the single-level LUN format that every initiator understands (SAM-5 section 4.7.7.3)."""
 
 
-MAX_RECORDED = 1000
-"""Commands that are remembered of one session at most, about 250 bytes each."""
-
-MAX_PAUSE_S = 3600.0
-"""A pause always ends by itself: an administrator's script that dies must not leave hosts waiting for ever."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Pause:
     """``until``: when it ends by itself, in seconds since the epoch. ``guard`` sees to that."""
@@ -64,7 +58,14 @@ class Exports(Protocol):
         """Addresses that accept logins, as HOST:PORT, each with the tag of its portal group."""
         ...
 
-    def sessions(self) -> list[SessionInfo]: ...
+    def sessions(self, target: str | None = None) -> list[SessionInfo]:
+        """Of one target or all, with all that is known of them."""
+        ...
+
+    def holders(self) -> list[tuple[str, str]]:
+        """Target and initiator of each session; cheap."""
+        ...
+
     def add_target(
         self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int
     ) -> None: ...
@@ -172,7 +173,8 @@ class Exposure:
         return unserved + unreached + self.access.reasons() + self._chap.reasons()
 
     def targets(self) -> list[TargetInfo]:
-        return [self._info(self._targets[name]) for name in sorted(self._targets)]
+        sessions = self._sessions_by_target()
+        return [self._info(self._targets[name], sessions[name]) for name in sorted(self._targets)]
 
     def target(self, name: str) -> TargetInfo:
         return self._info(self._row(name))
@@ -182,10 +184,10 @@ class Exposure:
         return self._chap.info(self._chap_key(target))
 
     def sessions(self, target: str | None = None) -> list[SessionInfo]:
-        if target is None:
-            return self._exports.sessions()
-        name = self._row(target).name
-        return [session for session in self._exports.sessions() if session.target == name]
+        return self._exports.sessions(None if target is None else self._row(target).name)
+
+    def session_count(self) -> int:
+        return len(self._exports.holders())
 
     def portals(self, groups: Sequence[int] = ()) -> list[str]:
         """Addresses of these portal groups, by default of all."""
@@ -213,7 +215,7 @@ class Exposure:
     def require_idle(self, luns: Sequence[LunRow], what: str, *, hint: str) -> None:
         """Raises InUse, naming the initiators, when sessions are on one of the targets of ``luns``."""
         targets = {lun.target for lun in luns}
-        holders = sorted({s.initiator for s in self._exports.sessions() if s.target in targets})
+        holders = sorted({initiator for target, initiator in self._exports.holders() if target in targets})
         if holders:
             raise InUse(f"{what} is in use by {', '.join(holders)}; log out there first, or {hint}")
 
@@ -381,7 +383,7 @@ class Exposure:
             raise InvalidState(f"target {row.name}", "not recorded", f"recorded: twinvol target record {name} on")
         if tsih is None:
             return commands
-        if not any(each.tsih == tsih for each in self.sessions(name)):
+        if not any(each.tsih == tsih for each in self._exports.sessions(row.name)):
             raise NotFound("session of the target", str(tsih))
         return [command for command in commands if command.tsih == tsih]
 
@@ -542,11 +544,14 @@ class Exposure:
         return None if target is None else self._row(target).name
 
     def _require_no_sessions(self, row: TargetRow) -> None:
-        holders = sorted({s.initiator for s in self._exports.sessions() if s.target == row.name})
+        holders = sorted({initiator for target, initiator in self._exports.holders() if target == row.name})
         if holders:
             raise InUse(f"target {row.name} is in use by {', '.join(holders)}; log out there first, or use --force")
 
-    def _info(self, row: TargetRow) -> TargetInfo:
+    def _sessions_by_target(self) -> Counter[str]:
+        return Counter(target for target, _ in self._exports.holders())
+
+    def _info(self, row: TargetRow, sessions: int | None = None) -> TargetInfo:
         pause = self._pauses.get(row.name)
         return TargetInfo(
             name=row.name,
@@ -556,7 +561,7 @@ class Exposure:
             luns=[self._lun_info(lun) for lun in row.luns],
             initiators=list(row.initiators),
             chap=self._chap.info(row.name),
-            sessions=sum(session.target == row.name for session in self._exports.sessions()),
+            sessions=self._sessions_by_target()[row.name] if sessions is None else sessions,
             state="ok" if pause is None else "paused",
             resumes_at=None if pause is None else pause.until,
             recorded=self._recorded.get(row.name, 0),

@@ -88,7 +88,7 @@ class LocalApi:
             snapshots=sum(len(self._pool.snapshots(volume)) for volume in volumes),
             replicas=len(self._replicas.all()),
             targets=len(self._exposure.targets()),
-            sessions=len(self._exposure.sessions()),
+            sessions=self._exposure.session_count(),
             jobs_running=sum(not job.state.final for job in self._pool.jobs.all()),
             provisioned_bytes=sum(volume.size_bytes for volume in volumes),
             stored_bytes=stored,

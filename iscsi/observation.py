@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from iscsi.session import Session
     from iscsi.task import ScsiTask
 
-MAX_RECORDED = 1000
-"""Commands that are remembered of one session at most; each takes about 250 bytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class CommandRecord:
@@ -98,7 +95,6 @@ class Observation:
 
     def record(self, last: int) -> None:
         """Remember so many commands from now on, beginning with those remembered already; 0: none."""
-        assert 0 <= last <= MAX_RECORDED
         self.recorder = deque(self.recorder or (), maxlen=last) if last else None
 
     def _remember(self, task: ScsiTask, status: int | None, sense: bytes, length: int, nanoseconds: int) -> None:

@@ -176,9 +176,9 @@ class IscsiServer:
             if session.target is target:
                 await settle(list(session.running))
 
-    def sessions(self) -> list[SessionInfo]:
-        """Everybody who is logged in."""
-        return [describe(session) for session in self.table]
+    def sessions(self, target: Target | None = None) -> list[SessionInfo]:
+        """Everybody who is logged in, or at one target."""
+        return [describe(session) for session in self.table if target in (None, session.target)]
 
     def admit(self, shell: _Shell, address: str) -> bool:
         """A connection was accepted: may it stay?"""

@@ -83,8 +83,16 @@ class IscsiExports:
     def portals(self) -> list[tuple[str, int]]:
         return list(self._portals)
 
-    def sessions(self) -> list[SessionInfo]:
-        return [session_info(session) for session in self._server.sessions() if session.target is not None]
+    def sessions(self, target: str | None = None) -> list[SessionInfo]:
+        asked = None if target is None else self._target(target)
+        return [session_info(session) for session in self._server.sessions(asked) if session.target is not None]
+
+    def holders(self) -> list[tuple[str, str]]:
+        return [
+            (session.target.name, session.initiator_name)
+            for session in self._server.table
+            if session.target is not None
+        ]
 
     def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int) -> None:
         self._port_groups[name] = port_group
@@ -120,7 +128,7 @@ class IscsiExports:
     def commands(self, target: str) -> list[CommandInfo] | None:
         if not self._target(target).recorded:
             return None
-        sessions = [session for session in self._server.sessions() if session.target == self._target(target).name]
+        sessions = self._server.sessions(self._target(target))
         return sorted((info for session in sessions for info in command_infos(session)), key=lambda info: info.at)
 
     def io(self) -> dict[str, DeviceIoInfo]:

@@ -43,8 +43,11 @@ class MemoryExports:
     def portals(self) -> list[tuple[str, int]]:
         return [("127.0.0.1:3260", 1), ("127.0.0.2:3260", 2)]
 
-    def sessions(self) -> list[SessionInfo]:
-        return list(self.logged_in)
+    def sessions(self, target: str | None = None) -> list[SessionInfo]:
+        return [session for session in self.logged_in if target in (None, session.target)]
+
+    def holders(self) -> list[tuple[str, str]]:
+        return [(session.target, session.initiator) for session in self.logged_in]
 
     def add_target(self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int) -> None:
         self.port_groups[name] = port_group

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.access_state import SETTABLE
+from engine.api import MAX_PAUSE_S, MAX_RECORDED
 from twinvol.cli import chap
 from twinvol.cli.command import Output, time_text, volume_point, with_api
 from twinvol.cli.observed import COMMAND_COLUMNS, command_row, session_lines
@@ -106,7 +107,7 @@ async def bind(api: EngineApi, output: Output, target: str, groups: tuple[int, .
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=click.FloatRange(0, MAX_PAUSE_S, min_open=True),
     default=20.0,
     show_default=True,
     help="Resume by itself after so many seconds. Initiators give up a command after 30 s (Linux's default).",
@@ -286,7 +287,13 @@ async def sessions(api: EngineApi, output: Output, target: str | None) -> None:
 @cli.command()
 @click.argument("target")
 @click.argument("switch", type=click.Choice(["on", "off"]))
-@click.option("--last", type=click.IntRange(1, 1000), default=1000, show_default=True, help="Commands of each session.")
+@click.option(
+    "--last",
+    type=click.IntRange(1, MAX_RECORDED),
+    default=MAX_RECORDED,
+    show_default=True,
+    help="Commands of each session.",
+)
 @with_api
 async def record(api: EngineApi, output: Output, target: str, switch: str, last: int) -> None:
     """Remember the last commands of each session. While that is on, small commands are several times slower."""
