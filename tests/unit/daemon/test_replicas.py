@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from engine.api import ReplicaInfo
-from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound, NotSupported, WriteProtected
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, NotSupported, WriteProtected
 from engine.proof import Proof
+from engine.sanitize import SanitizeMethod, SanitizeOrder
+from engine.tvol.head import NativeHead
 from tests.support.engine import PREFIX, Engine, opened
 
 MIB = 1 << 20
@@ -52,6 +54,28 @@ async def test_a_replica_is_made_synchronized_and_follows_every_write(engine):
     assert await engine.api.replica_list() == [info]
     assert (await engine.api.status()).replicas == 1
     assert await engine.api.snapshot_list("v") == [], "common points are nobody's business"
+
+
+async def test_an_atomic_write_is_one_at_the_replica_too(engine, monkeypatch):
+    await finished(engine, await engine.api.replica_create("v", "r"))
+    seen = []
+    original = NativeHead.write_atomic
+
+    async def watched(self, offset, data, /, *, fua=False):
+        seen.append((self.name, offset, len(data)))
+        await original(self, offset, data, fua=fua)
+
+    monkeypatch.setattr(NativeHead, "write_atomic", watched)
+    await engine.pool.volume("v").write_atomic(MIB - 4096, memoryview(os.urandom(8192)))
+    assert sorted(seen) == [("r", MIB - 4096, 8192), ("v", MIB - 4096, 8192)]
+    assert await content(engine, "r") == await content(engine, "v")
+
+
+async def test_a_mirror_keeps_its_source_from_being_sanitized(engine):
+    await finished(engine, await engine.api.replica_create("v", "r"))
+    with pytest.raises(InvalidState, match="shared with"):
+        await engine.pool.volume("v").sanitizer.start(SanitizeOrder(SanitizeMethod.BLOCK_ERASE))
+    assert (await content(engine, "v")).startswith(b"before")
 
 
 async def test_the_target_is_write_protected_except_while_fractured(engine):
