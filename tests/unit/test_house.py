@@ -56,3 +56,14 @@ def test_every_command_that_a_page_names_exists():
             if words[:1] in groups and words[:2] not in known:
                 wrong.append(f"{page.name}: twinvol {line}")
     assert wrong == []
+
+
+def test_the_page_about_the_command_line_lists_every_command():
+    page = (ROOT / "docs/command-line.md").read_text()
+    block = page.partition("## Commands\n")[2].partition("\n## ")[0]
+    listed = set()
+    for line in block.split("\n"):
+        first, *others = line.removeprefix("    twinvol ").split(" | ")
+        *noun, verb = first.split() or [""]
+        listed |= {(*noun, each) for each in (verb, *others)}
+    assert listed - {("",)} == set(commands(cli))
