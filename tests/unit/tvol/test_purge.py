@@ -62,6 +62,20 @@ async def test_the_chunk_that_an_atomic_write_replaced_is_gone(store):
     assert not is_found(store)
 
 
+async def test_chunks_that_were_shared_within_the_volume_are_gone(store):
+    head = store.volume("v")
+    await fill(head, length=SIZE // 2)
+    snapshot = await store.snapshot(head, "s")
+    assert await store.share(snapshot, 0, head, SIZE // 2, SIZE // 2) == SIZE // 2
+    await store.delete_snapshot(snapshot)
+    await head.discard(0, SIZE // 2)
+    await store.purge()
+    assert is_found(store)
+    await head.discard(SIZE // 2, SIZE // 2)
+    await store.purge()
+    assert not is_found(store)
+
+
 async def test_a_reader_of_a_freed_chunk_is_waited_for(store):
     head = store.volume("v")
     await fill(head)
