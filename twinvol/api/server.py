@@ -103,8 +103,8 @@ class ApiServer:
                 try:
                     line = await reader.readuntil()
                     message = decode(line)
-                except asyncio.IncompleteReadError:
-                    break
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    break  # the client is gone; what it began ends as it would have
                 except (ValueError, RecursionError, asyncio.LimitOverrunError) as error:
                     # What follows cannot be told from garbage: answer and end.
                     text = f"a request is one line of JSON, at most {MAX_REQUEST_BYTES} bytes: {error}"

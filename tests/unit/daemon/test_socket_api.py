@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import inspect
 import json
+import socket
 import typing
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -185,6 +186,38 @@ async def test_a_daemon_that_ends_fails_the_calls_that_wait(tmp_path: Path):
         for call in (waiting, api.status()):
             with pytest.raises(DaemonUnreachable):
                 await call
+
+
+async def test_what_a_client_began_goes_on_when_the_client_is_killed(tmp_path: Path):
+    """A socket that is closed with an answer unread resets the connection; what was begun must not end half way."""
+    path = tmp_path / "pool"
+    async with served(path) as engine:
+        begun, may_end, over, outcome = asyncio.Event(), asyncio.Event(), asyncio.Event(), []
+
+        async def volume_list():
+            begun.set()
+            try:
+                await may_end.wait()
+                outcome.append("done")
+                return []
+            except asyncio.CancelledError:
+                outcome.append("cut off")
+                raise
+            finally:
+                over.set()
+
+        engine.api.volume_list = volume_list
+        with socket_address(path) as address, socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            client.send(b'{"id": 1, "method": "status"}\n{"id": 2, "method": "volume_list"}\n')
+            await begun.wait()
+            await asyncio.to_thread(client.recv, 1, socket.MSG_PEEK)
+        async with open_api(path) as api:
+            for _ in range(3):  # the daemon has looked at its sockets then
+                await api.status()
+        may_end.set()
+        await over.wait()
+        assert outcome == ["done"]
 
 
 async def test_the_socket_is_the_owners_and_fits_any_path(tmp_path: Path):
