@@ -49,6 +49,8 @@ DIFF_EXTENTS_MAX = 20_000
 """Extents of one answer; more are asked for from its ``next_offset``."""
 DIFF_EXTENTS_A_STEP = 512
 JOB_WAIT_MAX_S = 60.0
+SESSIONS_PER_TURN = 16
+"""Sessions that are described in one turn of the loop: 2 ms."""
 
 
 class LocalApi:
@@ -493,7 +495,12 @@ class LocalApi:
         return self._exposure.io()
 
     async def session_list(self, target: str | None = None) -> list[SessionInfo]:
-        return self._exposure.sessions(target)
+        found = []
+        for session in self._exposure.sessions(target):
+            found.append(session)
+            if not len(found) % SESSIONS_PER_TURN:
+                await asyncio.sleep(0)  # the data path goes on meanwhile
+        return found
 
     # --- jobs -------------------------------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ class SessionInfo:
 
     ``depth_max``: the most commands that it had in progress, as far as the target saw: waiting on the plain path, or
     answered by one pass. ``recent``: what it moved within the last one or two ticks of the server, or since its login.
-    ``commands``: the last ones, oldest first, if they are recorded.
+    ``stats`` and ``luns`` are live, only to be read. ``commands``: the last ones, oldest first, if they are recorded.
     """
 
     tsih: int
@@ -150,9 +150,12 @@ class SessionInfo:
 def describe(session: Session) -> SessionInfo:
     connection, observed = session.connection, session.observed
     nexuses = connection.all_nexuses()
-    stats = IoStats()
-    for part in (observed.past, *(nexus.stats for nexus in nexuses)):
-        stats.add(part)
+    if len(nexuses) == 1 and not observed.past.fast_commands + observed.past.plain_commands:
+        stats = nexuses[0].stats
+    else:
+        stats = IoStats()
+        for part in (observed.past, *(nexus.stats for nexus in nexuses)):
+            stats.add(part)
     luns: dict[int, IoStats] = {}
     for field, nexus in session.nexuses.items():
         lun = decode_lun(field)

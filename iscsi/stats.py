@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import enum
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import add, mul
 from time import monotonic_ns
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Kind(enum.IntEnum):
@@ -56,7 +55,17 @@ class Tally:
     @property
     def nanoseconds(self) -> int:
         """Of all of them together: each counts with the middle of its bucket, an eighth from the truth at most."""
-        return sum((bucket_end(bucket - 1) + bucket_end(bucket)) * n // 2 for bucket, n in enumerate(self.latency) if n)
+        return sum(map(mul, self.latency, _MIDDLES))
+
+    def percentiles(self, *shares: float) -> list[int]:
+        """For each, the nanoseconds within which that share of the commands was answered. There is one at least."""
+        upto = list(accumulate(self.latency))
+        return [bucket_end(bisect_left(upto, math.ceil(round(upto[-1] * share, 6)))) for share in shares]
+
+    def below(self, *bits: int) -> list[int]:
+        """For each, how many commands took less than ``2 ** bits`` nanoseconds."""
+        upto = [0, *accumulate(self.latency)]
+        return [upto[min(each + 1 << 2, len(upto) - 1)] for each in bits]
 
     def put(self, bucket: int, commands: int) -> None:
         """For the first command in a bucket beyond all others."""
@@ -65,9 +74,9 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         self.bytes += other.bytes
-        for bucket, commands in enumerate(other.latency):
-            if commands:
-                self.put(bucket, commands)
+        mine, theirs = self.latency, other.latency
+        mine += [0] * (len(theirs) - len(mine))
+        mine[: len(theirs)] = map(add, mine, theirs)
 
 
 class IoStats:
@@ -122,7 +131,9 @@ class IoStats:
         self.pass_max = max(self.pass_max, other.pass_max)
 
     def total(self, kind: Kind) -> Tally:
-        """Both paths together."""
+        """Both paths together; not to be changed."""
+        if not self.fast[kind].latency:
+            return self.plain[kind]
         tally = Tally()
         tally.add(self.fast[kind])
         tally.add(self.plain[kind])
@@ -149,16 +160,5 @@ def bucket_end(bucket: int) -> int:
     return (5 + quarter << bits) + 7 >> 3
 
 
-def percentile(latency: Sequence[int], share: float) -> int:
-    """Nanoseconds within which ``share`` of the commands were answered. There is one at least."""
-    rank = math.ceil(round(sum(latency) * share, 6))
-    for bucket, commands in enumerate(latency):
-        rank -= commands
-        if rank <= 0 < commands:
-            return bucket_end(bucket)
-    raise AssertionError("no commands")
-
-
-def commands_below(latency: Sequence[int], bits: int) -> int:
-    """How many commands took less than ``2 ** bits`` nanoseconds."""
-    return sum(latency[: bits + 1 << 2])
+_MIDDLES = tuple((bucket_end(max(0, bucket - 1)) + bucket_end(bucket)) // 2 for bucket in range(256))
+"""Of the buckets up to 2 ** 63 nanoseconds."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.api import LATENCY_BOUNDS_US, CommandInfo, DeviceIoInfo, IoInfo, LunIoInfo, SessionInfo
 from iscsi.scsi.commands import COMMANDS
-from iscsi.stats import Kind, bucket_end, commands_below, kind_of, percentile
+from iscsi.stats import Kind, kind_of
 
 if TYPE_CHECKING:
     from iscsi import observation
@@ -23,6 +23,7 @@ def session_info(session: observation.SessionInfo) -> SessionInfo:
     assert session.target is not None
     stats, recent, keys = session.stats, session.recent, session.parameters
     read, write = stats.total(Kind.READ), stats.total(Kind.WRITE)
+    io = _io(stats)
     seconds = max(1, recent.nanoseconds) / 1e9
     return SessionInfo(
         target=session.target,
@@ -58,8 +59,11 @@ def session_info(session: observation.SessionInfo) -> SessionInfo:
         read_bytes_s=recent.read_bytes / seconds,
         writes_s=recent.writes / seconds,
         written_bytes_s=recent.written_bytes / seconds,
-        io=_io(stats),
-        luns=[LunIoInfo(lun, of_lun.errors, _io(of_lun)) for lun, of_lun in session.luns.items()],
+        io=io,
+        luns=[
+            LunIoInfo(lun, of_lun.errors, io if of_lun is stats else _io(of_lun))
+            for lun, of_lun in session.luns.items()
+        ],
     )
 
 
@@ -100,20 +104,24 @@ def _io(stats: IoStats) -> list[IoInfo]:
     infos = []
     for kind in Kind:
         tally = stats.total(kind)
-        latency, some = tally.latency, bool(tally.latency)
+        p50, p99, most = tally.percentiles(0.5, 0.99, 1) if tally.latency else (None, None, None)
         infos.append(
             IoInfo(
                 kind=kind.name.lower(),
                 commands=tally.commands,
                 bytes=tally.bytes,
                 total_us=tally.nanoseconds / 1000,
-                p50_us=percentile(latency, 0.5) / 1000 if some else None,
-                p99_us=percentile(latency, 0.99) / 1000 if some else None,
-                max_us=bucket_end(len(latency) - 1) / 1000 if some else None,
-                latency_counts=[commands_below(latency, bits) for bits in _BOUND_BITS],
+                p50_us=_us(p50),
+                p99_us=_us(p99),
+                max_us=_us(most),
+                latency_counts=tally.below(*_BOUND_BITS),
             )
         )
     return infos
+
+
+def _us(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1000
 
 
 def _name(cdb: bytes) -> str:

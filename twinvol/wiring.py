@@ -22,7 +22,7 @@ from iscsi.target import Target
 from twinvol.observed import command_infos, device_io, session_info
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 
     from engine.access_state import AccessState
     from engine.api import CommandInfo, DeviceIoInfo, SessionInfo
@@ -83,9 +83,9 @@ class IscsiExports:
     def portals(self) -> list[tuple[str, int]]:
         return list(self._portals)
 
-    def sessions(self, target: str | None = None) -> list[SessionInfo]:
-        asked = None if target is None else self._target(target)
-        return [session_info(session) for session in self._server.sessions(asked) if session.target is not None]
+    def sessions(self, target: str | None = None) -> Iterable[SessionInfo]:
+        sessions = self._server.sessions(None if target is None else self._target(target))
+        return (session_info(session) for session in sessions if session.target is not None)
 
     def holders(self) -> list[tuple[str, str]]:
         return [

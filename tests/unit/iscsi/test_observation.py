@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from iscsi.observation import describe
 from iscsi.scsi.command import Status
 from iscsi.session import SessionTable
-from iscsi.stats import IoStats, Kind, bucket_end, bucket_of, commands_below, percentile
+from iscsi.stats import IoStats, Kind, bucket_end, bucket_of
 from iscsi.wire import requests
 from iscsi.wire.opcodes import TaskFunction
 from tests.support.iscsi_link import TARGET, Link, make_registry, make_unit
@@ -59,11 +59,13 @@ def test_percentiles_are_at_most_a_quarter_too_high(latencies, percent):
     stats = IoStats()
     for latency in latencies:
         stats.count(Kind.READ, 512, latency)
-    histogram = stats.total(Kind.READ).latency
+    tally = stats.total(Kind.READ)
     exact = sorted(latencies)[-(-len(latencies) * percent // 100) - 1]
-    assert exact < percentile(histogram, percent / 100) <= exact * 1.25 + 1
-    for bits in range(1, 42):
-        assert commands_below(histogram, bits) == sum(latency < 1 << bits for latency in latencies)
+    (found,) = tally.percentiles(percent / 100)
+    assert exact < found <= exact * 1.25 + 1
+    assert abs(tally.nanoseconds - sum(latencies)) <= sum(latencies) / 8 + len(latencies)
+    bits = range(1, 42)
+    assert tally.below(*bits) == [sum(latency < 1 << each for latency in latencies) for each in bits]
 
 
 async def test_both_paths_count_the_same_per_logical_unit():
