@@ -337,7 +337,7 @@ class Connection:
         if known is not None and known.lu is unit:
             return known
         if known is not None:
-            self._detach(known)
+            self._detach(field)
         if unit is None:
             return None
         nexus = next((held for held in session.nexuses.values() if held.lu is unit), None)
@@ -606,13 +606,16 @@ class Connection:
         self.send(responses.LogoutResponse(request.itt, **self.status_numbers()))
         self.close()
 
-    def _detach(self, nexus: Nexus) -> None:
-        """A logical unit is no longer shown. Its running commands still finish; those not begun find nothing there."""
+    def _detach(self, field: int) -> None:
+        """A LUN is no longer shown. Its running commands still finish; those not begun find nothing there.
+
+        A unit that is shown at another LUN as well stays the same nexus: what it has reserved stays reserved.
+        """
         assert self.session is not None
-        for field in [field for field, held in self.session.nexuses.items() if held is nexus]:
-            del self.session.nexuses[field]
-        self.session.observed.past.add(nexus.stats)
-        nexus.lu.detach(nexus)
+        nexus = self.session.nexuses.pop(field)
+        if nexus not in self.session.nexuses.values():
+            self.session.observed.past.add(nexus.stats)
+            nexus.lu.detach(nexus)
 
     async def _abort_tasks_of(self, nexus: Nexus) -> None:
         """What PREEMPT AND ABORT awaits; a command that preempts its own nexus does not wait for itself."""

@@ -648,6 +648,29 @@ async def test_luns_come_and_go_under_a_session():
     assert sense_code(refused) == (0x5, 0x2500)
 
 
+async def test_a_unit_that_loses_one_of_two_luns_keeps_its_nexus_and_its_reservation():
+    link, _ = await connect()
+    target = link.registry.find(TARGET)
+    (unit,) = target.luns.values()
+    target.map_lun(1, unit)
+    link.connection.luns_changed()
+    (attention,) = await link.exchange(link.read(0, 1, lun=1))
+    assert sense_code(attention) == (0x6, 0x3F0E)
+    (reserved,) = await link.exchange(link.command(bytes.fromhex("160000000000"), lun=1))
+    assert reserved.status == Status.GOOD
+    nexus = link.connection.nexus(0)
+    target.unmap_lun(0)
+    link.connection.luns_changed()
+    assert unit.nexuses == [nexus]
+    assert unit.reservations.legacy_holder is nexus
+    (attention,) = await link.exchange(link.read(0, 1, lun=1))
+    assert sense_code(attention) == (0x6, 0x3F0E), "and no power on"
+    target.unmap_lun(1)
+    link.connection.luns_changed()
+    assert unit.nexuses == []
+    assert unit.reservations.legacy_holder is None
+
+
 # -- digests
 
 
