@@ -92,9 +92,8 @@ class Claims:
         found[slots] = self._table[entries[slots] & SLOT_MASK, 0]
         return found
 
-    def birth_of(self, entry: int) -> int:
-        """The birth of a claim, as an int32."""
-        return self._view[entry & SLOT_MASK, 1] if entry < 0 else self.births.born[entry]
+    def birth_of_slot(self, entry: int) -> int:
+        return self._view[entry & SLOT_MASK, 1]
 
     def births_of(self, claims: Words) -> Words:
         if not self.count:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from engine.tvol.births import Births
 
     Words = npt.NDArray[np.uint32]
+    Places = npt.NDArray[np.intp]
 
 RECLAIM_STEP_CHUNKS = 4096
 """What one RECLAIM step frees at most; also the entries of a leaf."""
@@ -196,10 +197,7 @@ class Family:
     # --- map changes --------------------------------------------------------------------------------------------
 
     def set_entry(self, node: Node, index: int, entry: int) -> None:
-        """Publish one entry in a node: a head, or a snapshot whose old epoch still had this write in flight.
-
-        A slot's entry is negative, and its birth is set already.
-        """
+        """Publish one entry in a node: a head, or a snapshot whose old epoch still had this write in flight."""
         number = index >> LEAF_SHIFT
         before = node.map.leaves[number]
         slot = index & LEAF_MASK
@@ -212,12 +210,11 @@ class Family:
                 births.extend_to(entry + 1)
             births.born[entry] = births.view[entry] = node.generation or self.generation
             births.dirty.add(entry >> LEAF_SHIFT)
-        if names_chunk(entry):
             node.mapped += 1
             node.own += 1
         if node.children:
             self._set_below(node, number, before, slot, old, entry)
-        if names_chunk(old):
+        if old >= FIRST_CHUNK_ENTRY or old < 0:
             self._kill(node, old)
 
     def _own_leaf(self, node: Node, number: int) -> Leaf:
@@ -225,7 +222,7 @@ class Family:
         return node.map.own(number, node.generation or self.generation)
 
     def _kill(self, node: Node, entry: int) -> None:
-        birth = self.claims.birth_of(entry)
+        birth = self.births.born[entry] if entry >= 0 else self.claims.birth_of_slot(entry)
         node.mapped -= 1
         if birth > node.floor:
             node.own -= 1
@@ -255,7 +252,7 @@ class Family:
         An unsealed snapshot has exactly one child. Where a child shared the old leaf it shares the new one.
         """
         after = node.map.leaves[number]
-        gain = names_chunk(entry) - names_chunk(old)
+        gain = (entry >= FIRST_CHUNK_ENTRY) - names_chunk(old)
         while node.children:
             node = node.children[0]
             if number >= len(node.map.leaves):
@@ -285,13 +282,10 @@ class Family:
             if node.map.leaves[number] is ABSENT_LEAF and value == EMPTY:
                 continue
             drop = value == EMPTY and start == 0 and (stop == LEAF_ENTRIES or first >= total)
-            values = np.broadcast_to(np.uint32(value), stop - start)
-            self._put(node, number, slice(start, stop), values, drop=drop)
+            self._put(node, number, slice(start, stop), value, drop=drop)
 
-    def _put(
-        self, node: Node, number: int, places: slice | npt.NDArray[np.intp], values: Words, *, drop: bool = False
-    ) -> None:
-        """Publish entries of one leaf: EMPTY, ZERO and slots. ``drop``: the leaf has no other entry than EMPTY then."""
+    def _put(self, node: Node, number: int, places: slice | Places, values: Words | int, *, drop: bool = False) -> None:
+        """Publish entries of one leaf: one number EMPTY or ZERO, or an array, slots too. ``drop``: the leaf is EMPTY."""
         before = node.map.leaves[number]
         old = before.array[places].copy()
         if drop:
@@ -299,15 +293,16 @@ class Family:
         else:
             leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
             leaf.array[places] = values
-        gained = int(np.count_nonzero(values >= FIRST_CHUNK_ENTRY))
-        node.mapped += gained
-        node.own += gained
+        if not isinstance(values, int):
+            slots = int(np.count_nonzero(values >= FIRST_CHUNK_ENTRY))
+            node.mapped += slots
+            node.own += slots
         if node.children:
             self._put_below(node, number, before, places, old, values)
         self._kill_many(node, old[old >= FIRST_CHUNK_ENTRY])
 
     def _put_below(
-        self, node: Node, number: int, before: Leaf, places: slice | npt.NDArray[np.intp], old: Words, values: Words
+        self, node: Node, number: int, before: Leaf, places: slice | Places, old: Words, values: Words | int
     ) -> None:
         """``_set_below`` for many entries of a leaf."""
         after = node.map.leaves[number]
@@ -329,8 +324,9 @@ class Family:
                 before = leaf
                 after = leaf if leaf.owner == node.map.token else self._own_leaf(node, number)
                 after.array[places] = np.where(same, values, after.array[places])
-            for entries, sign in ((old, -1), (values, 1)):
-                node.mapped += sign * int(np.count_nonzero(entries[same] >= FIRST_CHUNK_ENTRY))
+            node.mapped -= int(np.count_nonzero(old[same] >= FIRST_CHUNK_ENTRY))
+            if not isinstance(values, int):
+                node.mapped += int(np.count_nonzero(values[same] >= FIRST_CHUNK_ENTRY))
 
     def _apply_map(self, payload: bytes) -> None:
         node_id, items = layout.unpack_map(payload)
