@@ -58,6 +58,8 @@ async def reserve_6(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> Scsi
     async with lu.reservations.changing(nexus) as state:
         if state.registrations:
             raise ReservationConflict  # SPC-4 section 5.13.3, CRH = 0
+        if nexus not in lu.nexuses:
+            raise ReservationConflict  # its LUN went while this waited: nobody could release it any more
         lu.reservations.legacy_holder = nexus
     lu.refresh_all()
     return ScsiResult()

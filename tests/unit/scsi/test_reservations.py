@@ -567,6 +567,24 @@ async def test_nobody_sees_a_change_before_it_is_durable():
     assert (await keys(two))[1] == [2]
 
 
+async def test_a_nexus_that_goes_while_its_reserve_waits_holds_nothing():
+    shelf = Shelf()
+    lu = disk(reservations=Reservations(None, shelf.save))
+    going, other = Host(lu, 1), Host(lu, 2)
+    shelf.gate.clear()
+    clearing = asyncio.create_task(prout(other, REGISTER, 0, 2, flags=APTPL))
+    await asyncio.sleep(0)
+    reserving = asyncio.create_task(going.send("16 00 00 00 00 00", expect=RESERVATION_CONFLICT))
+    await asyncio.sleep(0)
+    lu.detach(going.nexus)
+    shelf.failure = OutOfSpace("no room")  # so that nobody is registered
+    shelf.gate.set()
+    await asyncio.gather(clearing, return_exceptions=True)
+    await reserving
+    assert lu.reservations.legacy_holder is None
+    assert await may(other) == (True, True)
+
+
 async def test_what_cannot_be_made_durable_has_not_happened():
     shelf = Shelf()
     one, two, _ = await hosts(2, reservations=Reservations(None, shelf.save))
