@@ -285,7 +285,7 @@ class Family:
             self._put(node, number, slice(start, stop), value, drop=drop)
 
     def _put(self, node: Node, number: int, places: slice | Places, values: Words | int, *, drop: bool = False) -> None:
-        """Publish entries of one leaf: one number EMPTY or ZERO, or an array, slots too. ``drop``: the leaf is EMPTY."""
+        """Publish entries of one leaf: EMPTY or ZERO, or an array with slots. ``drop``: all of it is EMPTY then."""
         before = node.map.leaves[number]
         old = before.array[places].copy()
         if drop:
