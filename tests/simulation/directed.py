@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,6 +183,37 @@ def both_superblock_slots_torn() -> None:
         _process(files, main)
         files.lose_power("all_torn")
         _process(files, _look_for_a)
+
+
+def an_atomic_write_ended_anywhere() -> None:
+    """The process is killed inside one file operation after the other, which has then happened, or not, or in part:
+    both chunks are old, or both are new."""
+    for operation, seed in itertools.product(range(1, 8), range(8)):
+        files = SimFileSystem(random.Random(seed))
+
+        async def main(env: StoreEnv, workers: HeldWorkers, files=files, operation=operation) -> None:
+            files.on_death = asyncio.get_running_loop().die
+            store = await _create(env)
+            head = store.volumes()[0]
+            await head.write(0, memoryview(b"a" * 2 * CHUNK), fua=True)
+            files.die_after(operation)
+            await head.write_atomic(CHUNK // 2, memoryview(b"b" * CHUNK))
+            await store.close()
+
+        with contextlib.suppress(ProcessDied):
+            _process(files, main)
+        files.restart_process()
+        _process(files, _look_for_one_write)
+
+
+async def _look_for_one_write(env: StoreEnv, workers: HeldWorkers) -> None:
+    store = await TvolFile.open(env, PATH)
+    buffer = bytearray(2 * CHUNK)
+    await store.volumes()[0].read(0, memoryview(buffer))
+    half = CHUNK // 2
+    if buffer not in (b"a" * 2 * CHUNK, b"a" * half + b"b" * CHUNK + b"a" * half):
+        raise Violation("an atomic write is there by halves")
+    await store.close()
 
 
 async def _look_for_a(env: StoreEnv, workers: HeldWorkers) -> None:

@@ -32,6 +32,7 @@ from tests.simulation.directed import (
     a_slow_reader_of_a_freed_chunk,
     a_slow_reader_of_a_shared_chunk,
     a_source_deleted_while_it_is_shared,
+    an_atomic_write_ended_anywhere,
     both_superblock_slots_torn,
     two_flips_over_a_slow_write,
 )
@@ -482,6 +483,7 @@ MUTATIONS: dict[str, Mutation] = {
 """What is taken away, by name."""
 
 DIRECTED: dict[str, Callable[[], None]] = {
+    "atomic-writes-in-one-record": an_atomic_write_ended_anywhere,
     "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
     "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
     "merge-after-durable-delete": a_merge_before_the_deletion_is_durable,
