@@ -306,10 +306,10 @@ class Volume:
 
     async def resize(self, size_bytes: int, /) -> None:
         """Change the size. Refused while mirrors are attached (``InvalidState``)."""
-        self.require_usable()
-        if self._taps:
-            raise InvalidState(f"volume {self.name}", "the source of a mirror", "its mirrors detached first")
-        async with self.quiesced():
+        async with self.quiesced():  # a mirror may have attached itself, or a sanitize begun, until here
+            self.require_usable()
+            if self._taps:
+                raise InvalidState(f"volume {self.name}", "the source of a mirror", "its mirrors detached first")
             await self._head.resize(size_bytes)
         self._tell(VolumeEvent.RESIZED)
 

@@ -207,3 +207,21 @@ async def test_mirrors_refuse_resize_and_rebind():
         await volume.resize(2 * MIB)
     with pytest.raises(InvalidState):
         volume.rebind(head)
+
+
+async def test_a_mirror_that_comes_while_a_resize_waits_refuses_it():
+    volume, head = made()
+    going = asyncio.Event()
+
+    async def slow(operation, node, offset, length):
+        await going.wait()
+
+    head.store.pace = slow
+    writing = await begun(volume.write(0, memoryview(b"1" * 512)))
+    resizing = await begun(volume.resize(2 * MIB))
+    volume.attach(Tap())
+    going.set()
+    await writing
+    with pytest.raises(InvalidState):
+        await resizing
+    assert volume.size_bytes == MIB
