@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from engine.catalog import LunRow, TargetRow
-    from engine.exposure import Exports
+    from engine.exports import Exports
     from engine.pool import Pool
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Which volumes and snapshots initiators see: targets, LUNs, access lists, CHAP, LUN masks and portal groups.
 
 The catalogue is the truth. Every change is durable there before it takes effect, and takes effect at the iSCSI side
-(``Exports``, which ``twinvol/wiring.py`` implements) in the same call. ``restore`` builds everything at start,
+(``engine.exports``) in the same call. ``restore`` builds everything at start,
 before the portals accept: an initiator that comes back never finds a target without its LUNs.
 """
 
@@ -11,24 +11,24 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from engine.access import AccessStates
 from engine.access_state import MAX_TARGETS, AccessState
-from engine.api import MAX_PAUSE_S, MAX_RECORDED, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
+from engine.api import MAX_RECORDED, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
 from engine.catalog import LunRow, TargetRow
 from engine.chap import ChapUsers
-from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, TimedOut
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound
 from engine.names import check_iscsi_name, check_name
+from engine.pauses import Pauses
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from engine.api import ChapInfo, CommandInfo, DeviceIoInfo
-    from engine.chap import ChapSecrets
+    from engine.api import ChapInfo
+    from engine.exports import Exports
     from engine.pool import Pool
     from engine.stores import Frozen
     from engine.volume import Volume
@@ -37,81 +37,6 @@ log = logging.getLogger(__name__)
 
 LUN_MAX = 255
 """Flat numbers of the single-level LUN format that every initiator understands (SAM-5 section 4.7.7.3)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pause:
-    """``until``: when it ends by itself, in seconds since the epoch. ``guard`` sees to that."""
-
-    until: float
-    guard: asyncio.TimerHandle
-
-
-StateKeeper = Callable[[str, "Mapping[int, AccessState]", Callable[[], Awaitable[None]]], Awaitable[None]]
-
-
-class Exports(Protocol):
-    """The iSCSI side. Methods take effect at once; those that end sessions return when none of them can still
-    touch a device."""
-
-    def portals(self) -> list[tuple[str, int]]:
-        """Addresses that accept logins, as HOST:PORT, each with the tag of its portal group."""
-        ...
-
-    def sessions(self, target: str | None = None) -> Iterable[SessionInfo]:
-        """Of one target or all, with all that is known of them: 0.1 ms for each."""
-        ...
-
-    def holders(self) -> list[tuple[str, str]]:
-        """Target and initiator of each session; cheap."""
-        ...
-
-    def add_target(
-        self, name: str, initiators: Sequence[str], portal_groups: Sequence[int], port_group: int
-    ) -> None: ...
-    async def remove_target(self, name: str) -> None: ...
-    async def set_access(self, target: str, initiators: Sequence[str]) -> None: ...
-    def set_chap(self, target: str | None, secrets: ChapSecrets | None) -> None:
-        """What logins to a target, or (None) discovery, have to prove; None: nothing. Holds from the next login on."""
-        ...
-
-    def record(self, target: str, last: int) -> None: ...
-    def commands(self, target: str) -> list[CommandInfo] | None:
-        """The recorded commands; None while none are recorded."""
-        ...
-
-    def io(self) -> dict[str, DeviceIoInfo]:
-        """By volume id or snapshot GUID; ``volume`` and ``snapshot`` are left to the caller."""
-        ...
-
-    async def pause_target(self, name: str) -> None:
-        """Hold the target's commands; returns when those that were running are over, and what they had begun."""
-        ...
-
-    def resume_target(self, name: str) -> None: ...
-    async def set_portal_groups(self, target: str, portal_groups: Sequence[int]) -> None: ...
-    def add_volume(self, lun: LunRow, volume: Volume, state: AccessState) -> None:
-        """Show a volume under the identity of ``lun.device_id``."""
-        ...
-
-    def add_snapshot(self, lun: LunRow, snapshot: Frozen, state: AccessState) -> None: ...
-    def keep_access_states(self, keeper: StateKeeper) -> None:
-        """What initiators ask for goes to ``keeper``: a device, states by target port group, and what applies them."""
-        ...
-
-    async def set_access_states(self, device_id: str, states: Mapping[int, AccessState]) -> None:
-        """Put target port groups into states. Returns when no write through one that left an active state runs."""
-        ...
-
-    async def set_mask(self, target: str, lun: int, initiators: Sequence[str]) -> None: ...
-    async def remove_lun(self, target: str, lun: int) -> None: ...
-    def restore_reservations(self, documents: Mapping[str, str]) -> None:
-        """What devices, by volume id or snapshot GUID, had saved; called before any of them is shown."""
-        ...
-
-    def forget(self, device_id: str) -> None:
-        """The device is deleted, and was withdrawn before: its persistent reservations end."""
-        ...
 
 
 class Exposure:
@@ -126,9 +51,8 @@ class Exposure:
         self._chap = ChapUsers(pool.path, pool.catalog)
         self._changing = asyncio.Lock()
         self.access = AccessStates(pool, exports, lambda: self._targets.values())
-        self._pauses: dict[str, _Pause] = {}
+        self._pauses = Pauses(pool, exports)
         self._recorded: dict[str, int] = {}
-        self._events: set[asyncio.Future[None]] = set()
 
     async def restore(self) -> None:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
@@ -341,29 +265,15 @@ class Exposure:
             return self._info(row)
 
     async def pause(self, name: str, timeout_s: float) -> TargetInfo:
-        """Hold all commands of a target until ``resume``, at most for ``timeout_s``; again, to begin that time anew.
+        """See ``Pauses.begin``."""
+        target = self._row(name).name
+        await self._pauses.begin(target, timeout_s)
+        return self._info(self._row(target))
 
-        Returns when nothing of its initiators touches its volumes. A pause ends with the daemon.
-
-        Raises TimedOut: the commands that were running took longer than that; the target is not paused.
-        """
+    def resume(self, name: str) -> TargetInfo:
+        """See ``Pauses.resume``."""
         row = self._row(name)
-        if not 0 < timeout_s <= MAX_PAUSE_S:
-            raise InvalidArgument(f"a pause lasts more than 0 and at most {MAX_PAUSE_S:.0f} s")
-        self._end_pause(row.name)
-        guard = asyncio.get_running_loop().call_later(timeout_s, self._pause_timed_out, row.name)
-        pause = self._pauses[row.name] = _Pause(self._pool.env.clock.time() + timeout_s, guard)
-        await self._exports.pause_target(row.name)
-        if self._pauses.get(row.name) is not pause:
-            raise TimedOut(f"target {row.name} is not paused: its running commands did not end within {timeout_s:g} s")
-        return self._info(self._row(name))
-
-    async def resume(self, name: str) -> TargetInfo:
-        """Serve again, what was held first. Raises InvalidState: it is not paused, or no longer."""
-        row = self._row(name)
-        if not self._end_pause(row.name):
-            raise InvalidState(f"target {row.name}", "serving, not paused or no longer", "paused")
-        self._exports.resume_target(row.name)
+        self._pauses.resume(row.name)
         return self._info(row)
 
     def record(self, name: str, last: int) -> TargetInfo:
@@ -399,24 +309,6 @@ class Exposure:
                 snapshot = None if lun.snapshot_guid is None else self._snapshot(volume, lun.snapshot_guid).name
                 found.append(replace(devices[key], volume=volume.name, snapshot=snapshot))
         return sorted(found, key=lambda device: (device.volume, device.snapshot or ""))
-
-    def _end_pause(self, name: str) -> bool:
-        """Forget a pause and its guard; whether there was one."""
-        pause = self._pauses.pop(name, None)
-        if pause is None:
-            return False
-        pause.guard.cancel()
-        return True
-
-    def _pause_timed_out(self, name: str) -> None:
-        del self._pauses[name]
-        self._exports.resume_target(name)
-        log.warning("target %s: its pause ended by its timeout", name)
-        now = self._pool.env.clock.time()
-        event = self._pool.catalog.add_event(now, "warning", f"target {name}", "the pause ended by its timeout")
-        task = asyncio.ensure_future(event)
-        self._events.add(task)
-        task.add_done_callback(self._events.discard)
 
     async def set_chap(
         self, target: str | None, user: tuple[str, str] | None, mutual: tuple[str, str] | None
@@ -492,7 +384,7 @@ class Exposure:
         await self._pool.catalog.remove_target(row.name)
         for each in row.luns:
             await self.access.forget(each)
-        self._end_pause(row.name)
+        self._pauses.forget(row.name)
         self._recorded.pop(row.name, None)
         del self._targets[row.name]
         for lun in row.luns:
@@ -552,7 +444,7 @@ class Exposure:
         return Counter(target for target, _ in self._exports.holders())
 
     def _info(self, row: TargetRow, sessions: int | None = None) -> TargetInfo:
-        pause = self._pauses.get(row.name)
+        paused_until = self._pauses.until(row.name)
         return TargetInfo(
             name=row.name,
             portals=self.portals(row.portal_groups),
@@ -562,8 +454,8 @@ class Exposure:
             initiators=list(row.initiators),
             chap=self._chap.info(row.name),
             sessions=self._sessions_by_target()[row.name] if sessions is None else sessions,
-            state="ok" if pause is None else "paused",
-            resumes_at=None if pause is None else pause.until,
+            state="ok" if paused_until is None else "paused",
+            resumes_at=paused_until,
             recorded=self._recorded.get(row.name, 0),
         )
 

@@ -456,7 +456,7 @@ class LocalApi:
         return info
 
     async def target_resume(self, name: str) -> TargetInfo:
-        info = await self._exposure.resume(name)
+        info = self._exposure.resume(name)
         await self._event(f"target {info.name}", "resumed")
         return info
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.api import CommandInfo, DeviceIoInfo, SessionInfo
     from engine.catalog import LunRow
     from engine.chap import ChapSecrets
-    from engine.exposure import StateKeeper
+    from engine.exports import StateKeeper
     from engine.stores import Frozen
     from engine.tokens import Tokens
     from engine.volume import Volume
@@ -47,7 +47,7 @@ class _Unit:
 
 
 class IscsiExports:
-    """``engine.exposure.Exports`` over a target registry and the server that serves it.
+    """``engine.exports.Exports`` over a target registry and the server that serves it.
 
     ``portals``: addresses that the server listens on, as HOST:PORT, each with its portal group's tag. ``save``: makes a
     device's persistent reservations durable, or their end. ``algorithms``: what CHAP may use.

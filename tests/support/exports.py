@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine.access_state import AccessState
     from engine.catalog import LunRow
     from engine.chap import ChapSecrets
-    from engine.exposure import StateKeeper
+    from engine.exports import StateKeeper
 
 
 class MemoryExports:

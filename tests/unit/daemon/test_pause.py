@@ -71,6 +71,22 @@ async def test_a_pause_is_refused_or_ended_with_its_target(tmp_path: Path):
         assert (await engine.api.target_show("v")).state == "ok"
 
 
+async def test_a_pause_that_is_renewed_while_it_begins_is_one(tmp_path: Path):
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("v", MIB, expose=True)
+        may_end = asyncio.Event()
+
+        async def pause_target(name: str) -> None:
+            await may_end.wait()
+
+        engine.exports.pause_target = pause_target
+        first = asyncio.create_task(engine.api.target_pause("v", timeout_s=60))
+        second = asyncio.create_task(engine.api.target_pause("v", timeout_s=600))
+        await asyncio.sleep(0)
+        may_end.set()
+        assert [info.state for info in await asyncio.gather(first, second)] == ["paused", "paused"]
+
+
 async def test_a_pause_that_its_commands_outlast_is_none(tmp_path: Path):
     async with opened(tmp_path / "pool") as engine:
         await engine.api.volume_create("v", MIB, expose=True)
