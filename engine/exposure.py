@@ -371,7 +371,12 @@ class Exposure:
         self._targets[name] = row
         self._exports.add_target(name, access, groups, number)
         if lun is not None:
-            self._show(lun)
+            try:
+                self._show(lun)
+            except EngineError as error:
+                self._unserved[name, lun.lun] = str(error)
+                await self._delete(row)
+                raise
         return row
 
     def _free_port_group(self) -> int:
@@ -395,7 +400,12 @@ class Exposure:
     async def _add_lun(self, row: TargetRow, lun: LunRow) -> TargetRow:
         await self._pool.catalog.add_lun(lun)
         row = self._targets[row.name] = replace(row, luns=tuple(sorted([*row.luns, lun], key=lambda each: each.lun)))
-        self._show(lun)
+        try:
+            self._show(lun)
+        except EngineError as error:
+            self._unserved[row.name, lun.lun] = str(error)
+            await self._remove_lun(row, lun.lun)
+            raise
         return row
 
     async def _remove_lun(self, row: TargetRow, lun: int) -> TargetRow:

@@ -406,3 +406,24 @@ async def test_volumes_are_found_again_without_the_catalogue(tmp_path: Path):
         assert [info.name for info in await engine.api.volume_list()] == ["c", "v"]
         assert (await engine.api.volume_show("v")).serial == before.serial
         assert [info.name for info in await engine.api.snapshot_list("v")] == ["s"]
+
+
+async def test_what_cannot_be_shown_leaves_neither_target_nor_lun_behind(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("v", MIB)
+        await engine.api.target_create("t")
+        show = engine.exports.add_volume
+
+        def refuse(*arguments: object) -> None:
+            raise StoreCorrupt("persistent reservations", "no JSON")
+
+        engine.exports.add_volume = refuse
+        with pytest.raises(StoreCorrupt):
+            await engine.api.target_lun_add("t", "v")
+        with pytest.raises(StoreCorrupt):
+            await engine.api.volume_create("w", MIB, expose=True)
+        engine.exports.add_volume = show
+        assert [(target.name, target.luns) for target in await engine.api.target_list()] == [(f"{PREFIX}:t", [])]
+        assert [row.luns for row in await engine.pool.catalog.targets()] == [()]
+        (lun,) = (await engine.api.target_lun_add("t", "v")).luns
+        assert (lun.lun, lun.state) == (0, "ok")
