@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
@@ -65,6 +66,10 @@ _log = logging.getLogger(__name__)
 
 MAX_UNIT_ATTENTIONS = 8
 """Per nexus. More than these have one meaning for a host: look again at everything; power on then stands for all."""
+
+MAX_FAILURES_LOGGED = 16
+FAILURES_S = 10.0
+"""Failed commands of one unit that are logged one by one within so many seconds; then their number is."""
 
 _REQUEST_SENSE, _INQUIRY, _REPORT_LUNS = 0x03, 0x12, 0xA0
 
@@ -214,6 +219,8 @@ class LogicalUnit:
         self.copy_manager = copy_manager or CopyManager(Tokens(SystemClock()))
         self.nexuses: list[Nexus] = []
         self._past = IoStats()  # of nexuses that are gone
+        self._failures = 0  # of commands, within the time that ends at ``_failures_until``
+        self._failures_until = 0.0
         self._read_only = read_only
         self._blocks = device.size_bytes >> self.block_shift
 
@@ -369,12 +376,23 @@ class LogicalUnit:
         except ReservationConflict:
             return ScsiResult(Status.RESERVATION_CONFLICT)
         except EngineError as error:
-            _log.warning("%s failed: %s", what, error)
+            self._log_failure(what, error)
             return self._check_condition(sense_for(error, effect))
         except Exception:
             # Ours, not the peer's: the command fails visibly, the session and its other commands go on.
             _log.exception("%s met an internal error", what)
             return self._check_condition(INTERNAL_FAILURE)
+
+    def _log_failure(self, what: str, error: EngineError) -> None:
+        """A host whose disk is full fails thousands of commands a second, and goes on: the first ones tell it all."""
+        now = monotonic()
+        if now >= self._failures_until:
+            if self._failures > MAX_FAILURES_LOGGED:
+                _log.warning("unit %s: %d commands have failed", self.identity.serial, self._failures)
+            self._failures, self._failures_until = 0, now + FAILURES_S
+        self._failures += 1
+        if self._failures <= MAX_FAILURES_LOGGED:
+            _log.warning("unit %s: %s failed: %s", self.identity.serial, what, error)
 
     async def _perform(self, spec: CommandSpec | None, nexus: Nexus, command: ScsiCommand) -> ScsiResult:
         if spec is None:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import MediumError, OutOfSpace, StoreFailed
+from iscsi.scsi import lun
 from iscsi.scsi.command import ScsiCommand, ScsiResult, Status
 from iscsi.scsi.lun import execute_absent
 from iscsi.scsi.sense import Asc, SenseKey
@@ -202,3 +203,19 @@ async def test_detach_ends_what_the_nexus_could_do():
     assert one.nexus.fast_device is None
     assert two.nexus.fast_device is lu.device
     await two.send(READ_10_ONE_BLOCK, expect=GOOD)
+
+
+async def test_failures_of_a_full_disk_do_not_fill_the_log(caplog, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(lun, "monotonic", lambda: now)
+    device = MemoryDevice(4096)
+    host = Host(disk(device=device))
+    device.errors["write"] = OutOfSpace("the host's disk is full")
+    for _ in range(1000):
+        await host.send(WRITE_10_ONE_BLOCK, bytes(512), expect=None)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"unit {host.lu.identity.serial}: opcode 2Ah failed: the host's disk is full"] * 16
+    now += lun.FAILURES_S
+    await host.send(WRITE_10_ONE_BLOCK, bytes(512), expect=None)
+    assert caplog.records[-2].getMessage() == f"unit {host.lu.identity.serial}: 1000 commands have failed"
+    assert len(caplog.records) == 18
