@@ -123,9 +123,8 @@ class Session:
         self.max_cmd_sn = exp_cmd_sn + WINDOW - 1 & _U32
         self.nexuses: dict[int, Nexus] = {}
         self.tasks: dict[int, ScsiTask] = {}
-        self.running: set[ScsiTask] = (
-            set()
-        )  # in the logical unit's hands; aborted ones too, which are no longer in tasks
+        # In the logical unit's hands; aborted ones too, which are no longer in ``tasks``.
+        self.running: set[ScsiTask] = set()
         self.observed = Observation()
         self.ended = asyncio.Event()  # all its commands have left their workers, and it is no longer in the table
         self.heir: Connection | None = None  # goes on with this session, and takes over the nexuses when it ends
