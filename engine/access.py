@@ -65,7 +65,9 @@ class AccessStates:
     async def set(self, luns: Sequence[LunRow], state: AccessState) -> None:
         """The operator's change. Raises InvalidState: a LUN cannot be in that state."""
         async with self._lock:
-            await self._change([(lun, state) for lun in luns])
+            shown = {(each.target, each.device_id) for row in self._targets() for each in row.luns}
+            still = [lun for lun in luns if (lun.target, lun.device_id) in shown]  # one may have gone meanwhile
+            await self._change([(lun, state) for lun in still])
 
     async def activate(self, luns: Sequence[LunRow]) -> None:
         """Make these LUNs the only active ways to their disks: in one step, so that no host sees two or none for long.
@@ -97,8 +99,9 @@ class AccessStates:
 
     async def forget(self, lun: LunRow) -> None:
         """The target shows the device no longer."""
-        if self._states.pop((lun.target, lun.device_id), None) is not None:
-            await self._pool.catalog.forget_access_state(lun.target, lun.device_id)
+        async with self._lock:
+            if self._states.pop((lun.target, lun.device_id), None) is not None:
+                await self._pool.catalog.forget_access_state(lun.target, lun.device_id)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

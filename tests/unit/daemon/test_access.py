@@ -193,3 +193,30 @@ async def test_what_an_initiator_asks_for_is_durable_before_it_takes_effect(tmp_
         await engine.exports.keeper(volume_id, {number: STANDBY}, apply)
         assert kept == {(f"{PREFIX}:other", volume_id): STANDBY}
         assert [lun.access for lun in (await engine.api.target_show("other")).luns] == ["standby"]
+
+
+async def test_a_state_that_is_set_while_its_lun_goes_is_not_that_of_the_next_one(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("v", MIB, expose=True)
+        save, may_save = engine.pool.catalog.set_access_states, asyncio.Event()
+
+        async def slow(states):
+            await may_save.wait()
+            await save(states)
+
+        remove, gone = engine.exports.remove_lun, asyncio.Event()
+
+        async def remove_lun(target, lun):
+            await remove(target, lun)
+            gone.set()
+
+        engine.pool.catalog.set_access_states, engine.exports.remove_lun = slow, remove_lun
+        setting = asyncio.create_task(engine.api.target_access_state("v", "standby"))
+        late = asyncio.create_task(engine.api.target_access_state("v", "unavailable"))
+        removing = asyncio.create_task(engine.api.target_lun_remove("v", 0, force=True))
+        await gone.wait()
+        may_save.set()
+        await asyncio.gather(setting, late, removing)
+        assert await engine.pool.catalog.access_states() == {}
+        (lun,) = (await engine.api.target_lun_add("v", "v")).luns
+        assert lun.access == "active-optimized"
