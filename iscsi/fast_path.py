@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
 from engine.units import KIB
-from iscsi.answers import ARENA_BYTES, FLUSH_BYTES
+from iscsi.answers import ARENA_BYTES, FIRST_FLUSH_BYTES, FLUSH_BYTES
 from iscsi.scsi.command import Status
 from iscsi.wire.digest import crc32c
 
@@ -138,7 +138,6 @@ class FastPath:
         for data in connection.take_output():  # of commands that ended since the last pass: earlier StatSNs
             filled = answers.put(filled, data)
         arena = answers.arena
-        flush_at = answers.sent + FLUSH_BYTES
         exp_cmd_sn = session.exp_cmd_sn
         max_cmd_sn = session.max_cmd_sn
         stat_sn = connection.stat_sn
@@ -147,6 +146,7 @@ class FastPath:
         nexus = device = None
         if answers.paused:
             credit = 0
+        flush_at = credit - FIRST_FLUSH_BYTES
         reads = read_bytes = writes = written_bytes = 0  # of the logical unit at hand, since the last ``count_pass``
         began = monotonic_ns()
 
@@ -191,7 +191,6 @@ class FastPath:
                         if stop + data_digest > ARENA_BYTES:
                             filled = answers.make_room(filled, head + length + data_digest)
                             arena = answers.arena
-                            flush_at = answers.sent + FLUSH_BYTES
                             start = filled + head
                             stop = start + length
                         try:
@@ -211,9 +210,9 @@ class FastPath:
                             reads += 1
                             read_bytes += length
                             credit -= length if length > small else small
-                            if filled >= flush_at:
+                            if credit <= flush_at:
                                 filled = answers.flush(filled)
-                                flush_at = filled + FLUSH_BYTES
+                                flush_at = credit - FLUSH_BYTES
                                 if answers.paused:
                                     break
                             continue
@@ -221,7 +220,6 @@ class FastPath:
                     elif length <= MAX_FAST_READ_BYTES:
                         filled = answers.make_room(filled, 2 * length)  # never more headers than data
                         arena = answers.arena
-                        flush_at = answers.sent + FLUSH_BYTES
                         numbers = stat_sn, exp_cmd_sn + 1, max_cmd_sn + 1
                         assert nexus is not None
                         stop = self._read_in_segments(nexus, lba, length, itt, filled, numbers)
@@ -233,6 +231,9 @@ class FastPath:
                             reads += 1
                             read_bytes += length
                             credit -= length
+                            if credit <= flush_at:
+                                filled = answers.flush(filled)
+                                flush_at = credit - FLUSH_BYTES
                             if answers.paused:
                                 break
                             continue
@@ -275,7 +276,6 @@ class FastPath:
                         if filled + _ANSWER_ROOM > ARENA_BYTES:
                             filled = answers.make_room(filled, _ANSWER_ROOM)
                             arena = answers.arena
-                            flush_at = answers.sent + FLUSH_BYTES
                         exp_cmd_sn += 1
                         max_cmd_sn += 1
                         pack(arena, filled, _RESPONSE, 0, itt, 0, stat_sn, exp_cmd_sn, max_cmd_sn)
@@ -287,6 +287,11 @@ class FastPath:
                         writes += 1
                         written_bytes += length
                         credit -= length if length > small else small
+                        if credit <= flush_at:
+                            filled = answers.flush(filled)
+                            flush_at = credit - FLUSH_BYTES
+                            if answers.paused:
+                                break
                         continue
 
             # Data-Out, and whatever the above did not answer.
@@ -304,7 +309,6 @@ class FastPath:
                     after = answers.put(after, data)
             filled = after
             arena = answers.arena
-            flush_at = answers.sent + FLUSH_BYTES
             exp_cmd_sn = session.exp_cmd_sn
             max_cmd_sn = session.max_cmd_sn
             stat_sn = connection.stat_sn
