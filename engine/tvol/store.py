@@ -524,7 +524,7 @@ class NativeStore:
         """No freed content can be read from the file when it returns.
 
         Freed chunks are given back to the host, or overwritten where it cannot punch holes. Raises InvalidState: space
-        of deleted nodes is still to be reclaimed, and cannot be now.
+        of deleted nodes is still to be reclaimed, and cannot be now. Raises StoreFailed.
         """
         core = self._core
         await self._reclaimed()
@@ -535,8 +535,7 @@ class NativeStore:
         await self._housekeeper.idle()  # it may hold chunks that it is punching
         await core.punch_all()
         await core.zero_all()
-        await core.env.workers.run(core.file.sync_data)
-        core.check()
+        await core.flush()  # no sync of its own: one that fails may have lost what others wrote, and must be sticky
 
     async def _reclaimed(self) -> None:
         self._housekeeper.wake()

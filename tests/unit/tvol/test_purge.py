@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import NotSupported
-from engine.files import real_env
+from engine.errors import MediumError, NotSupported, StoreFailed
+from engine.files import RealFile, real_env
 from engine.stores import PurgingStore
 from engine.tvol.file import TvolFile
 from engine.units import KIB, MIB
@@ -99,3 +99,29 @@ async def test_without_holes_in_the_host_file_the_data_is_overwritten(store, mon
     await head.discard(0, SIZE)
     await store.purge()
     assert not is_found(store)
+
+
+async def test_a_sync_that_fails_at_the_end_of_a_purge_is_not_forgotten(store, monkeypatch):
+    """It may have lost what others wrote: a later flush that succeeded would vouch for that."""
+    head = store.volume("v")
+    await fill(head)
+    await head.flush()
+    await head.discard(0, SIZE)
+    punch, sync, has_punched = RealFile.punch, RealFile.sync_data, []
+
+    def punch_and_note(self, offset, length, /):
+        punch(self, offset, length)
+        has_punched.append(offset)
+
+    def fail_once(self):
+        if has_punched:
+            has_punched.clear()
+            raise MediumError("fdatasync: input/output error")
+        sync(self)
+
+    monkeypatch.setattr(RealFile, "punch", punch_and_note)
+    monkeypatch.setattr(RealFile, "sync_data", fail_once)
+    with pytest.raises(StoreFailed):
+        await store.purge()
+    with pytest.raises(StoreFailed):
+        await head.flush()
