@@ -347,13 +347,20 @@ class NativeHead(NativeDevice):
             self._check_extent(offset, length)
         self._core.check()
 
-    def _admit(self, first: int, last: int) -> tuple[_Admission, list[_Admission]]:
-        """Take a place in the order for chunk indexes first..last; with those that must end before."""
+    async def _turn(self, first: int, last: int) -> _Admission:
+        """Take a place in the order for chunk indexes first..last, in this step of the loop, and wait until all earlier
+        ones that overlap have ended. ``_leave`` must follow."""
         earlier = self._overlapping(first, last)
         admission = _Admission(first, last, self._epoch, self._core.begin_operation())
         self._admissions.append(admission)
         self._epoch.writers += 1
-        return admission, earlier
+        try:
+            for other in earlier:
+                await other.done.wait()
+        except BaseException:
+            self._leave(admission)
+            raise
+        return admission
 
     def _leave(self, admission: _Admission) -> None:
         self._admissions.remove(admission)
@@ -367,10 +374,8 @@ class NativeHead(NativeDevice):
         in: the epoch's node, asked anew after each wait. What was changed is durable at the end without write cache.
         """
         await self._admitted(offset, length)
-        admission, earlier = self._admit(offset >> self._shift, (offset + length - 1) >> self._shift)
+        admission = await self._turn(offset >> self._shift, (offset + length - 1) >> self._shift)
         try:
-            for other in earlier:
-                await other.done.wait()
             yield admission.epoch
         finally:
             self._leave(admission)
@@ -386,10 +391,8 @@ class NativeHead(NativeDevice):
         """
         await self._admitted(offset, len(data))
         if len(data):
-            admission, earlier = self._admit(offset >> self._shift, (offset + len(data) - 1) >> self._shift)
+            admission = await self._turn(offset >> self._shift, (offset + len(data) - 1) >> self._shift)
             try:
-                for other in earlier:
-                    await other.done.wait()
                 await self._write_range(admission, offset, data)
             finally:
                 self._leave(admission)
@@ -460,10 +463,8 @@ class NativeHead(NativeDevice):
         assert len(data) <= ATOMIC_WRITE_BYTES
         await self._admitted(offset, len(data))
         if len(data):
-            admission, earlier = self._admit(offset >> self._shift, (offset + len(data) - 1) >> self._shift)
+            admission = await self._turn(offset >> self._shift, (offset + len(data) - 1) >> self._shift)
             try:
-                for other in earlier:
-                    await other.done.wait()
                 await self._write_piece(admission, offset, data, redirect=True)
             finally:
                 self._leave(admission)
@@ -476,10 +477,8 @@ class NativeHead(NativeDevice):
             return None
         await self._admitted(offset, length)
         first, last = offset >> self._shift, (offset + length - 1) >> self._shift
-        admission, earlier = self._admit(first, last)
+        admission = await self._turn(first, last)
         try:
-            for other in earlier:
-                await other.done.wait()
             self._core.check()
             chunks = self._take_whole(admission.epoch.node, first, last)
         except OutOfSpace:
@@ -528,10 +527,8 @@ class NativeHead(NativeDevice):
         await self._admitted(offset, length)
         if not length:
             return
-        admission, earlier = self._admit(offset >> self._shift, (offset + length - 1) >> self._shift)
+        admission = await self._turn(offset >> self._shift, (offset + length - 1) >> self._shift)
         try:
-            for other in earlier:
-                await other.done.wait()
             await self._clear(admission, offset, offset + length, value)
         finally:
             self._leave(admission)
@@ -582,16 +579,16 @@ class NativeHead(NativeDevice):
         await self._admitted(0, 0)
         core = self._core
         self.shut()  # no write may wait behind this one and then find itself beyond the end
-        admission, earlier = self._admit(0, MAX_VOLUME_CHUNKS)
         try:
-            for other in earlier:
-                await other.done.wait()
-            if size_bytes < self._node.size_bytes:
-                await self._clear(admission, size_bytes, self._node.size_bytes, EMPTY)
-            await core.make_room(reserved=True)
-            core.log(RecordType.RESIZE, layout.RESIZE.pack(self._node.id, size_bytes))
+            admission = await self._turn(0, MAX_VOLUME_CHUNKS)
+            try:
+                if size_bytes < self._node.size_bytes:
+                    await self._clear(admission, size_bytes, self._node.size_bytes, EMPTY)
+                await core.make_room(reserved=True)
+                core.log(RecordType.RESIZE, layout.RESIZE.pack(self._node.id, size_bytes))
+            finally:
+                self._leave(admission)
         finally:
-            self._leave(admission)
             self.reopen()
         await core.flush()
 
