@@ -141,7 +141,7 @@ class FastPath:
         exp_cmd_sn = session.exp_cmd_sn
         max_cmd_sn = session.max_cmd_sn
         stat_sn = connection.stat_sn
-        is_open = session.is_fast() and exp_cmd_sn < _WRAP_GUARD > max_cmd_sn and stat_sn < _WRAP_GUARD
+        is_open = self._is_open()
         at_lun = blocks_end = shift = -1  # the logical unit of the command before, and what is asked of it each time
         nexus = device = None
         if answers.paused:
@@ -312,7 +312,7 @@ class FastPath:
             exp_cmd_sn = session.exp_cmd_sn
             max_cmd_sn = session.max_cmd_sn
             stat_sn = connection.stat_sn
-            is_open = session.is_fast() and exp_cmd_sn < _WRAP_GUARD > max_cmd_sn and stat_sn < _WRAP_GUARD
+            is_open = self._is_open()
             at_lun = -1  # what stands between a command and its medium may have changed,
             segment = connection.segment_bytes  # and a text request may have changed this
             position += size
@@ -330,6 +330,12 @@ class FastPath:
         if nexus is not None and (reads or writes):
             nexus.stats.count_pass(reads, read_bytes, writes, written_bytes, began)
         return position
+
+    def _is_open(self) -> bool:
+        """Whether the next command may be answered here: the session lets it, and no serial number is about to wrap."""
+        session = self._session
+        last = max(session.exp_cmd_sn, session.max_cmd_sn, self._connection.stat_sn)
+        return last < _WRAP_GUARD and session.is_fast()
 
     def _read_in_segments(
         self, nexus: Nexus, lba: int, length: int, itt: int, filled: int, numbers: tuple[int, int, int]
