@@ -1,7 +1,6 @@
 """A volume file on the real file system: what its users rely on, one behaviour each."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,6 @@ from engine.errors import (
     StoreFailed,
     WriteProtected,
 )
-from engine.files import real_env
 from engine.stores import Extent, ExtentState
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
@@ -24,18 +22,6 @@ from engine.units import KIB, MIB
 
 CHUNK = 64 * KIB
 SIZE = 4 * MIB
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "v.tvol"
-
-
-@pytest.fixture
-def env():
-    made = real_env()
-    yield made
-    made.workers.close()
 
 
 @pytest.fixture

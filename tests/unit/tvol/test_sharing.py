@@ -2,7 +2,6 @@
 
 import asyncio
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidArgument, InvalidState, NotFound, NotSupported, OutOfRange
-from engine.files import real_env
 from engine.stores import Extent, ExtentState
 from engine.tvol import claims, layout, superblock
 from engine.tvol.births import Births
@@ -26,18 +24,6 @@ from tests.support.made_volumes import make_volume
 
 CHUNK = 64 * KIB
 SIZE = 64 * MIB
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "v.tvol"
-
-
-@pytest.fixture
-def env():
-    made = real_env()
-    yield made
-    made.workers.close()
 
 
 @pytest.fixture
