@@ -59,6 +59,15 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """While it is valid its snapshot cannot be deleted. Times are seconds since the epoch; without an expiry: None."""
+
+    owner: str
+    held_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoreCapabilities:
     """What a store can do by itself; the engine supplies or refuses the rest."""
 
@@ -222,6 +231,43 @@ class PurgingStore(Protocol):
         ...
 
 
+class SnapshotNotes(Protocol):
+    """What a store remembers of its snapshots beside their content. Raises NotFound for those that are gone."""
+
+    def parent(self, device: Frozen | Head, /) -> Frozen | None:
+        """The snapshot that ``device`` goes back to: the nearest above it in the family tree that exists."""
+        ...
+
+    def is_scheduled(self, snapshot: Frozen, /) -> bool:
+        """Whether a schedule made it, so that retention may delete it."""
+        ...
+
+    def description(self, snapshot: Frozen, /) -> str: ...
+    async def describe(self, snapshot: Frozen, text: str, /) -> None:
+        """Replace the description, durably. Raises InvalidArgument: too long."""
+        ...
+
+    def holds(self, snapshot: Frozen, /) -> list[Hold]:
+        """The valid holds, by owner. While there is one, deleting the snapshot or its volume raises InUse."""
+        ...
+
+    async def hold(self, snapshot: Frozen, owner: str, expires_at: float | None, /) -> Hold:
+        """Hold for ``owner``, or give their hold another expiry; durable. Raises InvalidArgument."""
+        ...
+
+    async def release(self, snapshot: Frozen, owner: str, /) -> None:
+        """End a hold, durably. Raises NotFound: the owner has none."""
+        ...
+
+
+@runtime_checkable
+class NotingStore(Protocol):
+    """A store that remembers who holds a snapshot and what it is for."""
+
+    @property
+    def notes(self) -> SnapshotNotes: ...
+
+
 class VolumeStore(Protocol):
     """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
 
@@ -236,12 +282,15 @@ class VolumeStore(Protocol):
     def volumes(self) -> Sequence[Head]: ...
     def snapshots(self, volume_id: str | None = None) -> Sequence[Frozen]: ...
 
-    async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Frozen:
+    async def snapshot(
+        self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False, scheduled: bool = False
+    ) -> Frozen:
         """Freeze the volume at this instant (an epoch flip in the call's first step, after ``prepare_flip``) and
         return once durable.
 
         Writes admitted before belong to the snapshot, later ones do not; nobody waits for it. ``guid`` is for
         a recovery point that exists elsewhere already. ``hidden`` ones are the engine's own (common points).
+        ``scheduled``: a schedule makes it (``SnapshotNotes.is_scheduled``).
         """
         ...
 

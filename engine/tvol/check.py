@@ -1,4 +1,5 @@
-"""``twinvol check``: is a volume file what it should be? Reads only; shares nothing with the writer but layout.py.
+"""``twinvol check``: is a volume file what it should be? Reads only; shares nothing with the writer but layout.py and
+layout_notes.py.
 
 The writer keeps deadlists, births and counters up to date by rules; this module recomputes each of them from the
 maps and compares. Invariants, for a node N with parent P (a snapshot):
@@ -8,10 +9,11 @@ maps and compares. Invariants, for a node N with parent P (a snapshot):
 3. N's deadlist is exactly what P's map names and N's map at the same place does not, bucketed by birth.
 4. A chunk is allocated (has a birth) if and only if some map names it or the reclaim queue holds it.
 5. A page is used by one structure only, except a leaf, which N may share with P at the same place.
-6. All this holds of *claims*, which are chunks or slots of the table of shared chunks. A slot in use names a chunk
+6. A hold or description is of a snapshot that is not deleted.
+7. All this holds of *claims*, which are chunks or slots of the table of shared chunks. A slot in use names a chunk
    that is allocated. A chunk is ``BIRTH_SHARED`` if and only if slots name it and nothing names it by its number.
 
-The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2, 4 and 6 are asked again:
+The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2, 4, 6 and 7 are asked again:
 a file that needs recovery is checked as it would be after it.
 
 A superblock slot that does not verify beside a good one is a note, not damage: a crash leaves that legally.
@@ -197,11 +199,19 @@ class _Checker:
         parent = self._image.nodes.get(record.parent)
         return (None, 0) if parent is None else (parent, parent.record.generation)
 
+    def _notes(self) -> None:
+        image = self._image
+        for number in {number for number, _ in image.holds} | image.described:
+            node = image.nodes.get(number)
+            if node is None or node.record.kind != NodeKind.SNAPSHOT or node.record.flags & NodeFlag.DELETED:
+                self._damage("notes", f"a hold or description is of node {number}, which is no snapshot that exists")
+
     # Maps, births and deadlists
 
     def ownership(self, *, deadlists: bool = False) -> dict[int, tuple[int, int]]:
-        """Invariants 1 to 4; (mapped, own) of each node."""
+        """Invariants 1 to 4, 6 and 7; (mapped, own) of each node."""
         image = self._image
+        self._notes()
         self._owned[:] = 0
         counts = {node.record.node: self._node(node, deadlists=deadlists) for node in image.nodes.values()}
         held = self._valid(image.reclaim, "reclaim queue")
@@ -210,7 +220,7 @@ class _Checker:
         return counts
 
     def _lost(self) -> None:
-        """Claims that nobody has, and chunks that nobody claims (invariants 4 and 6)."""
+        """Claims that nobody has, and chunks that nobody claims (invariants 4 and 7)."""
         births, slots = self._image.births, self._image.slots
         owned, slots_owned = np.split(self._owned > 0, [len(births)])
         used = slots[slots[:, 1] != layout.BIRTH_FREE, 0]

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest as checksum64
 from engine.errors import EngineError
 from engine.tvol import layout
 from engine.tvol.layout import LayoutError, PageRef, RootType
+from engine.tvol.layout_notes import HoldRecord, NodeText
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -114,6 +115,9 @@ class Image:
     """(chunk, birth) of each slot of the table of shared chunks."""
     pages: dict[int, str]
     """Every page in use and who uses it."""
+    holds: set[tuple[int, str]] = field(default_factory=set)
+    """(node, owner)"""
+    described: set[int] = field(default_factory=set)
 
 
 _NO_WORDS: Words = np.zeros(0, dtype=np.uint32)
@@ -237,6 +241,10 @@ class Loader:
                     image.slots = self._slots(layout.WordsRecord.parse(payload))
                 elif kind == RootType.NODE:
                     nodes.append(layout.NodeRecord.parse(payload))
+                elif kind == RootType.HOLDS:
+                    image.holds = {(found.node, found.owner) for found in HoldRecord.parse_all(payload)}
+                elif kind == RootType.DESCRIPTIONS:
+                    image.described = {found.node for found in NodeText.parse_all(payload)}
                 elif not flags & layout.ROOT_OPTIONAL:
                     raise LayoutError(f"a record of unknown type {kind}")
         except LayoutError as error:

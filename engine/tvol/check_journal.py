@@ -21,6 +21,7 @@ from engine.errors import EngineError
 from engine.tvol import layout
 from engine.tvol.check_image import Leaf, Node
 from engine.tvol.layout import LayoutError, NodeFlag, NodeKind, RecordType
+from engine.tvol.layout_notes import HoldRecord, NodeText
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,9 @@ class Replay:
             RecordType.METADATA: self._metadata,
             RecordType.FAILED: lambda record: None,
             RecordType.SHARE: self._share_chunks,
+            RecordType.HOLD: self._hold,
+            RecordType.RELEASE: self._release,
+            RecordType.DESCRIBE: self._describe,
         }
         image.births, image.slots = image.births.copy(), image.slots.copy()
         self._free_unnamed()
@@ -383,6 +387,24 @@ class Replay:
         for (number,) in layout.NODE_ID.iter_unpack(record.payload):
             node = self._node(number)
             self._change(node, flags=node.record.flags | NodeFlag.DELETED)
+            self._image.holds = {held for held in self._image.holds if held[0] != number}
+            self._image.described.discard(number)
+
+    def _hold(self, record: layout.Record) -> None:
+        for found in HoldRecord.parse_all(record.payload):
+            self._image.holds.add((self._snapshot_of(found.node).record.node, found.owner))
+
+    def _release(self, record: layout.Record) -> None:
+        for found in NodeText.parse_all(record.payload):
+            if (found.node, found.text) not in self._image.holds:
+                raise LayoutError(f"releases a hold that {self._node(found.node).where} does not have")
+            self._image.holds.discard((found.node, found.text))
+
+    def _describe(self, record: layout.Record) -> None:
+        for found in NodeText.parse_all(record.payload):
+            self._image.described.discard(self._snapshot_of(found.node).record.node)
+            if found.text:
+                self._image.described.add(found.node)
 
     def _merge(self, record: layout.Record) -> None:
         (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)

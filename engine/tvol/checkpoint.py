@@ -79,6 +79,7 @@ class _Capture:
     features: Feature
     reclaim: list[array[int]]
     nodes: list[_NodeCapture]
+    notes: list[tuple[RootType, bytes]]
     free: list[int]
     clean: bool
     reachable: set[int] = field(default_factory=set)
@@ -200,6 +201,7 @@ class Checkpointer:
             features=Feature.SHARED_CHUNKS if claims.in_use else Feature(0),
             reclaim=list(family.reclaim),
             nodes=[_capture_node(node) for node in [*nodes, *family.reclaiming]],
+            notes=family.notes.records(),
             free=free,
             clean=self._clean,
         )
@@ -238,7 +240,7 @@ class Checkpointer:
         for chunks in capture.reclaim:
             words += chunks
         reclaim = WordsRecord(len(words), await writer.add_stream(words.tobytes()))
-        records = [
+        records: list[tuple[RootType, bytes]] = [
             (RootType.FILE, capture.file.serialize()),
             (RootType.BIRTHS, WordsRecord(capture.births_count, tuple(births.pages)).serialize()),
             (RootType.RECLAIM, reclaim.serialize()),
@@ -246,6 +248,7 @@ class Checkpointer:
         if capture.features & Feature.SHARED_CHUNKS:
             slots = WordsRecord(2 * capture.slots_count, tuple(claims.pages))
             records.append((RootType.SLOTS, slots.serialize()))
+        records += capture.notes
         _reach(capture.reachable, births.pages, claims.pages, reclaim.pages)
         for number, node in enumerate(capture.nodes):
             records.append((RootType.NODE, await self._write_node(writer, node)))

@@ -220,7 +220,7 @@ ROOT_OPTIONAL = 1
 
 
 class RootType(enum.IntEnum):
-    """Types of root stream records. Those from 16 on are reserved names, not written by version 1."""
+    """Types of root stream records. DIGESTS, ENCRYPTION and QUOTAS are reserved names, not written by version 1."""
 
     FILE = 1
     BIRTHS = 2
@@ -231,6 +231,7 @@ class RootType(enum.IntEnum):
     ENCRYPTION = 17
     HOLDS = 18
     QUOTAS = 19
+    DESCRIPTIONS = 20
 
 
 def pack_root_record(kind: int, payload: bytes, flags: int = 0) -> bytes:
@@ -306,6 +307,8 @@ class NodeFlag(enum.IntFlag):
     """Invisible; merged away once it has at most one child."""
     RECLAIMING = 16
     """Out of the tree; its map's chunks born after ``generation`` are being freed, leaf by leaf."""
+    SCHEDULED = 32
+    """A snapshot that a schedule made: retention may delete it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +414,8 @@ COMMIT_ALIGNMENT = 512
 
 
 class RecordType(enum.IntEnum):
-    """Journal records. GROUP_PREPARE is reserved, not written by version 1."""
+    """Journal records. GROUP_PREPARE is reserved, not written by version 1. HOLD, RELEASE and DESCRIBE have their
+    payloads in ``layout_notes.py``."""
 
     PAD = 1
     COMMIT = 2
@@ -430,6 +434,9 @@ class RecordType(enum.IntEnum):
     METADATA = 15
     FAILED = 16
     SHARE = 17
+    HOLD = 24
+    RELEASE = 25
+    DESCRIBE = 26
     GROUP_PREPARE = 32
 
 

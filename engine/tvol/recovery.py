@@ -59,7 +59,17 @@ if TYPE_CHECKING:
 NO_BOOT = ""
 """In a superblock: no boot's page cache may be trusted."""
 
-_KNOWN_ROOT_TYPES = frozenset({RootType.FILE, RootType.BIRTHS, RootType.NODE, RootType.RECLAIM, RootType.SLOTS})
+_KNOWN_ROOT_TYPES = frozenset(
+    {
+        RootType.FILE,
+        RootType.BIRTHS,
+        RootType.NODE,
+        RootType.RECLAIM,
+        RootType.SLOTS,
+        RootType.HOLDS,
+        RootType.DESCRIPTIONS,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +177,9 @@ class _Loader:
         self._load_nodes(family, [NodeRecord.parse(payload) for payload in records.get(RootType.NODE, [])])
         if len(family.nodes) != scalars.node_count:
             raise LayoutError(f"{len(family.nodes)} nodes where {scalars.node_count} are expected")
+        family.notes.load(records.get(RootType.HOLDS, []), records.get(RootType.DESCRIPTIONS, []))
+        if not family.notes.named <= family.nodes.keys():
+            raise LayoutError("a hold or description is of a node that does not exist")
         return family, reachable_pages(family, superblock.root_index, root_refs, reclaim)
 
     def _claims(self, births: Births, payloads: list[bytes] | None) -> Claims:

@@ -27,6 +27,7 @@ from engine.errors import (
     OutOfSpace,
     StoreFailed,
 )
+from engine.steady_clock import SteadyClock
 from engine.stores import Extent, Space, StoreCapabilities
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
@@ -34,6 +35,7 @@ from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent,
 from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
+from engine.tvol.notes import NativeNotes
 from engine.tvol.sharing import share
 from engine.tvol.space import unique_chunks
 
@@ -65,6 +67,9 @@ class NativeStore:
         self._sealing: set[asyncio.Task[None]] = set()
         self._heads: dict[int, NativeHead] = {}
         self._snapshots: dict[int, NativeSnapshot] = {}
+        self.notes = NativeNotes(
+            core, SteadyClock(core.env.clock), self._sealed_snapshot, self._native, self._snapshots.__getitem__
+        )
         for node in core.family.nodes.values():
             if node.live:
                 self._add_device(node)
@@ -251,7 +256,9 @@ class NativeStore:
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
-    async def snapshot(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> NativeSnapshot:
+    async def snapshot(
+        self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False, scheduled: bool = False
+    ) -> NativeSnapshot:
         """Freeze the volume at this instant (the flip is in the call's first step, if there is room for it as
         ``prepare_flip`` makes it) and return once durable.
 
@@ -261,7 +268,7 @@ class NativeStore:
         if not self._core.ready_for_tree_record(self._tree_pages()):
             self._check_snapshot(head, name, guid)
             await self.prepare_flip()
-        flip = self.flip(head, name, guid=guid, hidden=hidden)
+        flip = self.flip(head, name, guid=guid, hidden=hidden, scheduled=scheduled)
         # The sealing goes on if the caller is cancelled: the flip has happened and others may build on it.
         task = asyncio.create_task(self.seal(flip), name=f"seal {name}")
         self._sealing.add(task)
@@ -278,7 +285,9 @@ class NativeStore:
         """Return when ``flip`` has the room it needs; call it before the next await."""
         await self._core.make_room(pages=self._tree_pages(), reserved=True)
 
-    def flip(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Flip:
+    def flip(
+        self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False, scheduled: bool = False
+    ) -> Flip:
         """The snapshot's instant, synchronously: writes admitted before belong to it, later ones do not.
 
         ``seal`` must follow; a snapshot without it is dropped at the next open. Raises as ``snapshot``.
@@ -286,9 +295,8 @@ class NativeStore:
         self._check_snapshot(head, name, guid)
         found = self._head(head)
         core, node_id = self._core, self._new_node()
-        fixed = layout.SNAPSHOT_BEGIN.pack(
-            found.node_id, node_id, NodeFlag.HIDDEN if hidden else 0, core.env.clock.time()
-        )
+        flags = NodeFlag.HIDDEN * hidden | NodeFlag.SCHEDULED * scheduled
+        fixed = layout.SNAPSHOT_BEGIN.pack(found.node_id, node_id, flags, core.env.clock.time())
         core.log(RecordType.SNAPSHOT_BEGIN, fixed + layout.pack_text(guid or str(uuid.uuid4()), name))
         node = core.family.node(node_id)
         device = self._snapshots[node_id] = NativeSnapshot(core, node)
@@ -332,11 +340,12 @@ class NativeStore:
     async def delete_snapshot(self, snapshot: Frozen) -> None:
         """Remove a snapshot; its space comes back in the background. Clones of it keep what they share.
 
-        Raises NotFound, StoreFailed, OutOfSpace.
+        Raises NotFound, InUse (it is held), StoreFailed, OutOfSpace.
         """
         found = self._sealed_snapshot(snapshot)
         await self._core.make_room(reserved=True)
         if found.node.live:
+            self.notes.require_free([found.node])
             self._delete([found])
         await self._core.flush()
         self._housekeeper.wake()
@@ -416,10 +425,14 @@ class NativeStore:
             head.shut()
 
     async def delete_volume(self, head: Head) -> None:
-        """Delete a volume with its snapshots and staging area. Raises InUse, naming the linked clones of them."""
+        """Delete a volume with its snapshots and staging area.
+
+        Raises InUse, naming the linked clones of them, or who holds a snapshot.
+        """
         found = self._volume(head)
         self._check_clones(found)
         devices = self._devices_of(found.volume_id)
+        self.notes.require_free(device.node for device in devices)
         heads = [device for device in devices if isinstance(device, NativeHead)]
         self._shut_all(heads)
         try:
@@ -431,6 +444,7 @@ class NativeStore:
             for device in devices:
                 if isinstance(device, NativeSnapshot):
                     self._sealed_snapshot(device)
+            self.notes.require_free(device.node for device in devices)
             self._delete(devices)
         finally:
             for shut in heads:

@@ -19,6 +19,7 @@ Rules kept here (STORE section 3, each with the simulation that fails without it
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections import deque
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ from engine.tvol.layout import (
     NodeKind,
     RecordType,
 )
+from engine.tvol.notes import Notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +134,7 @@ class Family:
     def __init__(self, births: Births, chunk_bytes: int, claims: Claims | None = None) -> None:
         self.births = births
         self.claims = claims or Claims(births)
+        self.notes = Notes()
         self.chunk_bytes = chunk_bytes
         self.generation = 1
         self.next_node = 1
@@ -164,6 +167,9 @@ class Family:
             RecordType.STAGING_COMMIT: self._apply_staging_commit,
             RecordType.METADATA: self._apply_metadata,
             RecordType.SHARE: self._apply_share,
+            RecordType.HOLD: functools.partial(self._apply_note, RecordType.HOLD),
+            RecordType.RELEASE: functools.partial(self._apply_note, RecordType.RELEASE),
+            RecordType.DESCRIBE: functools.partial(self._apply_note, RecordType.DESCRIBE),
         }
 
     def apply(self, kind: int, payload: bytes) -> None:
@@ -431,6 +437,7 @@ class Family:
         """From now on nobody sees the node; it keeps its place until it is merged."""
         node.flags = (node.flags | NodeFlag.DELETED) & ~NodeFlag.UNSEALED
         self.deleted[node.id] = node
+        self.notes.forget(node.id)
 
     def _apply_merge(self, payload: bytes) -> None:
         (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
@@ -513,6 +520,12 @@ class Family:
         (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
         (name,), _ = layout.unpack_text(payload, layout.NODE_ID.size, 1)
         self.node(node_id).name = name
+
+    def _apply_note(self, kind: RecordType, payload: bytes) -> None:
+        (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
+        self._snapshot(node_id)
+        self.notes.apply(kind, payload)
+        self.structure_pages += 1
 
     def _apply_staging_begin(self, payload: bytes) -> None:
         head_id, base_id, node_id, created_at = layout.unpack_fields(layout.STAGING_BEGIN, payload)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InUse, InvalidState, MediumError, NotFound, OutOfSpace, StoreFailed, WriteProtected
 from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
-from tests.support.volume_oracle import Content, Windows, moved, tagged
+from tests.support.volume_oracle import Content, Violation, Windows, moved, tagged
 
 if TYPE_CHECKING:
     import random
@@ -28,7 +28,7 @@ SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
 
 IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic", "share", "purge")
-STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed", "offload")
+STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed", "offload", "hold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1), (10, 6, 2, 3, 2, 1, 4, 1, 4)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1), (10, 8, 1, 1, 0, 0, 0, 0, 2)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1), (10, 8, 1, 1, 0, 0, 1, 0, 1)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1), (20, 24, 2, 2, 0, 1, 2, 0, 6)),
-    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1), (10, 14, 3, 4, 2, 2, 4, 1, 40)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8)),
+    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2)),
 }
 
 
@@ -424,7 +424,35 @@ class Client:
             snapshot.doomed = False
             raise
         if not self.files.dead:
+            self._deleted_free(snapshot)
             self.family.snapshots.pop(snapshot.guid, None)
+
+    def _deleted_free(self, snapshot: Snapshot) -> None:
+        promised = snapshot.holds - snapshot.maybe_holds
+        if promised:
+            raise Violation(f"snapshot {snapshot.guid} was deleted, though {promised} hold it")
+
+    async def _hold(self) -> None:
+        """Hold a snapshot, or give it free."""
+        snapshot = self._pick_snapshot()
+        if snapshot is None or snapshot.frozen is None:
+            return
+        owner = self.rng.choice(("backup", "test"))
+        if owner in snapshot.maybe_holds:
+            return
+        snapshot.maybe_holds.add(owner)
+        hold = owner not in snapshot.holds or self.rng.random() < 0.2
+        self.family.tell(f"{'hold' if hold else 'release'} {snapshot.frozen.name} for {owner}")
+        try:
+            if hold:
+                await self.store.notes.hold(snapshot.frozen, owner, None)
+            else:
+                await self.store.notes.release(snapshot.frozen, owner)
+            if not self.files.dead:
+                (snapshot.holds.add if hold else snapshot.holds.discard)(owner)
+        finally:
+            if self._decided():
+                snapshot.maybe_holds.discard(owner)
 
     async def _clone(self) -> None:
         snapshot = self._pick_snapshot()
@@ -524,8 +552,9 @@ class Client:
             if not self.files.dead:
                 del self.family.volumes[volume.volume_id]
                 for snapshot in its:
+                    self._deleted_free(snapshot)
                     del self.family.snapshots[snapshot.guid]
-        except REFUSALS:  # it has linked clones
+        except REFUSALS:  # it has linked clones, or a snapshot is held
             for snapshot in its:
                 snapshot.doomed = False
             raise

@@ -8,9 +8,10 @@ raises ``Violation`` when it shows neither.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.stores import NotingStore
 from tests.support.volume_oracle import Content, Violation, Windows
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class Snapshot:
     pinned: bool = False
     frozen: Frozen | None = None
     users: int = 0
+    holds: set[str] = field(default_factory=set)
+    """Owners whose hold was promised."""
+    maybe_holds: set[str] = field(default_factory=set)
+    """Owners of whom a call under way may make or end a hold."""
 
 
 @dataclass(slots=True)
@@ -155,6 +160,7 @@ class Family:
         for volume in self.volumes.values():
             self._match_staging(volume, store.staging(volume.volume_id))
         for snapshot in self.snapshots.values():
+            self._match_holds(snapshot, store)
             await self._read_snapshot(snapshot, read)
         for volume in self.volumes.values():
             await self._read_volume(volume, read, durable=durable)
@@ -213,6 +219,14 @@ class Family:
                 del self.snapshots[guid]
             else:
                 raise Violation(f"snapshot {guid} is gone")
+
+    def _match_holds(self, snapshot: Snapshot, store: VolumeStore) -> None:
+        assert isinstance(store, NotingStore)
+        assert snapshot.frozen is not None
+        found = {hold.owner for hold in store.notes.holds(snapshot.frozen)}
+        if found - snapshot.maybe_holds != snapshot.holds - snapshot.maybe_holds:
+            raise Violation(f"snapshot {snapshot.frozen.name!r} has holds of {found} instead of {snapshot.holds}")
+        snapshot.holds, snapshot.maybe_holds = found, set()
 
     def _match_staging(self, volume: Volume, head: Head | None) -> None:
         staging = volume.staging

@@ -38,6 +38,7 @@ from tests.simulation.directed import (
 )
 from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
+from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.support.sim_files import SimBlockFile, SimFileSystem
 from tests.support.volume_oracle import Violation
@@ -441,6 +442,7 @@ MUTATIONS: dict[str, Mutation] = {
         ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
     ),
     **SHARING,
+    **NOTES,
     # Checkpoint
     "pages-before-superblock": Mutation(
         "pages and data are durable before a superblock refers to them",
