@@ -17,6 +17,7 @@ from bench.machine import BUILD
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+SOURCES = ("loadgen", "initiator", "login", "figures", "crc32c")
 
 OK, WRONG_BYTES, USAGE, TARGET_LOST = 0, 1, 2, 3
 """Exit codes of the program."""
@@ -26,10 +27,13 @@ class BenchError(Exception):
     """Something that a benchmark needs is missing or failed; the message says what."""
 
 
-def build() -> Path:
-    """The compiled program, made anew when it is older than its sources. Raises BenchError, naming what is missing."""
-    sources = [SOURCE / f"{name}.c" for name in ("loadgen", "initiator", "login", "figures", "crc32c")]
-    program = BUILD / "loadgen"
+def build(names: tuple[str, ...] = SOURCES) -> Path:
+    """The compiled program, made anew when it is older than its sources. Raises BenchError, naming what is missing.
+
+    ``names``: of its sources, without ``.c``; the first is also the program's.
+    """
+    sources = [SOURCE / f"{name}.c" for name in names]
+    program = BUILD / names[0]
     newest = max(path.stat().st_mtime for path in (*sources, *SOURCE.glob("*.h")))
     if program.exists() and program.stat().st_mtime > newest:
         return program
@@ -37,10 +41,10 @@ def build() -> Path:
     if compiler is None:
         raise BenchError("no C compiler (Debian: apt-get install gcc libc6-dev)")
     BUILD.mkdir(parents=True, exist_ok=True)
-    fresh = BUILD / f"loadgen.{os.getpid()}"  # several test processes may build at once: the last rename wins
+    fresh = BUILD / f"{names[0]}.{os.getpid()}"  # several test processes may build at once: the last rename wins
     made = subprocess.run([compiler, *FLAGS, "-o", fresh, *sources], capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        raise BenchError(f"bench/loadgen.c does not build (Debian: gcc libc6-dev):\n{made.stderr}")
+        raise BenchError(f"bench/{names[0]}.c does not build (Debian: gcc libc6-dev):\n{made.stderr}")
     fresh.replace(program)
     return program
 

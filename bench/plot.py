@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from bench.report import SUBJECT, Row, from_json, machine_text, markdown, number
+from bench.report import FLOOR, SUBJECT, Row, from_json, machine_text, markdown, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,13 +30,14 @@ PEERS = (("tgtd", "tgtd's defaults", BLUE), ("tgtd tuned", "tgtd tuned", LIGHT_B
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: how long, what is written behind it, where its goal is."""
+    """One bar: how long, what is written behind it, where its goal and the floor are."""
 
     value: float
     label: str
     colour: str
     wanted: float | None = None
     reached: bool = True
+    floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +95,15 @@ def _legend(canvas: Canvas) -> None:
         x += 90 + 6.6 * len(title)
     canvas.rule(x + 3, canvas.y - 10, canvas.y + 2, INK, width=2)
     canvas.text(x + 10, canvas.y, "wanted", size=12, colour=SOFT)
+    canvas.rule(x + 63, canvas.y - 10, canvas.y + 2, RED, width=2)
+    canvas.text(x + 70, canvas.y, "the floor", size=12, colour=SOFT)
 
 
 def _panel(canvas: Canvas, title: str, note: str, lines: Sequence[Line], *, legend: bool = True) -> None:
     """One panel of horizontal bars from a common zero, with a dashed line at 1."""
     if not lines:
         return
-    longest = max(max(bar.value, bar.wanted or 0) for line in lines for bar in line.bars)
+    longest = max(max(bar.value, bar.wanted or 0, bar.floor or 0) for line in lines for bar in line.bars)
     step = next(s for s in (0.25, 0.5, 1, 2, 5, 10, 50, 1e3, 1e9) if longest / s <= 8)
     limit = step * (int(longest / step) + 1)
     scale = (BARS_RIGHT - BARS_LEFT) / limit
@@ -137,6 +140,9 @@ def _bars(canvas: Canvas, line: Line, scale: float) -> None:
         if bar.wanted is not None:
             canvas.rule(BARS_LEFT + bar.wanted * scale, y - 1, y + BAR + 1, INK, width=2)
             end = max(end, bar.wanted * scale + 2)
+        if bar.floor is not None:
+            canvas.rule(BARS_LEFT + bar.floor * scale, y - 1, y + BAR + 1, RED, width=2)
+            end = max(end, bar.floor * scale + 2)
         label = bar.label if bar.reached else f"{bar.label}, not reached"
         canvas.box(BARS_LEFT + end + 4, y, 5.8 * len(label), BAR, GROUND)  # so that no line runs through letters
         canvas.text(BARS_LEFT + end + 6, y + BAR - 2, label, size=11, colour=INK if bar.reached else RED)
@@ -152,7 +158,7 @@ def _rate_lines(rows: Sequence[Row]) -> list[Line]:
     lines = []
     for row in _beside_peers(rows):
         bars = [
-            Bar(goal.measured, f"{goal.measured:.2f}x", colour, goal.wanted, goal.reached)
+            Bar(goal.measured, f"{goal.measured:.2f}x", colour, goal.wanted, goal.reached, goal.floor)
             for peer, _, colour in PEERS
             if (goal := row.goal(peer)) is not None
         ]
@@ -170,9 +176,9 @@ def _cpu_lines(rows: Sequence[Row]) -> list[Line]:
         for peer, _, colour in PEERS:
             goal = judged[row.name].goal(peer) if row.name in judged else None
             ratio = goal.measured if goal else own / max(row.cpu_us[peer], 1e-9)
-            bars.append(
-                Bar(ratio, f"{ratio:.2f}x", colour, goal.wanted if goal else None, goal is None or goal.reached)
-            )
+            least = row.cpu_us[FLOOR] / max(row.cpu_us[peer], 1e-9) if FLOOR in row.cpu_us else None
+            wanted = goal.wanted if goal else None
+            bars.append(Bar(ratio, f"{ratio:.2f}x", colour, wanted, goal is None or goal.reached, least))
         others = " and ".join(number(row.cpu_us[peer]) for peer, _, _ in PEERS)
         lines.append(Line(row.name, f"{number(own)} us, tgtd {others} us", bars))
     return lines

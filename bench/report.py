@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-SUBJECT = "twinvol"
+SUBJECT, FLOOR = "twinvol", "floor"
 SCHEMA = 1
 IDLE_CPUS = 0.15
 """CPUs at work before the start, above which others were busy on the machine: such figures are a look, no result."""
@@ -19,7 +19,8 @@ IDLE_CPUS = 0.15
 class Goal:
     """Something that the project holds itself to: ``measured`` at least ``wanted``, or at most.
 
-    ``against``: the peer of a ratio; empty when ``measured`` is in the row's unit.
+    ``against``: the peer of a ratio; empty when ``measured`` is in the row's unit. ``floor``: the same of the system
+    calls alone (``floor.c``): a goal beyond it cannot be reached on that machine by any target that uses them.
     """
 
     against: str
@@ -27,16 +28,28 @@ class Goal:
     measured: float
     at_most: bool = False
     spread: tuple[float, float] | None = None
+    floor: float | None = None
 
     @property
     def reached(self) -> bool:
-        return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+        return self._is_met_by(self.measured)
+
+    def _is_met_by(self, value: float) -> bool:
+        return value <= self.wanted if self.at_most else value >= self.wanted
 
     def text(self, *, name: bool = True) -> str:
-        """``3.41x of tgtd (>= 3)``, with NOT REACHED behind it when it is. ``name``: whether to say of whom."""
+        """``3.41x of tgtd (>= 3)``; when lost with NOT REACHED, and what the floor has, behind it.
+
+        ``name``: whether to say of whom.
+        """
         whose = f"x of {self.against}" if self.against and name else "x" if self.against else ""
         sense = "<=" if self.at_most else ">="
-        return f"{self.measured:.2f}{whose} ({sense} {self.wanted:g}){'' if self.reached else ' NOT REACHED'}"
+        text = f"{self.measured:.2f}{whose} ({sense} {self.wanted:g})"
+        if self.reached:
+            return text
+        if self.floor is None:
+            return f"{text} NOT REACHED"
+        return f"{text} NOT REACHED; the floor: {self.floor:.2f}{'' if self._is_met_by(self.floor) else ', neither'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +162,15 @@ def markdown(head: Mapping[str, Any], rows: Iterable[Row], plot: str) -> str:
         "|---|---|---|---|",
         *("| " + " | ".join(_cells(row, peers)) + " |" for row in rows),
         "",
-        "| server CPU per I/O, us | twinvol | tgtd | tgtd tuned | client | p50 / p99 / p99.9 of twinvol, us |",
-        "|---|---|---|---|---|---|",
+        "| server CPU per I/O, us | twinvol | tgtd | tgtd tuned | floor | client | p50 / p99 / p99.9 of twinvol, us |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if not all(peer in row.cpu_us for peer in peers):
             continue
         own = row.latency_us.get(SUBJECT, {})
         latency = " / ".join(number(own[name]) for name in ("p50", "p99", "p99.9") if name in own)
-        costs = [number(row.cpu_us[who]) for who in (SUBJECT, *peers)]
+        costs = [number(row.cpu_us[who]) if who in row.cpu_us else "" for who in (SUBJECT, *peers, FLOOR)]
         client = "" if row.client_us is None else number(row.client_us)
         lines.append("| " + " | ".join([row.name, *costs, client, latency]) + " |")
     missed = [row.name for row in rows if not row.reached]

@@ -3,8 +3,10 @@
 Three targets serve a volume of 1 GiB each that is hot in the page cache, from files in one folder: twinvol with one
 snapshot of it, tgtd with its defaults, and tgtd tuned to what suits it best (one I/O thread, segments and first burst
 of 256 KiB). The client has one core, all targets share another; only one of them is measured at a time. Rounds
-alternate A B C, C B A ...; each round gives one ratio to each peer, the table shows the medians of the ratios. What no
-peer has (digests, idle sessions, a clone in the background) is compared with twinvol itself in the same way.
+alternate A B C, C B A ...; each round gives one ratio to each peer, the table shows the medians of the ratios. Beside
+them runs the floor: a C program that makes a target's system calls and does nothing else (``floor.c``), so that a goal
+which nobody could reach on this machine is told from one that twinvol misses. What no peer has (digests, idle
+sessions, a clone in the background) is compared with twinvol itself in the same way.
 
 The figure that varies least is the server's CPU per I/O, from the scheduler's own account. ``client`` is what the load
 generator itself costs per I/O: 1,000,000 / that is the most that it could have asked for.
@@ -37,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from bench.loadgen import BenchError, build
 from bench.machine import RESULTS, ROOT, available_memory, busy_cpus, facts, two_cores
 from bench.plot import svg
-from bench.report import SUBJECT, Goal, Row, line, machine_text, markdown, to_json
+from bench.report import FLOOR, SUBJECT, Goal, Row, line, machine_text, markdown, to_json
 from bench.rounds import (
     Client,
     Cloning,
@@ -55,14 +57,14 @@ from bench.rounds import (
     time_to_login,
     user_us,
 )
-from bench.targets import Endpoint, tgtd, twinvol, why_no_tgtd
+from bench.targets import Endpoint, floor, tgtd, twinvol, why_no_tgtd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 GIB = 1 << 30
-HOT_COPIES = 6
-"""Volumes that have to fit the page cache: three, what a snapshot keeps of one, a clone, and what is being replaced."""
+HOT_COPIES = 7
+"""Volumes that have to fit the page cache: four, what a snapshot keeps of one, a clone, and what is being replaced."""
 PEER, TUNED = "tgtd", "tgtd tuned"
 SNAPSHOT = "before"
 IDLE_SESSIONS = 64
@@ -269,8 +271,10 @@ def ratio_goal(
     results: Results, key: str, against: str, wanted: float, *, ours: str = SUBJECT, at_most: bool = False
 ) -> Goal:
     """What is wanted of the median of the paired ratios of one figure."""
-    ratio, spread = paired(*([float(f[key]) for f in results[who]] for who in (ours, against)))
-    return Goal(against, wanted, ratio, at_most, spread)
+    figures = {who: [float(f[key]) for f in found] for who, found in results.items()}
+    ratio, spread = paired(figures[ours], figures[against])
+    least = paired(figures[FLOOR], figures[against])[0] if FLOOR in figures else None
+    return Goal(against, wanted, ratio, at_most, spread, least)
 
 
 def ready_row(client: Client, subject: Endpoint, rounds: int, cpu: int, log: Path) -> Row:
@@ -345,7 +349,8 @@ def measure(
         subject = stack.enter_context(twinvol(work, SUBJECT, size, server_cpu))
         peer = stack.enter_context(tgtd(work, "tgtd", size, server_cpu))
         tuned = stack.enter_context(tgtd(work, "tuned", size, server_cpu, tuned=True))
-        bench = Bench(client, {SUBJECT: subject, PEER: peer, TUNED: tuned}, options)
+        least = stack.enter_context(floor(work, "floor", size, server_cpu))
+        bench = Bench(client, {SUBJECT: subject, PEER: peer, TUNED: tuned, FLOOR: least}, options)
         bench.fill()
         for name, step in plan():
             if options.only not in name:

@@ -1,7 +1,7 @@
-"""The two iSCSI targets that ``bench.side_by_side`` compares: started, given one volume each, stopped.
+"""The iSCSI targets that ``bench.side_by_side`` compares: started, given one volume each, stopped.
 
-Both are ordinary processes pinned to one core with all their threads; both serve one volume over loopback from a
-file in the same folder.
+They are ordinary processes pinned to one core with all their threads; each serves one volume over loopback from a
+file in the same folder. The third is no target but the system calls of one: ``floor.c`` says what it leaves out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench.loadgen import BenchError
+from bench.loadgen import BenchError, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +138,24 @@ def tgtd(work: Path, name: str, size_bytes: int, cpu: int, *, tuned: bool = Fals
             stop(process)
             for leftover in (f"socket.{control}", f"socket.{control}.lock"):
                 Path("/var/run/tgtd", leftover).unlink(missing_ok=True)
+
+
+@contextmanager
+def floor(work: Path, name: str, size_bytes: int, cpu: int) -> Iterator[Endpoint]:
+    """``bench/floor.c`` on a plain file."""
+    backing = work / f"{name}.raw"
+    with backing.open("wb") as file:
+        file.truncate(size_bytes)
+    command = ["taskset", "-c", str(cpu), str(build(("floor",))), str(backing)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = process.stdout.readline().strip()
+        if not port:
+            raise BenchError("bench/floor.c did not start")
+        yield Endpoint(name, f"iscsi://127.0.0.1:{port}/iqn.2026-11.org.twinvol.bench:floor/0", backing, [process.pid])
+    finally:
+        process.communicate()  # which closes its stdin
 
 
 def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def test_the_command_renders_a_stored_result(tmp_path: Path):
         (Goal("tgtd", 3.0, 2.99), False, "2.99x of tgtd (>= 3) NOT REACHED"),
         (Goal("without", 1.3, 1.31, at_most=True), False, "1.31x of without (<= 1.3) NOT REACHED"),
         (Goal("", 0.3, 0.24, at_most=True), True, "0.24 (<= 0.3)"),
+        (Goal("tgtd", 3.0, 2.9, floor=3.5), False, "2.90x of tgtd (>= 3) NOT REACHED; the floor: 3.50"),
+        (Goal("tgtd", 4.5, 2.6, floor=2.9), False, "2.60x of tgtd (>= 4.5) NOT REACHED; the floor: 2.90, neither"),
+        (Goal("tgtd", 0.2, 0.3, True, floor=0.19), False, "0.30x of tgtd (<= 0.2) NOT REACHED; the floor: 0.19"),
     ],
 )
 def test_goals(goal: Goal, reached: bool, text: str):
