@@ -51,11 +51,37 @@ class Extent:
 class Space:
     """Bytes of one node, in whole chunks.
 
-    ``mapped``: what the node's map refers to. ``unique``: what would come back if the node were deleted now.
+    ``mapped``: what the node's map refers to; of these, ``unique``: what no other node refers to. ``pinned``: what the
+    volume itself refers to no longer, so that only snapshots keep it (of a snapshot that a rollback left in a branch:
+    what was written in that branch). ``reclaimable``: what comes back if this node alone is deleted now: ``unique``,
+    or nothing while two or more other nodes come from it.
     """
 
     mapped_bytes: int
     unique_bytes: int
+    pinned_bytes: int = 0
+    reclaimable_bytes: int = 0
+
+    @property
+    def shared_bytes(self) -> int:
+        """What other nodes refer to, too."""
+        return self.mapped_bytes - self.unique_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpace:
+    """Bytes of one family, in whole chunks: each of its chunks counts in exactly one of these.
+
+    ``used``: what volumes and snapshots refer to. ``pending``: freed, and coming back in the background; not to be used
+    yet. ``free``: to be used by the next write; of these, the host has ``unpunched`` not back yet. ``metadata``: maps,
+    journal and superblocks, with what is reserved for them.
+    """
+
+    used_bytes: int
+    pending_bytes: int
+    free_bytes: int
+    unpunched_bytes: int
+    metadata_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +357,15 @@ class VolumeStore(Protocol):
         ...
 
     async def space(self, node: Frozen | Head) -> Space: ...
+    async def spaces(self, head: Head, snapshots: Sequence[Frozen]) -> list[Space]:
+        """Of a volume and of snapshots of it, in this order."""
+        ...
+
+    async def freed_by(self, nodes: Sequence[Frozen | Head]) -> int:
+        """Bytes in whole chunks that come back when all of these are deleted, beyond what comes back anyway."""
+        ...
+
+    async def family_space(self) -> FamilySpace: ...
 
     async def begin_staging(self, head: Head, base: Frozen | None) -> Head:
         """A hidden writable area of ``head``'s volume, starting as ``base`` (or empty). Survives reopening."""

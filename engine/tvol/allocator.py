@@ -49,6 +49,8 @@ class Allocator:
         self._dirty: array[int] = array("I", births.with_birth(BIRTH_FREE)[::-1].tobytes())
         """Descending, so that ``pop`` hands out ascending numbers; the same for ``_zero``."""
         self._zero: array[int] = array("I")
+        self.cleaning = 0
+        """Free chunks that somebody is punching or zeroing: nobody may take them."""
 
     def take(self, *, whole: bool) -> tuple[int, bool]:
         """A free chunk, and whether it reads zero. ``whole``: the caller overwrites all of it, so that a dirty one
@@ -115,20 +117,27 @@ class Allocator:
         return released
 
     def next_dirty(self, limit: int) -> array[int]:
-        """Take up to ``limit`` dirty chunks out, to punch them."""
+        """Take up to ``limit`` dirty chunks out, to punch them; ``cleaned`` must follow."""
         at = max(0, len(self._dirty) - limit)
         chunks = self._dirty[at:]
         del self._dirty[at:]
+        self.cleaning += len(chunks)
         return chunks
 
-    def add_zero(self, chunks: Iterable[int]) -> None:
-        """Chunks that were punched."""
-        self._zero.extend(sorted(chunks, reverse=True))
+    def cleaned(self, chunks: array[int], *, zero: bool) -> None:
+        """Chunks of ``next_dirty`` may be taken again. ``zero``: they read zero now."""
+        self.cleaning -= len(chunks)
+        (self._zero if zero else self._dirty).extend(sorted(chunks, reverse=True))
 
     @property
     def free_count(self) -> int:
         """Chunks that may be used now."""
         return len(self._dirty) + len(self._zero)
+
+    @property
+    def deferred_count(self) -> int:
+        """Chunks that were freed and are not to be used yet."""
+        return sum(len(chunks) for _, _, ticket, chunks in self._deferred if not ticket)
 
     @property
     def dirty_count(self) -> int:

@@ -58,6 +58,8 @@ class Claims:
         """Whether the file has the feature: the superblock says so from its next writing on."""
         self.count = len(slots)
         """Slots that there ever were; those with birth 0 are free."""
+        self.used = int(np.count_nonzero(slots[:, 1]))
+        """Slots in use."""
         self._table = slots.copy()
         self._view = self._table.data
         self._free: array[int] | None = None
@@ -141,6 +143,7 @@ class Claims:
         self._extend_to(self.count + len(slots) - known)
         self._table[slots, 0] = chunks
         self._table[slots, 1] = birth
+        self.used += len(slots)
         self._touch(slots)
         self.births.add_slots(chunks)
         return slots | np.uint32(SLOT_BIT)
@@ -169,6 +172,7 @@ class Claims:
             return
         freed, kept = self.births.remove_slots(self._table[slots, 0])
         self._table[slots] = 0
+        self.used -= len(slots)
         if self._free is not None:
             self._free.extend(np.sort(slots)[::-1].tolist())
         self._touch(slots)

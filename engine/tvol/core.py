@@ -330,14 +330,14 @@ class Core:
         try:
             await self.env.workers.run(lambda: self._punch(pieces))
         except (NotSupported, MediumError) as error:
-            self.allocator.give_back(chunks)
+            self.allocator.cleaned(chunks, zero=False)
             self._can_punch = False  # some file systems cannot; the chunks are used again as they are
             _LOG.warning("%s: free space is not given back to the host: %s", self.path, error)
         except BaseException:
-            self.allocator.give_back(chunks)
+            self.allocator.cleaned(chunks, zero=False)
             raise
         else:
-            self.allocator.add_zero(chunks)
+            self.allocator.cleaned(chunks, zero=True)
 
     async def zero_all(self) -> None:
         """Overwrite all dirty chunks, which could not be punched."""
@@ -347,9 +347,9 @@ class Core:
             try:
                 await self.env.workers.run(functools.partial(self._zero, chunks))
             except BaseException:
-                self.allocator.give_back(chunks)
+                self.allocator.cleaned(chunks, zero=False)
                 raise
-            self.allocator.add_zero(chunks)
+            self.allocator.cleaned(chunks, zero=True)
 
     def _zero(self, chunks: array[int]) -> None:
         zeroes = memoryview(bytes(self.chunk_bytes))

@@ -9,8 +9,12 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import numpy.typing as npt
 
     from engine.tvol.layout import PageRef
 
@@ -40,6 +44,11 @@ class Deadlist:
 
     def count_above(self, generation: int) -> int:
         return sum(len(bucket) for birth, bucket in self.buckets.items() if birth > generation)
+
+    def counts(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """The births of the buckets and how many entries each has, in no order."""
+        births = np.fromiter(self.buckets, np.uint32, len(self.buckets))
+        return births, np.fromiter(map(len, self.buckets.values()), np.int64, len(self.buckets))
 
     def take_above(self, generation: int) -> list[array[int]]:
         """Remove and return the buckets born after ``generation``, oldest first."""

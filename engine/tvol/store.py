@@ -28,7 +28,7 @@ from engine.errors import (
     StoreFailed,
 )
 from engine.steady_clock import SteadyClock
-from engine.stores import Extent, Space, StoreCapabilities
+from engine.stores import Extent, FamilySpace, Space, StoreCapabilities
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
 from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent, runs_of
@@ -37,10 +37,10 @@ from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
 from engine.tvol.notes import NativeNotes
 from engine.tvol.sharing import share
-from engine.tvol.space import unique_chunks
+from engine.tvol.space import freed_by, pending_chunks, spaces
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from engine.stores import Frozen, Head
@@ -169,10 +169,34 @@ class NativeStore:
     async def space(self, node: Frozen | Head) -> Space:
         """Sums that the tree keeps; only in a file with shared chunks the node's own claims are looked at."""
         found = self._native(node).node
-        unique = found.unique()
-        if self._core.family.claims.count:
-            unique = await unique_chunks(self._core, found)
-        return Space(found.mapped * self.chunk_bytes, unique * self.chunk_bytes)
+        if found.kind == NodeKind.HEAD:
+            return (await self._spaces(found, []))[0]
+        head = next(head for head in self.volumes() if head.volume_id == found.volume_id)
+        return (await self._spaces(head.node, [found]))[1]
+
+    async def spaces(self, head: Head, snapshots: Sequence[Frozen]) -> list[Space]:
+        """See ``engine.stores.VolumeStore``."""
+        return await self._spaces(self._native(head).node, [self._native(each).node for each in snapshots])
+
+    async def _spaces(self, head: Node, snapshots: list[Node]) -> list[Space]:
+        unit = self.chunk_bytes
+        return [
+            Space(each.mapped * unit, each.unique * unit, each.pinned * unit, each.reclaimable * unit)
+            for each in await spaces(self._core, head, snapshots)
+        ]
+
+    async def freed_by(self, nodes: Sequence[Frozen | Head]) -> int:
+        """See ``engine.stores.VolumeStore``."""
+        return self.chunk_bytes * await freed_by(self._core, [self._native(each).node for each in nodes])
+
+    async def family_space(self) -> FamilySpace:
+        """See ``engine.stores.VolumeStore``."""
+        core, unit = self._core, self.chunk_bytes
+        free, unpunched = core.allocator.free_count + core.allocator.cleaning, core.allocator.dirty_count
+        metadata = core.pages.chunk_count + core.journal.ring_bytes // unit + layout.JOURNAL_FIRST_CHUNK
+        taken = core.family.births.count - free - metadata
+        pending = await pending_chunks(core)
+        return FamilySpace((taken - pending) * unit, pending * unit, free * unit, unpunched * unit, metadata * unit)
 
     async def changed(self, older: Frozen | None, newer: Frozen | Head) -> AsyncIterator[Extent]:
         """Ranges whose pointers differ (discards included), in order; ``None``: against an empty device.

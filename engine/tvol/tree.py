@@ -117,12 +117,6 @@ class Node:
             self.parent.children.remove(self)
             self.parent = None
 
-    def unique(self) -> int:
-        """Chunks that would come back if the node were deleted now."""
-        if not self.children:
-            return self.own
-        return self.children[0].dead.count_above(self.floor) if len(self.children) == 1 else 0
-
     @property
     def live(self) -> bool:
         return not self.flags & (NodeFlag.DELETED | NodeFlag.RECLAIMING)
@@ -497,7 +491,9 @@ class Family:
             leaf = leaves.pop()
             if leaf.birth > node.generation:
                 claims = leaf.chunks()
-                self.claims.free(claims[self.claims.births_of(claims) > node.generation])
+                own = claims[self.claims.births_of(claims) > node.generation]
+                node.own -= len(own)
+                self.claims.free(own)
                 break
         if not leaves:
             self.reclaiming.popleft()

@@ -27,7 +27,7 @@ from engine.errors import (
     StoreFailed,
     WriteProtected,
 )
-from engine.stores import Extent, ExtentState, Space, StoreCapabilities
+from engine.stores import Extent, ExtentState, FamilySpace, Space, StoreCapabilities
 from engine.units import KIB, SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -380,6 +380,17 @@ class MemoryStore:
         others = {chunk for n in self.nodes if n is not node for chunk in n.chunks.values()}
         mapped = set(node.chunks.values())
         return Space(len(mapped) * CHUNK, len(mapped - others) * CHUNK)
+
+    async def spaces(self, head: MemoryNode, snapshots: Sequence[MemoryNode]) -> list[Space]:
+        return [await self.space(node) for node in (head, *snapshots)]
+
+    async def freed_by(self, nodes: Sequence[MemoryNode]) -> int:
+        stay = {chunk for n in self.nodes if n not in nodes for chunk in n.chunks.values()}
+        return len({chunk for n in nodes for chunk in n.chunks.values()} - stay) * CHUNK
+
+    async def family_space(self) -> FamilySpace:
+        used = {chunk for n in self.nodes for chunk in n.chunks.values()}
+        return FamilySpace(len(used) * CHUNK, 0, 0, 0, 0)
 
     async def begin_staging(self, head: MemoryNode, base: MemoryNode | None) -> MemoryNode:
         if self.staging(head.volume_id) is not None:

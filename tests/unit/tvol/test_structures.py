@@ -82,7 +82,7 @@ def test_a_partial_write_prefers_chunks_that_read_zero(file):
     assert allocator.take(whole=True) == (3, False)
     punched = allocator.next_dirty(10)
     assert punched.tolist() == [4]
-    allocator.add_zero(punched)
+    allocator.cleaned(punched, zero=True)
     assert allocator.take(whole=False) == (4, True)
     assert allocator.take(whole=False) == (5, True), "never used: beyond the end of the file"
 
