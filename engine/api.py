@@ -43,7 +43,8 @@ class VolumeInfo:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """``target`` and ``lun`` when it is exposed (read-only)."""
+    """``target`` and ``lun`` when it is exposed (read-only). The bytes are those of ``SnapshotSpace``; only lists have
+    them."""
 
     volume: str
     name: str
@@ -54,27 +55,68 @@ class SnapshotInfo:
     naa: str
     target: str | None
     lun: int | None
+    mapped_bytes: int | None = None
+    unique_bytes: int | None = None
+    shared_bytes: int | None = None
+    pinned_bytes: int | None = None
+    reclaimable_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSpace:
-    """``unique_bytes`` would come back if this snapshot alone were deleted."""
+    """Bytes in whole chunks, as ``engine.stores.Space`` defines them: of ``mapped_bytes``, what this snapshot alone has
+    (unique) and what others have, too (shared); what the volume itself has no longer (pinned); what comes back if this
+    snapshot alone is deleted now (reclaimable)."""
 
     name: str
     mapped_bytes: int
     unique_bytes: int
+    shared_bytes: int
+    pinned_bytes: int
+    reclaimable_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpaceInfo:
+    """The chunks of a volume file, each counted once: see ``engine.stores.FamilySpace``."""
+
+    used_bytes: int
+    pending_bytes: int
+    free_bytes: int
+    unpunched_bytes: int
+    metadata_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceInfo:
-    """Bytes in whole chunks. ``file_bytes``: what the family's file takes on the host, all members together."""
+    """Bytes in whole chunks. ``pinned_bytes``: what comes back if all of its snapshots are deleted now;
+    ``reclaimable_bytes``: if the volume is deleted with them. ``file_bytes``: what the family's file takes on the host.
+    """
 
     name: str
     size_bytes: int
     mapped_bytes: int
     unique_bytes: int
+    shared_bytes: int
+    pinned_bytes: int
+    reclaimable_bytes: int
     file_bytes: int
     snapshots: list[SnapshotSpace]
+    family: FamilySpaceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionInfo:
+    """What deleting ``snapshots``, and with them the volume, would give back: ``freed_bytes`` in whole chunks, beyond
+    what is coming back anyway. The host gets as much, less what was never written of these chunks.
+
+    ``removed_file_bytes``: the volume's file goes as a whole, and the host gets so much; None: it stays.
+    """
+
+    volume: str
+    snapshots: list[str]
+    freed_bytes: int
+    removed_file_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,12 +431,21 @@ class EngineApi(Protocol):
         """
         ...
 
+    async def volume_delete_preview(self, name: str, *, force: bool = False) -> DeletionInfo:
+        """What ``volume_delete`` would give back; raises what it would raise."""
+        ...
+
     async def volume_space(self, name: str) -> SpaceInfo: ...
 
     async def snapshot_create(self, volume: str, name: str, *, expose: bool = False) -> SnapshotInfo: ...
     async def snapshot_list(self, volume: str) -> list[SnapshotInfo]: ...
     async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
         """Raises InUse: sessions are on its target (``force`` ends them), or clones come from it."""
+        ...
+
+    async def snapshot_delete_preview(self, volume: str, names: list[str], *, force: bool = False) -> DeletionInfo:
+        """What deleting these snapshots, all together, would give back. A name may be a range: ``a%b``, ``a%``, ``%b``,
+        from the older to the newer. Raises NotFound, and what ``snapshot_delete`` would raise for each."""
         ...
 
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:

@@ -11,6 +11,7 @@ from engine.access_state import AccessState
 from engine.api import (
     ChapInfo,
     CommandInfo,
+    DeletionInfo,
     DeviceIoInfo,
     DiffInfo,
     EventInfo,
@@ -19,7 +20,6 @@ from engine.api import (
     ReplicaInfo,
     SessionInfo,
     SnapshotInfo,
-    SnapshotSpace,
     SpaceInfo,
     StatusInfo,
     TargetInfo,
@@ -33,10 +33,12 @@ from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size
 from engine.root_job import start_root
 from engine.sanitize import SanitizeState
+from engine.space_report import deletion_of, deletion_of_volume, named_snapshots, volume_space, with_spaces
 from engine.volume import Identity
 
 if TYPE_CHECKING:
     from engine.api import EngineApi
+    from engine.catalog import LunRow
     from engine.errors import StoreFailed
     from engine.exposure import Exposure
     from engine.pool import DamagedFamily, Pool
@@ -172,6 +174,18 @@ class LocalApi:
             await discard_interrupted(self._pool, name)
             return
         volume = self._pool.volume(name)
+        luns = self._check_volume_delete(volume, force=force)
+        snapshots = self._pool.snapshots(volume)
+        await self._exposure.withdraw(name, luns)
+        for snapshot in snapshots:
+            await volume.head.store.delete_snapshot(snapshot)
+        await self._pool.delete_volume(volume)
+        await self._exposure.forget([volume.volume_id, *(snapshot.guid for snapshot in snapshots)])
+        await self._event(f"volume {name}", "deleted")
+
+    def _check_volume_delete(self, volume: Volume, *, force: bool) -> list[LunRow]:
+        """The LUNs that show the volume or a snapshot of it. Raises InUse: who holds it."""
+        name = volume.name
         self._replicas.require_free(volume, "delete")
         self._pool.jobs.require_unread(name)
         snapshots = self._pool.snapshots(volume)
@@ -186,12 +200,12 @@ class LocalApi:
             luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)
         if not force:
             self._exposure.require_idle(luns, f"volume {name}", hint="use --force")
-        await self._exposure.withdraw(name, luns)
-        for snapshot in snapshots:
-            await volume.head.store.delete_snapshot(snapshot)
-        await self._pool.delete_volume(volume)
-        await self._exposure.forget([volume.volume_id, *(snapshot.guid for snapshot in snapshots)])
-        await self._event(f"volume {name}", "deleted")
+        return luns
+
+    async def volume_delete_preview(self, name: str, *, force: bool = False) -> DeletionInfo:
+        volume = self._pool.volume(name)
+        self._check_volume_delete(volume, force=force)
+        return await deletion_of_volume(self._pool, volume)
 
     async def _delete_damaged(self, family: DamagedFamily) -> None:
         for row in family.volumes:
@@ -202,16 +216,7 @@ class LocalApi:
             await self._event(f"volume {row.name}", "its damaged file was deleted")
 
     async def volume_space(self, name: str) -> SpaceInfo:
-        volume = self._pool.volume(name)
-        store = volume.head.store
-        space = await store.space(volume.head)
-        snapshots = []
-        for snapshot in self._pool.snapshots(volume):
-            one = await store.space(snapshot)
-            snapshots.append(SnapshotSpace(snapshot.name, one.mapped_bytes, one.unique_bytes))
-        path = self._pool.file_of(volume)
-        file_bytes = await asyncio.to_thread(lambda: path.stat().st_blocks * 512)
-        return SpaceInfo(name, volume.size_bytes, space.mapped_bytes, space.unique_bytes, file_bytes, snapshots)
+        return await volume_space(self._pool, self._pool.volume(name))
 
     # --- snapshots and clones ---------------------------------------------------------------------------------
 
@@ -231,11 +236,21 @@ class LocalApi:
 
     async def snapshot_list(self, volume: str) -> list[SnapshotInfo]:
         source = self._pool.volume(volume)
-        return [self._snapshot_info(source, snapshot) for snapshot in self._pool.snapshots(source)]
+        snapshots = self._pool.snapshots(source)
+        return await with_spaces(source, [self._snapshot_info(source, each) for each in snapshots], snapshots)
 
     async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
         source = self._pool.volume(volume)
         snapshot = self._pool.snapshot(source, name)
+        luns = self._check_snapshot_delete(source, snapshot, force=force)
+        await self._exposure.withdraw(volume, luns)
+        await source.head.store.delete_snapshot(snapshot)
+        await self._exposure.forget([snapshot.guid])
+        await self._event(f"volume {volume}", f"snapshot {name} deleted")
+
+    def _check_snapshot_delete(self, source: Volume, snapshot: Frozen, *, force: bool) -> list[LunRow]:
+        """The LUNs that show the snapshot. Raises InUse: who holds it."""
+        volume, name = source.name, snapshot.name
         self._pool.jobs.require_unread(f"{volume}@{name}")
         luns = self._exposure.luns_of(source.volume_id, snapshot.guid)
         if not force:
@@ -243,10 +258,14 @@ class LocalApi:
         clones = [row.name for row in map(self._pool.row, self._pool.volumes()) if row.origin == f"{volume}@{name}"]
         if clones:
             raise InUse(f"snapshot {volume}@{name} has linked clones ({', '.join(clones)}); delete them first")
-        await self._exposure.withdraw(volume, luns)
-        await source.head.store.delete_snapshot(snapshot)
-        await self._exposure.forget([snapshot.guid])
-        await self._event(f"volume {volume}", f"snapshot {name} deleted")
+        return luns
+
+    async def snapshot_delete_preview(self, volume: str, names: list[str], *, force: bool = False) -> DeletionInfo:
+        source = self._pool.volume(volume)
+        snapshots = named_snapshots(self._pool, source, names)
+        for snapshot in snapshots:
+            self._check_snapshot_delete(source, snapshot, force=force)
+        return await deletion_of(source, snapshots)
 
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
         source = self._pool.volume(volume)

@@ -281,6 +281,12 @@ class Pool:
         async with self._changing, volume.quiesced():
             volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
 
+    def is_alone(self, volume: Volume) -> bool:
+        """Whether the volume is all that users have in its file, which then goes with it."""
+        store = self._stores[self.row(volume).file]
+        of_others = [each for each in store.snapshots() if not each.hidden and each.volume_id != volume.volume_id]
+        return [head.volume_id for head in store.volumes()] == [volume.volume_id] and not of_others
+
     async def delete_volume(self, volume: Volume) -> None:
         """Delete a volume whose exposure and snapshots are gone. Raises InUse: the store says who holds it."""
         async with self._changing:

@@ -34,18 +34,38 @@ async def create(api: EngineApi, output: Output, volume: str, name: str, expose:
 @with_api
 async def list_(api: EngineApi, output: Output, volume: str) -> None:
     """The snapshots of a volume, oldest first."""
-    output.list("snapshots", await api.snapshot_list(volume), ["name", "size_bytes", "created_at", "target", "lun"])
+    columns = [
+        "name",
+        "created_at",
+        "mapped_bytes",
+        "unique_bytes",
+        "shared_bytes",
+        "pinned_bytes",
+        "reclaimable_bytes",
+    ]
+    output.list("snapshots", await api.snapshot_list(volume), [*columns, "target", "lun"])
 
 
 @cli.command()
 @click.argument("volume")
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--force", is_flag=True, help="End the sessions on its target.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing; say what would come back.")
 @with_api
-async def delete(api: EngineApi, output: Output, volume: str, name: str, force: bool) -> None:
-    """Delete a snapshot and its exposure."""
-    await api.snapshot_delete(volume, name, force=force)
-    output.done(f"snapshot {volume}@{name} is deleted")
+async def delete(
+    api: EngineApi, output: Output, volume: str, names: tuple[str, ...], force: bool, dry_run: bool
+) -> None:
+    """Delete snapshots and their exposure. A%B are those from A to B, A% and %B those from A and up to B.
+
+    Nothing is deleted unless all of them may be.
+    """
+    info = await api.snapshot_delete_preview(volume, list(names), force=force)
+    if dry_run:
+        output.object(info, f"{len(info.snapshots)} snapshots: {size_text(info.freed_bytes)} would come back")
+        return
+    for name in info.snapshots:
+        await api.snapshot_delete(volume, name, force=force)
+    output.done("\n".join(f"snapshot {volume}@{name} is deleted" for name in info.snapshots))
 
 
 @cli.command()

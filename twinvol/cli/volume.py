@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from twinvol.cli.command import Output, size, size_text, volume_point, with_api
+from twinvol.cli.command import Output, as_json, size, size_text, volume_point, with_api
 from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
@@ -84,9 +84,16 @@ async def resize(api: EngineApi, output: Output, name: str, size: int, shrink: b
 @cli.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="End its sessions and delete its snapshots too.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing; say what would come back.")
 @with_api
-async def delete(api: EngineApi, output: Output, name: str, force: bool) -> None:
+async def delete(api: EngineApi, output: Output, name: str, force: bool, dry_run: bool) -> None:
     """Delete a volume and its exposure."""
+    if dry_run:
+        info = await api.volume_delete_preview(name, force=force)
+        whole = info.removed_file_bytes
+        file = "" if whole is None else f"; its file goes, and the host gets {size_text(whole)}"
+        output.object(info, f"volume {name}: {size_text(info.freed_bytes)} would come back{file}")
+        return
     await api.volume_delete(name, force=force)
     output.done(f"volume {name} is deleted")
 
@@ -100,13 +107,16 @@ async def space(api: EngineApi, output: Output, name: str) -> None:
     if output.json:
         output.object(info)
         return
-    rows = [{"name": name, "mapped_bytes": info.mapped_bytes, "unique_bytes": info.unique_bytes}]
-    rows += [
-        {"name": f"{name}@{each.name}", "mapped_bytes": each.mapped_bytes, "unique_bytes": each.unique_bytes}
-        for each in info.snapshots
-    ]
-    output.list("space", rows, ["name", "mapped_bytes", "unique_bytes"])
-    click.echo(f"size {size_text(info.size_bytes)}; the family's file takes {size_text(info.file_bytes)} on the host")
+    columns = ["name", "mapped_bytes", "unique_bytes", "shared_bytes", "pinned_bytes", "reclaimable_bytes"]
+    snapshots = [{**as_json(each), "name": f"{name}@{each.name}"} for each in info.snapshots]
+    output.list("space", [as_json(info), *snapshots], columns)
+    family = info.family
+    click.echo(
+        f"size {size_text(info.size_bytes)}; its file takes {size_text(info.file_bytes)} on the host. The family has"
+        f" {size_text(family.used_bytes)} in use, {size_text(family.pending_bytes)} coming back,"
+        f" {size_text(family.free_bytes)} free ({size_text(family.unpunched_bytes)} not given back to the host yet),"
+        f" {size_text(family.metadata_bytes)} of metadata."
+    )
 
 
 @cli.command("import")

@@ -144,6 +144,28 @@ async def test_snapshots_clones_and_rollback(shell):
     await shell.ok("snapshot", "delete", "disk", "one")
 
 
+async def test_deletions_are_tried_dry_and_done_by_ranges(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    for number in range(4):
+        await shell.engine.pool.volume("disk").write(0, memoryview(bytes([number]) * 65536))
+        await shell.ok("snapshot", "create", "disk", f"s{number}")
+    answer = await shell.ok("snapshot", "delete", "disk", "s0%s2", "--dry-run")
+    names = ["s0", "s1", "s2"]
+    assert answer == {
+        "schema": 1,
+        "volume": "disk",
+        "snapshots": names,
+        "freed_bytes": 3 * 65536,
+        "removed_file_bytes": None,
+    }
+    assert (await shell.ok("volume", "delete", "disk", "--force", "--dry-run"))["freed_bytes"] == 4 * 65536
+    assert (await shell.json("snapshot", "delete", "disk", "s3", "s9"))[0] == 3
+    assert len((await shell.ok("snapshot", "list", "disk"))["snapshots"]) == 4
+    await shell.ok("snapshot", "delete", "disk", "s0%s1", "s2")
+    (left,) = (await shell.ok("snapshot", "list", "disk"))["snapshots"]
+    assert (left["name"], left["reclaimable_bytes"]) == ("s3", 0)
+
+
 async def test_targets(shell):
     await shell.ok("volume", "create", "disk", "--size", "1M")
     await shell.ok("target", "create", "t")

@@ -76,7 +76,8 @@ async def test_volumes_targets_and_snapshots_survive_a_restart(tmp_path: Path):
     async with opened(pool) as engine:
         volume = await engine.api.volume_create("v", MIB, expose=True, write_cache=False)
         await write(engine, "v", 4096, b"x" * 512)
-        snapshot = await engine.api.snapshot_create("v", "s", expose=True)
+        await engine.api.snapshot_create("v", "s", expose=True)
+        (snapshot,) = await engine.api.snapshot_list("v")
         await engine.api.target_create("more", initiators=["iqn.2026-11.org.example:a"], portal_groups=[2])
         await engine.api.target_lun_add("more", "v", lun=7, initiators=["iqn.2026-11.org.example:b"])
     async with opened(pool) as engine:
@@ -178,6 +179,51 @@ async def test_space_counts_volume_and_snapshots(engine):
     space = await engine.api.volume_space("v")
     assert (space.mapped_bytes, space.unique_bytes) == (65536, 0)
     assert [(each.name, each.mapped_bytes) for each in space.snapshots] == [("a", 65536)]
+
+
+async def test_space_says_what_is_shared_pinned_and_reclaimable(engine):
+    api, chunk = engine.api, 65536
+    await api.volume_create("v", 4 * MIB)
+    await write(engine, "v", 0, b"1" * 4 * chunk)
+    await api.snapshot_create("v", "a")
+    await write(engine, "v", 0, b"2" * 2 * chunk)
+    await api.snapshot_create("v", "b")
+    await write(engine, "v", chunk, b"3" * 2 * chunk)
+    a, b = await api.snapshot_list("v")
+    assert (a.mapped_bytes, a.unique_bytes, a.shared_bytes) == (4 * chunk, 2 * chunk, 2 * chunk)
+    assert (a.pinned_bytes, a.reclaimable_bytes) == (3 * chunk, 2 * chunk)
+    assert (b.mapped_bytes, b.unique_bytes, b.shared_bytes) == (4 * chunk, chunk, 3 * chunk)
+    assert (b.pinned_bytes, b.reclaimable_bytes) == (2 * chunk, chunk)
+    space = await api.volume_space("v")
+    assert (space.mapped_bytes, space.unique_bytes, space.shared_bytes) == (4 * chunk, 2 * chunk, 2 * chunk)
+    assert (space.pinned_bytes, space.reclaimable_bytes) == (4 * chunk, 8 * chunk)
+    assert space.family.used_bytes == 8 * chunk
+
+
+async def test_a_preview_of_a_deletion_deletes_nothing_and_refuses_what_the_deletion_would(engine):
+    api, chunk = engine.api, 65536
+    await api.volume_create("v", 4 * MIB)
+    for number in range(5):
+        await write(engine, "v", 0, bytes([number]) * 2 * chunk)
+        await api.snapshot_create("v", f"s{number}")
+    some = await api.snapshot_delete_preview("v", ["s1%s3"])
+    assert (some.snapshots, some.freed_bytes) == (["s1", "s2", "s3"], 6 * chunk)
+    assert (await api.snapshot_delete_preview("v", ["s4", "%s1"])).snapshots == ["s0", "s1", "s4"]
+    assert (await api.snapshot_delete_preview("v", ["s4"])).freed_bytes == 0, "the volume has it all"
+    whole = await api.volume_delete_preview("v", force=True)
+    assert whole.freed_bytes == 10 * chunk
+    assert whole.removed_file_bytes == (await api.volume_space("v")).file_bytes
+    assert len(await api.snapshot_list("v")) == 5
+    with pytest.raises(InvalidArgument):
+        await api.snapshot_delete_preview("v", ["s3%s1"])
+    with pytest.raises(NotFound):
+        await api.snapshot_delete_preview("v", ["s3%s9"])
+    with pytest.raises(InUse):
+        await api.volume_delete_preview("v")
+    await api.clone_create("v", "s2", "c")
+    with pytest.raises(InUse):
+        await api.snapshot_delete_preview("v", ["s1%s3"])
+    assert (await api.volume_delete_preview("c")).removed_file_bytes is None
 
 
 async def test_luns_are_masked_and_targets_bound_to_portal_groups(engine):
