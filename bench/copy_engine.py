@@ -92,12 +92,13 @@ class TwinvolCopy:
 
     def copy(self) -> None:
         """One verified copy, durable at its end."""
-        result = self._run(copy_extents(self._frozen, self._target.volumes()[0], workers=self._env.copiers))
+        result = self._run(copy_extents(self._frozen, self._target.volumes()[0], mover=self._env.mover))
         assert result.progress.done_bytes == self._size
 
     def close(self) -> None:
         self._run(self._source.close())
         self._run(self._target.close())
+        self._run(self._env.close())
         self._loop.close()
 
 

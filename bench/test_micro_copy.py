@@ -35,7 +35,7 @@ def test_copy_64_mib_verified_into_a_new_file(benchmark: BenchmarkFixture, tmp_p
         path = tmp_path / f"b{next(numbers)}.tvol"
         target = await TvolFile.create(env, path, volume_name="b", size_bytes=SIZE)
         blank = CopyOptions(blank_target=True)
-        result = await copy_extents(frozen, target.volumes()[0], options=blank, workers=env.copiers)
+        result = await copy_extents(frozen, target.volumes()[0], options=blank, mover=env.mover)
         await target.close()
         path.unlink()
         return result.tree.root()
@@ -43,4 +43,5 @@ def test_copy_64_mib_verified_into_a_new_file(benchmark: BenchmarkFixture, tmp_p
     expected = loop.run_until_complete(copy())
     assert benchmark(lambda: loop.run_until_complete(copy())) == expected
     loop.run_until_complete(source.close())
+    loop.run_until_complete(env.close())
     loop.close()

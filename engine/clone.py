@@ -102,7 +102,7 @@ async def _copy(pool: Pool, frozen: Frozen, unfinished: UnfinishedVolume, job: J
         control = CopyControl(on_progress=report)
         options = CopyOptions(blank_target=True)
         result = await copy_extents(
-            frozen, unfinished.head, ledger=ledger, options=options, control=control, workers=pool.env.copiers
+            frozen, unfinished.head, ledger=ledger, options=options, control=control, mover=pool.env.mover
         )
     except BaseException:
         await ledger.close()

@@ -3,8 +3,8 @@
     a frozen source, its extents -> read -> digest -> write -> read back -> digest -> compare -> chunk ledger
 
 The plan is a list of ranges in whole leaves (64 KiB). Several lanes take *strips* of at most 1 MiB from it; a strip
-goes through all steps in one lane, in pieces of 256 KiB, by ``engine.copy_steps``. The *recorder* makes the target
-durable and writes verified strips to the ledger, at the latest when 64 MiB wait for it.
+goes through all steps in one lane (``engine.copy_steps``), its bytes moved by a ``Mover`` (``engine.movers``). The
+*recorder* makes the target durable and writes verified strips to the ledger, at the latest when 64 MiB wait for it.
 
 Invariants:
 
@@ -28,25 +28,26 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.copy_steps import PIECE_BYTES, Moved, Steps, mismatch, zero_digests
+from engine.copy_steps import Steps
 from engine.errors import EngineError, InvalidArgument
 from engine.hash_tree import LEAF_BYTES, HashTree, leaf_digests
 from engine.ledger import INTERVAL_BYTES
 from engine.stores import Extent, ExtentState
+from engine.strips import PIECE_BYTES, Buffers, Moved, mismatch, zero_digests
 from engine.units import MIB, align_down, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from engine.files import Workers
     from engine.ledger import Ledger
+    from engine.movers import Mover
     from engine.stores import BlockDevice
 
 STRIP_BYTES = 1 * MIB
-"""What a lane takes at a time: where the stores allow it, one worker call for all steps of it."""
+"""What a lane takes at a time: where the stores allow it, one request to the mover for all steps of it."""
 
 LANES = 4
-"""Strips in work at once: enough to keep two cores and the workers' queue busy."""
+"""Strips in work at once: enough to keep two cores and the mover's queue busy."""
 
 PLAN_WINDOW_BYTES = 64 * MIB
 """How far ahead the source is asked for its extents."""
@@ -153,7 +154,7 @@ async def copy_extents(
     ledger: Ledger | None = None,
     options: CopyOptions | None = None,
     control: CopyControl | None = None,
-    workers: Workers | None = None,
+    mover: Mover | None = None,
 ) -> CopyResult:
     """Copy ranges of a frozen source to a target, verified, and make them durable there.
 
@@ -162,7 +163,7 @@ async def copy_extents(
         target: as large as the source; nobody else writes to the ranges.
         extents: what to copy; None for the whole device.
         ledger: of this source and target; what it holds is skipped. The caller removes it when the copy is used.
-        workers: for all steps of a strip in one worker call, where both devices can lease their extents.
+        mover: does all steps of a strip in one go, where both devices can lease their extents.
 
     Raises:
         IntegrityError: the target returned other bytes than were written. What was verified stays in the ledger.
@@ -174,7 +175,7 @@ async def copy_extents(
     whole = [Extent(0, source.size_bytes)] if source.size_bytes else []
     plan = whole_leaves(whole if extents is None else extents, source.size_bytes)
     options = options or CopyOptions()
-    steps = Steps(source, target, compare_first=options.compare_first, workers=workers)
+    steps = Steps(source, target, compare_first=options.compare_first, mover=mover)
     return await _Copy(source, target, plan, ledger, options, control or CopyControl(), steps).run()
 
 
@@ -251,9 +252,9 @@ class _Copy:
             self._filled.set()
 
     async def _lane(self) -> None:
-        buffers = memoryview(bytearray(PIECE_BYTES)), memoryview(bytearray(PIECE_BYTES))
+        buffers = Buffers()
         while (strip := await self._next_strip()) is not None:
-            moved = await self._steps.move(strip, *buffers)
+            moved = await self._steps.move(strip, buffers)
             for zero in moved.zeroes:
                 if not self._options.blank_target:
                     await self._clear(zero)

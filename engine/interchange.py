@@ -214,6 +214,7 @@ class _RawLease:
     """A range of a raw file in a worker; what is written there is the file's content at once."""
 
     unit_bytes = SECTOR_SIZE
+    place = None  # by ``read`` and ``write`` only
 
     def __init__(self, image: RawImage, offset: int) -> None:
         self._image = image
@@ -328,7 +329,7 @@ async def _copy(pool: Pool, source: RawImage | Frozen, target: Any, job: Job) ->
         target,
         options=CopyOptions(blank_target=True),
         control=CopyControl(on_progress=report),
-        workers=pool.env.copiers,
+        mover=pool.env.mover,
     )
     return result.tree.root().hex()
 

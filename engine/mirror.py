@@ -242,8 +242,8 @@ class Mirror:
             self._pinned.add(guid)
         try:
             target = await self.link.point(guid)
-            workers = self._env.copiers
-            trees = [await proof.tree_of(side, control=control, workers=workers) for side in (point, target)]
+            mover = self._env.mover
+            trees = [await proof.tree_of(side, control=control, mover=mover) for side in (point, target)]
         finally:
             self._pinned.discard(guid)
         sides = [
@@ -502,7 +502,7 @@ class Mirror:
                     ledger=ledger,
                     options=options,
                     control=self._control,
-                    workers=self._env.copiers,
+                    mover=self._env.mover,
                 )
             )
             await asyncio.wait([self._copying])

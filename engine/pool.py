@@ -59,6 +59,9 @@ LEDGER_SUFFIX = ".ledger"
 LEDGERS_NAME = "ledgers"
 """Folder of the mirrors' ledgers."""
 
+LEFTOVER_WAIT_S, LEFTOVER_PAUSE_S = 10.0, 0.01
+"""How long the files of a killed daemon may stay locked by its copying process, and how often that is looked at."""
+
 _ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, LEDGERS_NAME, "lost+found"})
 """What a folder may hold that is to become a pool: what a crash while making one leaves, and an empty ext4's own."""
 
@@ -342,7 +345,7 @@ class Pool:
         if not await self.env.workers.run(lambda: path.exists() and ledger.exists()):
             return None
         try:
-            store = await TvolFile.open(self.env, path)
+            store = await _open_when_free(self.env, path)
         except EngineError as error:
             log.warning("not resuming %s: %s", path, error)
             return None
@@ -388,7 +391,7 @@ class Pool:
         known = {row.file for row in rows}
         order = sorted(files & known) + sorted(files - known)
         opened = await asyncio.gather(
-            *(TvolFile.open(self.env, folder / file) for file in order), return_exceptions=True
+            *(_open_when_free(self.env, folder / file) for file in order), return_exceptions=True
         )
         for file, outcome in zip(order, opened, strict=True):
             if isinstance(outcome, BaseException):
@@ -507,6 +510,22 @@ def _lock(path: Path, env: StoreEnv) -> int:
         os.close(lock)
         raise
     return lock
+
+
+async def _open_when_free(env: StoreEnv, path: Path) -> TvolFile:
+    """Open a file of the pool, for writing.
+
+    The copying process of a daemon that was killed keeps its files locked until it is gone, too: a moment, or as long
+    as others keep it from the processor.
+    """
+    deadline = env.clock.monotonic() + LEFTOVER_WAIT_S
+    while True:
+        try:
+            return await TvolFile.open(env, path)
+        except InUse:
+            if env.clock.monotonic() > deadline:
+                raise
+            await asyncio.sleep(LEFTOVER_PAUSE_S)
 
 
 def _remove_unfinished(path: Path) -> None:

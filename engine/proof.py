@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.copy_job import STRIP_BYTES, CopyControl, whole_leaves
-from engine.copy_steps import PIECE_BYTES
 from engine.errors import InvalidArgument
 from engine.hash_tree import HASH_NAME, LEAF_BYTES, HashTree, leaf_digests
 from engine.stores import BulkSource, Extent, ExtentState
+from engine.strips import PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.files import Workers
+    from engine.movers import Mover
 
 SCHEMA = "twinvol.proof/1"
 LANES = 4
@@ -36,12 +36,12 @@ class Readable(Protocol):
     async def extents(self, offset: int, length: int, /) -> list[Extent]: ...
 
 
-async def tree_of(device: Readable, *, control: CopyControl | None = None, workers: Workers | None = None) -> HashTree:
+async def tree_of(device: Readable, *, control: CopyControl | None = None, mover: Mover | None = None) -> HashTree:
     """The digest tree of a device that does not change meanwhile (a snapshot).
 
     Args:
         control: pauses it and is told of its progress, in bytes of data read.
-        workers: for a whole strip in one worker call, where the device can lease its extents.
+        mover: reads and digests whole strips, where the device can lease its extents.
     """
     control = control or CopyControl()
     tree = HashTree(device.size_bytes)
@@ -56,8 +56,8 @@ async def tree_of(device: Readable, *, control: CopyControl | None = None, worke
         buffer = memoryview(bytearray(PIECE_BYTES))
         for strip in strips:
             await control.passage()
-            if workers is not None and isinstance(device, BulkSource):
-                digests = await _digest_in_one_call(device, strip, buffer, workers)
+            if mover is not None and isinstance(device, BulkSource):
+                digests = await _digest_leased(device, strip, mover)
             else:
                 digests = await _digest(device, strip, buffer)
             tree.put(strip.offset, digests)
@@ -82,19 +82,10 @@ async def _digest(device: Readable, strip: Extent, buffer: memoryview) -> bytes:
     return digests
 
 
-async def _digest_in_one_call(device: BulkSource, strip: Extent, buffer: memoryview, workers: Workers) -> bytes:
+async def _digest_leased(device: BulkSource, strip: Extent, mover: Mover) -> bytes:
     lease = device.lease_read(strip.offset, strip.length)
-
-    def call() -> bytes:
-        digests = b""
-        for piece in _cut([strip], PIECE_BYTES):
-            view = buffer[: piece.length]
-            lease.read(piece.offset - strip.offset, view)
-            digests += leaf_digests(view)
-        return digests
-
     try:
-        return await workers.run(call)
+        return await mover.digest(strip.length, lease)
     finally:
         lease.release()
 

@@ -30,7 +30,7 @@ async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job
         point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
         try:
             control = CopyControl(on_progress=report)
-            tree = await tree_of(point, control=control, workers=pool.env.copiers)
+            tree = await tree_of(point, control=control, mover=pool.env.mover)
         finally:
             if snapshot is None:
                 await store.delete_snapshot(point)

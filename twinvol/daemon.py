@@ -89,6 +89,7 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
     async with contextlib.AsyncExitStack() as ending:
         ending.callback(listening.close)
         env = real_env(settings.workers)
+        ending.push_async_callback(env.close)
         pool = await Pool.open(path, env, on_locked=lambda: listening.open(path, settings))
         ending.push_async_callback(pool.close)
         registry = TargetRegistry()

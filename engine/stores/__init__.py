@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from engine.files import BlockFile
+    from engine.stores.place import Place
+
 
 class ExtentState(enum.Enum):
     """What a range of a device holds."""
@@ -183,6 +186,11 @@ class Head(BlockDevice, Protocol):
 class ReadLease(Protocol):
     """An extent to read in a worker. ``at`` counts from the extent's start."""
 
+    @property
+    def place(self) -> Place[BlockFile] | None:
+        """Where in a file the extent is, for another process. None: only ``read`` has its bytes."""
+        ...
+
     def read(self, at: int, view: memoryview, /) -> None:
         """In any thread. Raises MediumError."""
         ...
@@ -201,6 +209,11 @@ class WriteLease(Protocol):
 
     @property
     def unit_bytes(self) -> int: ...
+    @property
+    def place(self) -> Place[BlockFile] | None:
+        """As of a ``ReadLease``: where to write whole units, and to read those back."""
+        ...
+
     def write(self, at: int, data: memoryview, /) -> None:
         """Whole units, in any thread. Raises OutOfSpace, MediumError."""
         ...

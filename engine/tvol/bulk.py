@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.units import KIB
+from engine.stores.place import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
 
-PIECE_BYTES = 256 * KIB
-"""What one write call writes: larger ones delay the loop's own writes to the same file (STORE section 6)."""
 PUBLISH_STEP = 4
 """Chunks published between two looks at the room for them, as many as a single write has."""
 
@@ -28,20 +26,9 @@ class NativeReadLease:
 
     def __init__(self, core: Core, segments: list[tuple[int, int, int]]) -> None:
         self._core = core
-        self._segments = segments
+        self.place = Place(core.file, segments)
+        self.read = self.place.read
         self._operation = core.begin_operation()
-
-    def read(self, at: int, view: memoryview, /) -> None:
-        end = at + len(view)
-        for start, size, position in self._segments:
-            first, last = max(at, start), min(end, start + size)
-            if first >= last:
-                continue
-            part = view[first - at : last - at]
-            if position < 0:
-                part[:] = bytes(last - first)
-            else:
-                self._core.file.read_into((part,), position + first - start)
 
     def release(self) -> None:
         self._core.end_operation(self._operation)
@@ -68,6 +55,9 @@ class NativeWriteLease:
         write_through: bool,
     ) -> None:
         self.unit_bytes = core.chunk_bytes
+        self.place = Place(core.file, _segments(chunks, core.chunk_bytes))
+        self.read = self.place.read
+        self.write = self.place.write
         self._core = core
         self._node = node
         self._first = first
@@ -75,16 +65,6 @@ class NativeWriteLease:
         self._leave = leave
         self._write_through = write_through
         self._unpublished = {chunk for chunk, new in chunks if new}
-
-    def write(self, at: int, data: memoryview, /) -> None:
-        for start, size, position in self._runs(at, len(data)):
-            for piece in range(0, size, PIECE_BYTES):
-                part = data[start + piece : start + min(size, piece + PIECE_BYTES)]
-                self._core.file.write((part,), position + piece)
-
-    def read(self, at: int, view: memoryview, /) -> None:
-        for start, size, position in self._runs(at, len(view)):
-            self._core.file.read_into((view[start : start + size],), position)
 
     async def publish(self, written: Sequence[tuple[int, int]], /) -> None:
         core, step = self._core, 0
@@ -109,16 +89,14 @@ class NativeWriteLease:
         self._core.allocator.give_back(sorted(self._unpublished))
         self._leave()
 
-    def _runs(self, at: int, length: int) -> list[tuple[int, int, int]]:
-        """(start within the buffer, bytes, position in the file), adjacent chunks merged."""
-        unit = self.unit_bytes
-        assert at % unit == 0
-        assert length % unit == 0
-        runs: list[tuple[int, int, int]] = []
-        for number in range(at // unit, (at + length) // unit):
-            position = self._chunks[number][0] * unit
-            if runs and runs[-1][2] + runs[-1][1] == position:
-                runs[-1] = (runs[-1][0], runs[-1][1] + unit, runs[-1][2])
-            else:
-                runs.append((number * unit - at, unit, position))
-        return runs
+
+def _segments(chunks: list[tuple[int, bool]], unit: int) -> list[tuple[int, int, int]]:
+    """(start within the extent, bytes, position in the file), adjacent chunks merged."""
+    runs: list[tuple[int, int, int]] = []
+    for number, (chunk, _) in enumerate(chunks):
+        position = chunk * unit
+        if runs and runs[-1][2] + runs[-1][1] == position:
+            runs[-1] = (runs[-1][0], runs[-1][1] + unit, runs[-1][2])
+        else:
+            runs.append((number * unit, unit, position))
+    return runs

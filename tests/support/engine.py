@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from engine.copy_job import LANES
 from engine.exposure import Exposure
@@ -19,30 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from engine.files import Workers
+    from engine.movers import Mover
+    from engine.stores import Extent, ReadLease, WriteLease
+    from engine.strips import Moved
 
 PREFIX = "iqn.2026-11.org.twinvol"
 
-T = TypeVar("T")
 
+class HeldMover:
+    """``Mover`` that lets ``strips`` of the copy loop through and holds the others back until ``let_go``.
 
-class HeldWorkers:
-    """``Workers`` that lets ``strips`` calls of the copy loop through and holds the others back until ``let_go``.
-
-    They are held in the loop, before they begin: whoever cancels their callers need not wait for them. Held in the
-    threads they would keep the flush, which a cancelled copy ends with, from ever getting one.
+    They are held in the loop, before they begin: whoever cancels their callers need not wait for them.
     """
 
-    def __init__(self, workers: Workers, strips: int) -> None:
-        self._workers = workers
+    def __init__(self, mover: Mover, strips: int) -> None:
+        self._mover = mover
+        self.digest = mover.digest
+        self.close = mover.close
         self._left = strips
         self._held = 0
         self._open = asyncio.Event()
         self.holding = asyncio.Event()
         """Set once every lane of the copy is held: what was let through is verified then."""
 
-    async def run(self, call: Callable[[], T], /) -> T:
-        if call.__module__ == "engine.copy_steps" and not self._open.is_set():
+    async def move(self, strip: Extent, source: ReadLease, present: ReadLease | None, to: WriteLease, /) -> Moved:
+        if not self._open.is_set():
             if self._left:
                 self._left -= 1
             else:
@@ -50,7 +51,7 @@ class HeldWorkers:
                 if self._held == LANES:
                     self.holding.set()
                 await self._open.wait()
-        return await self._workers.run(call)
+        return await self._mover.move(strip, source, present, to)
 
     def let_go(self) -> None:
         """Hold nothing any more."""
@@ -68,11 +69,11 @@ class Engine:
 
 
 @asynccontextmanager
-async def opened(path: Path, hold: Callable[[Workers], Workers] | None = None) -> AsyncIterator[Engine]:
-    """Open the pool in ``path``; closed at the end. ``hold`` puts something before its worker threads."""
+async def opened(path: Path, hold: Callable[[Mover], Mover] | None = None) -> AsyncIterator[Engine]:
+    """Open the pool in ``path``; closed at the end. ``hold`` puts something before what moves the bytes of copies."""
     env = real_env(2)
     try:
-        pool = await Pool.open(path, env if hold is None else replace(env, background=hold(env.copiers)))
+        pool = await Pool.open(path, env if hold is None else replace(env, copier=hold(env.mover)))
         try:
             exports = MemoryExports()
             exposure = Exposure(pool, exports, PREFIX)
@@ -87,6 +88,6 @@ async def opened(path: Path, hold: Callable[[Workers], Workers] | None = None) -
         finally:
             await pool.close()
     finally:
-        for workers in (env.workers, env.copiers):
-            assert isinstance(workers, ThreadWorkers)
-            workers.close()
+        await env.close()
+        assert isinstance(env.workers, ThreadWorkers)
+        env.workers.close()

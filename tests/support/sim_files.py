@@ -229,6 +229,9 @@ class SimBlockFile:
     def size(self) -> int:
         return self._inode.live.size
 
+    def fileno(self) -> None:
+        return None
+
     def read_into(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         if not self._step("read", offset, sum(map(len, buffers))):
             return

@@ -101,13 +101,14 @@ async def _of_volume(pool: Path, output: Output, volume: tuple[str, str | None])
 async def _of_image(path: Path) -> tuple[str, int]:
     from engine.files import ThreadWorkers
     from engine.interchange import RawImage
+    from engine.movers import ThreadMover
     from engine.proof import tree_of
 
     workers = ThreadWorkers(4)
     try:
         image = await RawImage.open(path, workers)
         try:
-            tree = await tree_of(image, workers=workers)
+            tree = await tree_of(image, mover=ThreadMover(workers))
         finally:
             await image.close()
     finally:

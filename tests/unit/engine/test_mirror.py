@@ -11,7 +11,7 @@ from engine.errors import InUse, InvalidArgument, OutOfSpace
 from engine.hash_tree import HashTree
 from engine.proof import Proof, tree_of
 from engine.tvol.check import check_file
-from tests.support.engine import HeldWorkers, opened
+from tests.support.engine import HeldMover, opened
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 24 * MIB
@@ -210,10 +210,10 @@ async def test_roots_of_all_copies_agree(engine):
 
 
 async def test_a_paused_first_copy_goes_on_where_it_was(tmp_path):
-    held: list[HeldWorkers] = []
+    held: list[HeldMover] = []
 
-    def hold(workers):
-        held.append(HeldWorkers(workers, strips=8))
+    def hold(mover):
+        held.append(HeldMover(mover, strips=8))
         return held[0]
 
     async with opened(tmp_path / "pool", hold) as engine:
