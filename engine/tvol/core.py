@@ -92,6 +92,8 @@ class Core:
         self._next_flush: asyncio.Future[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._growing = asyncio.Lock()
+        self.becoming_metadata = 0
+        """Chunks that were taken for it and are being allocated at the host."""
         self._can_punch = True
         self._may_share = family.claims.in_use
 
@@ -298,7 +300,7 @@ class Core:
     async def _grow_by(self, count: int) -> None:
         """Turn ``count`` chunks at the end of the file into metadata chunks; with 0 one that is free already."""
         first = self.allocator.extend(count) if count else self.allocator.take(whole=True)[0]
-        taken = max(1, count)
+        taken = self.becoming_metadata = max(1, count)
         try:
             await self.env.workers.run(lambda: self.file.allocate(first << self.chunk_shift, taken << self.chunk_shift))
             while not self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES):
@@ -307,6 +309,8 @@ class Core:
         except BaseException:
             self.allocator.retract(first, taken)
             raise
+        finally:
+            self.becoming_metadata = 0
         self.pages.add_chunks(first, taken)
 
     async def free_space(self) -> bool:

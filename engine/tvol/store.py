@@ -193,7 +193,8 @@ class NativeStore:
         """See ``engine.stores.VolumeStore``."""
         core, unit = self._core, self.chunk_bytes
         free, unpunched = core.allocator.free_count + core.allocator.cleaning, core.allocator.dirty_count
-        metadata = core.pages.chunk_count + core.journal.ring_bytes // unit + layout.JOURNAL_FIRST_CHUNK
+        fixed = layout.JOURNAL_FIRST_CHUNK + core.journal.ring_bytes // unit
+        metadata = fixed + core.pages.chunk_count + core.becoming_metadata
         taken = core.family.births.count - free - metadata
         pending = await pending_chunks(core)
         return FamilySpace((taken - pending) * unit, pending * unit, free * unit, unpunched * unit, metadata * unit)
