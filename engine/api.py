@@ -60,6 +60,43 @@ class SnapshotInfo:
     shared_bytes: int | None = None
     pinned_bytes: int | None = None
     reclaimable_bytes: int | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """``members``: names of volumes. ``state``: ok, or degraded with a ``reason``: a member is not served."""
+
+    name: str
+    created_at: float
+    members: list[str]
+    size_bytes: int
+    snapshots: int
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A member's part in a group snapshot: the snapshot ``guid`` of a volume, and where it is exposed."""
+
+    volume: str
+    guid: str
+    target: str | None = None
+    lun: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSnapshotInfo:
+    """``name`` is also that of the members' snapshots. ``state``: ok, or incomplete with a ``reason``."""
+
+    group: str
+    name: str
+    guid: str
+    created_at: float
+    members: list[GroupMember]
+    state: str
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The pool's catalogue: what the volume files do not know.
 
-SQLite, WAL, synchronous=FULL, one file per pool; this module holds the project's only SQL. Targets, access lists,
+SQLite, WAL, synchronous=FULL, one file per pool; this module and ``catalog_groups``
+hold the project's only SQL. Targets, access lists,
 policies, persistent reservations, mirrors, jobs and events are true here. Which volumes exist, their identity and
 their sizes are true in the volume files (STORE section 4): ``replace_volumes`` rewrites those rows at each opening of
 the pool, keeping the policies, and the rows serve to name what a damaged file held.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.access_state import AccessState
+from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ CREATE TABLE jobs (
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, severity TEXT NOT NULL, subject TEXT NOT NULL,
     text TEXT NOT NULL);
-"""
+""" + GROUP_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,7 @@ class Catalog:
     def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
         self._database = database
         self._thread = thread
+        self.groups = GroupTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from engine.catalog import Catalog, VolumeRow
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, StoreCorrupt
 from engine.files import translate
+from engine.groups import Groups
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.jobs import JobRegistry
 from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
@@ -103,6 +104,7 @@ class Pool:
         self._rows: dict[str, VolumeRow] = {}
         self._damaged: dict[str, DamagedFamily] = {}
         self._unfinished: set[str] = set()
+        self.groups = Groups(self)
         self._changing = asyncio.Lock()
 
     @classmethod
@@ -124,6 +126,7 @@ class Pool:
             try:
                 pool = cls(path, env, lock, catalog, await JobRegistry.open(catalog, env.clock))
                 await pool._open_families()
+                await pool.groups.restore()
                 await pool._drop_leftovers()
                 await pool._resume_sanitizing()
             except BaseException:
@@ -137,6 +140,7 @@ class Pool:
     async def close(self) -> None:
         """End jobs, checkpoint and close every family, and give the pool free."""
         await self.jobs.close()
+        await self.groups.close()
         for volume in self._volumes.values():
             await _stop_sanitizing(volume)
         async with self._changing:
@@ -180,6 +184,21 @@ class Pool:
                 return volume
         raise NotFound("volume", volume_id)
 
+    def find(self, volume_id: str) -> Volume | None:
+        """The volume with that id, if it is served."""
+        row = self._rows.get(volume_id)
+        return None if row is None else self._volumes[row.name]
+
+    def name_of(self, volume_id: str) -> str:
+        """The name of a volume, served or not; its id where nothing is known of it."""
+        damaged = (row for family in self._damaged.values() for row in family.volumes)
+        rows = (row for row in (*self._rows.values(), *damaged) if row.volume_id == volume_id)
+        return next((row.name for row in rows), volume_id)
+
+    def stores(self) -> list[TvolFile]:
+        """The families that are open."""
+        return list(self._stores.values())
+
     def row(self, volume: Volume) -> VolumeRow:
         return self._rows[volume.volume_id]
 
@@ -195,7 +214,8 @@ class Pool:
 
     def snapshots(self, volume: Volume) -> list[Frozen]:
         """Those that users see, oldest first."""
-        return [each for each in volume.head.store.snapshots(volume.volume_id) if not each.hidden]
+        found = volume.head.store.snapshots(volume.volume_id)
+        return [each for each in found if not each.hidden and not self.groups.is_going(each.guid)]
 
     def snapshot(self, volume: Volume, name: str) -> Frozen:
         """Raises NotFound."""
@@ -260,12 +280,14 @@ class Pool:
             await self.env.workers.run(lambda: _remove_unfinished(unfinished.path))
         self._unfinished.discard(unfinished.head.name)
 
-    async def clone(self, source: Volume, snapshot: Frozen, name: str) -> Volume:
-        """A linked clone, in the source's family and with its policies."""
+    async def clone(
+        self, source: Volume, snapshot: Frozen, name: str, *, volume_id: str | None = None
+    ) -> Volume:
+        """A linked clone, in the source's family and with its policies. ``volume_id``: a new UUID."""
         async with self._changing:
             self.require_new(name)
             origin = self.row(source)
-            head = await source.head.store.clone(snapshot, name)
+            head = await self._stores[origin.file].clone(snapshot, name, volume_id=volume_id)
             row = replace(
                 origin,
                 volume_id=head.volume_id,

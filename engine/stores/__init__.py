@@ -397,3 +397,60 @@ class VolumeStore(Protocol):
     async def close(self) -> None:
         """Checkpoint and close; devices of this store answer ``StoreFailed`` afterwards."""
         ...
+
+
+class Flip(Protocol):
+    """A snapshot whose instant has passed, and that nobody sees yet."""
+
+    @property
+    def snapshot(self) -> Frozen: ...
+
+
+@runtime_checkable
+class GroupStore(VolumeStore, Protocol):
+    """A store that can take part in operations that happen in several stores or in none (``engine.group_instant``)."""
+
+    def ready_to_flip(self, members: int) -> bool:
+        """Whether ``members`` calls of ``flip`` in this step of the loop find the room that they need."""
+        ...
+
+    async def prepare_flips(self, members: int) -> None:
+        """Make ``ready_to_flip`` true, as far as nobody else takes the room meanwhile. Raises OutOfSpace,
+        StoreFailed, InvalidArgument (so many can never be)."""
+        ...
+
+    def flip(self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False) -> Flip:
+        """A snapshot's instant: writes admitted before belong to it, later ones do not. Raises as ``snapshot``."""
+        ...
+
+    async def prepare(self, flips: Sequence[Flip]) -> None:
+        """Promise snapshots: when it returns they survive power loss, and nobody sees them before ``accept``.
+
+        One that is neither promised nor dropped does not exist after the next opening.
+        """
+        ...
+
+    def prepared(self) -> Sequence[Frozen]:
+        """Promised snapshots that nobody has decided on, also across openings."""
+        ...
+
+    async def accept(self, snapshots: Sequence[Frozen]) -> None:
+        """Promised snapshots are like all others from now on."""
+        ...
+
+    async def drop(self, snapshots: Sequence[Frozen]) -> None:
+        """Remove snapshots that were flipped or promised, and not accepted, durably."""
+        ...
+
+    async def replace_content(self, head: Head, to: Frozen, kept: Frozen) -> None:
+        """The volume reads as ``to`` from now on, durably, if it is as in its newest snapshot ``kept``. If it was
+        written to since, or became something else (``to``, in an earlier call), nothing is done.
+
+        Raises StoreFailed, and the store has failed then: the caller has promised to do it, and has to be asked again
+        when the store is opened, before anything is written.
+        """
+        ...
+
+    async def clone(self, source: Frozen, name: str, *, volume_id: str | None = None) -> Head:
+        """As ``VolumeStore.clone``, under an identity that the caller has chosen."""
+        ...

@@ -122,6 +122,7 @@ class Replay:
             RecordType.HOLD: self._hold,
             RecordType.RELEASE: self._release,
             RecordType.DESCRIBE: self._describe,
+            RecordType.GROUP_PREPARE: self._group_prepare,
         }
         image.births, image.slots = image.births.copy(), image.slots.copy()
         self._free_unnamed()
@@ -354,7 +355,16 @@ class Replay:
     def _snapshot_seal(self, record: layout.Record) -> None:
         (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)
         node = self._snapshot_of(number)
-        self._change(node, flags=node.record.flags & ~NodeFlag.UNSEALED)
+        self._change(node, flags=node.record.flags & ~(NodeFlag.UNSEALED | NodeFlag.PREPARED))
+
+    def _group_prepare(self, record: layout.Record) -> None:
+        if len(record.payload) % layout.NODE_ID.size:
+            raise LayoutError(f"prepares nodes in {len(record.payload)} bytes")
+        for (number,) in layout.NODE_ID.iter_unpack(record.payload):
+            node = self._snapshot_of(number)
+            if not node.record.flags & NodeFlag.UNSEALED:
+                raise LayoutError(f"prepares {node.where}, which is not an unsealed snapshot")
+            self._change(node, flags=node.record.flags & ~NodeFlag.UNSEALED | NodeFlag.PREPARED)
 
     def _clone(self, record: layout.Record) -> None:
         source_id, number, _ = layout.unpack_fields(layout.CLONE, record.payload)
@@ -386,7 +396,7 @@ class Replay:
     def _delete(self, record: layout.Record) -> None:
         for (number,) in layout.NODE_ID.iter_unpack(record.payload):
             node = self._node(number)
-            self._change(node, flags=node.record.flags | NodeFlag.DELETED)
+            self._change(node, flags=(node.record.flags | NodeFlag.DELETED) & ~NodeFlag.PREPARED)
             self._image.holds = {held for held in self._image.holds if held[0] != number}
             self._image.described.discard(number)
 

@@ -254,9 +254,9 @@ class Core:
 
     # --- room ---------------------------------------------------------------------------------------------------
 
-    def ready_for_tree_record(self, pages: int) -> bool:
-        """Whether a tree operation that adds ``pages`` to the next checkpoint may happen at once."""
-        return self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES) and self.pages.headroom() > pages
+    def ready_for_tree_record(self, pages: int, record_bytes: int = TREE_RECORD_BYTES) -> bool:
+        """Whether tree operations that add ``pages`` to the next checkpoint may happen at once."""
+        return self.journal.has_room(self._pass_bytes + record_bytes) and self.pages.headroom() > pages
 
     async def make_room(
         self, *, pages: int = WRITE_STEP, record_bytes: int = TREE_RECORD_BYTES, reserved: bool = False

@@ -20,6 +20,7 @@ from engine.tvol.births import Births
 from engine.tvol.checkpoint import Checkpointer
 from engine.tvol.chunk_map import ChunkMap
 from engine.tvol.core import Core
+from engine.tvol.group_store import GroupingStore
 from engine.tvol.head import check_size
 from engine.tvol.journal import Journal
 from engine.tvol.layout import (
@@ -32,7 +33,7 @@ from engine.tvol.layout import (
 )
 from engine.tvol.pages import MARGIN, PagePool
 from engine.tvol.recovery import Recovered, metadata_chunks, recover
-from engine.tvol.store import NativeStore, check_name
+from engine.tvol.store import check_name
 from engine.tvol.superblock import heal_slots
 from engine.tvol.tree import Family, Node
 from engine.units import CHUNK_SIZES, KIB
@@ -76,7 +77,7 @@ class _Origin:
     root_pages: int
 
 
-class TvolFile(NativeStore):
+class TvolFile(GroupingStore):
     """One volume file, open. Made by ``create`` and ``open``."""
 
     def __init__(self, core: Core, family_id: bytes) -> None:

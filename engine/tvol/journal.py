@@ -55,6 +55,10 @@ class Journal:
         """Whether a record of ``length`` bytes fits wherever the ring's end falls, and a COMMIT after it."""
         return self.used + 2 * length + COMMIT_ROOM <= self.ring_bytes
 
+    def can_ever_hold(self, length: int) -> bool:
+        """Whether ``has_room`` of so much can be true: right after a checkpoint, beside what a pass may gather."""
+        return 4 * length + COMMIT_ROOM <= self.ring_bytes
+
     @property
     def offset(self) -> int:
         return self.position % self.ring_bytes

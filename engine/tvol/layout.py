@@ -309,6 +309,8 @@ class NodeFlag(enum.IntFlag):
     """Out of the tree; its map's chunks born after ``generation`` are being freed, leaf by leaf."""
     SCHEDULED = 32
     """A snapshot that a schedule made: retention may delete it."""
+    PREPARED = 64
+    """A snapshot whose epoch has ended and that is kept, until the pool says whether its group snapshot exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,8 +416,7 @@ COMMIT_ALIGNMENT = 512
 
 
 class RecordType(enum.IntEnum):
-    """Journal records. GROUP_PREPARE is reserved, not written by version 1. HOLD, RELEASE and DESCRIBE have their
-    payloads in ``layout_notes.py``."""
+    """Journal records. HOLD, RELEASE and DESCRIBE have their payloads in ``layout_notes.py``."""
 
     PAD = 1
     COMMIT = 2
@@ -547,7 +548,7 @@ CLONE = struct.Struct("<IId")
 ROLLBACK = struct.Struct("<II")
 """head, snapshot that it becomes."""
 NODE_ID = struct.Struct("<I")
-"""SNAPSHOT_SEAL, MERGE: the node. RENAME: the node; text: name. DELETE: any number of nodes."""
+"""SNAPSHOT_SEAL, MERGE: the node. RENAME: the node; text: name. DELETE, GROUP_PREPARE: any number of nodes."""
 RECLAIM = struct.Struct("<I")
 """Steps of the reclaim queue that were taken."""
 RESIZE = struct.Struct("<IQ")

@@ -49,8 +49,12 @@ if TYPE_CHECKING:
     from engine.tvol.tree import Node
 
 
+NOT_COMPLETE = NodeFlag.UNSEALED | NodeFlag.PREPARED
+"""Snapshots with one of these do not exist for users, or not yet."""
+
+
 @dataclass(frozen=True, slots=True)
-class Flip:
+class NativeFlip:
     """A snapshot whose instant has passed; ``seal`` completes it."""
 
     snapshot: NativeSnapshot
@@ -157,7 +161,7 @@ class NativeStore:
     def snapshots(self, volume_id: str | None = None) -> list[NativeSnapshot]:
         """The sealed snapshots, hidden ones included, oldest first; of one volume or of all."""
         found = [s for s in self._snapshots.values() if volume_id in (None, s.volume_id)]
-        return sorted((s for s in found if not s.node.flags & NodeFlag.UNSEALED), key=lambda s: s.node.generation)
+        return sorted((s for s in found if not s.node.flags & NOT_COMPLETE), key=lambda s: s.node.generation)
 
     def snapshot_named(self, volume_id: str, name: str) -> NativeSnapshot:
         """Raises NotFound."""
@@ -312,7 +316,7 @@ class NativeStore:
 
     def flip(
         self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False, scheduled: bool = False
-    ) -> Flip:
+    ) -> NativeFlip:
         """The snapshot's instant, synchronously: writes admitted before belong to it, later ones do not.
 
         ``seal`` must follow; a snapshot without it is dropped at the next open. Raises as ``snapshot``.
@@ -325,9 +329,9 @@ class NativeStore:
         core.log(RecordType.SNAPSHOT_BEGIN, fixed + layout.pack_text(guid or str(uuid.uuid4()), name))
         node = core.family.node(node_id)
         device = self._snapshots[node_id] = NativeSnapshot(core, node)
-        return Flip(device, found.hand_over_epoch(node))
+        return NativeFlip(device, found.hand_over_epoch(node))
 
-    async def seal(self, flip: Flip) -> None:
+    async def seal(self, flip: NativeFlip) -> None:
         """Wait for the writes of the old epoch and make the snapshot durable. Raises StoreFailed, OutOfSpace."""
         await flip.epoch.drained()
         try:
@@ -378,7 +382,7 @@ class NativeStore:
     def _sealed_snapshot(self, snapshot: Frozen) -> NativeSnapshot:
         self._core.check()
         found = self._snapshot(snapshot)
-        if found.node.flags & NodeFlag.UNSEALED:
+        if found.node.flags & NOT_COMPLETE:
             raise InvalidState(f"snapshot {found.name!r}", "being made", "a complete one")
         return found
 
@@ -391,8 +395,11 @@ class NativeStore:
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
-    async def clone(self, source: Frozen, name: str) -> NativeHead:
-        """A linked clone: a new volume that shares the snapshot's chunks. Raises AlreadyExists, InvalidArgument."""
+    async def clone(self, source: Frozen, name: str, *, volume_id: str | None = None) -> NativeHead:
+        """A linked clone: a new volume that shares the snapshot's chunks. ``volume_id``: a UUID that nobody else has.
+
+        Raises AlreadyExists, InvalidArgument.
+        """
         check_name(name)
         await self._core.make_room(pages=self._tree_pages())
         found = self._sealed_snapshot(source)
@@ -400,7 +407,7 @@ class NativeStore:
             raise AlreadyExists("volume", name)
         core, node_id = self._core, self._new_node()
         fixed = layout.CLONE.pack(found.node_id, node_id, core.env.clock.time())
-        core.log(RecordType.CLONE, fixed + layout.pack_text(str(uuid.uuid4()), name))
+        core.log(RecordType.CLONE, fixed + layout.pack_text(volume_id or str(uuid.uuid4()), name))
         head = self._heads[node_id] = NativeHead(core, core.family.node(node_id), self)
         await core.flush()
         return head

@@ -164,6 +164,7 @@ class Family:
             RecordType.HOLD: functools.partial(self._apply_note, RecordType.HOLD),
             RecordType.RELEASE: functools.partial(self._apply_note, RecordType.RELEASE),
             RecordType.DESCRIBE: functools.partial(self._apply_note, RecordType.DESCRIBE),
+            RecordType.GROUP_PREPARE: self._apply_group_prepare,
         }
 
     def apply(self, kind: int, payload: bytes) -> None:
@@ -385,7 +386,16 @@ class Family:
 
     def _apply_snapshot_seal(self, payload: bytes) -> None:
         (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
-        self.node(node_id).flags &= ~NodeFlag.UNSEALED
+        self.node(node_id).flags &= ~(NodeFlag.UNSEALED | NodeFlag.PREPARED)
+
+    def _apply_group_prepare(self, payload: bytes) -> None:
+        if len(payload) % layout.NODE_ID.size:
+            raise LayoutError(f"GROUP_PREPARE of {len(payload)} bytes")
+        for (node_id,) in layout.NODE_ID.iter_unpack(payload):
+            node = self._snapshot(node_id)
+            if not node.flags & NodeFlag.UNSEALED:
+                raise LayoutError(f"GROUP_PREPARE of node {node_id}, which is no unsealed snapshot")
+            node.flags = node.flags & ~NodeFlag.UNSEALED | NodeFlag.PREPARED
 
     def _apply_clone(self, payload: bytes) -> None:
         source_id, node_id, created_at = layout.unpack_fields(layout.CLONE, payload)
@@ -429,7 +439,7 @@ class Family:
 
     def mark_deleted(self, node: Node) -> None:
         """From now on nobody sees the node; it keeps its place until it is merged."""
-        node.flags = (node.flags | NodeFlag.DELETED) & ~NodeFlag.UNSEALED
+        node.flags = (node.flags | NodeFlag.DELETED) & ~(NodeFlag.UNSEALED | NodeFlag.PREPARED)
         self.deleted[node.id] = node
         self.notes.forget(node.id)
 
