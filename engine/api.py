@@ -43,8 +43,8 @@ class VolumeInfo:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """``target`` and ``lun`` when it is exposed (read-only). The bytes are those of ``SnapshotSpace``; only lists have
-    them."""
+    """``target`` and ``lun`` when it is exposed (read-only). ``group``: GROUP@NAME of its group snapshot. The bytes are
+    those of ``SnapshotSpace``; only lists have them."""
 
     volume: str
     name: str
@@ -508,6 +508,54 @@ class EngineApi(Protocol):
 
     async def clone_list(self) -> list[VolumeInfo]:
         """The linked clones."""
+        ...
+
+    async def group_create(self, name: str, volumes: list[str]) -> GroupInfo:
+        """Make a consistency group of 1 to 64 volumes; a volume may be in several. Raises AlreadyExists, NotFound."""
+        ...
+
+    async def group_add(self, name: str, volumes: list[str]) -> GroupInfo:
+        """Raises InUse: one is in it already. Group snapshots that exist stay as they are."""
+        ...
+
+    async def group_remove(self, name: str, volumes: list[str]) -> GroupInfo:
+        """Raises NotFound: one is not in it. Group snapshots that exist stay as they are."""
+        ...
+
+    async def group_delete(self, name: str, *, force: bool = False) -> None:
+        """The volumes stay. Raises InUse: it has snapshots; ``force`` deletes them by force."""
+        ...
+
+    async def group_list(self) -> list[GroupInfo]: ...
+    async def group_show(self, name: str) -> GroupInfo: ...
+    async def group_snapshot_create(self, group: str, name: str, *, expose: bool = False) -> GroupSnapshotInfo:
+        """Freeze all members at one instant: a snapshot ``name`` of each. It exists as a whole or not at all.
+
+        ``expose`` makes a target of each member's snapshot. Raises AlreadyExists, StoreCorrupt (one is not served).
+        """
+        ...
+
+    async def group_snapshot_list(self, group: str) -> list[GroupSnapshotInfo]:
+        """Oldest first."""
+        ...
+
+    async def group_snapshot_delete(self, group: str, name: str, *, force: bool = False) -> None:
+        """Delete it with its members' snapshots. Raises InUse: sessions (``force`` ends them), clones, holds, jobs."""
+        ...
+
+    async def group_rollback(self, group: str, name: str, *, force: bool = False) -> GroupSnapshotInfo:
+        """All members read as in the group snapshot; what they were is the group snapshot that is returned.
+
+        Raises InUse: sessions are on a member; ``force`` does it under them, with a unit attention. Raises
+        InvalidState: the group has other members than its snapshot, or one is the source of a mirror.
+        """
+        ...
+
+    async def group_clone(self, group: str, snapshot: str | None, name: str, *, expose: bool = False) -> GroupInfo:
+        """A group ``name`` of linked clones NAME.MEMBER of a group snapshot, or of one made now and named after it.
+
+        All of them exist, or none.
+        """
         ...
 
     async def volume_import(self, path: str, name: str, *, chunk_bytes: int = 65536, expose: bool = False) -> JobInfo:

@@ -37,7 +37,8 @@ JOB_HISTORY_MAX = 1000
 EVENT_HISTORY_MAX = 10_000
 """Events kept; the oldest go first."""
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE volumes (
     volume_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, file TEXT NOT NULL,
     physical_block INTEGER NOT NULL, write_cache INTEGER NOT NULL, read_only INTEGER NOT NULL,
@@ -74,7 +75,9 @@ CREATE TABLE jobs (
 CREATE TABLE events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, severity TEXT NOT NULL, subject TEXT NOT NULL,
     text TEXT NOT NULL);
-""" + GROUP_SCHEMA
+"""
+    + GROUP_SCHEMA
+)
 
 
 @dataclass(frozen=True, slots=True)

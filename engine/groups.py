@@ -91,8 +91,9 @@ class Groups:
 
     def reasons(self) -> list[str]:
         """One line for each group, and for each group snapshot, that is not whole."""
-        infos = [*self.all(), *(self._snapshot_info(row) for row in self._snapshots.values())]
-        return [f"group {_label(info)}: {info.reason}" for info in infos if info.reason is not None]
+        snapshots = map(self._snapshot_info, self._snapshots.values())
+        lines = [f"group {info.name}: {info.reason}" for info in self.all() if info.reason]
+        return lines + [f"group snapshot {info.group}@{info.name}: {info.reason}" for info in snapshots if info.reason]
 
     def group_of(self, guid: str) -> str | None:
         """GROUP@NAME of the group snapshot that a snapshot belongs to."""
@@ -117,7 +118,8 @@ class Groups:
         for group in self._groups.values():
             if volume_id in group.members:
                 raise InUse(
-                    f"volume {name} is in group {group.name}; take it out first: twinvol group remove {group.name} {name}"
+                    f"volume {name} is in group {group.name}; take it out first:"
+                    f" twinvol group remove {group.name} {name}"
                 )
         for row in self._snapshots.values():
             if any(point.volume_id == volume_id for point in row.points):
@@ -134,7 +136,7 @@ class Groups:
 
         async def work() -> GroupInfo:
             self._require_new(name)
-            row = GroupRow(name, self._pool.env.clock.time(), self._ids(volumes))
+            row = GroupRow(name, self._pool.env.clock.time(), _checked(self._ids(volumes)))
             await self._tables.add_group(row)
             self._groups[name] = row
             return self._info(row)
@@ -295,7 +297,7 @@ class Groups:
         return next(name for n in range(1, len(taken) + 2) if (name := f"{KEPT_PREFIX}{n}") not in taken)
 
     def _ids(self, volumes: Sequence[str]) -> tuple[str, ...]:
-        return _checked(tuple(self._pool.volume(name).volume_id for name in volumes)) if volumes else ()
+        return tuple(self._pool.volume(name).volume_id for name in volumes)
 
     def _member(self, row: GroupRow, name: str) -> str:
         """The id of a member, which need not be served."""
@@ -343,10 +345,6 @@ class Groups:
             state="ok" if reason is None else "incomplete",
             reason=reason,
         )
-
-
-def _label(info: GroupInfo | GroupSnapshotInfo) -> str:
-    return info.name if isinstance(info, GroupInfo) else f"{info.group}@{info.name}"
 
 
 def _not_served(names: Iterable[str]) -> str | None:

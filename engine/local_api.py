@@ -28,6 +28,7 @@ from engine.api import (
 from engine.catalog import VolumeRow
 from engine.clone import discard_interrupted, start_full_clone
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotSupported
+from engine.group_api import GroupOperations
 from engine.interchange import absolute, start_export, start_import
 from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size
@@ -55,7 +56,7 @@ SESSIONS_PER_TURN = 16
 """Sessions that are described in one turn of the loop: 2 ms."""
 
 
-class LocalApi:
+class LocalApi(GroupOperations):
     """See the module. ``version`` is the product's, for ``status``."""
 
     def __init__(self, pool: Pool, exposure: Exposure, replicas: Replicas, *, version: str) -> None:
@@ -78,7 +79,7 @@ class LocalApi:
             for volume in volumes
             if (failure := self._pool.failure(volume)) is not None
         ]
-        reasons += self._exposure.reasons() + self._replicas.reasons()
+        reasons += self._exposure.reasons() + self._replicas.reasons() + self._pool.groups.reasons()
         return StatusInfo(
             pool=str(self._pool.path),
             pid=os.getpid(),
@@ -168,6 +169,8 @@ class LocalApi:
             if any(row.name == name for row in family.volumes):
                 if not force:
                     self._pool.volume(name)  # raises what is wrong with it
+                for row in family.volumes:
+                    self._pool.groups.require_free(row.volume_id, row.name)
                 await self._delete_damaged(family)
                 return
         if name in self._pool.interrupted():
@@ -187,6 +190,7 @@ class LocalApi:
         """The LUNs that show the volume or a snapshot of it. Raises InUse: who holds it."""
         name = volume.name
         self._replicas.require_free(volume, "delete")
+        self._pool.groups.require_free(volume.volume_id, name)
         self._pool.jobs.require_unread(name)
         snapshots = self._pool.snapshots(volume)
         if snapshots and not force:
@@ -251,6 +255,7 @@ class LocalApi:
     def _check_snapshot_delete(self, source: Volume, snapshot: Frozen, *, force: bool) -> list[LunRow]:
         """The LUNs that show the snapshot. Raises InUse: who holds it."""
         volume, name = source.name, snapshot.name
+        self._pool.groups.require_single(snapshot, f"snapshot {volume}@{name}")
         self._pool.jobs.require_unread(f"{volume}@{name}")
         luns = self._exposure.luns_of(source.volume_id, snapshot.guid)
         if not force:
@@ -578,6 +583,7 @@ class LocalApi:
             naa=f"{identity.naa:016x}",
             target=luns[0].target if luns else None,
             lun=luns[0].lun if luns else None,
+            group=self._pool.groups.group_of(snapshot.guid),
         )
 
 

@@ -280,9 +280,7 @@ class Pool:
             await self.env.workers.run(lambda: _remove_unfinished(unfinished.path))
         self._unfinished.discard(unfinished.head.name)
 
-    async def clone(
-        self, source: Volume, snapshot: Frozen, name: str, *, volume_id: str | None = None
-    ) -> Volume:
+    async def clone(self, source: Volume, snapshot: Frozen, name: str, *, volume_id: str | None = None) -> Volume:
         """A linked clone, in the source's family and with its policies. ``volume_id``: a new UUID."""
         async with self._changing:
             self.require_new(name)

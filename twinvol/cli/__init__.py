@@ -15,6 +15,7 @@ _NOUNS = {
     "volume": "Volumes.",
     "snapshot": "Snapshots of volumes.",
     "clone": "Writable copies.",
+    "group": "Volumes that are frozen together, at one instant.",
     "replica": "Mirrors of volumes.",
     "proof": "Proof documents of replicas.",
     "target": "iSCSI targets, LUNs, access lists and sessions.",
