@@ -7,12 +7,13 @@ PYTEST ?= $(BIN)/python -m pytest
 # Tests run in parallel; PYTEST_FLAGS="-x tests/unit" or the like runs some of them in one process.
 PYTEST_FLAGS ?= -n auto --dist worksteal -p no:benchmark
 ROUNDS ?= 200
+IMAGES ?= 2000
 SEED ?= 0
 FUZZ_SECONDS ?= 60
 N ?= 2000
 MUTATION_CRASHES ?= 5000
 
-.PHONY: help demo test check format bench fuzz sim sim-mutations kill9 clients clean
+.PHONY: help demo test check format bench fuzz sim sim-mutations crash-images kill9 clients clean
 
 help:
 	@echo "make demo     the main job end to end on temporary files, under a minute"
@@ -23,6 +24,7 @@ help:
 	@echo "make fuzz     FUZZ_SECONDS=60 of spoilt bytes at every iSCSI parser, from SEED=0 on"
 	@echo "make sim      N=10000 simulated crashes of the volume file from SEED=0; a failure prints how to replay it"
 	@echo "make sim-mutations  each rule of the store taken away in turn, and how many crashes it took to notice"
+	@echo "make crash-images  IMAGES=2000 crash images from a recorded run of a real daemon"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
 	@echo "make clean    remove what these made"
 
@@ -68,6 +70,9 @@ sim: $(STAMP)
 
 sim-mutations: $(STAMP)
 	$(BIN)/python -m tests.simulation --mutations --seed $(SEED) --crashes $(MUTATION_CRASHES)
+
+crash-images: $(STAMP)
+	$(BIN)/python -m tests.crash_images --seed $(SEED) --images $(IMAGES)
 
 kill9: $(STAMP) clients
 	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py -s

@@ -19,7 +19,8 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.exposure import Exposure
@@ -38,11 +39,13 @@ from twinvol.wiring import IscsiExports
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
+    from engine.files import StoreEnv
     from twinvol.config import Settings
 
 log = logging.getLogger(__name__)
+
+TRACE_VARIABLE = "TWINVOL_TRACE_FILES"
 
 SWITCH_INTERVAL_S = 0.0001
 """How long a worker thread may keep the interpreter from the loop (PERFORMANCE section 1, threads and the GIL)."""
@@ -88,7 +91,7 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
     listening = _Sockets()
     async with contextlib.AsyncExitStack() as ending:
         ending.callback(listening.close)
-        env = real_env(settings.workers)
+        env = _traced(real_env(settings.workers))
         ending.push_async_callback(env.close)
         pool = await Pool.open(path, env, on_locked=lambda: listening.open(path, settings))
         ending.push_async_callback(pool.close)
@@ -125,6 +128,17 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         await stop.wait()
         log.info("stopping")
     log.info("stopped")
+
+
+def _traced(env: StoreEnv) -> StoreEnv:
+    """``env``, with every change of a data file recorded if the environment asks for it (docs/testing.md)."""
+    path = os.environ.get(TRACE_VARIABLE)
+    if not path:
+        return env
+    from engine.file_trace import TracedFileSystem  # a test's business
+
+    log.warning("every write is also recorded in %s (%s)", path, TRACE_VARIABLE)
+    return replace(env, files=TracedFileSystem(env.files, Path(path)))
 
 
 def _say_ready(iscsi: list[str], api: str | None) -> None:

@@ -6,6 +6,7 @@ Blocking on purpose: a test that talks to it over asyncio does so on its own loo
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -50,13 +51,24 @@ class Daemon:
         return [*PROGRAM, "serve", "--iscsi", iscsi, *arguments, "--pool", str(pool)]
 
     @classmethod
-    def start(cls, pool: Path, *arguments: str, iscsi: str = "127.0.0.1:0") -> Daemon:
-        """Start one on ``pool`` and wait for its ready line. AssertionError with its log when there is none."""
+    def start(
+        cls, pool: Path, *arguments: str, iscsi: str = "127.0.0.1:0", environment: dict[str, str] | None = None
+    ) -> Daemon:
+        """Start one on ``pool`` and wait for its ready line. AssertionError with its log when there is none.
+
+        ``environment``: added to this process' own.
+        """
         log = pool.with_name(pool.name + ".log")
         command = cls.command(pool, *arguments, iscsi=iscsi)
         with log.open("a", encoding="utf-8") as stderr:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, **(environment or {})},
             )
         try:
             return cls(pool, process, _wait_ready(process, log), log)

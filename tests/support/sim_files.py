@@ -401,6 +401,10 @@ class SimFileSystem:
     def pending(self, path: Path) -> list[Effect]:
         return list(self._files[path].pending)
 
+    def put(self, path: Path, inode: Inode) -> None:
+        """A file as another machine has left it."""
+        self._files[path] = inode
+
     def flip(self, path: Path, offset: int, mask: int = 1) -> None:
         """Rot: change the bits of ``mask`` in one byte, in the cache and on the medium."""
         for image in (self._files[path].live, self._files[path].durable):
