@@ -151,6 +151,10 @@ class _TracedFile:
         self.drop_cache = inner.drop_cache
         self.close = inner.close
 
+    def fileno(self) -> int | None:
+        """None: what another process did to the file would not be in the trace."""
+        return None
+
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         data = [bytes(buffer) for buffer in buffers]
         self._do(Kind.WRITE, lambda: self._inner.write(buffers, offset), offset, data=data)
