@@ -67,8 +67,9 @@ class BlockFile(Protocol):
         """fdatasync. Raises MediumError; the caller makes that sticky."""
         ...
 
-    def drop_cache(self) -> None:
-        """Have later reads come from the medium, as far as the host does it. What was written must be synced before."""
+    def drop_cache(self, offset: int = 0, length: int = 0, /) -> None:
+        """Have later reads of a range (length 0: up to the end) come from the medium, as far as the host does it. What
+        was written must be synced before."""
         ...
 
     def punch(self, offset: int, length: int, /) -> None:
@@ -228,9 +229,9 @@ class RealFile:
         except OSError as error:
             raise MediumError(f"fdatasync of {self.path}: {error.strerror}") from error
 
-    def drop_cache(self) -> None:
+    def drop_cache(self, offset: int = 0, length: int = 0, /) -> None:
         try:
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise translate(error, f"posix_fadvise of {self.path}") from error
 

@@ -5,12 +5,13 @@ which it was mapped. This is the durable allocation map; which free chunks may b
 allocator's business.
 
 ``view`` is what writing in place goes by, and nothing else: the birth, or a negative number for a chunk that must not
-be written whatever its birth, because a slot names it (``claims.py``). Until a first chunk is shared it is the same
-memory as ``born``; then it is an array of its own, and the hot path compares the same number as before.
+be written whatever its birth, because a slot names it (``claims.py``) or it has a digest (``digests.py``). Until a
+first chunk is frozen so it is the same memory as ``born``; then it is an array of its own, and the hot path compares
+the same number as before.
 
 A chunk that loses its last slot stays frozen until ``thaw``: the loss must be durable, and whoever reads it through
 that slot must have ended. Meanwhile its number in ``view`` says which batch of losses will thaw it; when it is shared
-again, it says ``FROZEN``.
+again, it says ``FROZEN``. A digest freezes until the chunk is freed, and ends with it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.tvol.digests import Digests
 from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, BIRTHS_PER_PAGE, MAX_GENERATION, PageRef
 
 if TYPE_CHECKING:
@@ -31,14 +33,26 @@ assert 1 << _PAGE_SHIFT == BIRTHS_PER_PAGE
 assert MAX_GENERATION < 1 << 31
 
 FROZEN = -1
-"""In ``view``: slots name the chunk."""
+"""In ``view``: slots name the chunk, or it has a digest."""
 _LAST_TICKET = (1 << 31) - 1
 
 
 class Births:
     """A growing uint32 array with a set of changed pages."""
 
-    __slots__ = ("_guard", "_slots", "_store", "born", "count", "dirty", "pages", "ticket", "view")
+    __slots__ = (
+        "_guard",
+        "_guarded",
+        "_slots",
+        "_store",
+        "born",
+        "count",
+        "digests",
+        "dirty",
+        "pages",
+        "ticket",
+        "view",
+    )
 
     def __init__(self, stored: Words) -> None:
         self.count = len(stored)
@@ -46,6 +60,9 @@ class Births:
         self._store = np.zeros(max(BIRTHS_PER_PAGE, self.count), np.uint32)
         self._store[: self.count] = stored
         self._guard = self._store.view(np.int32)
+        self._guarded = False
+        """Whether ``_guard`` is an array of its own."""
+        self.digests = Digests()
         self._slots: Words | None = None
         """How many slots name each chunk; None as long as none ever did."""
         self.born = self._store.data
@@ -69,10 +86,8 @@ class Births:
     def _grow(self, size: int) -> None:
         more = size - len(self._store)
         self._store = np.pad(self._store, (0, more))
-        if self._slots is None:
-            self._guard = self._store.view(np.int32)
-        else:
-            self._guard = np.pad(self._guard, (0, more))
+        self._guard = np.pad(self._guard, (0, more)) if self._guarded else self._store.view(np.int32)
+        if self._slots is not None:
             self._slots = np.pad(self._slots, (0, more))
         self.born, self.view = self._store.data, self._guard.data
 
@@ -86,7 +101,7 @@ class Births:
         if chunk >= self.count:
             self.extend_to(chunk + 1)
         self.born[chunk] = birth
-        if self._slots is not None:
+        if self._guarded:
             self.view[chunk] = birth if birth <= MAX_GENERATION else FROZEN
         self.dirty.add(chunk >> _PAGE_SHIFT)
 
@@ -95,20 +110,31 @@ class Births:
 
     def free(self, chunks: Words) -> Words:
         """No map names these by their number any more. Returns those that no slot names either: they are free."""
-        if self._slots is None:
-            freed = chunks
-        else:
+        freed = chunks
+        if self._slots is not None:
             shared = self._slots[chunks] > 0
             self._store[chunks[shared]] = BIRTH_SHARED
             freed = chunks[~shared]
-            self._guard[freed] = 0
-        self._store[freed] = BIRTH_FREE
+        self._let_go(freed)
         self._touch(chunks)
         return freed
 
+    def _let_go(self, freed: Words) -> None:
+        """Nothing names these any more."""
+        self._store[freed] = BIRTH_FREE
+        if self._guarded:
+            self._guard[freed] = 0
+        self._drop_digests(freed)
+
+    def _drop_digests(self, freed: Words) -> None:
+        self.digests.drop(freed)
+
     def free_one(self, chunk: int) -> None:
         """The same for one chunk of a file without slots."""
-        self.born[chunk] = BIRTH_FREE
+        if self._guarded:
+            self._let_go(np.array([chunk], np.uint32))
+        else:
+            self.born[chunk] = BIRTH_FREE
         self.dirty.add(chunk >> _PAGE_SHIFT)
 
     def with_birth(self, birth: int, first: int = 0) -> Words:
@@ -129,13 +155,18 @@ class Births:
         """One more slot names each of these: from now on nobody writes them in place."""
         if self._slots is None:
             self._slots = np.zeros(len(self._store), np.uint32)
-            self._guard = self._guard.copy()
-            self.view = self._guard.data
         np.add.at(self._slots, chunks, np.uint32(1))
         self._freeze(chunks)
 
     def _freeze(self, chunks: Words) -> None:
+        self._guard_apart()
         self._guard[chunks] = FROZEN
+
+    def _guard_apart(self) -> None:
+        if not self._guarded:
+            self._guarded = True
+            self._guard = self._guard.copy()
+            self.view = self._guard.data
 
     def remove_slots(self, chunks: Words) -> tuple[Words, Words]:
         """One slot less names each of these. Returns those that are free now, and those that a map alone names now,
@@ -145,8 +176,7 @@ class Births:
         last = np.unique(chunks[self._slots[chunks] == 0])
         unnamed = self._store[last] == BIRTH_SHARED
         freed, kept = last[unnamed], last[~unnamed]
-        self._store[freed] = BIRTH_FREE
-        self._guard[freed] = 0
+        self._let_go(freed)
         self._guard[kept] = -self.ticket
         self._touch(freed)
         return freed, kept
@@ -158,15 +188,44 @@ class Births:
         return ended
 
     def thaw(self, ticket: int, chunks: Words) -> None:
-        """The losses of this batch are durable and unseen: those of the chunks that were not shared or freed since
-        may be written in place again, as far as their birth allows."""
+        """The losses of this batch are durable and unseen: those of the chunks that were not shared or freed since,
+        and have no digest, may be written in place again, as far as their birth allows."""
         ours = chunks[self._guard[chunks] == -ticket]
+        ours = ours[~self.digests.frozen(ours)]
         self._guard[ours] = self._store[ours].view(np.int32)
 
     def claims_on(self, chunks: Words) -> Words:
         """How many claims there are on each of these: its own, and slots."""
         own = self._store[chunks] <= MAX_GENERATION
         return own.astype(np.uint32) if self._slots is None else own + self._slots[chunks]
+
+    # --- digests ------------------------------------------------------------------------------------------------
+
+    def hold(self, chunks: Words) -> Words:
+        """From this step on nobody writes these in place. Returns those that hold payload, to be digested: ``digests``
+        forgets one that is freed before ``digests.put``, or ``unhold`` ends it."""
+        named: Words = chunks[chunks < self.count]
+        births = self._store[named]
+        named = named[(births != BIRTH_FREE) & (births != BIRTH_METADATA)]
+        self._freeze_to_digest(named)
+        self.digests.held.update(named.tolist())
+        return named
+
+    def _freeze_to_digest(self, chunks: Words) -> None:
+        self._freeze(chunks)
+
+    def mark(self, chunk: int, *, bad: bool) -> None:
+        """What a MARK record says. A bad chunk is frozen also when the crash took its digest. Raises LayoutError."""
+        self.digests.mark(chunk, bad=bad)
+        if bad:
+            self._freeze(np.array([chunk], np.uint32))
+
+    def freeze_digested(self) -> None:
+        """After loading: what has a digest, or is marked bad, is written by nobody."""
+        digests = self.digests
+        for chunks in (digests.digested(), np.fromiter(digests.bad, np.uint32, len(digests.bad))):
+            if len(chunks):
+                self._freeze(chunks)
 
     # --- pages --------------------------------------------------------------------------------------------------
 

@@ -22,9 +22,10 @@ PUBLISH_STEP = 4
 
 
 class NativeReadLease:
-    """``engine.stores.ReadLease`` over the segments of an extent."""
+    """``engine.stores.ReadLease`` over the segments of an extent. Raises MediumError: a chunk of it is marked bad."""
 
     def __init__(self, core: Core, segments: list[tuple[int, int, int]]) -> None:
+        core.payload.require_good(segments)
         self._core = core
         self.place = Place(core.file, segments)
         self.read = self.place.read

@@ -13,6 +13,8 @@ maps and compares. Invariants, for a node N with parent P (a snapshot):
 7. All this holds of *claims*, which are chunks or slots of the table of shared chunks. A slot in use names a chunk
    that is allocated. A chunk is ``BIRTH_SHARED`` if and only if slots name it and nothing names it by its number.
 
+7. A chunk that has a digest, or is marked bad, is allocated.
+
 The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2, 4, 6 and 7 are asked again:
 a file that needs recovery is checked as it would be after it.
 
@@ -29,6 +31,7 @@ import numpy as np
 from engine.errors import EngineError, InUse
 from engine.files import RealFileSystem
 from engine.tvol import layout
+from engine.tvol.check_data import verify_data
 from engine.tvol.check_image import Finding, Findings, Image, Loader, Node, Severity
 from engine.tvol.check_journal import Replay, read_chain
 from engine.tvol.layout import NodeFlag, NodeKind
@@ -74,8 +77,10 @@ class CheckReport:
         return EXIT_DAMAGED if self.damaged else EXIT_CLEAN
 
 
-def check_file(path: Path, files: FileSystem | None = None) -> CheckReport:
+def check_file(path: Path, files: FileSystem | None = None, *, data: bool = False) -> CheckReport:
     """Verify every structure of a closed volume file; changes nothing. Blocks, for as long as reading it takes.
+
+    ``data``: also read every chunk that has a digest, and compare.
 
     Raises NotFound, PermissionDenied, and InUse while somebody has it open for writing.
     """
@@ -83,7 +88,8 @@ def check_file(path: Path, files: FileSystem | None = None) -> CheckReport:
     try:
         findings = Findings()
         report = CheckReport(str(path))
-        image = Loader(file, findings).load()
+        loader = Loader(file, findings)
+        image = loader.load()
         if image is not None:
             _Checker(image, findings, report).structures()
             committed, soft = read_chain(file, image, findings)
@@ -95,6 +101,8 @@ def check_file(path: Path, files: FileSystem | None = None) -> CheckReport:
                     replay.run(records)
                     if records:
                         _Checker(image, findings, report, after=after).ownership()
+            if data:
+                report.counts.update(verified_chunks=verify_data(loader, image, findings))
         report.findings = findings.items
         report.findings_left_out = findings.left_out
         return report
@@ -102,10 +110,10 @@ def check_file(path: Path, files: FileSystem | None = None) -> CheckReport:
         file.close()
 
 
-def check_result(path: Path) -> tuple[int, CheckReport | None, str]:
+def check_result(path: Path, *, data: bool = False) -> tuple[int, CheckReport | None, str]:
     """For a command line: (exit code, the report if there is one, one line that says how it ended)."""
     try:
-        report = check_file(path)
+        report = check_file(path, data=data)
     except InUse as error:
         return EXIT_IN_USE, None, str(error)
     except EngineError as error:
@@ -133,6 +141,7 @@ class _Checker:
         self._extent()
         self._tree()
         self._pages()
+        self._digests()
         self._counts(self.ownership(deadlists=True))
 
     def _damage(self, where: str, reason: str) -> None:
@@ -353,6 +362,21 @@ class _Checker:
             reclaim_queue=len(image.reclaim),
             slots=int(np.count_nonzero(image.slots[:, 1])),
         )
+
+    # Digests
+
+    def _digests(self) -> None:
+        """Invariant 7."""
+        image = self._image
+        marked = np.union1d(np.flatnonzero(image.digested), np.array(image.bad, np.int64))
+        known = marked[marked < len(image.births)]
+        births = image.births[known]
+        wrong = len(marked) - len(known) + int(np.isin(births, (layout.BIRTH_FREE, layout.BIRTH_METADATA)).sum())
+        if wrong:
+            self._damage("digests", f"{wrong} chunks have a digest or a mark, but hold no payload")
+        if image.bad:
+            self._findings.note("data", f"{len(image.bad)} chunks are marked bad, first {image.bad[0]}")
+        self._report.counts.update(digests=int(np.count_nonzero(image.digested)), bad_chunks=len(image.bad))
 
     # Pages
 

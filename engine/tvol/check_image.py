@@ -115,6 +115,11 @@ class Image:
     """(chunk, birth) of each slot of the table of shared chunks."""
     pages: dict[int, str]
     """Every page in use and who uses it."""
+    digested: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """For each chunk whether it has a digest that can be read; the file's births may be more."""
+    digest_pages: list[PageRef] = field(default_factory=list)
+    bad: tuple[int, ...] = ()
+    """Chunks marked bad."""
     holds: set[tuple[int, str]] = field(default_factory=set)
     """(node, owner)"""
     described: set[int] = field(default_factory=set)
@@ -225,6 +230,7 @@ class Loader:
 
     def _records(self, image: Image, stream: bytes) -> bool:
         nodes: list[layout.NodeRecord] = []
+        digests: layout.DigestsRecord | None = None
         seen: set[int] = set()
         try:
             for kind, flags, payload in layout.iter_root_records(stream):
@@ -239,6 +245,8 @@ class Loader:
                     image.reclaim = self._words(layout.WordsRecord.parse(payload), "reclaim queue")
                 elif kind == RootType.SLOTS:
                     image.slots = self._slots(layout.WordsRecord.parse(payload))
+                elif kind == RootType.DIGESTS:
+                    digests = layout.DigestsRecord.parse(payload)
                 elif kind == RootType.NODE:
                     nodes.append(layout.NodeRecord.parse(payload))
                 elif kind == RootType.HOLDS:
@@ -257,6 +265,11 @@ class Loader:
             if wanted not in seen:
                 self._findings.damage("root stream", f"has no {wanted.name} record")
                 return False
+        if (digests is None) is bool(image.superblock.read_only_compatible & layout.ReadOnlyFeature.DIGESTS):
+            self._findings.damage("root stream", "does not agree with the superblock on digests")
+            return False
+        if digests is not None:
+            self._digests(image, digests)
         for record in nodes:
             if record.node in image.nodes:
                 self._findings.damage("root stream", f"has node {record.node} twice")
@@ -302,6 +315,30 @@ class Loader:
                 start = number * layout.WORDS_PER_PAGE
                 words[start : start + layout.WORDS_PER_PAGE] = np.frombuffer(data, dtype="<u4")
         return words[:count]
+
+    # Digests
+
+    def _digests(self, image: Image, record: layout.DigestsRecord) -> None:
+        """Which chunks have digests; those of a page that does not verify have none."""
+        bits = self._stream_of_words(record.bits, len(record.bits) * layout.WORDS_PER_PAGE, "bits of digests")
+        image.digested = np.unpackbits(bits.view(np.uint8), bitorder="little").astype(bool)
+        image.bad = record.bad
+        data = self._stream_of_words(record.index, len(record.index) * layout.WORDS_PER_PAGE, "index of digests")
+        image.digest_pages = list(layout.unpack_refs(data.tobytes(), 0, record.ref_count))
+        count = layout.DIGESTS_PER_PAGE
+        for number, ref in enumerate(image.digest_pages):
+            here = image.digested[number * count : (number + 1) * count]
+            if ref.page == 0 and not here.any():
+                continue
+            if self.page(ref, f"digest page {number}") is None:
+                here[:] = False
+                image.digest_pages[number] = PageRef(0, 0)
+        image.digested[len(image.digest_pages) * count :] = False
+
+    def digests_of(self, image: Image, number: int) -> bytes:
+        """A page of digests that was verified before."""
+        data = self.bytes_at(image.digest_pages[number].page * layout.PAGE_SIZE, layout.PAGE_SIZE, "digests")
+        return data or bytes(layout.PAGE_SIZE)
 
     # Nodes
 

@@ -119,6 +119,7 @@ class Replay:
             RecordType.METADATA: self._metadata,
             RecordType.FAILED: lambda record: None,
             RecordType.SHARE: self._share_chunks,
+            RecordType.MARK: self._mark,
             RecordType.HOLD: self._hold,
             RecordType.RELEASE: self._release,
             RecordType.DESCRIBE: self._describe,
@@ -228,6 +229,7 @@ class Replay:
         if len(taken):
             raise LayoutError(f"places chunk {entry + int(taken[0])} in {node.where}, but it is in use")
         image.births[entry:end] = node.record.generation or image.file.generation
+        image.digested[entry:end] = False  # it was free: its digest ended then
 
     def _set(self, node: Node, index: int, value: int) -> None:
         leaf, slot = divmod(index, layout.LEAF_ENTRIES)
@@ -311,6 +313,15 @@ class Replay:
                 if new <= leaf * layout.LEAF_ENTRIES + slot < old:
                     self._set(node, leaf * layout.LEAF_ENTRIES + slot, layout.EMPTY)
         self._change(node, size_bytes=size)
+
+    def _mark(self, record: layout.Record) -> None:
+        image = self._image
+        bad = set(image.bad)
+        for chunk, is_bad in layout.MARK.iter_unpack(record.payload):
+            if chunk >= len(image.births) or image.births[chunk] in (layout.BIRTH_FREE, layout.BIRTH_METADATA):
+                raise LayoutError(f"marks chunk {chunk}, which holds no payload")
+            (bad.add if is_bad else bad.discard)(chunk)
+        image.bad = tuple(sorted(bad))
 
     def _metadata(self, record: layout.Record) -> None:
         first, count = layout.unpack_fields(layout.METADATA, record.payload)

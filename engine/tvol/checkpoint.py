@@ -28,10 +28,12 @@ from engine.tvol.layout import (
     REFS_PER_INDEX_PAGE,
     TOP_ENTRIES,
     TOP_ENTRY,
+    DigestsRecord,
     Feature,
     FileRecord,
     NodeRecord,
     PageRef,
+    ReadOnlyFeature,
     RootType,
     Superblock,
     WordsRecord,
@@ -77,6 +79,10 @@ class _Capture:
     slots_count: int
     slots: dict[int, bytes]
     features: Feature
+    bits: dict[int, bytes]
+    digests: dict[int, bytes]
+    bad: tuple[int, ...]
+    has_digests: bool
     reclaim: list[array[int]]
     nodes: list[_NodeCapture]
     notes: list[tuple[RootType, bytes]]
@@ -162,6 +168,7 @@ class Checkpointer:
         await workers.run(self._sync_second_superblock)
         core.check()
         self._sequence = new.sequence
+        core.family.births.digests.written()
         core.journal.head = capture.position
         core.pages.finish(capture.reachable, len(root) // PAGE_SIZE + 1)
         core.became_durable(capture.seq)
@@ -187,6 +194,7 @@ class Checkpointer:
         reclaiming = set(family.reclaiming)
         nodes = [node for node in family.nodes.values() if node not in reclaiming]
         journal, births, claims = core.journal, family.births, family.claims
+        bits, digests = births.digests.capture()
         capture = _Capture(
             seq=journal.last_seq,
             position=journal.position,
@@ -199,6 +207,10 @@ class Checkpointer:
             slots_count=claims.count,
             slots={page: claims.page_bytes(page) for page in sorted(claims.dirty)},
             features=Feature.SHARED_CHUNKS if claims.in_use else Feature(0),
+            bits=bits,
+            digests=digests,
+            bad=tuple(sorted(births.digests.bad)),
+            has_digests=births.digests.in_use or bool(births.digests.bad),
             reclaim=list(family.reclaim),
             nodes=[_capture_node(node) for node in [*nodes, *family.reclaiming]],
             notes=family.notes.records(),
@@ -227,6 +239,7 @@ class Checkpointer:
             root_length=len(root),
             root_index=index,
             incompatible=capture.features,
+            read_only_compatible=ReadOnlyFeature.DIGESTS if capture.has_digests else 0,
         )
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -249,6 +262,8 @@ class Checkpointer:
             slots = WordsRecord(2 * capture.slots_count, tuple(claims.pages))
             records.append((RootType.SLOTS, slots.serialize()))
         records += capture.notes
+        if capture.has_digests:
+            records.append((RootType.DIGESTS, (await self._write_digests(writer, capture)).serialize()))
         _reach(capture.reachable, births.pages, claims.pages, reclaim.pages)
         for number, node in enumerate(capture.nodes):
             records.append((RootType.NODE, await self._write_node(writer, node)))
@@ -257,6 +272,24 @@ class Checkpointer:
             if not number % _NODES_PER_TURN:
                 await asyncio.sleep(0)
         return b"".join(layout.pack_root_record(kind, payload) for kind, payload in records)
+
+    async def _write_digests(self, writer: _PageWriter, capture: _Capture) -> DigestsRecord:
+        digests = self._core.family.births.digests
+        last = max(capture.bits, default=-1) + 1
+        pages = digests.bits_pages + [PageRef(0, 0)] * (last - len(digests.bits_pages))
+        for page, data in capture.bits.items():
+            pages[page] = await writer.add(data)
+        digests.bits_pages = pages
+        for page, data in capture.digests.items():
+            ref = await writer.add(data)
+            digests.refs[page] = (ref.page, ref.checksum)
+        if capture.digests or digests.dirty_refs:
+            digests.dirty_refs = False
+            digests.indexed = digests.refs.copy()  # more may be added while they are written
+            digests.index = await writer.add_stream(digests.indexed.tobytes())
+        _reach(capture.reachable, pages, digests.index)
+        capture.reachable.update(digests.indexed["page"].tolist())
+        return DigestsRecord(len(digests.indexed), tuple(pages), digests.index, capture.bad)
 
     async def _write_changed(
         self, writer: _PageWriter, pages: list[PageRef], changed: dict[int, bytes], count: int, words: int
@@ -387,7 +420,10 @@ def reachable_pages(
 ) -> set[int]:
     """All pages that a state just loaded refers to."""
     reachable: set[int] = set()
+    digests = family.births.digests
     _reach(reachable, index, root, reclaim.pages, family.births.pages, family.claims.pages)
+    _reach(reachable, digests.bits_pages, digests.index)
+    reachable.update(digests.refs["page"].tolist())
     for node in family.nodes.values():
         _reach(reachable, node.map.pages, node.dead.pages)
         reachable.update(node.map.leaf_pages)

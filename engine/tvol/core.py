@@ -30,6 +30,7 @@ from engine.tvol.allocator import runs
 from engine.tvol.journal import COMMIT_ROOM
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_MAP_ITEMS, RecordType
 from engine.tvol.pages import MARGIN, WRITE_STEP, PagePool
+from engine.tvol.payload import Payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,7 @@ class Core:
         self.env = env
         self.file = file
         self.family = family
+        self.payload = Payload(file, family.births.digests.bad, family.chunk_bytes)
         self.journal = journal
         self.allocator = allocator
         self.pages = pages

@@ -47,7 +47,7 @@ class NativeDevice:
         self._size = node.size_bytes
         """0 when the device is closed, so that the fast tier declines everything."""
         self._closed = ""
-        self._read_now = core.file.read_now
+        self._read_now = core.payload.read_now
 
     @property
     def size_bytes(self) -> int:
@@ -88,6 +88,10 @@ class NativeDevice:
             raise InvalidState(f"{self.name or 'the device'}", self._closed, "an existing one")
         if offset < 0 or length < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size:
             raise OutOfRange(offset, length, self._size)
+
+    def rebind(self) -> None:
+        """A chunk was marked bad, or is no more: ``try_read`` goes by it from now on."""
+        self._read_now = self._core.payload.read_now
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -166,10 +170,10 @@ class NativeDevice:
             if position < 0:
                 view[at : at + size] = bytes(size)
             else:
-                self._core.file.read_into((view[at : at + size],), position)
+                self._core.payload.read_into((view[at : at + size],), position)
 
     def lease_read(self, offset: int, length: int, /) -> ReadLease:
-        """See ``engine.stores.BulkSource``. Raises OutOfRange."""
+        """See ``engine.stores.BulkSource``. Raises OutOfRange, MediumError."""
         self._check_extent(offset, length)
         return NativeReadLease(self._core, self._segments(self._node, offset, length))
 

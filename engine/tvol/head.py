@@ -136,18 +136,18 @@ class _Plan:
                 return
         self.writes.append((position, buffers))
 
-    def carry_out(self, file: BlockFile) -> None:
+    def carry_out(self, core: Core) -> None:
         """Read what is copied, then write everything. In a worker."""
         for position, buffer, _, _ in self.copies:
-            file.read_into((buffer,), position)
-        self._overlay_and_write(file)
+            core.payload.read_into((buffer,), position)
+        self._overlay_and_write(core.file)
 
-    def carry_out_now(self, file: BlockFile) -> bool:
+    def carry_out_now(self, core: Core) -> bool:
         """The same from the page cache; False when a chunk to copy is not there (nothing was written then)."""
         for position, buffer, _, _ in self.copies:
-            if not file.read_now(buffer, position):
+            if not core.payload.read_now(buffer, position):
                 return False
-        self._overlay_and_write(file)
+        self._overlay_and_write(core.file)
         return True
 
     def _overlay_and_write(self, file: BlockFile) -> None:
@@ -265,7 +265,7 @@ class NativeHead(NativeDevice):
         except OutOfSpace:
             return False
         try:
-            done = (self._mask < FAST_COPY_BYTES or not plan.copies) and plan.carry_out_now(core.file)
+            done = (self._mask < FAST_COPY_BYTES or not plan.copies) and plan.carry_out_now(core)
         except EngineError:
             done = False
         if not done:
@@ -443,7 +443,7 @@ class NativeHead(NativeDevice):
         core.check()
         plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
         try:
-            await core.env.workers.run(lambda: plan.carry_out(core.file))
+            await core.env.workers.run(lambda: plan.carry_out(core))
         except BaseException:
             core.allocator.give_back(plan.taken)
             raise
@@ -617,6 +617,16 @@ class NativeHead(NativeDevice):
             self._gate.set()
             self._gate = None
         self.refresh()
+
+    async def still(self, first: int, last: int) -> bool:
+        """When it returns, and in that step only, no write to chunk indexes first..last is in flight. False: the volume
+        is not that large any more."""
+        end = min((last + 1) << self._shift, self.size_bytes)
+        if end <= first << self._shift:
+            return False
+        await self._admitted(first << self._shift, end - (first << self._shift))
+        self._leave(await self._turn(first, last))
+        return True
 
     async def drained(self) -> None:
         """Wait until no admitted write is left."""

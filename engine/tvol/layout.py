@@ -63,6 +63,12 @@ BIRTHS_PER_PAGE = PAGE_SIZE // 4
 WORDS_PER_PAGE = PAGE_SIZE // 4
 TOP_ENTRIES = PAGE_SIZE // 16
 
+DIGEST_BYTES = 16
+"""xxh3_128."""
+DIGESTS_PER_PAGE = PAGE_SIZE // DIGEST_BYTES
+MAX_BAD_CHUNKS = 65536
+"""4 GiB of chunks marked bad: a medium that is worse is not repaired chunk by chunk. They are in one root record."""
+
 MAX_NAME_BYTES = 1024
 """Longest identifier (name, volume id, guid) as UTF-8."""
 
@@ -80,6 +86,16 @@ class Feature(enum.IntFlag):
 
 
 KNOWN_FEATURES = Feature.SHARED_CHUNKS
+
+
+class ReadOnlyFeature(enum.IntFlag):
+    """Read-only-compatible features: who does not know a set bit may read the file, but not write it."""
+
+    DIGESTS = 1
+    """Some chunks are immutable although no snapshot sees them."""
+
+
+KNOWN_READ_ONLY_FEATURES = ReadOnlyFeature.DIGESTS
 
 
 # --- superblock -------------------------------------------------------------------------------------------------
@@ -292,6 +308,40 @@ class WordsRecord:
         return cls(count, tuple(unpack_refs(data, cls.FORMAT.size, pages)))
 
 
+@dataclass(frozen=True, slots=True)
+class DigestsRecord:
+    """Digests and marks (``RootType.DIGESTS``).
+
+    ``bits``: pages of one bit for each chunk, the lowest of a byte first: whether it has a digest. ``index``: pages of
+    ``ref_count`` references to the pages of digests, ``DIGESTS_PER_PAGE`` each; page 0 for one that there never was.
+    """
+
+    ref_count: int
+    bits: tuple[PageRef, ...]
+    index: tuple[PageRef, ...]
+    bad: tuple[int, ...]
+    """Chunks marked bad, ascending."""
+
+    FORMAT = struct.Struct("<IIII")
+
+    def serialize(self) -> bytes:
+        head = self.FORMAT.pack(self.ref_count, len(self.bits), len(self.index), len(self.bad))
+        return head + pack_refs(self.bits) + pack_refs(self.index) + struct.pack(f"<{len(self.bad)}I", *self.bad)
+
+    @classmethod
+    def parse(cls, data: bytes) -> DigestsRecord:
+        refs, bits, index, bad = _unpack(cls.FORMAT, data)
+        if bits > -(-MAX_CHUNKS // (8 * PAGE_SIZE)) or index != -(-refs * PAGE_REF.size // PAGE_SIZE):
+            raise LayoutError(f"{bits} pages of bits, {index} pages for {refs} references to digests")
+        at = cls.FORMAT.size
+        bits_refs = tuple(unpack_refs(data, at, bits))
+        index_refs = tuple(unpack_refs(data, at + bits * PAGE_REF.size, index))
+        at += (bits + index) * PAGE_REF.size
+        if bad > MAX_BAD_CHUNKS or at + 4 * bad != len(data):
+            raise LayoutError(f"{bad} bad chunks in {len(data) - at} bytes")
+        return cls(refs, bits_refs, index_refs, struct.unpack_from(f"<{bad}I", data, at))
+
+
 class NodeKind(enum.IntEnum):
     HEAD = 1
     SNAPSHOT = 2
@@ -438,6 +488,7 @@ class RecordType(enum.IntEnum):
     HOLD = 24
     RELEASE = 25
     DESCRIBE = 26
+    MARK = 40
     GROUP_PREPARE = 32
 
 
@@ -558,6 +609,8 @@ STAGING_BEGIN = struct.Struct("<IIId")
 STAGING_COMMIT = struct.Struct("<IIId")
 """staging node (becomes a snapshot), head of the volume (becomes its child), id of the node that takes over the
 head's old content and is deleted, creation time; text: guid, name."""
+MARK = struct.Struct("<II")
+"""chunk, 1: it is bad, 0: it has been repaired. Any number of them."""
 METADATA = struct.Struct("<II")
 """first chunk, count: free chunks that became metadata chunks."""
 

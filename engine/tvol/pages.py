@@ -85,6 +85,7 @@ class PagePool:
             + family.births.page_count() // 512
             + family.claims.page_count()
             + family.claims.page_count() // 512
+            + family.births.digests.pages_needed
             + family.dirty_leaves
             + family.structure_pages
             + family.dirty_words // WORDS_PER_PAGE

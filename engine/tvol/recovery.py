@@ -34,6 +34,7 @@ from engine.tvol.layout import (
     BIRTH_METADATA,
     PAGE_SIZE,
     TOP_ENTRY,
+    DigestsRecord,
     Feature,
     FileRecord,
     LayoutError,
@@ -68,6 +69,7 @@ _KNOWN_ROOT_TYPES = frozenset(
         RootType.SLOTS,
         RootType.HOLDS,
         RootType.DESCRIPTIONS,
+        RootType.DIGESTS,
     }
 )
 
@@ -167,6 +169,8 @@ class _Loader:
         births_record = WordsRecord.parse(records[RootType.BIRTHS][0])
         births = Births(np.frombuffer(self.stream(births_record.pages, 4 * births_record.count, "births"), np.uint32))
         births.pages = list(births_record.pages)
+        for payload in records.get(RootType.DIGESTS, []):
+            self._digests(births, DigestsRecord.parse(payload))
         family = Family(births, superblock.chunk_bytes, self._claims(births, records.get(RootType.SLOTS)))
         self._check_entries = family.claims.check_entries
         family.generation, family.next_node = scalars.generation, scalars.next_node
@@ -181,6 +185,21 @@ class _Loader:
         if not family.notes.named <= family.nodes.keys():
             raise LayoutError("a hold or description is of a node that does not exist")
         return family, reachable_pages(family, superblock.root_index, root_refs, reclaim)
+
+    def _digests(self, births: Births, record: DigestsRecord) -> None:
+        """Which chunks have digests and where these are; the digests themselves are read when they are needed."""
+        bits = self.stream(record.bits, len(record.bits) * PAGE_SIZE, "bits of digests")
+        refs = self.stream(record.index, record.ref_count * layout.PAGE_REF.size, "index of digests")
+        digests = births.digests
+        digests.load(bits, record.bits, refs, record.index)
+        digests.bad.update(record.bad)
+        marked = np.concatenate([digests.digested(), np.array(record.bad, np.uint32)])
+        if not births.may_be_named(marked):
+            raise LayoutError("a chunk has a digest or is marked bad, but holds no payload")
+        pages = digests.refs["page"]
+        if len(pages) and int(pages.max()) >= self._metadata_limit:
+            raise LayoutError("a page of digests is outside the file")
+        births.freeze_digested()
 
     def _claims(self, births: Births, payloads: list[bytes] | None) -> Claims:
         if not payloads:

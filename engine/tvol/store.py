@@ -36,16 +36,18 @@ from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
 from engine.tvol.notes import NativeNotes
+from engine.tvol.scrub import Scrubber
 from engine.tvol.sharing import share
 from engine.tvol.space import freed_by, pending_chunks, spaces
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from engine.stores import Frozen, Head
     from engine.tvol.core import Core
     from engine.tvol.head import Epoch
+    from engine.tvol.scrub import Finding, RepairSource
     from engine.tvol.tree import Node
 
 
@@ -120,7 +122,7 @@ class NativeStore:
             fast_path=True,
             instant_epoch=True,
             instant_rollback=True,
-            digests=False,
+            digests=True,
             recovery_points=True,
             share_unit=self.chunk_bytes,
         )
@@ -497,6 +499,42 @@ class NativeStore:
                 clones.append(other.name)
         if clones:
             raise InUse(f"volume {head.name!r} has linked clones: {', '.join(sorted(clones))}; delete them first")
+
+    # --- integrity ----------------------------------------------------------------------------------------------
+
+    def scrubber(
+        self,
+        head: Head,
+        *,
+        pace: Callable[[int], Awaitable[None]],
+        report: Callable[[Finding], None],
+        repair: RepairSource | None = None,
+        make_only: bool = False,
+    ) -> Scrubber:
+        """See ``engine.tvol.scrub``."""
+        return Scrubber(
+            self._core,
+            self._head(head),
+            pace=pace,
+            report=report,
+            rebind=self._rebind,
+            repair=repair,
+            make_only=make_only,
+        )
+
+    def _rebind(self) -> None:
+        for device in self._devices():
+            device.rebind()
+
+    @property
+    def bad_chunks(self) -> int:
+        """Chunks of the file that are marked bad."""
+        return len(self._core.family.births.digests.bad)
+
+    @property
+    def digested_chunks(self) -> int:
+        """Chunks of the file that have a digest."""
+        return self._core.family.births.digests.made
 
     # --- staging ------------------------------------------------------------------------------------------------
 

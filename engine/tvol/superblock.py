@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.errors import NotSupported, StoreCorrupt
 from engine.tvol.layout import (
     KNOWN_FEATURES,
+    KNOWN_READ_ONLY_FEATURES,
     MAX_JOURNAL_BYTES,
     SUPERBLOCK_OFFSETS,
     SUPERBLOCK_SIZE,
@@ -50,10 +51,9 @@ def _check(superblock: Superblock, file: BlockFile, *, writable: bool) -> None:
     unknown = superblock.incompatible & ~KNOWN_FEATURES
     if unknown:
         raise NotSupported(f"{file.path} uses features {unknown:#x} that this program does not know")
-    if writable and superblock.read_only_compatible:
-        raise NotSupported(
-            f"{file.path} uses features {superblock.read_only_compatible:#x}: it can only be opened for reading"
-        )
+    not_to_write = superblock.read_only_compatible & ~KNOWN_READ_ONLY_FEATURES
+    if writable and not_to_write:
+        raise NotSupported(f"{file.path} uses features {not_to_write:#x}: it can only be opened for reading")
     ring = superblock.journal_chunks * superblock.chunk_bytes
     if superblock.chunk_bytes not in CHUNK_SIZES:
         raise StoreCorrupt(f"superblock of {file.path}", f"chunk size {superblock.chunk_bytes}")

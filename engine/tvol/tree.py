@@ -165,6 +165,7 @@ class Family:
             RecordType.RELEASE: functools.partial(self._apply_note, RecordType.RELEASE),
             RecordType.DESCRIBE: functools.partial(self._apply_note, RecordType.DESCRIBE),
             RecordType.GROUP_PREPARE: self._apply_group_prepare,
+            RecordType.MARK: self._apply_mark,
         }
 
     def apply(self, kind: int, payload: bytes) -> None:
@@ -560,6 +561,13 @@ class Family:
         staging.guid, staging.name, staging.created_at = guid, name, created_at
         staging.generation = self._next_generation()
         self._become(head, staging)
+
+    def _apply_mark(self, payload: bytes) -> None:
+        for at in range(0, len(payload), layout.MARK.size):
+            chunk, bad = layout.MARK.unpack_from(payload, at)
+            if not self.births.may_be_named(np.array([chunk], np.uint32)):
+                raise LayoutError(f"MARK of chunk {chunk}, which holds no payload")
+            self.births.mark(chunk, bad=bool(bad))
 
     def _apply_metadata(self, payload: bytes) -> None:
         first, count = layout.unpack_fields(layout.METADATA, payload)

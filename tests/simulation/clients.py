@@ -6,6 +6,7 @@ refusal (in use, wrong state, no space) has done nothing certain: what it wrote 
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from engine.stores import Frozen, Head
     from engine.tvol.file import TvolFile
     from engine.tvol.head import NativeHead
+    from engine.tvol.scrub import Finding
     from tests.support.sim_files import SimFileSystem
     from tests.support.sim_loop import SimWorkers
 
@@ -27,7 +29,21 @@ REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
 SNAPSHOTS_MAX = 8
 VOLUMES_MAX = 3
 
-IO = ("write", "try_write", "fua", "zeroes", "discard", "flush", "read", "churn", "lease", "atomic", "share", "purge")
+IO = (
+    "write",
+    "try_write",
+    "fua",
+    "zeroes",
+    "discard",
+    "flush",
+    "read",
+    "churn",
+    "lease",
+    "atomic",
+    "share",
+    "purge",
+    "scrub",
+)
 STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed", "offload", "hold")
 
 
@@ -40,11 +56,12 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8)),
-    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1, 2), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8)),
+    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1, 2), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2)),
+    "scrubbing": Mood((12, 25, 3, 3, 6, 4, 4, 1, 4, 6, 4, 1, 25), (12, 14, 2, 2, 2, 1, 3, 0, 6, 2)),
 }
 
 
@@ -132,6 +149,8 @@ class Client:
         elif kind == "purge":
             self.family.tell(f"{self.family.next()} purge")
             await self.store.purge()
+        elif kind == "scrub":
+            await self._scrub(head)
         elif kind == "try_write":
             await self._try_writes(head, target)
         elif kind == "churn":
@@ -142,6 +161,24 @@ class Client:
             await self._share(head, target)
         else:
             await self._change(kind, head, target, self._extent(target.windows))
+
+    async def _scrub(self, head: NativeHead) -> None:
+        """Nothing rots here, so whatever a scrub finds is a false alarm."""
+        number = self.family.next()
+        make_only = self.rng.random() < 0.3
+        self.family.tell(f"{number} {head.name} scrub{' (new ones only)' if make_only else ''}")
+
+        async def pace(length: int) -> None:
+            for _ in range(self.rng.choice((0, 0, 1, 5))):
+                await asyncio.sleep(0)
+
+        def report(finding: Finding) -> None:
+            raise Violation(f"a scrub without rot says: {finding}")
+
+        scrubber = self.store.scrubber(head, pace=pace, report=report, make_only=make_only)
+        await scrubber.run(0, -(-head.size_bytes // self.store.chunk_bytes))
+        if not self.files.dead:
+            self.family.tell(f"{number} done: {scrubber.counts}")
 
     async def _lease(self, head: NativeHead, target: Volume | Staging) -> None:
         """A range handed to one worker, as the copy loop does: written, then published in whole or in part."""

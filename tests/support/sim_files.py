@@ -157,6 +157,13 @@ class Effect:
                 image.punch(start, end - start)
 
 
+def _touches(effect: Effect, offset: int, length: int) -> bool:
+    """Whether an effect that is not durable yet concerns a range."""
+    if effect.kind == "truncate":
+        return effect.length < offset + length
+    return effect.offset < offset + length and offset < effect.offset + effect.length
+
+
 def _sectors(offset: int, length: int) -> list[tuple[int, int]]:
     """The pieces of an extent that lie in different sectors of the medium."""
     end = offset + length
@@ -257,8 +264,13 @@ class SimBlockFile:
         if self._step("sync", 0, 0, on_fault=self._lose_some):
             self._inode.settle()
 
-    def drop_cache(self) -> None:
-        if self._step("drop_cache", 0, 0):
+    def drop_cache(self, offset: int = 0, length: int = 0, /) -> None:
+        if not self._step("drop_cache", offset, length):
+            return
+        if length:
+            if not any(_touches(effect, offset, length) for effect in self._inode.pending):
+                self._inode.live.write(offset, self._inode.durable.read(offset, length))
+        else:
             assert not self._inode.pending, "dropping the cache would not drop these pages"
             self._inode.live = self._inode.durable.copy()
             self._system.cache_lies = False
@@ -405,9 +417,10 @@ class SimFileSystem:
         """A file as another machine has left it."""
         self._files[path] = inode
 
-    def flip(self, path: Path, offset: int, mask: int = 1) -> None:
+    def flip(self, path: Path, offset: int, mask: int = 1, *, cache_only: bool = False) -> None:
         """Rot: change the bits of ``mask`` in one byte, in the cache and on the medium."""
-        for image in (self._files[path].live, self._files[path].durable):
+        inode = self._files[path]
+        for image in (inode.live,) if cache_only else (inode.live, inode.durable):
             image.write(offset, bytes([image.read(offset, 1)[0] ^ mask]))
 
     def die_after(

@@ -1,0 +1,258 @@
+"""Digests and the scrub on the real file system: what is found, what is marked, what a mark means to readers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+
+import pytest
+
+from engine.errors import MediumError
+from engine.hash_tree import digest_of
+from engine.tvol.check import check_file
+from engine.tvol.file import TvolFile
+from engine.tvol.scrub import Found
+from engine.units import KIB, MIB
+
+CHUNK = 64 * KIB
+SIZE = 16 * MIB
+
+
+@pytest.fixture
+def env(env):
+    """Digests are made by threads here."""
+    return dataclasses.replace(env, copier=None)
+
+
+@pytest.fixture
+async def store(env, path):
+    made = await TvolFile.create(env, path, volume_name="v", size_bytes=SIZE)
+    yield made
+    await made.close()
+    assert not check_file(path).damaged
+
+
+def pattern(chunk: int, version: int = 0) -> bytes:
+    return struct.pack("<II", chunk + 1, version) * (CHUNK // 8)
+
+
+async def fill(head, first: int, count: int, version: int = 0) -> None:
+    for chunk in range(first, first + count):
+        await head.write(chunk * CHUNK, memoryview(pattern(chunk, version)))
+
+
+async def read(device, chunk: int) -> bytes:
+    data = bytearray(CHUNK)
+    if not device.try_read(chunk * CHUNK, memoryview(data)):
+        await device.read(chunk * CHUNK, memoryview(data))
+    return bytes(data)
+
+
+async def scrub(store, *, repair=None, make_only=False, volume="v"):
+    """(counts, findings) of one scrub of the whole volume."""
+    findings = []
+
+    async def pace(length):
+        pass
+
+    head = store.volume(volume)
+    scrubber = store.scrubber(head, pace=pace, report=findings.append, repair=repair, make_only=make_only)
+    await scrubber.run(0, -(-head.size_bytes // CHUNK))
+    return scrubber.counts, findings
+
+
+def rot(path, chunk: int, bit: int = 0) -> None:
+    """Flip one bit of a chunk of the file."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        at = chunk * CHUNK + bit // 8
+        os.pwrite(fd, bytes([os.pread(fd, 1, at)[0] ^ 1 << bit % 8]), at)
+    finally:
+        os.close(fd)
+
+
+def entry(device, index: int) -> int:
+    return device.node.map.lookup(index)
+
+
+async def test_the_first_scrub_makes_digests_and_the_next_verifies_them(store):
+    await fill(store.volume("v"), 0, 20)
+    counts, findings = await scrub(store)
+    assert (counts.made, counts.verified) == (20, 0)
+    counts, findings = await scrub(store)
+    assert (counts.made, counts.verified, findings) == (0, 20, [])
+
+
+async def test_snapshots_are_scrubbed_too_each_chunk_once(store):
+    head = store.volume("v")
+    await fill(head, 0, 8)
+    await store.snapshot(head, "a")
+    await fill(head, 0, 4, version=1)
+    await store.snapshot(head, "b")
+    await fill(head, 2, 4, version=2)
+    counts, _ = await scrub(store)
+    assert counts.made == 8 + 4 + 4
+    assert store.digested_chunks == 16
+
+
+async def test_a_chunk_with_a_digest_is_redirected_as_if_a_snapshot_shared_it(store):
+    head = store.volume("v")
+    await fill(head, 0, 2)
+    await scrub(store)
+    before = entry(head, 0)
+    assert head.try_write(0, memoryview(pattern(9, 1))[:4096])
+    head.end_pass()
+    assert entry(head, 0) != before
+    assert await read(head, 0) == pattern(9, 1)[:4096] + pattern(0)[4096:]
+    await fill(head, 1, 1, version=1)
+    counts, findings = await scrub(store)
+    assert (counts.made, counts.verified, findings) == (2, 0, [])
+    assert store.digested_chunks == 2
+
+
+async def test_a_flipped_bit_is_found_marked_and_answers_medium_error(store, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    snapshot = await store.snapshot(head, "s")
+    await scrub(store)
+    await head.flush()
+    rot(path, entry(head, 2), bit=12345)
+    counts, (finding,) = await scrub(store)
+    assert (counts.bad, counts.verified) == (1, 3)
+    assert (finding.found, finding.offset, finding.node) == (Found.BAD, 2 * CHUNK, "s")
+    assert finding.expected == digest_of(pattern(2)).hex() != finding.actual
+    for device in (head, snapshot):
+        with pytest.raises(MediumError, match="marked bad"):
+            await read(device, 2)
+        assert await read(device, 1) == pattern(1)
+    with pytest.raises(MediumError):  # the rest of the chunk is not to be had
+        await head.write(2 * CHUNK, memoryview(bytes(512)))
+    counts, findings = await scrub(store)
+    assert (counts.skipped, counts.bad, findings) == (1, 0, [])
+
+
+async def test_a_mark_survives_a_restart_and_ends_when_the_chunk_is_overwritten(store, env, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    await scrub(store)
+    await head.flush()
+    rot(path, entry(head, 2))
+    await scrub(store)
+    await store.close()
+    store = await TvolFile.open(env, path)
+    head = store.volume("v")
+    try:
+        assert store.bad_chunks == 1
+        with pytest.raises(MediumError):
+            await read(head, 2)
+        await fill(head, 2, 1, version=1)
+        assert await read(head, 2) == pattern(2, 1)
+        assert store.bad_chunks == 0
+        counts, findings = await scrub(store)
+        assert (counts.verified, counts.made, findings) == (3, 1, [])
+    finally:
+        await store.close()
+
+
+async def test_a_mark_survives_the_process(store, env, path, tmp_path):
+    """What a kill leaves right after the scrub: the file as it is then."""
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    await scrub(store)
+    await head.flush()
+    rot(path, entry(head, 2))
+    await scrub(store)
+    copy = tmp_path / "copy.tvol"
+    copy.write_bytes(path.read_bytes())
+    assert not check_file(copy).damaged
+    other = await TvolFile.open(env, copy)
+    try:
+        assert other.bad_chunks == 1
+        with pytest.raises(MediumError):
+            await read(other.volume("v"), 2)
+    finally:
+        await other.close()
+
+
+class Elsewhere:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked = []
+
+    async def fetch(self, volume_id, offset, length, digest, /):
+        self.asked.append((offset, length, digest))
+        return self.data
+
+
+async def test_a_bad_chunk_is_repaired_from_elsewhere(store, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    snapshot = await store.snapshot(head, "s")
+    await scrub(store)
+    await head.flush()
+    rot(path, entry(head, 3), bit=77)
+    source = Elsewhere(pattern(3))
+    counts, findings = await scrub(store, repair=source)
+    assert source.asked == [(3 * CHUNK, CHUNK, digest_of(pattern(3)))]
+    assert (counts.bad, counts.repaired) == (1, 1)
+    assert [finding.found for finding in findings] == [Found.BAD, Found.REPAIRED]
+    assert await read(snapshot, 3) == pattern(3)
+    assert store.bad_chunks == 0
+
+
+async def test_other_bytes_from_elsewhere_repair_nothing_and_a_later_scrub_tries_again(store, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    await scrub(store)
+    await head.flush()
+    rot(path, entry(head, 3))
+    counts, _ = await scrub(store, repair=Elsewhere(pattern(3, 1)))
+    assert (counts.bad, counts.repaired, store.bad_chunks) == (1, 0, 1)
+    counts, _ = await scrub(store, repair=Elsewhere(pattern(3)))
+    assert (counts.repaired, store.bad_chunks) == (1, 0)
+    assert await read(head, 3) == pattern(3)
+
+
+async def test_the_policy_always_leaves_alone_what_has_a_digest(store, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    await scrub(store, make_only=True)
+    await fill(head, 4, 3)
+    counts, _ = await scrub(store, make_only=True)
+    assert (counts.made, counts.verified) == (3, 0)
+
+
+async def test_digests_survive_a_restart_and_check_data_goes_by_them(store, env, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    await scrub(store)
+    chunk = entry(head, 1)
+    await store.close()
+    report = check_file(path, data=True)
+    assert (report.damaged, report.counts["verified_chunks"]) == (False, 4)
+    rot(path, chunk, bit=8000)
+    report = check_file(path, data=True)
+    assert [finding.where for finding in report.findings] == [f"chunk {chunk}"]
+    assert report.damaged
+    assert not check_file(path).damaged
+    store = await TvolFile.open(env, path)
+    try:
+        counts, _ = await scrub(store)
+        assert (counts.verified, counts.bad) == (3, 1)
+    finally:
+        await store.close()
+
+
+async def test_a_deleted_snapshot_leaves_its_digests_to_the_head_which_still_redirects(store):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    snapshot = await store.snapshot(head, "s")
+    await scrub(store)
+    await store.delete_snapshot(snapshot)
+    await store.settled()
+    before = entry(head, 0)
+    await head.write(0, memoryview(bytes(512)))
+    assert entry(head, 0) != before
+    counts, findings = await scrub(store)
+    assert (counts.verified, counts.made, findings) == (3, 1, [])
