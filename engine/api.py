@@ -405,7 +405,8 @@ class StatusInfo:
     """``health``: ok, or degraded with ``reasons``. ``free_bytes``: what the host's file system has left.
 
     ``interrupted_copies``: names of volumes whose copy was interrupted; asking for the same copy goes on with it,
-    ``volume_delete`` discards it.
+    ``volume_delete`` discards it. ``interrupted_exports``: where to exports were interrupted; asking for the same one
+    goes on with it, and cancelling that discards it.
     """
 
     pool: str
@@ -415,6 +416,7 @@ class StatusInfo:
     health: str
     reasons: list[str]
     interrupted_copies: list[str]
+    interrupted_exports: list[str]
     iscsi: list[str]
     volumes: int
     snapshots: int
@@ -558,17 +560,36 @@ class EngineApi(Protocol):
         """
         ...
 
-    async def volume_import(self, path: str, name: str, *, chunk_bytes: int = 65536, expose: bool = False) -> JobInfo:
-        """A new volume from the raw image at ``path``, an absolute path on the daemon's machine.
+    async def volume_import(
+        self,
+        source: str,
+        name: str,
+        *,
+        format: str = "auto",
+        chunk_bytes: int = 65536,
+        expose: bool = False,
+        secret: str | None = None,
+    ) -> JobInfo:
+        """A new volume from an image at an absolute path on the daemon's machine, or from a LUN (``iscsi://...``).
 
-        The volume appears when it is whole. The job's result has ``root``, the root of its hash tree.
+        ``format``: raw, vhdx, qcow2, or auto: by what the file begins with; it says nothing of a LUN. ``secret``: of
+        the CHAP user in the URL.
+
+        The volume appears when it is whole. The job's result has ``root``, the root of its hash tree, ``format`` and
+        ``logical_sector_bytes`` of the source. Asking again after an interruption goes on with it.
+
+        Raises NotFound (also of a parent: the text names the paths tried), StoreCorrupt (the image breaks its format),
+        NotSupported (it needs something unknown, or qcow2 without ``qemu-img``).
         """
         ...
 
-    async def volume_export(self, name: str, snapshot: str | None, path: str, *, replace: bool = False) -> JobInfo:
-        """A raw image of a snapshot, or of the volume as it is now, at the absolute path ``path``.
+    async def volume_export(
+        self, name: str, snapshot: str | None, path: str, *, format: str = "raw", replace: bool = False
+    ) -> JobInfo:
+        """An image of a snapshot, or of the volume as it is now, at the absolute path ``path``.
 
-        The file appears when it is whole. The job's result has ``root``. Raises AlreadyExists without ``replace``.
+        ``format``: raw, vhdx (dynamic), vhdx-fixed, qcow2. The file appears when it is whole. The job's result has
+        ``root``. Asking again after an interruption goes on with it. Raises AlreadyExists without ``replace``.
         """
         ...
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class SourceImage(BlockDevice, Protocol):
-    """What is imported. ``logical_sector_bytes``: of the disk that it holds."""
+    """What is imported. ``name``: for people. ``logical_sector_bytes``: of the disk that it holds."""
+
+    name: str
 
     @property
     def logical_sector_bytes(self) -> int: ...

@@ -1,340 +1,321 @@
-"""Raw images: importing a file as a volume, exporting a volume as a file. By the one copy loop, verified.
+"""Images of volumes in other programs' formats: jobs that import and export them, by the one copy loop, verified.
 
-A raw image is a plain file whose byte n is the volume's byte n. Holes stay holes: they are found with SEEK_DATA on the
-way in, and never written on the way out.
+* An import grows where nobody sees it (``engine.unfinished``) and appears when its last byte is verified and durable.
+  Interrupted, it stays with its ledger, and asking for the same import again goes on; if the image has changed since,
+  from the start. An image that changes *while* it is read fails the import.
+* An export grows under a temporary name beside its own and gets its name, whole and durable, in one rename. The part
+  and its ledger outlive a crash or a stop of the daemon, and so does the hidden snapshot that is taken when a volume,
+  not one of its snapshots, is exported: asking for the same export again goes on. An error or a cancellation removes
+  all three.
+* Holes stay holes: what reads zero is neither read nor written.
 
-* An export grows under a temporary name beside its own and gets its name, whole and durable, in one rename. What an
-  interrupted one leaves behind is removed by the next export to that name.
-* An import grows where nobody sees it (``Pool.begin``) and appears when its last byte is verified and durable.
-
-These are files of users, opened by their names; data files of the store are ``engine.files``' business. All blocking
-calls happen in workers.
+Formats are ``engine.image_formats``; files go through ``engine.streams``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiofiles.os
+
 from engine.copy_job import CopyControl, CopyOptions, CopyProgress, copy_extents
-from engine.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange, WriteProtected
-from engine.files import translate
-from engine.stores import Extent, ExtentState
-from engine.units import SECTOR_SIZE, align_up
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState
+from engine.image_device import RawImage
+from engine.image_formats import EXPORT_FORMATS
+from engine.ledger import Ledger, LedgerKey
+from engine.migration import MovingSource, settle
+from engine.qemu_img import Qcow2Image, convert, require_program
+from engine.streams import StreamFile, translated
+from engine.unfinished import begin_copy
+from engine.vhdx.writer import Layout, VhdxTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from engine.catalog import VolumeRow
-    from engine.files import Workers
+    from engine.copy_job import CopyResult
+    from engine.image_device import SourceImage
     from engine.jobs import Job
-    from engine.pool import Pool
-    from engine.stores import Frozen
+    from engine.pool import Pool, UnfinishedVolume
+    from engine.stores import BlockDevice, Frozen
     from engine.volume import Volume
 
 HIDDEN_PREFIX = "export."
-"""Of the snapshot that is taken when a volume, not one of its snapshots, is exported."""
+"""Of the snapshot that is taken when a volume, not one of its snapshots, is exported, and of an export's ledger."""
+SCRATCH_SUFFIX = ".raw"
+"""Of what ``qemu-img`` makes of a qcow2 image, beside the volume that is being made."""
 
 
-def absolute(path: str) -> Path:
-    """The path of an image. Raises InvalidArgument: a relative one would mean another file in the daemon."""
-    found = Path(path)
-    if not found.is_absolute():
-        raise InvalidArgument(f"{path} is not an absolute path")
-    return found
-
-
-class RawImage:
-    """A raw file as a ``BlockDevice`` for the copy loop; ``open`` and ``create`` make it.
-
-    A file whose length is not whole sectors reads as if zeroes followed.
-    """
-
-    def __init__(self, path: Path, fd: int, size_bytes: int, workers: Workers, *, read_only: bool) -> None:
-        self.size_bytes = size_bytes
-        self.read_only = read_only
-        self._path = path
-        self._fd = fd
-        self._workers = workers
-
-    @classmethod
-    async def open(cls, path: Path, workers: Workers) -> RawImage:
-        """An existing file or block device, for reading. Raises NotFound, PermissionDenied, InvalidArgument."""
-
-        def opened() -> tuple[int, int]:
-            with _translated(path):
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                with _translated(path):
-                    size = os.lseek(fd, 0, os.SEEK_END)
-                if not size:
-                    raise InvalidArgument(f"{path} is empty: a volume has at least one sector")
-            except BaseException:
-                os.close(fd)
-                raise
-            return fd, align_up(size, SECTOR_SIZE)
-
-        if not await workers.run(path.exists):
-            raise NotFound("file", str(path))
-        fd, size_bytes = await workers.run(opened)
-        return cls(path, fd, size_bytes, workers, read_only=True)
-
-    @classmethod
-    async def create(cls, path: Path, size_bytes: int, workers: Workers) -> RawImage:
-        """A new file of zeroes, all hole; one of that name is replaced. Raises OutOfSpace, PermissionDenied."""
-
-        def created() -> int:
-            with _translated(path):
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-                try:
-                    os.ftruncate(fd, size_bytes)
-                except BaseException:
-                    os.close(fd)
-                    raise
-                return fd
-
-        return cls(path, await workers.run(created), size_bytes, workers, read_only=False)
-
-    async def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            await self._workers.run(lambda: os.close(fd))
-
-    # --- engine.stores.BlockDevice and BulkSource -------------------------------------------------------------------
-
-    def try_read(self, offset: int, view: memoryview, /) -> bool:
-        return False
-
-    def try_write(self, offset: int, data: memoryview, /) -> bool:
-        return False
-
-    def end_pass(self) -> None:
-        """Nothing is ever written in the loop."""
-
-    async def read(self, offset: int, view: memoryview, /) -> None:
-        self._check(offset, len(view))
-        await self._workers.run(lambda: self._read(offset, view))
-
-    async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
-        self._check(offset, len(data), writing=True)
-        await self._workers.run(lambda: self._write(offset, data))
-        if fua:
-            await self.flush()
-
-    async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
-        """Only the copy loop writes here, and only to a new file, which reads zero already."""
-        self._check(offset, length, writing=True)
-
-    async def discard(self, offset: int, length: int, /) -> None:
-        """As ``write_zeroes``."""
-        self._check(offset, length, writing=True)
-
-    async def flush(self) -> None:
-        def sync() -> None:
-            with _translated(self._path):
-                os.fsync(self._fd)
-
-        await self._workers.run(sync)
-
-    async def extents(self, offset: int, length: int, /) -> list[Extent]:
-        self._check(offset, length)
-        return await self._workers.run(lambda: list(self._extents(offset, offset + length)))
-
-    def lease_read(self, offset: int, length: int, /) -> _RawLease:
-        self._check(offset, length)
-        return _RawLease(self, offset)
-
-    async def lease_write(self, offset: int, length: int, /) -> _RawLease | None:
-        self._check(offset, length, writing=True)
-        return _RawLease(self, offset)
-
-    def read_at(self, offset: int, view: memoryview) -> None:
-        """In a worker: fill ``view``; what is beyond the end of the file is zero."""
-        self._read(offset, view)
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        """In a worker."""
-        self._write(offset, data)
-
-    # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _check(self, offset: int, length: int, *, writing: bool = False) -> None:
-        if writing and self.read_only:
-            raise WriteProtected(f"{self._path} is open for reading")
-        if offset < 0 or offset + length > self.size_bytes:
-            raise OutOfRange(offset, length, self.size_bytes)
-
-    def _read(self, offset: int, view: memoryview) -> None:
-        done = 0
-        with _translated(self._path):
-            while done < len(view):
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-                if not count:
-                    view[done:] = bytes(len(view) - done)
-                    return
-                done += count
-
-    def _write(self, offset: int, data: memoryview) -> None:
-        done = 0
-        with _translated(self._path):
-            while done < len(data):
-                done += os.pwrite(self._fd, data[done:], offset + done)
-
-    def _extents(self, at: int, end: int) -> Iterator[Extent]:
-        while at < end:
-            try:
-                data = min(os.lseek(self._fd, at, os.SEEK_DATA), end)
-            except OSError:
-                # Nothing but a hole follows (ENXIO); or a file without SEEK_DATA, such as a device: all of it is data.
-                data = end if self._knows_holes() else at
-            if data > at:
-                yield Extent(at, data - at, ExtentState.HOLE)
-            if data >= end:
-                return
-            try:
-                hole = min(os.lseek(self._fd, data, os.SEEK_HOLE), end)
-            except OSError:
-                hole = end
-            hole = min(align_up(max(hole, data + 1), SECTOR_SIZE), end)
-            yield Extent(data, hole - data)
-            at = hole
-
-    def _knows_holes(self) -> bool:
-        try:
-            os.lseek(self._fd, 0, os.SEEK_HOLE)
-        except OSError:
-            return False
-        return True
-
-
-class _RawLease:
-    """A range of a raw file in a worker; what is written there is the file's content at once."""
-
-    unit_bytes = SECTOR_SIZE
-    place = None  # by ``read`` and ``write`` only
-
-    def __init__(self, image: RawImage, offset: int) -> None:
-        self._image = image
-        self._offset = offset
-
-    def read(self, at: int, view: memoryview, /) -> None:
-        self._image.read_at(self._offset + at, view)
-
-    def write(self, at: int, data: memoryview, /) -> None:
-        self._image.write_at(self._offset + at, data)
-
-    async def publish(self, written: object, /) -> None:
-        """It is there already."""
-
-    def release(self) -> None:
-        """Nothing was held."""
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise translate(error, str(path)) from error
-
-
-# --- jobs -----------------------------------------------------------------------------------------------------------
+# --- import -------------------------------------------------------------------------------------------------------
 
 
 async def start_import(
     pool: Pool,
-    path: Path,
+    image: SourceImage,
+    image_format: str,
     row: VolumeRow,
     chunk_bytes: int,
     *,
     when_whole: Callable[[Volume], Awaitable[None]],
 ) -> Job:
-    """Begin to import the raw image at ``path``, which must not change meanwhile, as a new volume; returns its job.
+    """Begin to import an open image as a new volume; returns its job, which closes the image.
 
-    Of ``row`` the name and the policies count. The job's result names the ``volume`` and its ``root``. Raises
-    NotFound, InvalidArgument, AlreadyExists, OutOfSpace, PermissionDenied.
+    Of ``row`` the name and the policies count. The job's result names the ``volume``, its ``root`` and ``format``.
+    Raises AlreadyExists, OutOfSpace.
     """
-    image = await RawImage.open(path, pool.env.workers)
     try:
-        unfinished = await pool.begin(row.name, image.size_bytes, chunk_bytes)
+        identity = await image.identity()
+        about = f"{image_format}, chunks of {chunk_bytes}"
+
+        def key_of(volume_id: str) -> LedgerKey:
+            return LedgerKey(identity, about, volume_id, image.size_bytes)
+
+        unfinished, ledger = await begin_copy(pool, row.name, image.size_bytes, chunk_bytes, key_of)
     except BaseException:
         await image.close()
         raise
 
     async def work(job: Job) -> dict[str, Any]:
+        changed = False
         try:
-            root = await _copy(pool, image, unfinished.head, job)
-            volume = await pool.finish(unfinished, replace(row, origin=""))
-        except BaseException:
-            await pool.abandon(unfinished)
-            raise
-        finally:
-            await image.close()
-        await when_whole(volume)
-        return {"volume": row.name, "root": root}
-
-    try:
-        return await pool.jobs.start("import", f"{path} {row.name}", work)
-    except BaseException:
-        await image.close()
-        await pool.abandon(unfinished)
-        raise
-
-
-async def start_export(pool: Pool, volume: Volume, snapshot: Frozen | None, path: Path, *, replace_it: bool) -> Job:
-    """Begin to export a snapshot, or the volume as it is now, as a raw image; returns its job.
-
-    The job's result has the ``path`` and the ``root``. Raises AlreadyExists: there is a file and ``replace_it`` is
-    not given; InvalidArgument: there is no such folder.
-    """
-    workers, store = pool.env.workers, volume.head.store
-    if not await workers.run(path.parent.is_dir):
-        raise InvalidArgument(f"there is no folder {path.parent}")
-    if not replace_it and await workers.run(path.exists):
-        raise AlreadyExists("file", str(path))
-    part = path.with_name(f".{path.name}.twinvol-part")
-
-    async def work(job: Job) -> dict[str, Any]:
-        if snapshot is None:
-            volume.require_usable()
-        point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
-        try:
-            image = await RawImage.create(part, point.size_bytes, workers)
             try:
-                root = await _copy(pool, point, image, job)
+                root = await _import(pool, image, unfinished, ledger, job)
+                if changed := await image.identity() != identity:
+                    raise InvalidState(image.name, "another image than when its import began", "one that nobody writes")
+                await ledger.remove()
+                volume = await pool.finish(unfinished, replace(row, origin=""))
             finally:
+                await ledger.close()
                 await image.close()
-            await workers.run(lambda: _publish(pool, part, path))
-        except BaseException:
-            await workers.run(lambda: part.unlink(missing_ok=True))
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError) and job.cancelling
+            await pool.abandon(unfinished, keep=not (cancelled or changed))
             raise
+        await when_whole(volume)
+        sector = image.logical_sector_bytes
+        return {"volume": row.name, "root": root, "format": image_format, "logical_sector_bytes": sector}
+
+    try:
+        return await pool.jobs.start("import", f"{image.name} {row.name}", work)
+    except BaseException:
+        await image.close()
+        await ledger.close()
+        await pool.abandon(unfinished, keep=True)
+        raise
+
+
+async def _import(pool: Pool, image: SourceImage, unfinished: UnfinishedVolume, ledger: Ledger, job: Job) -> str:
+    """Copy, verify, make durable; returns the root of the hash tree in hexadecimal."""
+    if isinstance(image, Qcow2Image):
+        await image.prepare(
+            unfinished.path.with_suffix(SCRATCH_SUFFIX), lambda text: job.progress(job.done_bytes, message=text)
+        )
+    result = await _copy(pool, image, unfinished.head, ledger, job)
+    if isinstance(image, MovingSource):
+        tree = await settle(image, unfinished.head, job, mover=pool.env.mover)
+        return tree.root().hex()
+    return result.tree.root().hex()
+
+
+# --- export -------------------------------------------------------------------------------------------------------
+
+
+async def start_export(
+    pool: Pool, volume: Volume, snapshot: Frozen | None, path: Path, image_format: str, *, replace_it: bool
+) -> Job:
+    """Begin to export a snapshot, or the volume as it is now; returns its job.
+
+    The job's result has the ``path``, the ``root`` and the ``format``. Raises AlreadyExists: there is a file and
+    ``replace_it`` is not given; InUse: another export writes it; InvalidArgument; NotSupported.
+    """
+    if image_format not in EXPORT_FORMATS:
+        raise InvalidArgument(f"{image_format!r} is no format to export; say one of {', '.join(EXPORT_FORMATS)}")
+    if image_format == "qcow2":
+        require_program()
+    if not await asyncio.to_thread(path.parent.is_dir):
+        raise InvalidArgument(f"there is no folder {path.parent}")
+    if not replace_it and await asyncio.to_thread(path.exists):
+        raise AlreadyExists("file", str(path))
+    if path in pool.exporting:
+        raise InUse(f"{path} is being written by another export")
+    pool.exporting.add(path)
+    export = _Export(pool, volume, snapshot, path, image_format, replace_it=replace_it)
+
+    async def work(job: Job) -> dict[str, Any]:
+        try:
+            return await export.run(job)
         finally:
-            if snapshot is None:
-                await store.delete_snapshot(point)
-        return {"path": str(path), "root": root}
+            pool.exporting.discard(path)
 
     name = volume.name if snapshot is None else f"{volume.name}@{snapshot.name}"
-    return await pool.jobs.start("export", f"{name} {path}", work, reads=name)
+    try:
+        return await pool.jobs.start("export", f"{name} {path}", work, reads=name)
+    except BaseException:
+        pool.exporting.discard(path)
+        raise
 
 
-async def _copy(pool: Pool, source: RawImage | Frozen, target: Any, job: Job) -> str:
+class _Export:
+    """One export: what is made for it, and how that goes again."""
+
+    def __init__(
+        self, pool: Pool, volume: Volume, snapshot: Frozen | None, path: Path, image_format: str, *, replace_it: bool
+    ) -> None:
+        self._pool = pool
+        self._volume = volume
+        self._snapshot = snapshot
+        self._path = path
+        self._format = image_format
+        self._replace_it = replace_it
+        self._part = part_of(path)
+        self._hidden = HIDDEN_PREFIX + hashlib.sha256(bytes(path)).hexdigest()[:32]
+        self._ledger_path = pool.ledgers / f"{self._hidden}.ledger"
+
+    async def run(self, job: Job) -> dict[str, Any]:
+        try:
+            point = self._snapshot or await self._point()
+            root = await self._write(point, job)
+            if not self._replace_it and await aiofiles.os.path.exists(self._path):
+                raise AlreadyExists("file", str(self._path))
+            with translated(self._path):
+                await aiofiles.os.replace(self._part, self._path)
+            await self._sync_folder()
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError) or job.cancelling:
+                await self._remove_all()
+            raise
+        await self._remove_all()
+        return {"path": str(self._path), "root": root, "format": self._format}
+
+    async def _point(self) -> Frozen:
+        """The frozen point to export: that of an interrupted run where there is one, else a new one."""
+        store = self._volume.head.store
+        found = self._kept_point()
+        if found is not None:
+            if await aiofiles.os.path.exists(self._ledger_path):
+                return found
+            await store.delete_snapshot(found)
+        self._volume.require_usable()
+        return await store.snapshot(self._volume.head, self._hidden, hidden=True)
+
+    def _kept_point(self) -> Frozen | None:
+        for snapshot in self._volume.head.store.snapshots(self._volume.volume_id):
+            if snapshot.hidden and snapshot.name == self._hidden:
+                return snapshot
+        return None
+
+    async def _write(self, point: Frozen, job: Job) -> str:
+        """The part, whole and durable; returns the root of what it holds."""
+        layout = None
+        if self._format.startswith("vhdx"):
+            layout = await Layout.of(point, fixed=self._format == "vhdx-fixed")
+        about = f"{self._format} {layout.digest()}" if layout is not None else self._format
+        file, ledger = await self._open_part(point, layout.file_bytes if layout else point.size_bytes, about)
+        try:
+            target = (
+                VhdxTarget(file, layout) if layout is not None else RawImage(file, point.size_bytes, read_only=False)
+            )
+            result = await _copy(self._pool, point, target, ledger, job)
+            if isinstance(target, VhdxTarget):
+                await target.finish()
+        finally:
+            await file.close()
+            await ledger.close()
+        if self._format == "qcow2":
+            await self._to_qcow2(job)
+        return result.tree.root().hex()
+
+    async def _open_part(self, point: Frozen, size_bytes: int, about: str) -> tuple[StreamFile, Ledger]:
+        """The part and its ledger: those of an interrupted run if they are of this export, else new ones.
+
+        A ledger is of one file: its key names the inode. A new part is durably empty before its ledger begins.
+        """
+        if await aiofiles.os.path.exists(self._part) and await aiofiles.os.path.exists(self._ledger_path):
+            file = await StreamFile.open(self._part, writable=True)
+            ledger = await self._ledger(point, about, file)
+            if ledger.done_bytes and await file.size() == size_bytes:
+                return file, ledger
+            await file.close()
+            await ledger.remove()
+        else:
+            await Ledger.discard(self._pool.env.files, self._pool.env.workers, self._ledger_path)
+        file = await StreamFile.create(self._part, size_bytes)
+        try:
+            await self._sync_folder()
+            return file, await self._ledger(point, about, file)
+        except BaseException:
+            await file.close()
+            raise
+
+    async def _ledger(self, point: Frozen, about: str, file: StreamFile) -> Ledger:
+        found = await file.stat()
+        key = LedgerKey(point.guid, f"{about} {found.st_dev}:{found.st_ino}", str(self._path), point.size_bytes)
+        return await Ledger.open(self._pool.env.files, self._pool.env.workers, self._ledger_path, key)
+
+    async def _to_qcow2(self, job: Job) -> None:
+        """Make the raw part a qcow2 one, which is compared with it, and durable."""
+        made = self._part.with_name(self._part.name + ".qcow2")
+        try:
+            await convert(self._part, "raw", made, "qcow2", lambda text: job.progress(job.done_bytes, message=text))
+            file = await StreamFile.open(made, writable=True)
+            try:
+                await file.sync()
+            finally:
+                await file.close()
+            with translated(self._part):
+                await aiofiles.os.replace(made, self._part)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                await aiofiles.os.unlink(made)
+            raise
+
+    async def _remove_all(self) -> None:
+        """The ledger first: it must never be beside a part that it is not about."""
+        await Ledger.discard(self._pool.env.files, self._pool.env.workers, self._ledger_path)
+        with contextlib.suppress(OSError):
+            await aiofiles.os.unlink(self._part)
+        if self._snapshot is None and (point := self._kept_point()) is not None:
+            await self._volume.head.store.delete_snapshot(point)
+
+    async def _sync_folder(self) -> None:
+        folder = self._path.parent
+        await self._pool.env.workers.run(lambda: self._pool.env.files.sync_directory(folder))
+
+
+def part_of(path: Path) -> Path:
+    """Under which name the export to ``path`` grows."""
+    return path.with_name(f".{path.name}.twinvol-part")
+
+
+async def interrupted_exports(pool: Pool) -> dict[str, Path]:
+    """The exports that can go on: name of the hidden snapshot and where to. What has lost its part is removed."""
+    found = {}
+    for ledger in await asyncio.to_thread(lambda: sorted(pool.ledgers.glob(f"{HIDDEN_PREFIX}*.ledger"))):
+        key = await Ledger.key_at(pool.env.files, pool.env.workers, ledger)
+        path = None if key is None else Path(key.target)
+        if path in pool.exporting:
+            continue
+        if path is None or not await aiofiles.os.path.exists(part_of(path)):
+            await Ledger.discard(pool.env.files, pool.env.workers, ledger)
+            continue
+        found[ledger.stem] = path
+    return found
+
+
+async def _copy(pool: Pool, source: BlockDevice, target: BlockDevice, ledger: Ledger, job: Job) -> CopyResult:
     def report(progress: CopyProgress) -> None:
-        job.progress(progress.done_bytes, progress.total_bytes)
+        job.progress(progress.done_bytes, progress.total_bytes, "")
 
-    result = await copy_extents(
+    return await copy_extents(
         source,
         target,
+        ledger=ledger,
         options=CopyOptions(blank_target=True),
         control=CopyControl(on_progress=report),
         mover=pool.env.mover,
     )
-    return result.tree.root().hex()
-
-
-def _publish(pool: Pool, part: Path, path: Path) -> None:
-    with _translated(path):
-        part.replace(path)
-    pool.env.files.sync_directory(path.parent)

@@ -64,6 +64,13 @@ class LedgerKey:
     def serialize(self) -> bytes:
         return _KEY_FIXED.pack(self.size_bytes) + "\0".join((self.source, self.base, self.target)).encode()
 
+    @classmethod
+    def parse(cls, payload: bytes) -> LedgerKey:
+        """Of a record whose checksum was right."""
+        (size_bytes,) = _KEY_FIXED.unpack_from(payload)
+        source, base, target = payload[_KEY_FIXED.size :].decode().split("\0")
+        return cls(source, base, target, size_bytes)
+
 
 class Ledger:
     """See the module. Made by ``Ledger.open``.
@@ -95,6 +102,29 @@ class Ledger:
     async def discard(cls, files: FileSystem, workers: Workers, path: Path) -> None:
         """Remove whatever ledger is at ``path``, durably. Also right when there is none."""
         await workers.run(lambda: _remove(files, path))
+
+    @classmethod
+    async def key_at(cls, files: FileSystem, workers: Workers, path: Path) -> LedgerKey | None:
+        """Whose ledger is at ``path``; None: nobody's."""
+
+        def call() -> LedgerKey | None:
+            try:
+                file = files.open(path, writable=False)
+            except NotFound:
+                return None
+            try:
+                header = bytearray(_HEADER.size)
+                file.read_into([memoryview(header)], 0)
+                magic, kind, _, length, checksum = _HEADER.unpack(header)
+                if magic != _MAGIC or kind != _KEY or length > MAX_PAYLOAD_BYTES:
+                    return None
+                payload = bytearray(length)
+                file.read_into([memoryview(payload)], _HEADER.size)
+                return LedgerKey.parse(bytes(payload)) if checksum == _checksum(0, kind, bytes(payload)) else None
+            finally:
+                file.close()
+
+        return await workers.run(call)
 
     def is_done(self, offset: int, length: int) -> bool:
         """Whether all leaves of a range are recorded."""

@@ -29,7 +29,8 @@ from engine.catalog import VolumeRow
 from engine.clone import discard_interrupted, start_full_clone
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotSupported
 from engine.group_api import GroupOperations
-from engine.interchange import absolute, start_export, start_import
+from engine.image_formats import RemoteDisks, absolute, open_source
+from engine.interchange import interrupted_exports, start_export, start_import
 from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size
 from engine.root_job import start_root
@@ -57,13 +58,22 @@ SESSIONS_PER_TURN = 16
 
 
 class LocalApi(GroupOperations):
-    """See the module. ``version`` is the product's, for ``status``."""
+    """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere."""
 
-    def __init__(self, pool: Pool, exposure: Exposure, replicas: Replicas, *, version: str) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        exposure: Exposure,
+        replicas: Replicas,
+        *,
+        version: str,
+        remotes: RemoteDisks | None = None,
+    ) -> None:
         self._pool = pool
         self._exposure = exposure
         self._replicas = replicas
         self._version = version
+        self._remotes = remotes
         self._started_at = pool.env.clock.time()
 
     # --- the whole --------------------------------------------------------------------------------------------
@@ -88,6 +98,7 @@ class LocalApi(GroupOperations):
             health="degraded" if reasons else "ok",
             reasons=reasons,
             interrupted_copies=self._pool.interrupted(),
+            interrupted_exports=sorted(map(str, (await interrupted_exports(self._pool)).values())),
             iscsi=self._exposure.portals(),
             volumes=len(volumes),
             snapshots=sum(len(self._pool.snapshots(volume)) for volume in volumes),
@@ -337,24 +348,36 @@ class LocalApi(GroupOperations):
 
     # --- raw images and hash trees ----------------------------------------------------------------------------
 
-    async def volume_import(self, path: str, name: str, *, chunk_bytes: int = 65536, expose: bool = False) -> JobInfo:
+    async def volume_import(
+        self,
+        source: str,
+        name: str,
+        *,
+        format: str = "auto",
+        chunk_bytes: int = 65536,
+        expose: bool = False,
+        secret: str | None = None,
+    ) -> JobInfo:
         row = VolumeRow(volume_id="", name=check_name("volume", name), file="")
         check_chunk(chunk_bytes)
+        self._pool.require_new(name)
         if expose:
             self._exposure.require_exposable(name)
+        image, image_format = await open_source(self._remotes, source, format, secret)
 
         async def when_whole(volume: Volume) -> None:
             if expose:
                 await self._exposure.expose(volume)
-            await self._event(f"volume {name}", f"imported from {path}")
+            await self._event(f"volume {name}", f"imported from {image.name}")
 
-        image = absolute(path)
-        return _job_info(await start_import(self._pool, image, row, chunk_bytes, when_whole=when_whole))
+        return _job_info(await start_import(self._pool, image, image_format, row, chunk_bytes, when_whole=when_whole))
 
-    async def volume_export(self, name: str, snapshot: str | None, path: str, *, replace: bool = False) -> JobInfo:
+    async def volume_export(
+        self, name: str, snapshot: str | None, path: str, *, format: str = "raw", replace: bool = False
+    ) -> JobInfo:
         volume = self._pool.volume(name)
         point = None if snapshot is None else self._pool.snapshot(volume, snapshot)
-        return _job_info(await start_export(self._pool, volume, point, absolute(path), replace_it=replace))
+        return _job_info(await start_export(self._pool, volume, point, absolute(path), format, replace_it=replace))
 
     async def volume_root(self, name: str, snapshot: str | None = None) -> JobInfo:
         volume = self._pool.volume(name)

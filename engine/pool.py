@@ -30,6 +30,7 @@ from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, In
 from engine.files import translate
 from engine.groups import Groups
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
+from engine.interchange import SCRATCH_SUFFIX, interrupted_exports
 from engine.jobs import JobRegistry
 from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
@@ -58,7 +59,7 @@ removed at the next opening, except a copy that has a ledger: doing the same cop
 FILE_SUFFIX = ".tvol"
 LEDGER_SUFFIX = ".ledger"
 LEDGERS_NAME = "ledgers"
-"""Folder of the mirrors' ledgers."""
+"""Folder of the ledgers of mirrors and of exports."""
 
 LEFTOVER_WAIT_S, LEFTOVER_PAUSE_S = 10.0, 0.01
 """How long the files of a killed daemon may stay locked by its copying process, and how often that is looked at."""
@@ -106,6 +107,8 @@ class Pool:
         self._unfinished: set[str] = set()
         self.groups = Groups(self)
         self._changing = asyncio.Lock()
+        self.exporting: set[Path] = set()
+        """Where to exports are under way."""
 
     @classmethod
     async def open(cls, path: Path, env: StoreEnv, *, on_locked: Callable[[], None] = lambda: None) -> Pool:
@@ -152,6 +155,11 @@ class Pool:
             self._volumes.clear()
         await self.catalog.close()
         os.close(self._lock)
+
+    @property
+    def ledgers(self) -> Path:
+        """The folder of the ledgers of copies whose target is not beside them."""
+        return self.path / LEDGERS_NAME
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -407,6 +415,8 @@ class Pool:
             if not leftover.with_suffix(LEDGER_SUFFIX).exists():
                 log.warning("removing %s, whose making was interrupted", leftover)
                 leftover.unlink()
+        for scratch in (folder / UNFINISHED_NAME).glob("*" + SCRATCH_SUFFIX):
+            scratch.unlink()
         files = {path.name for path in folder.glob("*" + FILE_SUFFIX)}
         known = {row.file for row in rows}
         order = sorted(files & known) + sorted(files - known)
@@ -437,9 +447,10 @@ class Pool:
     async def _drop_leftovers(self) -> None:
         """Remove the points that the engine kept for itself while it did something that a crash ended."""
         prefixes = (EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
+        kept = await interrupted_exports(self)
         for store in self._stores.values():
             for snapshot in store.snapshots():
-                if snapshot.hidden and snapshot.name.startswith(prefixes):
+                if snapshot.hidden and snapshot.name.startswith(prefixes) and snapshot.name not in kept:
                     await store.delete_snapshot(snapshot)
 
     async def _resume_sanitizing(self) -> None:

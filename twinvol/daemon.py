@@ -35,6 +35,7 @@ from iscsi.target import TargetRegistry
 from twinvol import __version__, config, sockets, token
 from twinvol.api import server as api_server
 from twinvol.management_process import ManagementProcess
+from twinvol.remote_disks import IscsiDisks
 from twinvol.wiring import IscsiExports
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         ending.push_async_callback(pool.jobs.close)
         await replicas.restore()
         await exposure.restore()
-        api = api_server.ApiServer(LocalApi(pool, exposure, replicas, version=__version__))
+        api = api_server.ApiServer(LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks()))
         ending.push_async_callback(api.close)
         assert listening.unix is not None
         await api.start(listening.unix)

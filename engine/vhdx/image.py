@@ -123,6 +123,12 @@ class VhdxFile:
         await self.file.read_into(at, view)
         self.replay.apply(at, view)
 
+    async def read(self, at: int, length: int) -> bytes:
+        """As ``read_into``, into new bytes. The caller has bounded ``length``."""
+        data = bytearray(length)
+        await self.read_into(at, memoryview(data))
+        return bytes(data)
+
     async def runs(self, offset: int, length: int) -> list[Run]:
         """Where a range of the disk is, in order, without gaps, merged."""
         runs: list[Run] = []
@@ -196,13 +202,8 @@ class VhdxFile:
         self.replay = Replay.of(log, header, self._file_bytes)
         self._file_bytes = self.replay.file_bytes
 
-    async def _read(self, at: int, length: int) -> bytes:
-        data = bytearray(length)
-        await self.read_into(at, memoryview(data))
-        return bytes(data)
-
     async def _regions(self) -> list[Region]:
-        copies = [await self._read(at, layout.REGION_TABLE_BYTES) for at in layout.REGION_TABLE_OFFSETS]
+        copies = [await self.read(at, layout.REGION_TABLE_BYTES) for at in layout.REGION_TABLE_OFFSETS]
         if copies[0] != copies[1]:
             # QEMU stops at a bad first copy; the second is there to be used.
             with contextlib.suppress(StoreCorrupt):
@@ -223,10 +224,10 @@ class VhdxFile:
         return claims
 
     async def _metadata(self, region: Region) -> None:
-        table = await self._read(region.offset, layout.METADATA_TABLE_BYTES)
+        table = await self.read(region.offset, layout.METADATA_TABLE_BYTES)
         items = layout.parse_metadata_table(table, region.length)
         values = {
-            guid: await self._read(region.offset + item.offset, item.length)
+            guid: await self.read(region.offset + item.offset, item.length)
             for guid, item in items.items()
             if item.length and (item.length <= layout.MAX_ITEM_BYTES)
         }
@@ -247,7 +248,7 @@ class VhdxFile:
         self._bitmaps = np.zeros(-(-geometry.blocks // geometry.chunk_ratio), np.uint32)
         for start in range(0, geometry.entries, _BAT_PIECE):
             count = min(_BAT_PIECE, geometry.entries - start)
-            raw = await self._read(region.offset + start * layout.BAT_ENTRY_BYTES, count * layout.BAT_ENTRY_BYTES)
+            raw = await self.read(region.offset + start * layout.BAT_ENTRY_BYTES, count * layout.BAT_ENTRY_BYTES)
             if any(raw):  # what is all zero stays untouched, and so takes no memory
                 self._take_entries(start, np.frombuffer(raw, "<u8").astype(np.uint64), claims)
         partial = np.flatnonzero(self._blocks & layout.STATE_BITS == BlockState.PARTIALLY_PRESENT)

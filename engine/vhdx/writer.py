@@ -12,16 +12,18 @@ written stays a hole of the host's file, in fixed files too.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import NotSupported
+from engine.errors import IntegrityError, NotSupported
 from engine.image_device import ImageDevice
 from engine.stores import Extent, ExtentState
 from engine.units import KIB, MIB
+from engine.vhdx.image import VhdxFile
 from engine.vhdx.layout import (
     BAT_ENTRY_BYTES,
     BAT_REGION,
@@ -42,10 +44,11 @@ from engine.vhdx.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     import numpy.typing as npt
 
+    from engine.stores import BlockDevice
     from engine.streams import StreamFile
 
 LOG_AT, LOG_BYTES = 1 * MIB, 1 * MIB
@@ -57,6 +60,8 @@ LARGE_BLOCK_BYTES = 32 * MIB
 BAT_PIECE = 64 * KIB
 """What of the BAT is all zero stays a hole, in pieces of this size."""
 CREATOR = "twinvol"
+PLAN_WINDOW_BYTES = 1 << 30
+"""How much of the source is asked for its extents at a time."""
 _ABSENT = np.iinfo(np.uint64).max
 
 
@@ -69,28 +74,30 @@ class Layout:
     file_bytes: int
 
     @classmethod
-    def of(cls, size_bytes: int, data: Iterable[Extent], *, fixed: bool) -> Layout:
-        """
-        Args:
-            data: where the source has data, in any order.
-            fixed: all blocks are allocated, and said to be.
+    async def of(cls, source: BlockDevice, *, fixed: bool) -> Layout:
+        """For what a frozen device holds. ``fixed``: all blocks are allocated, and said to be.
 
-        Raises:
-            NotSupported: no VHDX disk is as large.
+        Raises NotSupported: no VHDX disk is as large.
         """
+        size_bytes = source.size_bytes
         if size_bytes > MAX_VIRTUAL_BYTES:
             raise NotSupported(f"a VHDX disk has at most 64 TiB; this has {size_bytes} bytes")
         block_bytes = BLOCK_BYTES if size_bytes <= TIB else LARGE_BLOCK_BYTES
         disk = Disk(block_bytes, size_bytes, uuid.uuid4(), leave_allocated=fixed)
         geometry = Geometry.of(disk)
         present = np.full(geometry.blocks, fixed, np.bool_)
-        for extent in data:
-            if extent.state is ExtentState.DATA:
-                present[extent.offset // block_bytes : -(-extent.end // block_bytes)] = True
+        for offset in range(0, 0 if fixed else size_bytes, PLAN_WINDOW_BYTES):
+            for extent in await source.extents(offset, min(PLAN_WINDOW_BYTES, size_bytes - offset)):
+                if extent.state is ExtentState.DATA:
+                    present[extent.offset // block_bytes : -(-extent.end // block_bytes)] = True
         start = BAT_AT + geometry.bat_bytes
         numbers = np.cumsum(present, dtype=np.uint64) - np.uint64(1)
         places = np.where(present, numbers * np.uint64(block_bytes) + np.uint64(start), _ABSENT)
         return cls(disk, places, start + int(np.count_nonzero(present)) * block_bytes)
+
+    def digest(self) -> str:
+        """Of where the payload goes: the same for the same source."""
+        return hashlib.sha256(self.places.tobytes()).hexdigest()[:32]
 
     def place(self, offset: int) -> int | None:
         """Where in the file a byte of the disk is; None: nowhere, it reads zero."""
@@ -157,12 +164,22 @@ class VhdxTarget(ImageDevice):
         return [Extent(offset, length)]
 
     async def finish(self) -> None:
-        """Write the structures, durably. The payload is."""
+        """Write the structures, durably, and have the reader verify them. The payload is durable and verified.
+
+        Raises IntegrityError: what the file says now is not what was meant.
+        """
         for at, data in structures(self.layout):
             if not at:
                 await self._file.sync()  # before the identifier, which says that all is there
             await self._file.write(at, data)
         await self._file.sync()
+        made = await VhdxFile.open(self._file.path)
+        try:
+            bat = self.layout.bat()
+            if made.disk != self.layout.disk or await made.read(BAT_AT, len(bat)) != bat:
+                raise IntegrityError(self.name, BAT_AT, len(bat), "of what was written", "another one")
+        finally:
+            await made.close()
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, int | None]]:
         """The parts of a range that lie together in the file, each with its place."""

@@ -12,9 +12,14 @@ _READ_WRITE_16 = struct.Struct(">BBQIBB")  # READ(16), WRITE(16), SYNCHRONIZE CA
 _UNMAP_HEAD = struct.Struct(">HHI")
 _UNMAP_DESCRIPTOR = struct.Struct(">QII")
 
+_LBA_STATUS = struct.Struct(">QIB3x")
+_NOT_MAPPED = (1, 2)  # provisioning status: deallocated, anchored
+
 TEST_UNIT_READY = bytes(6).ljust(16, b"\0")
 READ_CAPACITY_LENGTH = 32
 BLOCK_LIMITS_LENGTH = 64
+LBA_STATUS_LENGTH = 8 + 16 * 1024
+"""The most descriptors that are asked for at a time."""
 REPORT_LUNS_LENGTH = 8 + 8 * 256
 
 _FUA = 0x08
@@ -60,23 +65,31 @@ def read_capacity16() -> bytes:
     return bytes((SERVICE_ACTION_IN_16, 0x10)) + bytes(8) + READ_CAPACITY_LENGTH.to_bytes(4, "big") + bytes(2)
 
 
+def get_lba_status(lba: int) -> bytes:
+    """SBC-3 section 5.6, GET LBA STATUS(16)."""
+    return (
+        bytes((SERVICE_ACTION_IN_16, 0x12)) + lba.to_bytes(8, "big") + LBA_STATUS_LENGTH.to_bytes(4, "big") + bytes(2)
+    )
+
+
 def report_luns() -> bytes:
     return b"\xa0" + bytes(5) + REPORT_LUNS_LENGTH.to_bytes(4, "big") + bytes(6)
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """READ CAPACITY(16) data. ``thin``: LBPME, whether UNMAP may be used."""
+    """READ CAPACITY(16) data. ``thin``: LBPME, whether UNMAP may be used. ``reads_zero``: LBPRZ, what is not mapped."""
 
     blocks: int
     block_size: int
     physical_block_size: int
     thin: bool
+    reads_zero: bool = False
 
     @classmethod
     def parse(cls, data: bytes) -> Capacity:
         last, size = struct.unpack_from(">QI", data)
-        return cls(last + 1, size, size << (data[13] & 0x0F), bool(data[14] & 0x80))
+        return cls(last + 1, size, size << (data[13] & 0x0F), bool(data[14] & 0x80), bool(data[14] & 0x40))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +136,13 @@ def parse_luns(data: bytes) -> list[int]:
     length = min(int.from_bytes(data[:4], "big"), len(data) - 8)
     fields = (int.from_bytes(data[at : at + 8], "big") for at in range(8, 8 + length - length % 8, 8))
     return [lun for lun in map(decode_lun, fields) if lun is not None]
+
+
+def parse_lba_status(data: bytes) -> list[tuple[int, int, bool]]:
+    """(LBA, blocks, whether they are mapped) for each descriptor of a GET LBA STATUS answer."""
+    length = min(int.from_bytes(data[:4], "big") + 4, len(data))
+    found = (_LBA_STATUS.unpack_from(data, at) for at in range(8, length - _LBA_STATUS.size + 1, _LBA_STATUS.size))
+    return [(lba, blocks, status & 0x0F not in _NOT_MAPPED) for lba, blocks, status in found]
 
 
 def failure(opcode: int, status: int, sense: bytes) -> CommandFailed:

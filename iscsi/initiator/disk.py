@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import OutOfRange
 from iscsi.initiator import commands
-from iscsi.initiator.errors import ConnectionLost, InitiatorError, ShortTransfer
+from iscsi.initiator.errors import CommandFailed, ConnectionLost, InitiatorError, ShortTransfer
 from iscsi.initiator.link import Link, open_link
 from iscsi.initiator.login import InitiatorLogin
 from iscsi.initiator.session import EMPTY, Command, parse_send_targets, send_targets
@@ -158,6 +158,7 @@ class IscsiDisk:
         self._timeout_s = timeout_s
         self._capacity = commands.Capacity(0, 512, 512, thin=False)
         self._limits = commands.BlockLimits(0, 0, 0)
+        self._tells_status = True
         self.target = target
         self.lun = lun
 
@@ -271,6 +272,47 @@ class IscsiDisk:
 
         self._check(offset, length)
         await self._in_pieces(length, (self._limits.max_write_same or 0x8000) * self.block_size, one)
+
+    async def mapped(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """Which parts of a range the target has blocks for: (offset, length, mapped), in order, without gaps.
+
+        Unmapped are only those that read zero. A target that does not tell (GET LBA STATUS) has everything mapped.
+
+        Raises: as ``read_into``.
+        """
+        self._check(offset, length)
+        found: list[tuple[int, int, bool]] = []
+        at, end = offset, offset + length
+        while at < end:
+            for stop, mapped in await self._lba_status(at, end):
+                if found and found[-1][2] == mapped:
+                    found[-1] = (found[-1][0], stop - found[-1][0], mapped)
+                else:
+                    found.append((at, stop - at, mapped))
+                at = stop
+        return found
+
+    async def _lba_status(self, at: int, end: int) -> list[tuple[int, bool]]:
+        """One answer, from ``at`` on: (where a part ends, whether it is mapped), at least one part."""
+        size = self.block_size
+        if not (self._capacity.thin and self._capacity.reads_zero and self._tells_status):
+            return [(end, True)]
+        try:
+            answer = await self._ask(commands.get_lba_status(at // size), commands.LBA_STATUS_LENGTH)
+        except CommandFailed as error:
+            if error.sense_key != SenseKey.ILLEGAL_REQUEST:
+                raise
+            self._tells_status = False
+            return [(end, True)]
+        parts = []
+        for lba, blocks, mapped in commands.parse_lba_status(answer):
+            if lba * size > at or (lba + blocks) * size <= at:
+                break  # not what follows: no more of this is believed
+            at = min((lba + blocks) * size, end)
+            parts.append((at, mapped))
+            if at == end:
+                break
+        return parts or [(end, True)]
 
     async def test_unit_ready(self) -> None:
         """Raises CommandFailed when the medium is not there."""

@@ -18,11 +18,11 @@ def daemon(tmp_path: Path):
 def test_a_proof_holds_for_every_copy_and_for_nothing_else(daemon, tmp_path):
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(range(256)) * 4096 + bytes(4 << 20))
-    daemon.run("volume", "import", str(image), "a", "--expose")
+    daemon.run("volume", "import", "a", "--from", str(image), "--expose")
     daemon.run("replica", "create", "a", "b", "--mode", "sync")
     proof = tmp_path / "proof.json"
     made = daemon.run("replica", "proof", "b", "--out", str(proof))
-    daemon.run("volume", "export", "b", str(tmp_path / "out.raw"))
+    daemon.run("volume", "export", "b", "--to", str(tmp_path / "out.raw"))
     holders = (
         ("--volume", "a", "--pool", str(daemon.pool)),
         ("--volume", "b", "--pool", str(daemon.pool)),

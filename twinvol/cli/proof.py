@@ -99,20 +99,14 @@ async def _of_volume(pool: Path, output: Output, volume: tuple[str, str | None])
 
 
 async def _of_image(path: Path) -> tuple[str, int]:
-    from engine.files import ThreadWorkers
-    from engine.interchange import RawImage
-    from engine.movers import ThreadMover
+    from engine.image_device import RawImage
     from engine.proof import tree_of
 
-    workers = ThreadWorkers(4)
+    image = await RawImage.open(path)
     try:
-        image = await RawImage.open(path, workers)
-        try:
-            tree = await tree_of(image, mover=ThreadMover(workers))
-        finally:
-            await image.close()
+        tree = await tree_of(image)
     finally:
-        workers.close()
+        await image.close()
     return tree.root().hex(), tree.size_bytes
 
 

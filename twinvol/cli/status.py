@@ -47,6 +47,8 @@ def _print(status: StatusInfo) -> None:
         click.echo(f"  ! {reason}")
     for name in status.interrupted_copies:
         click.echo(f"  the copy to {name} was interrupted: do it again to go on, or discard it: volume delete {name}")
+    for path in status.interrupted_exports:
+        click.echo(f"  the export to {path} was interrupted: do it again to go on, or cancel its job then")
     click.echo(f"up since {time_text(status.started_at)}; iSCSI at {', '.join(status.iscsi) or '-'}")
     click.echo(
         f"{status.volumes} volumes, {status.snapshots} snapshots, {status.replicas} replicas,"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,11 @@ from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
     from engine.api import EngineApi, VolumeInfo
+
+
+def _image(text: str) -> str:
+    """A URL as it is; a file by its absolute path, which means the same to the daemon."""
+    return text if "://" in text else str(Path(text).absolute())
 
 
 @click.group()
@@ -120,8 +126,12 @@ async def space(api: EngineApi, output: Output, name: str) -> None:
 
 
 @cli.command("import")
-@click.argument("path", type=click.Path(exists=True, dir_okay=False, resolve_path=True))
 @click.argument("name")
+@click.option(
+    "--from", "source", required=True, metavar="FILE|URL", help="An image, or iscsi://[USER@]HOST/TARGET/LUN."
+)
+@click.option("--format", type=click.Choice(["auto", "raw", "vhdx", "qcow2"]), default="auto", show_default=True)
+@click.option("--secret-file", type=click.Path(dir_okay=False, path_type=Path), help="Holds the CHAP secret of USER.")
 @click.option("--chunk", type=size, default="64K", show_default=True, help="64K or 256K.")
 @click.option("--expose", is_flag=True, help="Make a target of its name with the volume as LUN 0.")
 @job_options
@@ -129,22 +139,30 @@ async def space(api: EngineApi, output: Output, name: str) -> None:
 async def import_(
     api: EngineApi,
     output: Output,
-    path: str,
     name: str,
+    source: str,
+    format: str,
+    secret_file: Path | None,
     chunk: int,
     expose: bool,
     no_wait: bool,
     progress: bool,
 ) -> None:
-    """Make a volume of a raw image, verified."""
-    job = await api.volume_import(path, name, chunk_bytes=chunk, expose=expose)
+    """Make a volume of an image or of a LUN, sparse and verified. Said again after an interruption, it goes on."""
+    from engine.secret_files import read_secret
+
+    if secret_file is not None and "://" not in source:
+        raise click.UsageError("--secret-file goes with a URL")
+    secret = None if secret_file is None else read_secret(secret_file)
+    job = await api.volume_import(source, name, format=format, chunk_bytes=chunk, expose=expose, secret=secret)
     made = functools.partial(api.volume_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=volume_line)
 
 
 @cli.command()
 @click.argument("source", type=volume_point, metavar="NAME[@SNAPSHOT]")
-@click.argument("path", type=click.Path(dir_okay=False, resolve_path=True))
+@click.option("--to", "path", required=True, type=click.Path(dir_okay=False, resolve_path=True), metavar="FILE")
+@click.option("--format", type=click.Choice(["raw", "vhdx", "vhdx-fixed", "qcow2"]), default="raw", show_default=True)
 @click.option("--force", is_flag=True, help="Replace a file of that name.")
 @job_options
 @with_api
@@ -153,15 +171,16 @@ async def export(
     output: Output,
     source: tuple[str, str | None],
     path: str,
+    format: str,
     force: bool,
     no_wait: bool,
     progress: bool,
 ) -> None:
-    """Write a volume or snapshot to a raw image, sparse and verified."""
-    job = await api.volume_export(source[0], source[1], path, replace=force)
+    """Write a volume or snapshot to an image, sparse and verified. Said again after an interruption, it goes on."""
+    job = await api.volume_export(source[0], source[1], path, format=format, replace=force)
 
     def text(result: dict[str, Any]) -> str:
-        return f"{path}: root {result['root']}"
+        return f"{path}: {result['format']}, root {result['root']}"
 
     await finish(api, output, job, no_wait=no_wait, progress=progress, text=text)
 

@@ -227,12 +227,12 @@ async def test_full_clones_and_raw_images(shell, tmp_path: Path):
     clone = await shell.ok("clone", "create", "disk", "copy", "--full", "--expose")
     assert (clone["name"], clone["target"], clone["origin"], clone["state"]) == ("copy", f"{PREFIX}:copy", None, "ok")
     image = tmp_path / "image"
-    exported = await shell.ok("volume", "export", "copy", str(image))
+    exported = await shell.ok("volume", "export", "copy", "--to", str(image))
     root = await shell.ok("volume", "root", "disk")
     assert clone["root"] == exported["root"] == root["root"]
     assert image.read_bytes()[MIB : MIB + 4096] == b"x" * 4096
-    assert (await shell.json("volume", "export", "copy", str(image)))[0] == 4
-    imported = await shell.ok("volume", "import", str(image), "again", "--expose")
+    assert (await shell.json("volume", "export", "copy", "--to", str(image)))[0] == 4
+    imported = await shell.ok("volume", "import", "again", "--from", str(image), "--expose")
     assert (imported["target"], imported["root"]) == (f"{PREFIX}:again", root["root"])
     assert (await shell.text("volume", "root", "again"))[1].strip() == root["root"]
     job = await shell.ok("clone", "create", "disk", "third", "--full", "--no-wait")
@@ -256,7 +256,7 @@ async def test_replicas(shell, tmp_path: Path):
     proof = await shell.ok("replica", "proof", "rep", "--out", str(out))
     assert json.loads(out.read_text())["source"]["root"] == proof["root"]
     assert (await shell.ok("proof", "check", str(out), "--volume", "rep"))["holds"] is True
-    await shell.ok("volume", "export", "disk", str(tmp_path / "image"))
+    await shell.ok("volume", "export", "disk", "--to", str(tmp_path / "image"))
     assert (await shell.ok("proof", "check", str(out), "--image", str(tmp_path / "image")))["holds"] is True
     (tmp_path / "image").write_bytes(b"x" * 4 * MIB)
     assert (await shell.json("proof", "check", str(out), "--image", str(tmp_path / "image")))[0] == 9

@@ -1,0 +1,49 @@
+"""A volume that a copy grows in, with the ledger of that copy: begun, or gone on with after an interruption.
+
+Going on needs both: the file, and a ledger *of the same copy* that has recorded something. A file that another copy
+left, or whose ledger says nothing, may hold anything, where the copy loop relies on zeroes: it is begun anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.ledger import LedgerKey
+    from engine.pool import Pool, UnfinishedVolume
+
+
+async def begin_copy(
+    pool: Pool, name: str, size_bytes: int, chunk_bytes: int, key_of: Callable[[str], LedgerKey]
+) -> tuple[UnfinishedVolume, Ledger]:
+    """Begin volume ``name``, or go on with it. ``key_of``: says what is copied, from the volume's id.
+
+    The caller closes the ledger or removes it, and then finishes or abandons the volume.
+
+    Raises AlreadyExists, OutOfSpace, InvalidArgument.
+    """
+    unfinished = await pool.begin(name, size_bytes, chunk_bytes, resume=True)
+    try:
+        ledger = await _ledger(pool, unfinished, key_of)
+        if not unfinished.resumed or ledger.done_bytes:
+            return unfinished, ledger
+        await ledger.remove()
+    except BaseException:
+        await pool.abandon(unfinished, keep=True)
+        raise
+    await pool.abandon(unfinished)
+    unfinished = await pool.begin(name, size_bytes, chunk_bytes)
+    try:
+        return unfinished, await _ledger(pool, unfinished, key_of)
+    except BaseException:
+        await pool.abandon(unfinished)
+        raise
+
+
+async def _ledger(pool: Pool, unfinished: UnfinishedVolume, key_of: Callable[[str], LedgerKey]) -> Ledger:
+    key = key_of(unfinished.head.volume_id)
+    return await Ledger.open(pool.env.files, pool.env.workers, unfinished.ledger_path, key)
