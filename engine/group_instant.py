@@ -289,25 +289,30 @@ class GroupInstants:
         rows = await self._decisions.group_snapshots()
         decided = {point.guid for row in rows if not row.doomed for point in row.points}
         for store in self._members.stores():
-            await self._decide(store, decided)
-        with _logged("group rollback"):
-            await self._finish_rollback(await self._decisions.group_rollbacks())
-        for row in rows:
-            if row.doomed:
-                with _logged("deletion of a group snapshot"):
-                    await self._finish_delete(row.points)
+            found = store.prepared()
+            with _logged("a decision on a group snapshot"):
+                await self._complete(store, [snapshot for snapshot in found if snapshot.guid in decided])
+                await self._forget(store, [snapshot for snapshot in found if snapshot.guid not in decided])
+        await self._resume_rollbacks()
+        await self._resume_deletions([row for row in rows if row.doomed])
         await self._remove_clones(await self._decisions.group_clones())
         return [row for row in rows if not row.doomed]
 
-    async def _decide(self, store: GroupStore, decided: set[str]) -> None:
-        found = store.prepared()
-        with _logged("decision on a group snapshot"):
-            await store.accept([snapshot for snapshot in found if snapshot.guid in decided])
-            await self._drop_undecided(store, [snapshot for snapshot in found if snapshot.guid not in decided])
+    async def _complete(self, store: GroupStore, snapshots: Sequence[Frozen]) -> None:
+        await store.accept(snapshots)
 
-    async def _drop_undecided(self, store: GroupStore, snapshots: Sequence[Frozen]) -> None:
+    async def _forget(self, store: GroupStore, snapshots: Sequence[Frozen]) -> None:
         if snapshots:
             await store.drop(snapshots)
+
+    async def _resume_rollbacks(self) -> None:
+        with _logged("a group rollback"):
+            await self._finish_rollback(await self._decisions.group_rollbacks())
+
+    async def _resume_deletions(self, rows: Sequence[GroupSnapshotRow]) -> None:
+        for row in rows:
+            with _logged("the deletion of a group snapshot"):
+                await self._finish_delete(row.points)
 
 
 def find_point(volume: Volume, guid: str) -> Frozen | None:

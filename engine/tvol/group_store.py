@@ -62,10 +62,17 @@ class GroupingStore(NativeStore):
         """
         own = [self._flip(flip) for flip in flips]
         for flip in own:
-            await flip.epoch.drained()
+            await self._old_epoch_has_ended(flip)
         payload = b"".join(layout.NODE_ID.pack(flip.snapshot.node_id) for flip in own)
         await self._core.make_room(record_bytes=layout.record_length(len(payload)), reserved=True)
         self._core.log(RecordType.GROUP_PREPARE, payload)
+        await self._sync_promises()
+
+    async def _old_epoch_has_ended(self, flip: NativeFlip) -> None:
+        await flip.epoch.drained()
+
+    async def _sync_promises(self) -> None:
+        """The data of the old epochs, and the record that promises it, are durable before anybody relies on it."""
         await self._core.flush()
 
     def prepared(self) -> list[NativeSnapshot]:
