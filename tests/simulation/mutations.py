@@ -36,9 +36,18 @@ from tests.simulation.directed import (
     both_superblock_slots_torn,
     two_flips_over_a_slow_write,
 )
+from tests.simulation.directed_rot import (
+    a_bad_chunk_through_kill_and_power_loss,
+    a_chunk_freed_while_it_is_digested,
+    a_digested_chunk_loses_its_last_slot,
+    a_repair_from_a_copy_that_differs,
+    a_snapshot_digested_over_a_slow_write,
+    bad_memory_of_the_host,
+)
 from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
 from tests.simulation.mutations_of_notes import NOTES
+from tests.simulation.mutations_of_digests import DIGESTS
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.support.sim_files import SimBlockFile, SimFileSystem
 from tests.support.volume_oracle import Violation
@@ -442,6 +451,7 @@ MUTATIONS: dict[str, Mutation] = {
         ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
     ),
     **SHARING,
+    **DIGESTS,
     **NOTES,
     # Checkpoint
     "pages-before-superblock": Mutation(
@@ -485,6 +495,15 @@ MUTATIONS: dict[str, Mutation] = {
 """What is taken away, by name."""
 
 DIRECTED: dict[str, Callable[[], None]] = {
+    "mark-is-journaled": a_bad_chunk_through_kill_and_power_loss,
+    "marks-in-the-checkpoint": a_bad_chunk_through_kill_and_power_loss,
+    "bad-is-refused": a_bad_chunk_through_kill_and_power_loss,
+    "bad-is-refused-at-once": a_bad_chunk_through_kill_and_power_loss,
+    "the-medium-is-asked": bad_memory_of_the_host,
+    "repair-by-digest": a_repair_from_a_copy_that_differs,
+    "digest-dropped-while-made": a_chunk_freed_while_it_is_digested,
+    "thaw-spares-digests": a_digested_chunk_loses_its_last_slot,
+    "digest-of-sealed-snapshots": a_snapshot_digested_over_a_slow_write,
     "atomic-writes-in-one-record": an_atomic_write_ended_anywhere,
     "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
     "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
