@@ -46,8 +46,8 @@ from tests.simulation.directed_rot import (
 )
 from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
-from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_digests import DIGESTS
+from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.support.sim_files import SimBlockFile, SimFileSystem
 from tests.support.volume_oracle import Violation
