@@ -204,16 +204,17 @@ class VhdxFile:
 
     async def _regions(self) -> list[Region]:
         copies = [await self.read(at, layout.REGION_TABLE_BYTES) for at in layout.REGION_TABLE_OFFSETS]
-        if copies[0] != copies[1]:
-            # QEMU stops at a bad first copy; the second is there to be used.
-            with contextlib.suppress(StoreCorrupt):
-                first = layout.parse_region_table(copies[0])
-                with contextlib.suppress(StoreCorrupt):
-                    layout.parse_region_table(copies[1])
-                    raise StoreCorrupt("region table", "has two valid copies that say different things")
-                return first
-            return layout.parse_region_table(copies[1])
-        return layout.parse_region_table(copies[0])
+        tables, reasons = [], []
+        for copy in copies:
+            try:
+                tables.append(layout.parse_region_table(copy))
+            except StoreCorrupt as error:
+                reasons.append(error.reason)
+        if not tables:
+            raise StoreCorrupt("region table", f"no copy is valid: the first {reasons[0]}, the second {reasons[1]}")
+        if len(tables) == 2 and copies[0] != copies[1]:
+            raise StoreCorrupt("region table", "has two valid copies that say different things")
+        return tables[0]
 
     def _claim(self, regions: list[Region]) -> Claims:
         claims = Claims(self._file_bytes)
