@@ -42,9 +42,22 @@ class VolumeInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldInfo:
+    """While it is valid its snapshot is not deleted. ``expires_at``: None for never."""
+
+    owner: str
+    held_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """``target`` and ``lun`` when it is exposed (read-only). ``group``: GROUP@NAME of its group snapshot. The bytes are
-    those of ``SnapshotSpace``; only lists have them."""
+    """``target`` and ``lun`` when it is exposed (read-only). ``scheduled``: a schedule made it, so retention may delete
+    it. ``holds``: the valid ones. ``parent``: the snapshot that it goes back to. ``branch``: a rollback left it on the
+    branch of this name; None: the volume as it is comes from it. ``view_...``: where its writable view is, if it has
+    one, and when that is discarded. ``group``: GROUP@NAME of its group snapshot. The bytes are those of
+    ``SnapshotSpace``; only lists have them.
+    """
 
     volume: str
     name: str
@@ -55,6 +68,14 @@ class SnapshotInfo:
     naa: str
     target: str | None
     lun: int | None
+    description: str = ""
+    scheduled: bool = False
+    holds: list[HoldInfo] = field(default_factory=list)
+    parent: str | None = None
+    branch: str | None = None
+    view_target: str | None = None
+    view_lun: int | None = None
+    view_expires_at: float | None = None
     mapped_bytes: int | None = None
     unique_bytes: int | None = None
     shared_bytes: int | None = None
@@ -157,14 +178,59 @@ class DeletionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class PrunedInfo:
+    """A snapshot that pruning looked at. ``reasons``: the rules by which it stays (last, hourly, daily, weekly), and
+    what binds it."""
+
+    name: str
+    created_at: float
+    stays: bool
+    reasons: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneInfo:
+    """``freed_bytes``: what comes back, or (``dry_run``) would, in whole chunks; as ``DeletionInfo``."""
+
+    volume: str
+    dry_run: bool
+    freed_bytes: int
+    snapshots: list[PrunedInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleInfo:
+    """Every ``interval_s`` a volume has a snapshot made, and what the retention does not keep is pruned. ``problem``:
+    why its last turn failed."""
+
+    volume: str
+    interval_s: int
+    keep_last: int
+    hourly: int
+    daily: int
+    weekly: int
+    next_at: float
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ExtentInfo:
+    """``state``: data, zero (zeroes were written) or hole (never written, or discarded). ``digests``, of
+    data and when they were asked for: the xxh3_128 of each 64 KiB of it, the last of what is left. Such extents are cut
+    at multiples of 1 MiB."""
+
     offset: int
     length: int
+    state: str = "data"
+    digests: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DiffInfo:
-    """Extents that changed between two points of one volume, in order. ``next_offset``: ask again from there."""
+    """Extents that changed between two points of one volume, in order, and the size of the newer one.
+
+    ``next_offset``: ask again from there, with the ``point`` if there is one; None: that was all.
+    """
 
     volume: str
     older: str | None
@@ -172,6 +238,8 @@ class DiffInfo:
     extents: list[ExtentInfo]
     changed_bytes: int
     next_offset: int | None
+    point: str | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,10 +544,66 @@ class EngineApi(Protocol):
 
     async def volume_space(self, name: str) -> SpaceInfo: ...
 
-    async def snapshot_create(self, volume: str, name: str, *, expose: bool = False) -> SnapshotInfo: ...
+    async def snapshot_create(
+        self, volume: str, name: str, *, expose: bool = False, description: str = ""
+    ) -> SnapshotInfo: ...
     async def snapshot_list(self, volume: str) -> list[SnapshotInfo]: ...
+    async def snapshot_show(self, volume: str, name: str) -> SnapshotInfo: ...
+    async def snapshot_describe(self, volume: str, name: str, text: str) -> SnapshotInfo: ...
+    async def snapshot_hold(
+        self, volume: str, name: str, owner: str, *, expires_at: float | None = None
+    ) -> SnapshotInfo:
+        """Keep a snapshot from being deleted until ``expires_at``, or until ``owner`` releases it. Holding again
+        replaces the owner's expiry."""
+        ...
+
+    async def snapshot_release(self, volume: str, name: str, owner: str) -> SnapshotInfo:
+        """Raises NotFound: the owner has no hold."""
+        ...
+
+    async def snapshot_expose(
+        self, volume: str, name: str, *, writable: bool = False, expires_at: float | None = None
+    ) -> SnapshotInfo:
+        """Show a snapshot, write-protected, at a target VOLUME.snap.NAME; or (``writable``) make a throw-away view of
+        it and show that at VOLUME.view.NAME, until it is unexposed or expires. Raises AlreadyExists."""
+        ...
+
+    async def snapshot_unexpose(
+        self, volume: str, name: str, *, writable: bool = False, force: bool = False
+    ) -> SnapshotInfo:
+        """End the exposure; what was written to a view is lost. Raises NotFound; InUse: sessions (``force`` ends
+        them)."""
+        ...
+
+    async def snapshot_prune(
+        self,
+        volume: str,
+        *,
+        keep_last: int = 0,
+        hourly: int = 0,
+        daily: int = 0,
+        weekly: int = 0,
+        manual: bool = False,
+        dry_run: bool = False,
+    ) -> PruneInfo:
+        """Delete the scheduled snapshots (``manual``: all alike) that a retention does not keep: the newest
+        ``keep_last``, and the newest of each of so many hours, days and weeks. Without one it is the schedule's.
+
+        Raises InvalidArgument: there is no schedule either.
+        """
+        ...
+
+    async def schedule_set(
+        self, volume: str, interval_s: int, *, keep_last: int = 0, hourly: int = 0, daily: int = 0, weekly: int = 0
+    ) -> ScheduleInfo:
+        """Snapshots from now on, named by their time in UTC, and their retention; replaces what there was."""
+        ...
+
+    async def schedule_list(self) -> list[ScheduleInfo]: ...
+    async def schedule_remove(self, volume: str) -> None: ...
     async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
-        """Raises InUse: sessions are on its target (``force`` ends them), or clones come from it."""
+        """Raises InUse: it is held, clones come from it, or (``force`` ends those) sessions are on its target or it has
+        a writable view."""
         ...
 
     async def snapshot_delete_preview(self, volume: str, names: list[str], *, force: bool = False) -> DeletionInfo:
@@ -495,9 +619,21 @@ class EngineApi(Protocol):
         ...
 
     async def snapshot_diff(
-        self, volume: str, older: str | None, newer: str | None, *, offset: int = 0, limit: int = 10_000
+        self,
+        volume: str,
+        older: str | None,
+        newer: str | None,
+        *,
+        offset: int = 0,
+        limit: int = 10_000,
+        digests: bool = False,
+        point: str | None = None,
     ) -> DiffInfo:
-        """What changed from ``older`` (None: from nothing) to ``newer`` (None: to the volume as it is)."""
+        """What changed from ``older`` (None: from nothing) to ``newer`` (None: to the volume at the instant of the
+        first page), a page of at most ``limit`` extents from ``offset`` on. ``digests``: with those of the data.
+
+        Raises NotFound: a snapshot is gone, or the ``point`` of the first page, since nobody asked for five minutes.
+        """
         ...
 
     async def clone_create(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> VolumeInfo:

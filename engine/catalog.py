@@ -1,10 +1,9 @@
 """The pool's catalogue: what the volume files do not know.
 
-SQLite, WAL, synchronous=FULL, one file per pool; this module and ``catalog_groups``
-hold the project's only SQL. Targets, access lists,
-policies, persistent reservations, mirrors, jobs and events are true here. Which volumes exist, their identity and
-their sizes are true in the volume files (STORE section 4): ``replace_volumes`` rewrites those rows at each opening of
-the pool, keeping the policies, and the rows serve to name what a damaged file held.
+SQLite, WAL, synchronous=FULL, one file per pool; this module and ``catalog_*.py`` hold the project's only SQL. Targets,
+access lists, policies, persistent reservations, mirrors, jobs and events are true here. Which volumes exist, their
+identity and their sizes are true in the volume files (STORE section 4): ``replace_volumes`` rewrites those rows at each
+opening of the pool, keeping the policies, and the rows serve to name what a damaged file held.
 
 Every call runs in one dedicated thread, in the order of the calls: SQLite and its fsync never run in the loop, and
 the connection has one owner. Each method is one transaction, durable when it returns.
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.access_state import AccessState
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
+from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ CREATE TABLE events (
     text TEXT NOT NULL);
 """
     + GROUP_SCHEMA
+    + SCHEDULE_SCHEMA
 )
 
 
@@ -198,6 +199,7 @@ class Catalog:
         self._database = database
         self._thread = thread
         self.groups = GroupTables(self._run)
+        self.schedules = ScheduleTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:
@@ -279,6 +281,7 @@ class Catalog:
             database.execute(f"DELETE FROM luns WHERE volume_id IN {held}", (file,))
             database.execute(f"DELETE FROM reservations WHERE device_id IN {held}", (file,))
             database.execute(f"DELETE FROM sanitizations WHERE volume_id IN {held}", (file,))
+            forget_volumes(database, f"IN {held}", (file,))
             database.execute("DELETE FROM volumes WHERE file = ?", (file,))
             database.execute("DELETE FROM deletions WHERE file = ?", (file,))
 
@@ -295,6 +298,7 @@ class Catalog:
             database.execute("DELETE FROM reservations WHERE device_id = ?", (volume_id,))
             database.execute("DELETE FROM luns WHERE volume_id = ?", (volume_id,))
             database.execute("DELETE FROM sanitizations WHERE volume_id = ?", (volume_id,))
+            forget_volumes(database, "= ?", (volume_id,))
             database.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
 
         await self._run(work)

@@ -25,7 +25,7 @@ from engine.pauses import Pauses
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from engine.api import ChapInfo
     from engine.exports import Exports
@@ -53,6 +53,8 @@ class Exposure:
         self.access = AccessStates(pool, exports, lambda: self._targets.values())
         self._pauses = Pauses(pool, exports)
         self._recorded: dict[str, int] = {}
+        self.when_unshown: Callable[[str], Awaitable[None]] | None = None
+        """Awaited with the id of a volume that has lost its last LUN."""
 
     async def restore(self) -> None:
         """Build all targets and LUNs of the catalogue. A LUN whose volume is not there is left out, with a reason."""
@@ -80,7 +82,7 @@ class Exposure:
         return f"{self._prefix}:{check_name('target', name)}"
 
     def volume_target(self, volume: str) -> str:
-        return f"{self._prefix}:{volume}"
+        return f"{self._prefix}:{volume.replace('@', '.view.')}"
 
     def snapshot_target(self, volume: str, snapshot: str) -> str:
         return f"{self._prefix}:{volume}.snap.{snapshot}"
@@ -396,6 +398,7 @@ class Exposure:
             self._unserved.pop((row.name, lun.lun), None)
         await self._exports.remove_target(row.name)
         await self._chap.forget(row.name)
+        await self._tell_unshown(row.luns)
 
     async def _add_lun(self, row: TargetRow, lun: LunRow) -> TargetRow:
         await self._pool.catalog.add_lun(lun)
@@ -416,7 +419,13 @@ class Exposure:
             await self._exports.remove_lun(row.name, lun)
         if gone.device_id not in {each.device_id for each in row.luns}:
             await self.access.forget(gone)
+        await self._tell_unshown([gone])
         return row
+
+    async def _tell_unshown(self, gone: Sequence[LunRow]) -> None:
+        for volume_id in {lun.volume_id for lun in gone}:
+            if self.when_unshown is not None and not self.all_luns_of(volume_id):
+                await self.when_unshown(volume_id)
 
     def _show(self, lun: LunRow) -> None:
         volume = self._pool.by_id(lun.volume_id)

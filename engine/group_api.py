@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InUse
 from engine.group_instant import find_point
-from engine.stores import NotingStore
 
 if TYPE_CHECKING:
     from engine.api import GroupInfo, GroupMember, GroupSnapshotInfo
@@ -142,8 +141,7 @@ class GroupOperations:
 
 
 def _require_not_held(volume: Volume, snapshot: Frozen) -> None:
-    store = volume.head.store
-    holds = store.notes.holds(snapshot) if isinstance(store, NotingStore) else []
+    holds = volume.head.store.notes.holds(snapshot)
     if holds:
         owners = ", ".join(hold.owner for hold in holds)
         raise InUse(f"snapshot {volume.name}@{snapshot.name} is held by {owners}")

@@ -15,9 +15,10 @@ from engine.api import (
     DeviceIoInfo,
     DiffInfo,
     EventInfo,
-    ExtentInfo,
     JobInfo,
+    PruneInfo,
     ReplicaInfo,
+    ScheduleInfo,
     SessionInfo,
     SnapshotInfo,
     SpaceInfo,
@@ -26,16 +27,22 @@ from engine.api import (
     VolumeInfo,
 )
 from engine.catalog import VolumeRow
+from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
-from engine.errors import AlreadyExists, InUse, InvalidArgument, NotSupported
+from engine.errors import InUse, InvalidArgument, NotSupported
 from engine.group_api import GroupOperations
 from engine.image_formats import RemoteDisks, absolute, open_source
 from engine.interchange import interrupted_exports, start_export, start_import
 from engine.jobs import Job, JobState
-from engine.names import check_choice, check_chunk, check_name, check_size
+from engine.names import check_choice, check_chunk, check_name, check_size, is_view
+from engine.retention import Retention
 from engine.root_job import start_root
 from engine.sanitize import SanitizeState
-from engine.space_report import deletion_of, deletion_of_volume, named_snapshots, volume_space, with_spaces
+from engine.schedules import Schedules
+from engine.snapshots import Snapshots
+from engine.space_report import deletion_of, deletion_of_volume, named_snapshots, volume_space
+from engine.upkeep import Upkeep
+from engine.views import Views
 from engine.volume import Identity
 
 if TYPE_CHECKING:
@@ -45,13 +52,9 @@ if TYPE_CHECKING:
     from engine.exposure import Exposure
     from engine.pool import DamagedFamily, Pool
     from engine.replicas import Replicas
-    from engine.stores import Frozen
     from engine.volume import Volume
 
 EVENT_LIST_MAX = 10_000
-DIFF_EXTENTS_MAX = 20_000
-"""Extents of one answer; more are asked for from its ``next_offset``."""
-DIFF_EXTENTS_A_STEP = 512
 JOB_WAIT_MAX_S = 60.0
 SESSIONS_PER_TURN = 16
 """Sessions that are described in one turn of the loop: 2 ms."""
@@ -75,6 +78,12 @@ class LocalApi(GroupOperations):
         self._version = version
         self._remotes = remotes
         self._started_at = pool.env.clock.time()
+        self._views = Views(pool, exposure)
+        self._snapshots = Snapshots(pool, exposure, self._views)
+        self._schedules = Schedules(pool, self._snapshots)
+        self._changed_blocks = ChangedBlocks(pool)
+        self.upkeep = Upkeep([self._views.expire, self._schedules.tick, self._changed_blocks.drop_idle])
+        """To be run by whoever serves the pool."""
 
     # --- the whole --------------------------------------------------------------------------------------------
 
@@ -89,7 +98,8 @@ class LocalApi(GroupOperations):
             for volume in volumes
             if (failure := self._pool.failure(volume)) is not None
         ]
-        reasons += self._exposure.reasons() + self._replicas.reasons() + self._pool.groups.reasons()
+        reasons += self._exposure.reasons() + self._replicas.reasons()
+        reasons += self._pool.groups.reasons() + self._schedules.reasons()
         return StatusInfo(
             pool=str(self._pool.path),
             pid=os.getpid(),
@@ -190,6 +200,8 @@ class LocalApi(GroupOperations):
         volume = self._pool.volume(name)
         luns = self._check_volume_delete(volume, force=force)
         snapshots = self._pool.snapshots(volume)
+        await self._changed_blocks.drop_of(volume)
+        await self._snapshots.discard_views(volume)
         await self._exposure.withdraw(name, luns)
         for snapshot in snapshots:
             await volume.head.store.delete_snapshot(snapshot)
@@ -203,6 +215,7 @@ class LocalApi(GroupOperations):
         self._replicas.require_free(volume, "delete")
         self._pool.groups.require_free(volume.volume_id, name)
         self._pool.jobs.require_unread(name)
+        self._snapshots.require_volume_deletable(volume, force=force)
         snapshots = self._pool.snapshots(volume)
         if snapshots and not force:
             names = ", ".join(snapshot.name for snapshot in snapshots[:8])
@@ -235,52 +248,74 @@ class LocalApi(GroupOperations):
 
     # --- snapshots and clones ---------------------------------------------------------------------------------
 
-    async def snapshot_create(self, volume: str, name: str, *, expose: bool = False) -> SnapshotInfo:
-        source = self._pool.volume(volume)
-        check_name("snapshot", name)
-        if any(snapshot.name == name for snapshot in self._pool.snapshots(source)):
-            raise AlreadyExists("snapshot", f"{volume}@{name}")
-        if expose:
-            self._exposure.require_exposable(volume, name)
-        source.require_usable()
-        snapshot = await source.head.store.snapshot(source.head, name)
-        if expose:
-            await self._exposure.expose(source, snapshot)
-        await self._event(f"volume {volume}", f"snapshot {name} created")
-        return self._snapshot_info(source, snapshot)
+    async def snapshot_create(
+        self, volume: str, name: str, *, expose: bool = False, description: str = ""
+    ) -> SnapshotInfo:
+        return await self._snapshots.create(volume, name, expose=expose, description=description)
 
     async def snapshot_list(self, volume: str) -> list[SnapshotInfo]:
-        source = self._pool.volume(volume)
-        snapshots = self._pool.snapshots(source)
-        return await with_spaces(source, [self._snapshot_info(source, each) for each in snapshots], snapshots)
+        return await self._snapshots.all(volume)
+
+    async def snapshot_show(self, volume: str, name: str) -> SnapshotInfo:
+        return await self._snapshots.one(volume, name)
+
+    async def snapshot_describe(self, volume: str, name: str, text: str) -> SnapshotInfo:
+        return await self._snapshots.describe(volume, name, text)
+
+    async def snapshot_hold(
+        self, volume: str, name: str, owner: str, *, expires_at: float | None = None
+    ) -> SnapshotInfo:
+        return await self._snapshots.hold(volume, name, owner, expires_at)
+
+    async def snapshot_release(self, volume: str, name: str, owner: str) -> SnapshotInfo:
+        return await self._snapshots.release(volume, name, owner)
+
+    async def snapshot_expose(
+        self, volume: str, name: str, *, writable: bool = False, expires_at: float | None = None
+    ) -> SnapshotInfo:
+        return await self._snapshots.expose(volume, name, writable=writable, expires_at=expires_at)
+
+    async def snapshot_unexpose(
+        self, volume: str, name: str, *, writable: bool = False, force: bool = False
+    ) -> SnapshotInfo:
+        return await self._snapshots.unexpose(volume, name, writable=writable, force=force)
+
+    async def snapshot_prune(
+        self,
+        volume: str,
+        *,
+        keep_last: int = 0,
+        hourly: int = 0,
+        daily: int = 0,
+        weekly: int = 0,
+        manual: bool = False,
+        dry_run: bool = False,
+    ) -> PruneInfo:
+        if keep_last or hourly or daily or weekly:
+            retention = Retention(keep_last, hourly, daily, weekly)
+        else:
+            retention = await self._schedules.retention_of(volume)
+        return await self._snapshots.prune(volume, retention, manual=manual, dry_run=dry_run)
+
+    async def schedule_set(
+        self, volume: str, interval_s: int, *, keep_last: int = 0, hourly: int = 0, daily: int = 0, weekly: int = 0
+    ) -> ScheduleInfo:
+        return await self._schedules.set(volume, interval_s, Retention(keep_last, hourly, daily, weekly))
+
+    async def schedule_list(self) -> list[ScheduleInfo]:
+        return await self._schedules.all()
+
+    async def schedule_remove(self, volume: str) -> None:
+        await self._schedules.remove(volume)
 
     async def snapshot_delete(self, volume: str, name: str, *, force: bool = False) -> None:
-        source = self._pool.volume(volume)
-        snapshot = self._pool.snapshot(source, name)
-        luns = self._check_snapshot_delete(source, snapshot, force=force)
-        await self._exposure.withdraw(volume, luns)
-        await source.head.store.delete_snapshot(snapshot)
-        await self._exposure.forget([snapshot.guid])
-        await self._event(f"volume {volume}", f"snapshot {name} deleted")
-
-    def _check_snapshot_delete(self, source: Volume, snapshot: Frozen, *, force: bool) -> list[LunRow]:
-        """The LUNs that show the snapshot. Raises InUse: who holds it."""
-        volume, name = source.name, snapshot.name
-        self._pool.groups.require_single(snapshot, f"snapshot {volume}@{name}")
-        self._pool.jobs.require_unread(f"{volume}@{name}")
-        luns = self._exposure.luns_of(source.volume_id, snapshot.guid)
-        if not force:
-            self._exposure.require_idle(luns, f"snapshot {volume}@{name}", hint="use --force")
-        clones = [row.name for row in map(self._pool.row, self._pool.volumes()) if row.origin == f"{volume}@{name}"]
-        if clones:
-            raise InUse(f"snapshot {volume}@{name} has linked clones ({', '.join(clones)}); delete them first")
-        return luns
+        await self._snapshots.delete(volume, name, force=force)
 
     async def snapshot_delete_preview(self, volume: str, names: list[str], *, force: bool = False) -> DeletionInfo:
         source = self._pool.volume(volume)
         snapshots = named_snapshots(self._pool, source, names)
         for snapshot in snapshots:
-            self._check_snapshot_delete(source, snapshot, force=force)
+            self._snapshots.require_deletable(source, snapshot, force=force)
         return await deletion_of(source, snapshots)
 
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
@@ -295,25 +330,19 @@ class LocalApi(GroupOperations):
         return self._volume_info(source)
 
     async def snapshot_diff(
-        self, volume: str, older: str | None, newer: str | None, *, offset: int = 0, limit: int = 10_000
+        self,
+        volume: str,
+        older: str | None,
+        newer: str | None,
+        *,
+        offset: int = 0,
+        limit: int = 10_000,
+        digests: bool = False,
+        point: str | None = None,
     ) -> DiffInfo:
-        source = self._pool.volume(volume)
-        first = None if older is None else self._pool.snapshot(source, older)
-        second = source.head if newer is None else self._pool.snapshot(source, newer)
-        limit = max(1, min(limit, DIFF_EXTENTS_MAX))
-        extents: list[ExtentInfo] = []
-        next_offset = None
-        async for extent in source.head.store.changed(first, second):
-            if extent.end <= offset:
-                continue
-            if len(extents) == limit:
-                next_offset = extent.offset
-                break
-            extents.append(ExtentInfo(extent.offset, extent.length))
-            if len(extents) % DIFF_EXTENTS_A_STEP == 0:
-                await asyncio.sleep(0)  # the data path's turn
-        changed = sum(extent.length for extent in extents)
-        return DiffInfo(volume, older, newer, extents, changed, next_offset)
+        return await self._changed_blocks.page(
+            volume, older, newer, offset=offset, limit=limit, digests=digests, point=point
+        )
 
     async def clone_create(self, source: str, snapshot: str | None, name: str, *, expose: bool = False) -> VolumeInfo:
         volume = self._pool.volume(source)
@@ -321,7 +350,7 @@ class LocalApi(GroupOperations):
         if expose:
             self._exposure.require_exposable(name)
         if snapshot is None:
-            await self.snapshot_create(source, name)
+            await self._snapshots.create(source, name)
         clone = await self._pool.clone(volume, self._pool.snapshot(volume, snapshot or name), name)
         if expose:
             await self._exposure.expose(clone)
@@ -593,22 +622,6 @@ class LocalApi(GroupOperations):
             lun=luns[0].lun if luns else None,
         )
 
-    def _snapshot_info(self, volume: Volume, snapshot: Frozen) -> SnapshotInfo:
-        luns = self._exposure.luns_of(volume.volume_id, snapshot.guid)
-        identity = Identity.of(snapshot.guid)
-        return SnapshotInfo(
-            volume=volume.name,
-            name=snapshot.name,
-            guid=snapshot.guid,
-            size_bytes=snapshot.size_bytes,
-            created_at=snapshot.created_at,
-            serial=identity.serial,
-            naa=f"{identity.naa:016x}",
-            target=luns[0].target if luns else None,
-            lun=luns[0].lun if luns else None,
-            group=self._pool.groups.group_of(snapshot.guid),
-        )
-
 
 def _check_mode(mode: str) -> None:
     if mode in ("async", "adaptive"):
@@ -620,7 +633,7 @@ def _check_mode(mode: str) -> None:
 def _damaged_infos(family: DamagedFamily) -> list[VolumeInfo]:
     """What is known of the volumes of a file that is not served."""
     infos = []
-    for row in family.volumes:
+    for row in [row for row in family.volumes if not is_view(row.name)]:
         identity = Identity.of(row.volume_id)
         infos.append(
             VolumeInfo(

@@ -26,6 +26,16 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def view_name(volume: str, snapshot: str) -> str:
+    """What the writable view of a snapshot is called: nothing that a user may call a volume."""
+    return f"{volume}@{snapshot}"
+
+
+def is_view(name: str) -> bool:
+    """Whether a volume of this name is a writable view."""
+    return "@" in name
+
+
 def check_iscsi_name(name: str) -> str:
     """``name`` in lower case when it is an iSCSI name (RFC 7143 section 4.2.7, without the non-ASCII ones)."""
     name = name.lower()

@@ -26,12 +26,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.catalog import Catalog, VolumeRow
+from engine.changed_blocks import HIDDEN_PREFIX as DIFF_PREFIX
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, StoreCorrupt
 from engine.files import translate
 from engine.groups import Groups
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.interchange import SCRATCH_SUFFIX, interrupted_exports
 from engine.jobs import JobRegistry
+from engine.names import is_view
 from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.sanitize import SPREAD_S, Sanitizer
@@ -165,7 +167,11 @@ class Pool:
 
     def volumes(self) -> list[Volume]:
         """The volumes that are served, by name."""
-        return [self._volumes[name] for name in sorted(self._volumes)]
+        return [self._volumes[name] for name in sorted(self._volumes) if not is_view(name)]
+
+    def views(self) -> list[Volume]:
+        """The writable views (``engine.views``), by name."""
+        return [self._volumes[name] for name in sorted(self._volumes) if is_view(name)]
 
     def damaged(self) -> list[DamagedFamily]:
         return list(self._damaged.values())
@@ -177,7 +183,7 @@ class Pool:
 
     def volume(self, name: str) -> Volume:
         """Raises NotFound; StoreCorrupt when its file is damaged."""
-        volume = self._volumes.get(name)
+        volume = None if is_view(name) else self._volumes.get(name)
         if volume is not None:
             return volume
         for family in self._damaged.values():
@@ -445,13 +451,17 @@ class Pool:
         await self.catalog.replace_volumes([*self._rows.values(), *kept])
 
     async def _drop_leftovers(self) -> None:
-        """Remove the points that the engine kept for itself while it did something that a crash ended."""
-        prefixes = (EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
+        """Remove what the engine kept for something that a crash ended: points of its own, views that nobody sees."""
+        prefixes = (DIFF_PREFIX, EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
         kept = await interrupted_exports(self)
         for store in self._stores.values():
             for snapshot in store.snapshots():
                 if snapshot.hidden and snapshot.name.startswith(prefixes) and snapshot.name not in kept:
                     await store.delete_snapshot(snapshot)
+        shown = {lun.volume_id for target in await self.catalog.targets() for lun in target.luns}
+        for view in self.views():
+            if view.volume_id not in shown:
+                await self.delete_volume(view)
 
     async def _resume_sanitizing(self) -> None:
         """What was interrupted begins again; a record of a volume that is gone for good is of no use."""

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api import DeletionInfo, FamilySpaceInfo, SnapshotSpace, SpaceInfo
-from engine.errors import InUse, InvalidArgument, NotFound
-from engine.stores import NotingStore
+from engine.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,13 +104,8 @@ def named_snapshots(pool: Pool, volume: Volume, names: Sequence[str]) -> list[Fr
 
 
 async def deletion_of(volume: Volume, snapshots: Sequence[Frozen]) -> DeletionInfo:
-    """What deleting these snapshots would give back. Raises InUse: one is held."""
-    store = volume.head.store
-    for snapshot in snapshots:
-        owners = [hold.owner for hold in store.notes.holds(snapshot)] if isinstance(store, NotingStore) else []
-        if owners:
-            raise InUse(f"snapshot {snapshot.name!r} is held by {', '.join(owners)}")
-    freed = await store.freed_by(snapshots)
+    """What deleting these snapshots would give back."""
+    freed = await volume.head.store.freed_by(snapshots)
     return DeletionInfo(volume.name, [each.name for each in snapshots], freed_bytes=freed, removed_file_bytes=None)
 
 

@@ -110,7 +110,8 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         ending.push_async_callback(pool.jobs.close)
         await replicas.restore()
         await exposure.restore()
-        api = api_server.ApiServer(LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks()))
+        local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks())
+        api = api_server.ApiServer(local_api)
         ending.push_async_callback(api.close)
         assert listening.unix is not None
         await api.start(listening.unix)
@@ -118,6 +119,8 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         if listening.api is not None:
             management = ManagementProcess(path, listening.api)
             ending.push_async_callback(management.close)
+        upkeep = asyncio.create_task(local_api.upkeep.run(), name="upkeep")
+        ending.push_async_callback(_end, upkeep)
         ending.push_async_callback(iscsi.stop)
         await iscsi.start(listening.iscsi, listening.portal_groups)
         _say_ready(portals, None if listening.api is None else sockets.bound_address(listening.api))
@@ -140,6 +143,11 @@ def _traced(env: StoreEnv) -> StoreEnv:
 
     log.warning("every write is also recorded in %s (%s)", path, TRACE_VARIABLE)
     return replace(env, files=TracedFileSystem(env.files, Path(path)))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _say_ready(iscsi: list[str], api: str | None) -> None:

@@ -299,14 +299,6 @@ class SnapshotNotes(Protocol):
         ...
 
 
-@runtime_checkable
-class NotingStore(Protocol):
-    """A store that remembers who holds a snapshot and what it is for."""
-
-    @property
-    def notes(self) -> SnapshotNotes: ...
-
-
 class VolumeStore(Protocol):
     """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
 
@@ -317,6 +309,9 @@ class VolumeStore(Protocol):
     def incarnation(self) -> int:
         """Grows with each open for writing."""
         ...
+
+    @property
+    def notes(self) -> SnapshotNotes: ...
 
     def volumes(self) -> Sequence[Head]: ...
     def snapshots(self, volume_id: str | None = None) -> Sequence[Frozen]: ...
@@ -365,8 +360,9 @@ class VolumeStore(Protocol):
 
     async def delete_snapshot(self, snapshot: Frozen) -> None: ...
     async def delete_volume(self, head: Head) -> None: ...
-    def changed(self, older: Frozen | None, newer: Frozen | Head) -> AsyncIterator[Extent]:
-        """Ranges whose pointers differ (discards included), in order. ``None``: against an empty device."""
+    def changed(self, older: Frozen | None, newer: Frozen | Head, offset: int = 0, /) -> AsyncIterator[Extent]:
+        """Ranges from ``offset`` on whose pointers differ (discards included), in order, without walking those before.
+        ``None``: against an empty device."""
         ...
 
     async def space(self, node: Frozen | Head) -> Space: ...

@@ -205,8 +205,9 @@ class NativeStore:
         pending = await pending_chunks(core)
         return FamilySpace((taken - pending) * unit, pending * unit, free * unit, unpunched * unit, metadata * unit)
 
-    async def changed(self, older: Frozen | None, newer: Frozen | Head) -> AsyncIterator[Extent]:
-        """Ranges whose pointers differ (discards included), in order; ``None``: against an empty device.
+    async def changed(self, older: Frozen | None, newer: Frozen | Head, offset: int = 0, /) -> AsyncIterator[Extent]:
+        """Ranges from ``offset`` on whose pointers differ (discards included), in order; ``None``: against an empty
+        device.
 
         Leaves that both maps share are skipped. Of a live head as ``newer`` it is the state while iterating.
         """
@@ -214,7 +215,7 @@ class NativeStore:
         old_leaves = self._native(older).node.map.leaves if older is not None else []
         claims = self._core.family.claims
         found: list[Extent] = []
-        for number in range(len(new_node.map.leaves)):
+        for number in range(offset >> self._core.chunk_shift >> LEAF_SHIFT, len(new_node.map.leaves)):
             if number >= len(new_node.map.leaves):
                 break  # a live head was shrunk
             new, old = new_node.map.leaves[number], old_leaves[number] if number < len(old_leaves) else ABSENT_LEAF
@@ -223,8 +224,8 @@ class NativeStore:
             states = np.minimum(new.array, FIRST_CHUNK_ENTRY) + 1
             states[claims.chunks_of(new.array) == claims.chunks_of(old.array)] = 0
             for start, count, state in runs_of(states):
-                begin = ((number << LEAF_SHIFT) + start) << self._core.chunk_shift
-                end = min(begin + (count << self._core.chunk_shift), new_node.size_bytes)
+                first = ((number << LEAF_SHIFT) + start) << self._core.chunk_shift
+                begin, end = max(first, offset), min(first + (count << self._core.chunk_shift), new_node.size_bytes)
                 if state and begin < end:
                     add_extent(found, begin, end, STATES[state - 1])
             while len(found) > 1:

@@ -11,7 +11,6 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.stores import NotingStore
 from tests.support.volume_oracle import Content, Violation, Windows
 
 if TYPE_CHECKING:
@@ -221,7 +220,6 @@ class Family:
                 raise Violation(f"snapshot {guid} is gone")
 
     def _match_holds(self, snapshot: Snapshot, store: VolumeStore) -> None:
-        assert isinstance(store, NotingStore)
         assert snapshot.frozen is not None
         found = {hold.owner for hold in store.notes.holds(snapshot.frozen)}
         if found - snapshot.maybe_holds != snapshot.holds - snapshot.maybe_holds:

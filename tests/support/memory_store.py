@@ -359,9 +359,11 @@ class MemoryStore:
     async def delete_volume(self, head: MemoryNode) -> None:
         self._drop(head)
 
-    async def changed(self, older: MemoryNode | None, newer: MemoryNode) -> AsyncIterator[Extent]:
+    async def changed(self, older: MemoryNode | None, newer: MemoryNode, offset: int = 0) -> AsyncIterator[Extent]:
         for extent in self._changed(older, newer):
-            yield extent
+            begin = max(offset, extent.offset)
+            if begin < extent.end:
+                yield Extent(begin, extent.end - begin)
 
     def _changed(self, older: MemoryNode | None, newer: MemoryNode) -> list[Extent]:
         before = {} if older is None else older.chunks

@@ -20,7 +20,7 @@ MAX_REQUEST_BYTES = 1 << 20
 """A request is names, numbers and short lists."""
 
 MAX_ANSWER_BYTES = 16 << 20
-"""The longest answer is a page of extents (``engine.local_api.DIFF_EXTENTS_MAX``), about 1 MiB."""
+"""The longest answer is a page of extents (``engine.changed_blocks.MAX_EXTENTS``), about 2 MiB."""
 
 MAX_CONCURRENT = 64
 """Requests of one connection that run at a time; further ones wait in the socket."""

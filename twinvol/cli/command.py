@@ -35,6 +35,28 @@ def size(text: str) -> int:
     return int(digits) * _UNITS[unit]
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def duration(text: str) -> float:
+    """Seconds from 90s, 30m, 12h, 7d, 2w."""
+    digits, unit = text[:-1], text[-1:]
+    if unit not in _SECONDS or not (digits.isascii() and digits.isdigit()) or not int(digits):
+        raise click.BadParameter(f"{text!r} is no time; say a number with s, m, h, d or w: 30m, 12h, 7d")
+    return float(int(digits) * _SECONDS[unit])
+
+
+def instant(text: str) -> float:
+    """Seconds since the epoch from ISO 8601: 2027-01-31T12:00, 2027-01-31T12:00+01:00; UTC without an offset."""
+    import datetime
+
+    try:
+        parsed = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no instant; say 2027-01-31T12:00 or 2027-01-31T12:00+01:00") from None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp()
+
+
 def volume_point(text: str) -> tuple[str, str | None]:
     """VOLUME or VOLUME@SNAPSHOT."""
     volume, at, snapshot = text.partition("@")

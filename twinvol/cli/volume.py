@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from twinvol.cli.command import Output, as_json, size, size_text, volume_point, with_api
+from twinvol.cli.diff import diff_options, print_diff
 from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
@@ -193,6 +194,18 @@ async def root(api: EngineApi, output: Output, source: tuple[str, str | None], n
     """The root of the hash tree: sixteen bytes that stand for size and content."""
     job = await api.volume_root(source[0], source[1])
     await finish(api, output, job, no_wait=no_wait, progress=progress, text=lambda result: str(result["root"]))
+
+
+@cli.command()
+@click.argument("source", type=volume_point, metavar="NAME[@SNAPSHOT]")
+@click.option("--from", "older", metavar="SNAPSHOT", help="What changed since; without it, what is allocated.")
+@diff_options
+@with_api
+async def diff(
+    api: EngineApi, output: Output, source: tuple[str, str | None], older: str | None, digests: bool, progress: bool
+) -> None:
+    """Extents that are allocated in a volume as it is now, or in a snapshot; or those that changed."""
+    await print_diff(api, output, source[0], older, source[1], digests=digests, lines=progress)
 
 
 def volume_line(info: VolumeInfo) -> str:

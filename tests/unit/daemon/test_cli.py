@@ -136,7 +136,7 @@ async def test_snapshots_clones_and_rollback(shell):
     assert [each["name"] for each in (await shell.ok("snapshot", "list", "disk"))["snapshots"]] == ["one"]
     await shell.engine.pool.volume("disk").write(0, memoryview(b"x" * 512))
     diff = await shell.ok("snapshot", "diff", "disk", "one")
-    assert (diff["changed_bytes"], diff["extents"]) == (65536, [{"offset": 0, "length": 65536}])
+    assert (diff["changed_bytes"], diff["extents"]) == (65536, [{"offset": 0, "length": 65536, "state": "data"}])
     await shell.ok("snapshot", "rollback", "disk", "one")
     assert (await shell.ok("snapshot", "diff", "disk", "one"))["extents"] == []
     assert (await shell.json("snapshot", "delete", "disk", "one"))[0] == 4
