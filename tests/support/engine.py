@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from engine.files import Clock
     from engine.movers import Mover
     from engine.stores import Extent, ReadLease, WriteLease
     from engine.strips import Moved
@@ -69,9 +70,12 @@ class Engine:
 
 
 @asynccontextmanager
-async def opened(path: Path, hold: Callable[[Mover], Mover] | None = None) -> AsyncIterator[Engine]:
+async def opened(
+    path: Path, hold: Callable[[Mover], Mover] | None = None, clock: Clock | None = None
+) -> AsyncIterator[Engine]:
     """Open the pool in ``path``; closed at the end. ``hold`` puts something before what moves the bytes of copies."""
     env = real_env(2)
+    env = env if clock is None else replace(env, clock=clock)
     try:
         pool = await Pool.open(path, env if hold is None else replace(env, copier=hold(env.mover)))
         try:

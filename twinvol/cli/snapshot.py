@@ -246,15 +246,13 @@ async def prune(
     if output.json:
         output.object(info)
         return
-    gone = "would go" if dry_run else "deleted"
+    gone, back = ("would go", "would come") if dry_run else ("deleted", "come")
     rows = [
         {**as_json(each), "outcome": "stays" if each.stays else gone, "why": each.reasons} for each in info.snapshots
     ]
     output.list("snapshots", rows, ["name", "created_at", "outcome", "why"])
     count = sum(not each.stays for each in info.snapshots)
-    click.echo(
-        f"{count} {gone}, {len(rows) - count} stay; {size_text(info.freed_bytes)} {'would come' if dry_run else 'come'} back"
-    )
+    click.echo(f"{count} {gone}, {len(rows) - count} stay; {size_text(info.freed_bytes)} {back} back")
 
 
 @cli.group()
