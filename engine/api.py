@@ -469,6 +469,26 @@ class EventInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSpaceInfo:
+    """The pool's limits and how near they are. ``state``: ok, low (from ``warn_percent`` of what may be used) or full.
+
+    ``quota_bytes``: the most that the volume files may take on the host; None: as much as there is. ``reserve_bytes``:
+    what they leave free there; the default, unless ``reserve_is_set``. ``used_bytes``: what they take. ``left_bytes``:
+    what volumes may still take.
+    """
+
+    state: str
+    quota_bytes: int | None
+    reserve_bytes: int
+    reserve_is_set: bool
+    warn_percent: int
+    used_bytes: int
+    left_bytes: int
+    host_total_bytes: int
+    host_free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusInfo:
     """``health``: ok, or degraded with ``reasons``. ``free_bytes``: what the host's file system has left.
 
@@ -496,12 +516,21 @@ class StatusInfo:
     stored_bytes: int
     total_bytes: int
     free_bytes: int
+    space: PoolSpaceInfo
 
 
 class EngineApi(Protocol):
     """See the module. Every method may raise ``EngineError``; what is named below is what callers tell apart."""
 
     async def status(self) -> StatusInfo: ...
+    async def pool_space(self) -> PoolSpaceInfo: ...
+    async def pool_limit(
+        self, *, quota_bytes: int | None, reserve_bytes: int | None, warn_percent: int
+    ) -> PoolSpaceInfo:
+        """Set the limits of the pool; they hold at once, and stay. ``quota_bytes`` None: no quota; ``reserve_bytes``
+        None: the default. Raises InvalidArgument."""
+        ...
+
     async def event_list(self, limit: int = 100) -> list[EventInfo]:
         """The newest events, oldest of them first."""
         ...

@@ -22,6 +22,7 @@ from engine.access_state import AccessState
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
+from engine.pool_space import SpaceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ CREATE TABLE volumes (
     physical_block INTEGER NOT NULL, write_cache INTEGER NOT NULL, read_only INTEGER NOT NULL,
     removable INTEGER NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE sanitizations (volume_id TEXT PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE space_limits (
+    one INTEGER PRIMARY KEY CHECK (one = 1), quota INTEGER, reserve INTEGER, warn_percent INTEGER NOT NULL);
 CREATE TABLE deletions (file TEXT PRIMARY KEY);
 CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL, port_group INTEGER NOT NULL UNIQUE);
 CREATE TABLE luns (
@@ -268,6 +271,18 @@ class Catalog:
                 database.execute("INSERT INTO sanitizations VALUES (?, ?)", (volume_id, record))
 
         await self._run(work)
+
+    async def space_limits(self) -> SpaceLimits:
+        """The pool's quota and reserve."""
+        query = "SELECT quota, reserve, warn_percent FROM space_limits"
+        row = await self._run(lambda database: database.execute(query).fetchone())
+        return SpaceLimits() if row is None else SpaceLimits(*row)
+
+    async def put_space_limits(self, limits: SpaceLimits) -> None:
+        values = (limits.quota_bytes, limits.reserve_bytes, limits.warn_percent)
+        await self._run(
+            lambda database: database.execute("INSERT OR REPLACE INTO space_limits VALUES (1, ?, ?, ?)", values)
+        )
 
     async def begin_deletion(self, file: str) -> None:
         """A family's file is to go: from here on it will, whatever crashes."""

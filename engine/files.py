@@ -32,11 +32,13 @@ from engine.errors import (
 )
 from engine.file_calls import read_fully, write_fully
 from engine.movers import ThreadMover
+from engine.room import BOUNDLESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.movers import Mover
+    from engine.room import Room
 
 T = TypeVar("T")
 
@@ -131,17 +133,27 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class HostSpace:
+    """A file system's size, and what is free in it to this user; and what a pool's volume files take of it."""
+
+    total_bytes: int
+    free_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreEnv:
     """The machine as a store sees it.
 
     ``copier``: moves the bytes of copies, where something better than ``workers`` is there for what no initiator
-    waits for.
+    waits for. ``room``: asked before a file takes more space.
     """
 
     files: FileSystem
     workers: Workers
     clock: Clock
     copier: Mover | None = None
+    room: Room = BOUNDLESS
 
     @property
     def mover(self) -> Mover:
@@ -331,6 +343,19 @@ class RealFileSystem:
             return _BOOT_ID.read_text().strip()
         except OSError:
             return str(uuid.uuid4())  # unknown: never equal to an earlier one, so unsynced records are not trusted
+
+
+def measure_space(folder: Path, pattern: str) -> HostSpace:
+    """Of the file system that ``folder`` is in, and of the files below it whose names match. Raises MediumError."""
+    try:
+        host = os.statvfs(folder)
+        used = 0
+        for path in folder.rglob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                used += path.stat().st_blocks * 512
+    except OSError as error:
+        raise translate(error, f"measuring the space of {folder}") from error
+    return HostSpace(host.f_frsize * host.f_blocks, host.f_frsize * host.f_bavail, used)
 
 
 class ThreadWorkers:

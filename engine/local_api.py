@@ -16,6 +16,7 @@ from engine.api import (
     DiffInfo,
     EventInfo,
     JobInfo,
+    PoolSpaceInfo,
     PruneInfo,
     ReplicaInfo,
     ScheduleInfo,
@@ -35,12 +36,20 @@ from engine.image_formats import RemoteDisks, absolute, open_source
 from engine.interchange import interrupted_exports, start_export, start_import
 from engine.jobs import Job, JobState
 from engine.names import check_choice, check_chunk, check_name, check_size, is_view
+from engine.pool_space import SpaceLimits, SpaceState
 from engine.retention import Retention
 from engine.root_job import start_root
 from engine.sanitize import SanitizeState
 from engine.schedules import Schedules
 from engine.snapshots import Snapshots
-from engine.space_report import deletion_of, deletion_of_volume, named_snapshots, volume_space
+from engine.space_report import (
+    deletion_of,
+    deletion_of_volume,
+    limit_pool,
+    named_snapshots,
+    pool_space,
+    volume_space,
+)
 from engine.upkeep import Upkeep
 from engine.views import Views
 from engine.volume import Identity
@@ -91,13 +100,15 @@ class LocalApi(GroupOperations):
         volumes = self._pool.volumes()
         files = {self._pool.file_of(volume) for volume in volumes}
         stored = await asyncio.to_thread(lambda: sum(path.stat().st_blocks * 512 for path in files))
-        host = await asyncio.to_thread(os.statvfs, self._pool.path)
+        space = await pool_space(self._pool)
         reasons = [f"{family.path.name} is not served: {family.reason}" for family in self._pool.damaged()]
         reasons += [
             f"volume {volume.name} takes no writes: {failure}"
             for volume in volumes
             if (failure := self._pool.failure(volume)) is not None
         ]
+        if self._pool.space.state is SpaceState.FULL:
+            reasons.append("the pool is full: writes that need new space are refused (twinvol pool show)")
         reasons += self._exposure.reasons() + self._replicas.reasons()
         reasons += self._pool.groups.reasons() + self._schedules.reasons()
         return StatusInfo(
@@ -118,9 +129,19 @@ class LocalApi(GroupOperations):
             jobs_running=sum(not job.state.final for job in self._pool.jobs.all()),
             provisioned_bytes=sum(volume.size_bytes for volume in volumes),
             stored_bytes=stored,
-            total_bytes=host.f_frsize * host.f_blocks,
-            free_bytes=host.f_frsize * host.f_bavail,
+            total_bytes=space.host_total_bytes,
+            free_bytes=space.host_free_bytes,
+            space=space,
         )
+
+    async def pool_space(self) -> PoolSpaceInfo:
+        return await pool_space(self._pool)
+
+    async def pool_limit(
+        self, *, quota_bytes: int | None, reserve_bytes: int | None, warn_percent: int
+    ) -> PoolSpaceInfo:
+        await limit_pool(self._pool, SpaceLimits(quota_bytes, reserve_bytes, warn_percent))
+        return await pool_space(self._pool)
 
     async def event_list(self, limit: int = 100) -> list[EventInfo]:
         rows = await self._pool.catalog.events(max(0, min(limit, EVENT_LIST_MAX)))

@@ -28,18 +28,20 @@ from typing import TYPE_CHECKING
 from engine.catalog import Catalog, VolumeRow
 from engine.changed_blocks import HIDDEN_PREFIX as DIFF_PREFIX
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, StoreCorrupt
-from engine.files import translate
+from engine.files import measure_space, translate
 from engine.groups import Groups
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.interchange import SCRATCH_SUFFIX, interrupted_exports
 from engine.jobs import JobRegistry
 from engine.names import is_view
 from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
+from engine.pool_space import PoolSpace, SpaceState
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.sanitize import SPREAD_S, Sanitizer
 from engine.stores import PurgingStore
 from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
+from engine.units import MIB
 from engine.volume import Volume
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ UNFINISHED_NAME = ".unfinished"
 removed at the next opening, except a copy that has a ledger: doing the same copy again goes on with it."""
 FILE_SUFFIX = ".tvol"
 LEDGER_SUFFIX = ".ledger"
+NEW_FILE_BYTES = 6 * MIB
+"""What an empty volume's file takes: the journal, and the first metadata chunks."""
 LEDGERS_NAME = "ledgers"
 """Folder of the ledgers of mirrors and of exports."""
 
@@ -96,11 +100,14 @@ class UnfinishedVolume:
 class Pool:
     """See the module. Made by ``open``; ended by ``close``."""
 
-    def __init__(self, path: Path, env: StoreEnv, lock: int, catalog: Catalog, jobs: JobRegistry) -> None:
+    def __init__(
+        self, path: Path, env: StoreEnv, lock: int, catalog: Catalog, jobs: JobRegistry, space: PoolSpace
+    ) -> None:
         self.path = path
         self.env = env
         self.catalog = catalog
         self.jobs = jobs
+        self.space = space
         self._lock = lock
         self._stores: dict[str, TvolFile] = {}
         self._volumes: dict[str, Volume] = {}
@@ -129,11 +136,17 @@ class Pool:
             on_locked()
             catalog = await Catalog.open(path / CATALOG_NAME)
             try:
-                pool = cls(path, env, lock, catalog, await JobRegistry.open(catalog, env.clock))
-                await pool._open_families()
-                await pool.groups.restore()
-                await pool._drop_leftovers()
-                await pool._resume_sanitizing()
+                space = await _watched_space(path / VOLUMES_NAME, env, catalog)
+                ready = replace(env, room=space)
+                try:
+                    pool = cls(path, ready, lock, catalog, await JobRegistry.open(catalog, env.clock), space)
+                    await pool._open_families()
+                    await pool.groups.restore()
+                    await pool._drop_leftovers()
+                    await pool._resume_sanitizing()
+                except BaseException:
+                    await space.stop()
+                    raise
             except BaseException:
                 await catalog.close()
                 raise
@@ -146,6 +159,7 @@ class Pool:
         """End jobs, checkpoint and close every family, and give the pool free."""
         await self.jobs.close()
         await self.groups.close()
+        await self.space.stop()
         for volume in self._volumes.values():
             await _stop_sanitizing(volume)
         async with self._changing:
@@ -265,6 +279,8 @@ class Pool:
             store = await self._resume(path, name, size_bytes) if resume else None
             resumed = store is not None
             if store is None:
+                await self.space.measure()
+                self.space.require(NEW_FILE_BYTES, f"volume {name}")
                 await self.env.workers.run(lambda: _remove_unfinished(path))
                 store = await TvolFile.create(
                     self.env, path, volume_name=name, size_bytes=size_bytes, chunk_bytes=chunk_bytes
@@ -520,6 +536,27 @@ class _SanitizeHost:
 async def _stop_sanitizing(volume: Volume) -> None:
     if volume.sanitizer is not None:
         await volume.sanitizer.stop()
+
+
+async def _watched_space(folder: Path, env: StoreEnv, catalog: Catalog) -> PoolSpace:
+    """The limits of a pool, being watched; what crosses them is logged and an event."""
+
+    async def tell(state: SpaceState, text: str) -> None:
+        if state is SpaceState.FULL:
+            severity, text = "error", f"full: writes that need new space are refused: {text}"
+        elif state is SpaceState.LOW:
+            severity, text = "warning", f"space is running low: {text}"
+        else:
+            severity, text = "info", f"there is space again: {text}"
+        log.log(logging.getLevelNamesMapping()[severity.upper()], "the pool: %s", text)
+        try:
+            await catalog.add_event(env.clock.time(), severity, "pool", text)
+        except EngineError as error:  # on a full disk not even this may fit
+            log.warning("no event of it: %s", error)
+
+    space = PoolSpace(await catalog.space_limits(), env.workers, lambda: measure_space(folder, "*" + FILE_SUFFIX), tell)
+    await space.start()
+    return space
 
 
 def _take(path: Path, env: StoreEnv) -> int:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine.api import DeletionInfo, FamilySpaceInfo, SnapshotSpace, SpaceInfo
+from engine.api import DeletionInfo, FamilySpaceInfo, PoolSpaceInfo, SnapshotSpace, SpaceInfo
 from engine.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -15,12 +15,40 @@ if TYPE_CHECKING:
 
     from engine.api import SnapshotInfo
     from engine.pool import Pool
+    from engine.pool_space import SpaceLimits
     from engine.stores import Frozen, Head, Space
     from engine.volume import Volume
 
 RANGE_SIGN = "%"
 """No name has it: ``a%b`` are the snapshots from a to b, in the order of their making; without a or b, from the oldest
 or to the newest."""
+
+
+async def pool_space(pool: Pool) -> PoolSpaceInfo:
+    """The pool's limits and how near they are, measured now."""
+    space = pool.space
+    await space.measure()
+    assert space.host is not None
+    return PoolSpaceInfo(
+        state=space.state,
+        quota_bytes=space.limits.quota_bytes,
+        reserve_bytes=space.reserve_bytes,
+        reserve_is_set=space.limits.reserve_bytes is not None,
+        warn_percent=space.limits.warn_percent,
+        used_bytes=space.host.used_bytes,
+        left_bytes=max(0, space.left_bytes),
+        host_total_bytes=space.host.total_bytes,
+        host_free_bytes=space.host.free_bytes,
+    )
+
+
+async def limit_pool(pool: Pool, limits: SpaceLimits) -> None:
+    """Give the pool other limits, durably. Raises InvalidArgument."""
+    await pool.catalog.put_space_limits(limits.check())
+    await pool.space.set_limits(limits)
+    quota = "none" if limits.quota_bytes is None else f"{limits.quota_bytes} bytes"
+    text = f"quota set to {quota}, reserve to {pool.space.reserve_bytes} bytes, warning at {limits.warn_percent}%"
+    await pool.catalog.add_event(pool.env.clock.time(), "info", "pool", text)
 
 
 async def with_spaces(volume: Volume, infos: list[SnapshotInfo], snapshots: Sequence[Frozen]) -> list[SnapshotInfo]:

@@ -93,6 +93,14 @@ async def render(api: EngineApi) -> tuple[bytes, str]:
     gauge("twinvol_provisioned_bytes", "Sum of the volumes' sizes", status.provisioned_bytes)
     gauge("twinvol_stored_bytes", "What the volume files take on the host", status.stored_bytes)
     gauge("twinvol_host_free_bytes", "What the host's file system has left", status.free_bytes)
+    space = status.space
+    gauge("twinvol_pool_used_bytes", "What the pool's files take on the host, unfinished ones too", space.used_bytes)
+    gauge("twinvol_pool_left_bytes", "What volumes may still take, by the pool's quota and reserve", space.left_bytes)
+    gauge("twinvol_pool_reserve_bytes", "What the pool leaves free on the host", space.reserve_bytes)
+    if space.quota_bytes is not None:
+        gauge("twinvol_pool_quota_bytes", "The most that the pool's files may take", space.quota_bytes)
+    gauge("twinvol_pool_low", "1 while the pool's space is low or used up", space.state != "ok")
+    gauge("twinvol_pool_full", "1 while writes that need new space are refused", space.state == "full")
     size = Gauge("twinvol_volume_size_bytes", "Size of a volume", ["volume"], registry=registry)
     served = Gauge("twinvol_volume_served", "1 when the volume is served", ["volume"], registry=registry)
     snapshots = Gauge("twinvol_volume_snapshots", "Snapshots of a volume", ["volume"], registry=registry)

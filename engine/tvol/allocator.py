@@ -9,6 +9,8 @@ A freed chunk passes through these stages, and only in this order:
 3. *zero*: punched in this incarnation, or never below the end of the file. A punch that is not durable yet is enough:
    the fdatasync before the commit of whatever uses the chunk next covers the punch as well.
 
+A chunk whose space the host must give is taken only while the pool has room for it (``engine.room``).
+
 Chunks are handed out in ascending order where possible, so that sequential writes lie contiguously.
 """
 
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.errors import OutOfSpace
+from engine.room import BOUNDLESS
 from engine.tvol.layout import BIRTH_FREE, MAX_CHUNKS
 from engine.units import MIB
 
@@ -28,17 +31,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from engine.files import BlockFile
+    from engine.room import Room
     from engine.tvol.births import Births
 
 _GROW_BYTES = 16 * MIB
 """The file's size grows by it (no space is taken): a read near the end of the file must not come short."""
 
+_GRANT_BYTES = 16 * MIB
+"""What the room is asked for at a time."""
+
 
 class Allocator:
     """The pools of free chunks and the end of the file."""
 
-    def __init__(self, file: BlockFile, births: Births, chunk_bytes: int) -> None:
+    def __init__(self, file: BlockFile, births: Births, chunk_bytes: int, room: Room = BOUNDLESS) -> None:
         self._file = file
+        self._room = room
+        self._granted = 0
+        """Chunks that may still be taken from the host, while the room's epoch is ``_epoch``."""
+        self._epoch = room.epoch
         self._births = births
         self._chunk_bytes = chunk_bytes
         self._file_chunks = file.size() // chunk_bytes
@@ -54,14 +65,27 @@ class Allocator:
 
     def take(self, *, whole: bool) -> tuple[int, bool]:
         """A free chunk, and whether it reads zero. ``whole``: the caller overwrites all of it, so that a dirty one
-        will do. Raises OutOfSpace when the file may grow no more."""
-        if whole and self._dirty:
+        will do. Raises OutOfSpace when the file may grow no more.
+
+        The host holds the space of a dirty chunk; that of the others it must give, and the room is asked.
+        """
+        if self._dirty and (whole or not self._zero or not self._is_granted()):
             return self._dirty.pop(), False
+        if not self._is_granted():
+            raise self._room.refusal(self._file.path)
+        self._granted -= 1
         if self._zero:
             return self._zero.pop(), True
-        if self._dirty:
-            return self._dirty.pop(), False
         return self.extend(1), True
+
+    def _is_granted(self) -> bool:
+        """Whether one more chunk may be taken from the host; asks for a run of them when there is none left."""
+        room = self._room
+        if self._granted and self._epoch == room.epoch:
+            return True
+        self._granted = room.grant(_GRANT_BYTES, self._chunk_bytes) // self._chunk_bytes
+        self._epoch = room.epoch
+        return self._granted > 0
 
     def extend(self, count: int) -> int:
         """The first of ``count`` chunks that were never used."""
@@ -133,6 +157,11 @@ class Allocator:
     def free_count(self) -> int:
         """Chunks that may be used now."""
         return len(self._dirty) + len(self._zero)
+
+    @property
+    def has_unused(self) -> bool:
+        """Whether chunks of which the host still holds the space are free, or soon will be."""
+        return bool(self._deferred or self._dirty or self.cleaning)
 
     @property
     def deferred_count(self) -> int:

@@ -19,6 +19,7 @@ tells the next opening on the same boot (``recovery``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from array import array
@@ -52,6 +53,8 @@ PUNCH_BYTES = 4 * 1024 * 1024
 """Longest piece that is punched at once (STORE section 3)."""
 MAX_DIRTY_SLOT_PAGES = 1024
 """Pages of the table of slots (16 MiB, 2 million slots) that one checkpoint copies in one turn of the loop."""
+FREED_WAIT_S = 5.0
+"""How long a write without space waits for the first chunk of a deleted snapshot."""
 GROW_CHUNKS_BYTES = 1024 * 1024
 """Metadata space is reserved in steps of it."""
 
@@ -97,6 +100,9 @@ class Core:
         self.becoming_metadata = 0
         """Chunks that were taken for it and are being allocated at the host."""
         self._can_punch = True
+        self._punching = asyncio.Lock()
+        self._freed: asyncio.Event | None = None
+        """Set when chunks are freed; somebody waits for it."""
         self._may_share = family.claims.in_use
 
     @property
@@ -213,6 +219,9 @@ class Core:
         """What the last record freed waits for it to be durable, and for whoever may still use it."""
         claims = self.family.claims
         if claims.freed:
+            if self._freed:
+                self._freed.set()
+                self._freed = None
             self.allocator.defer(self.last_change_seq, self._last_operation, claims.freed)
             claims.freed = array("I")
         if claims.thawing:
@@ -315,18 +324,29 @@ class Core:
             self.becoming_metadata = 0
         self.pages.add_chunks(first, taken)
 
-    async def free_space(self) -> bool:
-        """Have everything that is free already given back to the host. False when there was nothing."""
-        if not (self.allocator.has_deferred or self.allocator.dirty_count):
-            return False
-        await self.flush()
-        await self.punch_all()
-        return True
+    async def find_space(self) -> bool:
+        """After OutOfSpace: have everything that is free already given back to the host, and the room measured anew.
+        When there is nothing yet, but deleted nodes are being reclaimed, wait for some of it. False: nothing has come.
+        """
+        if not self.allocator.has_unused and self.family.is_reclaiming():
+            self._freed = self._freed or asyncio.Event()
+            self.on_work()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FREED_WAIT_S):
+                    await self._freed.wait()
+        found = self.allocator.has_unused
+        if found:
+            await self.flush()
+            await self.punch_all()
+            async with self._punching:
+                pass  # somebody else may be giving back what this call was about
+        return await self.env.room.measure() or found
 
     async def punch_all(self) -> None:
         """Give the space of all dirty chunks back to the host, in pieces."""
         while self.allocator.dirty_count and self._can_punch:
-            await self.punch_some()
+            async with self._punching:
+                await self.punch_some()
 
     async def punch_some(self) -> None:
         """Punch up to 4 MiB of dirty chunks in a worker; they read zero afterwards."""

@@ -199,7 +199,7 @@ class TvolFile(GroupingStore):
         journal_chunks = journal.ring_bytes // family.chunk_bytes
         pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable, origin.root_pages)
         family.claims.forget_freed()  # free like all the rest once the opening checkpoint is durable
-        core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes), pages)
+        core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes, env.room), pages)
         core.checkpointer = Checkpointer(
             core,
             family_id=origin.family_id,

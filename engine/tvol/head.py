@@ -415,7 +415,7 @@ class NativeHead(NativeDevice):
         try:
             plan = await self._write_plan(admission, offset, data, redirect=redirect)
         except OutOfSpace:
-            if not await core.free_space():
+            if not await core.find_space():
                 raise
             plan = await self._write_plan(admission, offset, data, redirect=redirect)
         if not plan.published:

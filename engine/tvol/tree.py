@@ -175,6 +175,11 @@ class Family:
             raise LayoutError(f"journal record of unknown type {kind}")
         handler(payload)
 
+    def is_reclaiming(self) -> bool:
+        """Whether the space of deleted nodes is on its way back."""
+        mergeable = any(len(node.children) < 2 for node in self.deleted.values())
+        return bool(self.reclaim or self.reclaiming or mergeable)
+
     def chunk_count(self, size_bytes: int) -> int:
         return -(-size_bytes // self.chunk_bytes)
 

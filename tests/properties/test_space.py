@@ -187,8 +187,8 @@ async def predictions_come_true(path: Path, seed: int, *, sharing: bool) -> list
             await tree.grow(8)
     finally:
         await store.close()
+        await env.close()
         env.workers.close()
-        env.copiers.close()
     report = check_file(path)
     assert not report.findings
     return seen

@@ -12,6 +12,7 @@ _NOUNS = {
     "demo": "The main job end to end, on temporary files.",
     "serve": "Serve a pool in the foreground.",
     "status": "How the pool is.",
+    "pool": "The pool's limits on space.",
     "volume": "Volumes.",
     "snapshot": "Snapshots of volumes.",
     "clone": "Writable copies.",

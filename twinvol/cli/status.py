@@ -9,6 +9,7 @@ import click
 
 from twinvol.cli.command import SCHEMA, Output, as_json, size_text, time_text, with_api
 from twinvol.cli.exit_codes import ExitCode
+from twinvol.cli.pool import space_line
 
 if TYPE_CHECKING:
     from engine.api import EngineApi, SnapshotInfo, StatusInfo, VolumeInfo
@@ -58,6 +59,7 @@ def _print(status: StatusInfo) -> None:
         f"{size_text(status.provisioned_bytes)} provisioned, {size_text(status.stored_bytes)} stored;"
         f" the host has {size_text(status.free_bytes)} of {size_text(status.total_bytes)} left"
     )
+    click.echo(space_line(status.space))
 
 
 async def _print_tree(api: EngineApi) -> None:
