@@ -12,8 +12,9 @@ SEED ?= 0
 FUZZ_SECONDS ?= 60
 N ?= 2000
 MUTATION_CRASHES ?= 5000
+GROUP_ROUNDS ?= 10000
 
-.PHONY: help demo test check format bench fuzz sim sim-mutations crash-images kill9 clients clean
+.PHONY: help demo test check format bench fuzz sim sim-groups sim-mutations crash-images kill9 clients clean
 
 help:
 	@echo "make demo     the main job end to end on temporary files, under a minute"
@@ -23,6 +24,7 @@ help:
 	@echo "make bench    side by side with tgtd and others, micro benchmarks (BENCH=--quick for a look)"
 	@echo "make fuzz     FUZZ_SECONDS=60 of spoilt bytes at every iSCSI parser, from SEED=0 on"
 	@echo "make sim      N=10000 simulated crashes of the volume file from SEED=0; a failure prints how to replay it"
+	@echo "make sim-groups  GROUP_ROUNDS=10000 group snapshots under ordered writers, with crashes, from SEED=0"
 	@echo "make sim-mutations  each rule of the store taken away in turn, and how many crashes it took to notice"
 	@echo "make crash-images  IMAGES=2000 crash images from a recorded run of a real daemon"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
@@ -68,8 +70,12 @@ fuzz: $(STAMP)
 sim: $(STAMP)
 	$(BIN)/python -m tests.simulation --seed $(SEED) --crashes $(N)
 
+sim-groups: $(STAMP)
+	$(BIN)/python -m tests.simulation.group_world --seed $(SEED) --rounds $(GROUP_ROUNDS)
+
 sim-mutations: $(STAMP)
 	$(BIN)/python -m tests.simulation --mutations --seed $(SEED) --crashes $(MUTATION_CRASHES)
+	$(BIN)/python -m tests.simulation.group_mutations
 
 crash-images: $(STAMP)
 	$(BIN)/python -m tests.crash_images --seed $(SEED) --images $(IMAGES)

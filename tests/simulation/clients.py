@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InUse, InvalidState, MediumError, NotFound, OutOfSpace, StoreFailed, WriteProtected
 from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
+from tests.simulation.promises import promise
 from tests.support.volume_oracle import Content, Violation, Windows, moved, tagged
 
 if TYPE_CHECKING:
@@ -44,7 +45,19 @@ IO = (
     "purge",
     "scrub",
 )
-STRUCTURE = ("snapshot", "delete", "clone", "rollback", "resize", "drop", "staging", "changed", "offload", "hold")
+STRUCTURE = (
+    "snapshot",
+    "delete",
+    "clone",
+    "rollback",
+    "resize",
+    "drop",
+    "staging",
+    "changed",
+    "offload",
+    "hold",
+    "promise",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +69,12 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1, 2), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8)),
-    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1, 2), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2)),
-    "scrubbing": Mood((12, 25, 3, 3, 6, 4, 4, 1, 4, 6, 4, 1, 25), (12, 14, 2, 2, 2, 1, 3, 0, 6, 2)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1, 2), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3, 4)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0, 1)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1, 2)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8, 8)),
+    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1, 2), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2, 3)),
+    "scrubbing": Mood((12, 25, 3, 3, 6, 4, 4, 1, 4, 6, 4, 1, 25), (12, 14, 2, 2, 2, 1, 3, 0, 6, 2, 2)),
 }
 
 
@@ -468,6 +481,10 @@ class Client:
         promised = snapshot.holds - snapshot.maybe_holds
         if promised:
             raise Violation(f"snapshot {snapshot.guid} was deleted, though {promised} hold it")
+
+    async def _promise(self) -> None:
+        if len(self.family.snapshots) < SNAPSHOTS_MAX:
+            await promise(self, REFUSALS)
 
     async def _hold(self) -> None:
         """Hold a snapshot, or give it free."""

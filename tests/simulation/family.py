@@ -80,6 +80,8 @@ class Snapshot:
     content: Content
     certain: bool = False
     doomed: bool = False
+    promised: bool = False
+    """Its file has promised it to a group snapshot."""
     pinned: bool = False
     frozen: Frozen | None = None
     users: int = 0

@@ -39,6 +39,7 @@ from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from tests.simulation.clients import MOODS, Client, read_all
 from tests.simulation.family import SECTOR, Family, Violation
+from tests.simulation.promises import decide
 from tests.support.sim_files import Fault, SimFileSystem, eio
 from tests.support.sim_loop import Deadlock, ProcessDied, SimClock, SimLoop, SimWorkers
 from tests.support.volume_oracle import Content, Windows
@@ -215,6 +216,7 @@ class Life:
         if self.rng.random() < 0.15:
             self._plan_death(loop)
         store = self.store = await TvolFile.open(env, PATH)
+        await decide(store, self.family, self.rng)
         await self.family.found(store, read_all, durable=self.power_lost)
         await self._clients(loop, env.workers, store)
 
@@ -222,6 +224,7 @@ class Life:
         self.files.faults.clear()
         self.files.quota_bytes = None
         store = await TvolFile.open(env, PATH)
+        await decide(store, self.family, self.rng)
         await self.family.found(store, read_all, durable=self.power_lost)
         await store.close()
         self._check()
