@@ -677,6 +677,13 @@ class EngineApi(Protocol):
         """The linked clones."""
         ...
 
+    async def clone_flatten(self, name: str) -> JobInfo:
+        """Begin to give a linked clone its own, verified copy of what it shares with its origin, which it then leaves.
+
+        The result says ``independent``, or in ``held_by`` whose snapshots still share. Raises InvalidState (no clone).
+        """
+        ...
+
     async def group_create(self, name: str, volumes: list[str]) -> GroupInfo:
         """Make a consistency group of 1 to 64 volumes; a volume may be in several. Raises AlreadyExists, NotFound."""
         ...

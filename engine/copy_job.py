@@ -39,7 +39,7 @@ from engine.units import MIB, align_down, align_up
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from engine.ledger import Ledger
+    from engine.ledger import Record
     from engine.movers import Mover
     from engine.stores import BlockDevice
 
@@ -151,7 +151,7 @@ async def copy_extents(
     target: BlockDevice,
     extents: Sequence[Extent] | None = None,
     *,
-    ledger: Ledger | None = None,
+    ledger: Record | None = None,
     options: CopyOptions | None = None,
     control: CopyControl | None = None,
     mover: Mover | None = None,
@@ -187,7 +187,7 @@ class _Copy:
         source: BlockDevice,
         target: BlockDevice,
         plan: list[Extent],
-        ledger: Ledger | None,
+        ledger: Record | None,
         options: CopyOptions,
         control: CopyControl,
         steps: Steps,
@@ -316,7 +316,7 @@ class _Copy:
         self._unrecorded_bytes += strip.length
         self._filled.set()
 
-    async def _recorder(self, ledger: Ledger) -> None:
+    async def _recorder(self, ledger: Record) -> None:
         """Flush, then record, until the lanes are done: the order is what makes an entry worth anything."""
         while True:
             await self._gather_batch()
@@ -326,7 +326,7 @@ class _Copy:
             if last:
                 return
 
-    async def _record(self, ledger: Ledger) -> None:
+    async def _record(self, ledger: Record) -> None:
         batch = self._unrecorded
         self._unrecorded = []
         self._unrecorded_bytes = 0

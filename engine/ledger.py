@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import google_crc32c
 
@@ -70,6 +70,21 @@ class LedgerKey:
         (size_bytes,) = _KEY_FIXED.unpack_from(payload)
         source, base, target = payload[_KEY_FIXED.size :].decode().split("\0")
         return cls(source, base, target, size_bytes)
+
+
+class Record(Protocol):
+    """Where a copy notes what is verified and durable at its target."""
+
+    tree: HashTree
+    done_bytes: int
+
+    def is_done(self, offset: int, length: int) -> bool:
+        """Whether a leaf-aligned range need not be copied again."""
+        ...
+
+    async def record(self, ranges: Sequence[tuple[Extent, bytes]]) -> None:
+        """Note ranges with the digests of their leaves."""
+        ...
 
 
 class Ledger:

@@ -31,6 +31,7 @@ from engine.catalog import VolumeRow
 from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
 from engine.errors import InUse, InvalidArgument, NotSupported
+from engine.flatten import start_flatten
 from engine.group_api import GroupOperations
 from engine.image_formats import RemoteDisks, absolute, open_source
 from engine.interchange import interrupted_exports, start_export, start_import
@@ -392,6 +393,15 @@ class LocalApi(GroupOperations):
 
         chunk_bytes = self._pool.chunk_bytes(volume)
         return _job_info(await start_full_clone(self._pool, volume, frozen, name, chunk_bytes, when_whole=when_whole))
+
+    async def clone_flatten(self, name: str) -> JobInfo:
+        volume = self._pool.volume(name)
+        self._pool.jobs.require_unread(name)
+
+        async def when_apart(origin: str) -> None:
+            await self._event(f"volume {name}", f"flattened: it shares nothing with {origin} any more")
+
+        return _job_info(await start_flatten(self._pool, volume, when_apart=when_apart))
 
     async def clone_list(self) -> list[VolumeInfo]:
         return [self._volume_info(volume) for volume in self._pool.volumes() if self._pool.row(volume).origin]

@@ -38,7 +38,7 @@ from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
 from engine.pool_space import PoolSpace, SpaceState
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.sanitize import SPREAD_S, Sanitizer
-from engine.stores import PurgingStore
+from engine.stores import PurgingStore, SeparableStore
 from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
 from engine.units import MIB
@@ -327,6 +327,11 @@ class Pool:
             await self.catalog.put_volume(row)
             return volume
 
+    async def note_origin(self, volume: Volume) -> None:
+        """Bring the catalogue's word of what a volume was cloned from in line with its file's."""
+        row = self._rows[volume.volume_id] = replace(self.row(volume), origin=_origin_of(volume.head))
+        await self.catalog.put_volume(row)
+
     async def rollback(self, volume: Volume, snapshot: Frozen) -> None:
         """The volume reads as ``snapshot``; whoever arrives meanwhile waits. Raises InvalidState: it has mirrors."""
         if volume.taps:
@@ -460,7 +465,7 @@ class Pool:
             for head in outcome.volumes():
                 remembered = next((row for row in rows if row.volume_id == head.volume_id), None)
                 default = VolumeRow(volume_id=head.volume_id, name=head.name, file=file)
-                self._add(head, replace(remembered or default, name=head.name, file=file))
+                self._add(head, replace(remembered or default, name=head.name, file=file, origin=_origin_of(head)))
         for file in known - files:
             self._keep_damaged(file, f"{folder / file} is missing", rows)
         kept = [row for family in self._damaged.values() for row in family.volumes]
@@ -588,6 +593,12 @@ def _lock(path: Path, env: StoreEnv) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _origin_of(head: Head) -> str:
+    """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT; empty: nothing."""
+    store = head.store
+    return (store.origin(head) if isinstance(store, SeparableStore) else None) or ""
 
 
 async def _open_when_free(env: StoreEnv, path: Path) -> TvolFile:

@@ -299,6 +299,25 @@ class SnapshotNotes(Protocol):
         ...
 
 
+@runtime_checkable
+class SeparableStore(Protocol):
+    """A store whose linked clones can get their own copy of all that they share with their origin."""
+
+    def origin(self, head: Head) -> str | None:
+        """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT. None: nothing."""
+        ...
+
+    async def inherited(self, head: Head) -> BlockDevice | None:
+        """What a volume shares with its origin now, as data of a device, to be copied from leases onto itself, as a
+        blank target. Copying makes it the volume's own, where it was not written meanwhile: ask again. None: nothing.
+        """
+        ...
+
+    async def separate(self, head: Head) -> bool:
+        """Leave the origin, durably, if neither the volume nor its snapshots share anything with it. Whether so."""
+        ...
+
+
 class VolumeStore(Protocol):
     """One family of volumes, snapshots and linked clones (one ``.tvol`` file in the native store)."""
 

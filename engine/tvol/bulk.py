@@ -56,7 +56,7 @@ class NativeWriteLease:
         write_through: bool,
     ) -> None:
         self.unit_bytes = core.chunk_bytes
-        self.place = Place(core.file, _segments(chunks, core.chunk_bytes))
+        self.place = Place(core.file, segments_of([chunk for chunk, _ in chunks], core.chunk_bytes))
         self.read = self.place.read
         self.write = self.place.write
         self._core = core
@@ -91,10 +91,10 @@ class NativeWriteLease:
         self._leave()
 
 
-def _segments(chunks: list[tuple[int, bool]], unit: int) -> list[tuple[int, int, int]]:
+def segments_of(chunks: Sequence[int], unit: int) -> list[tuple[int, int, int]]:
     """(start within the extent, bytes, position in the file), adjacent chunks merged."""
     runs: list[tuple[int, int, int]] = []
-    for number, (chunk, _) in enumerate(chunks):
+    for number, chunk in enumerate(chunks):
         position = chunk * unit
         if runs and runs[-1][2] + runs[-1][1] == position:
             runs[-1] = (runs[-1][0], runs[-1][1] + unit, runs[-1][2])

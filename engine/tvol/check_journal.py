@@ -124,6 +124,7 @@ class Replay:
             RecordType.RELEASE: self._release,
             RecordType.DESCRIBE: self._describe,
             RecordType.GROUP_PREPARE: self._group_prepare,
+            RecordType.SEPARATE: self._separate,
         }
         image.births, image.slots = image.births.copy(), image.slots.copy()
         self._free_unnamed()
@@ -437,6 +438,18 @@ class Replay:
             self._change(child, parent=node.record.parent)
         del self._image.nodes[number]
         self._free_unnamed()
+
+    def _separate(self, record: layout.Record) -> None:
+        (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)
+        node = self._node(number)
+        floor = self._floor(node)
+        for leaf in node.leaves.values():
+            claims = leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY]
+            slots = claims >= layout.SLOT_BIT
+            births = (self._image.births[claims[~slots]], self._image.slots[claims[slots] - layout.SLOT_BIT, 1])
+            if (np.concatenate(births) <= floor).any():
+                raise LayoutError(f"separates {node.where}, which inherits chunks")
+        self._change(node, parent=0)
 
     def _rename(self, record: layout.Record) -> None:
         (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)

@@ -628,6 +628,11 @@ class NativeHead(NativeDevice):
         self._leave(await self._turn(first, last))
         return True
 
+    def may_redirect(self, index: int) -> bool:
+        """Whether an entry may get another chunk with the same content, in this step: nobody goes by the one it has."""
+        shut = self._closed or self._gate
+        return not shut and index << self._shift < self._node.size_bytes and not self._overlapping(index, index)
+
     async def drained(self) -> None:
         """Wait until no admitted write is left."""
         while self._admissions:

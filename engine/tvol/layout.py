@@ -490,6 +490,7 @@ class RecordType(enum.IntEnum):
     DESCRIBE = 26
     MARK = 40
     GROUP_PREPARE = 32
+    SEPARATE = 44
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from engine.stores import Extent, FamilySpace, Space, StoreCapabilities
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
 from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent, runs_of
+from engine.tvol.flatten import Inherited, find_inherited, origin_of, separate
 from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
@@ -414,6 +415,22 @@ class NativeStore:
         head = self._heads[node_id] = NativeHead(core, core.family.node(node_id), self)
         await core.flush()
         return head
+
+    def origin(self, head: Head) -> str | None:
+        """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT. None: nothing."""
+        above = origin_of(self._volume(head).node)
+        if above is None:
+            return None
+        names = [other.name for other in self.volumes() if other.volume_id == above.volume_id]
+        return f"{names[0] if names else above.volume_id}@{above.name}"
+
+    async def inherited(self, head: Head) -> Inherited | None:
+        """See ``engine.stores.SeparableStore``."""
+        return await find_inherited(self._core, self._volume(head))
+
+    async def separate(self, head: Head) -> bool:
+        """See ``engine.stores.SeparableStore``. Raises StoreFailed, OutOfSpace."""
+        return await separate(self._core, self._volume(head))
 
     async def rename(self, device: Head | Frozen, name: str) -> None:
         """Give a volume or snapshot another name, durably. Raises AlreadyExists, InvalidArgument."""

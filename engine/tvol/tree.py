@@ -14,6 +14,7 @@ Rules kept here (STORE section 3, each with the simulation that fails without it
 * A deleted node keeps its place, and so its child's floor, until MERGE; a MERGE is logged only when the DELETE is
   durable. No child: its own chunks are reclaimed leaf by leaf. One child: the deadlists merge. More: it waits.
 * A freed chunk's birth is 0 at once, but the chunk goes to ``freed``: the store decides when it may be used again.
+* A node that inherits nothing may leave its parent (SEPARATE, ``flatten.py``).
 * What entries, deadlists and the reclaim queue hold are *claims* (``claims.py``): chunks, or slots that share one.
 """
 
@@ -166,6 +167,7 @@ class Family:
             RecordType.DESCRIBE: functools.partial(self._apply_note, RecordType.DESCRIBE),
             RecordType.GROUP_PREPARE: self._apply_group_prepare,
             RecordType.MARK: self._apply_mark,
+            RecordType.SEPARATE: self._apply_separate,
         }
 
     def apply(self, kind: int, payload: bytes) -> None:
@@ -573,6 +575,17 @@ class Family:
             if not self.births.may_be_named(np.array([chunk], np.uint32)):
                 raise LayoutError(f"MARK of chunk {chunk}, which holds no payload")
             self.births.mark(chunk, bad=bool(bad))
+
+    def _apply_separate(self, payload: bytes) -> None:
+        """A node that inherits nothing leaves its parent. What its deadlist names, the parent's side alone holds."""
+        (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
+        node = self.node(node_id)
+        if node.parent is None:
+            raise LayoutError(f"SEPARATE of node {node_id}, which has no parent")
+        node.detach()
+        node.attach(None)
+        node.dead = Deadlist()
+        self._count_structure(node)
 
     def _apply_metadata(self, payload: bytes) -> None:
         first, count = layout.unpack_fields(layout.METADATA, payload)

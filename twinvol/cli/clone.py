@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,6 +45,29 @@ async def create(
         return
     info = await api.clone_create(source[0], source[1], name, expose=expose)
     output.object(info, volume_line(info))
+
+
+@cli.command()
+@click.argument("name")
+@job_options
+@with_api
+async def flatten(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
+    """Copy all that the linked clone NAME shares with its origin, verified, and cut the tie.
+
+    It stays in use meanwhile. Interrupted or cancelled, the same command goes on with the rest.
+    """
+    job = await api.clone_flatten(name)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, text=_outcome)
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    name, held_by = result["volume"], result["held_by"]
+    if result["independent"]:
+        return f"{name} depends on no other volume"
+    return (
+        f"{name} has its own data, but its snapshots ({', '.join(held_by)}) still share some with its origin:"
+        f" when they are deleted, twinvol clone flatten {name} cuts the tie at once"
+    )
 
 
 @cli.command("list")

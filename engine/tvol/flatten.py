@@ -1,0 +1,252 @@
+"""A clone's own copies of what it inherits from the volume that it was cloned from, and how it leaves that volume.
+
+*Inherited* is every claim of a head that was born up to the generation of the snapshot it was cloned from: the nearest
+node above it that is another volume's. ``Inherited`` shows those ranges as source and target of one copy: what is read
+is the head's content, what is published are new chunks of its own. The map says what is done, so it is resumed by
+asking again, and needs no ledger.
+
+Rules kept here:
+
+* **The head is in use meanwhile.** A copy holds no place in the order of writes. It counts at its publication, in one
+  step: only where the entry is the one that was read, nothing was frozen or rolled back since, no write is under way
+  (which was planned by the old entry) and the head is not shut. Else the chunk goes back; a later pass copies it, or
+  finds it redirected.
+* What was found zero becomes ZERO. What was written is published after it was verified, by the copy loop.
+* **A node leaves its parent only when it inherits nothing** (SEPARATE): then no node below does either, and its own
+  deadlist names what the parent's side alone holds. The parent's chunks need not wait for it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import NotSupported, OutOfRange
+from engine.stores import Extent, ExtentState
+from engine.stores.place import Place
+from engine.tvol import layout
+from engine.tvol.bulk import PUBLISH_STEP, segments_of
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.device import ZEROES, add_extent, runs_of
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, ZERO, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from engine.stores import ReadLease
+    from engine.tvol.core import Core
+    from engine.tvol.head import NativeHead
+    from engine.tvol.tree import Family, Node
+
+    Words = npt.NDArray[np.uint32]
+    Flags = npt.NDArray[np.bool_]
+
+LEAVES_A_TURN = 16
+"""Leaves of a map that are looked at in one turn of the loop: some 0.3 ms."""
+
+
+def origin_of(node: Node) -> Node | None:
+    """The nearest node above that is another volume's: what a clone was cloned from."""
+    above = node.parent
+    while above is not None and above.volume_id == node.volume_id:
+        above = above.parent
+    return above
+
+
+def inherits(family: Family, entries: Words, generation: int) -> Flags:
+    """Which entries have a claim that was born up to ``generation``."""
+    found = entries >= FIRST_CHUNK_ENTRY
+    found[found] = family.claims.births_of(entries[found]) <= generation
+    return found
+
+
+async def find_inherited(core: Core, head: NativeHead) -> Inherited | None:
+    """What a head inherits from another volume now; None when that is nothing."""
+    origin = origin_of(head.node)
+    if origin is None:
+        return None
+    plan: dict[int, npt.NDArray[np.uint8]] = {}
+    leaves = head.node.map.leaves
+    for number in range(len(leaves)):
+        if number < len(leaves):
+            found = inherits(core.family, leaves[number].array, origin.generation)
+            if found.any():
+                plan[number] = np.packbits(found)
+        if not number % LEAVES_A_TURN:
+            await asyncio.sleep(0)
+    return Inherited(core, head, plan) if plan else None
+
+
+class Inherited:
+    """A device that has as data what a head inherited when this was made, to be copied onto itself
+    (``engine.stores.BulkSource`` and ``BulkTarget``), as a blank target."""
+
+    read_only = False
+
+    def __init__(self, core: Core, head: NativeHead, plan: dict[int, npt.NDArray[np.uint8]]) -> None:
+        self.size_bytes = head.size_bytes
+        self._core = core
+        self._head = head
+        self._plan = plan
+        """Of each leaf a bit for each entry."""
+
+    async def extents(self, offset: int, length: int, /) -> list[Extent]:
+        """The states of a range as planned; whole chunks, but for the device's end."""
+        found: list[Extent] = []
+        shift, end = self._core.chunk_shift, offset + length
+        nothing = np.zeros(LEAF_ENTRIES // 8, np.uint8)
+        at = offset >> shift
+        while at << shift < end:
+            number = at >> LEAF_SHIFT
+            stop = min(-(-end >> shift), (number + 1) << LEAF_SHIFT)
+            bits = np.unpackbits(self._plan.get(number, nothing))[at & LEAF_MASK :][: stop - at]
+            for start, count, data in runs_of(bits.astype(np.uint32)):
+                begin = max(offset, (at + start) << shift)
+                state = ExtentState.DATA if data else ExtentState.HOLE
+                add_extent(found, begin, min(end, (at + start + count) << shift), state)
+            at = stop
+        return found
+
+    def lease_read(self, offset: int, length: int, /) -> ReadLease:
+        """The head's content: where it is not what ``lease_write`` saw, nothing will be published."""
+        return self._head.lease_read(offset, length)
+
+    async def lease_write(self, offset: int, length: int, /) -> _Lease:
+        """New chunks for an extent. Raises OutOfRange (the volume has become smaller), OutOfSpace, StoreFailed."""
+        core, unit = self._core, self._core.chunk_bytes
+        core.check()
+        if offset + length > self._head.size_bytes:
+            raise OutOfRange(offset, length, self._head.size_bytes)
+        assert offset % unit == 0
+        first, count = offset // unit, -(-length // unit)
+        lookup = self._head.node.map.lookup
+        lease = _Lease(core, self._head, first, [lookup(first + number) for number in range(count)])
+        try:
+            for number in range(count):
+                whole = (number + 1) * unit <= length
+                chunk, reads_zero = core.allocator.take(whole=whole)
+                lease.chunks.append(chunk)
+                if not whole and not reads_zero:  # what is behind the device's end reads zero when it grows
+                    await self._zero(chunk)
+            lease.place_chunks()
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    async def _zero(self, chunk: int) -> None:
+        core = self._core
+        zeroes = memoryview(ZEROES)[: core.chunk_bytes]
+        await core.env.workers.run(lambda: core.file.write((zeroes,), chunk << core.chunk_shift))
+
+    async def read(self, offset: int, view: memoryview, /) -> None:
+        await self._head.read(offset, view)
+
+    async def flush(self) -> None:
+        await self._core.flush()
+
+    # What a copy from leases onto a blank target has no use for.
+
+    def try_read(self, offset: int, view: memoryview, /) -> bool:
+        return False
+
+    def try_write(self, offset: int, data: memoryview, /) -> bool:
+        return False
+
+    def end_pass(self) -> None:
+        """Nothing is written by passes."""
+
+    async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
+        raise NotSupported("inherited data is copied, not written")
+
+    async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
+        raise NotSupported("inherited data is copied, not written")
+
+    async def discard(self, offset: int, length: int, /) -> None:
+        raise NotSupported("inherited data is copied, not written")
+
+
+class _Lease:
+    """``engine.stores.WriteLease`` of new chunks for indexes that inherit."""
+
+    def __init__(self, core: Core, head: NativeHead, first: int, entries: list[int]) -> None:
+        self.unit_bytes = core.chunk_bytes
+        self.chunks: list[int] = []
+        self.place = Place(core.file, [])
+        self.read = self.place.read
+        self.write = self.place.write
+        self._core = core
+        self._head = head
+        self._first = first
+        self._entries = entries
+        self._generation = core.family.generation
+        self._operation = core.begin_operation()  # what the entries name stays while it is read
+
+    def place_chunks(self) -> None:
+        self.place.segments = segments_of(self.chunks, self.unit_bytes)
+
+    async def publish(self, written: Sequence[tuple[int, int]], /) -> None:
+        """What was written becomes the head's, and ZERO what was not, since that was found zero; where it may still."""
+        core, unit = self._core, self.unit_bytes
+        is_written = {number for at, length in written for number in range(at // unit, -(-(at + length) // unit))}
+        for number in range(len(self._entries)):
+            if number % PUBLISH_STEP == 0:
+                core.end_pass()
+                if not core.ready_for_change():
+                    await core.make_room()
+                core.check()
+            if not self._is_as_read(number):
+                continue
+            if number in is_written:
+                core.publish(self._head.node, self._first + number, self.chunks[number])
+                self.chunks[number] = 0
+            else:
+                core.publish(self._head.node, self._first + number, ZERO)
+        core.end_pass()
+
+    def _is_as_read(self, number: int) -> bool:
+        """Whether the copy still stands for what the head has there, and nobody goes by the old entry."""
+        head, index = self._head, self._first + number
+        return (
+            self._core.family.generation == self._generation
+            and head.may_redirect(index)
+            and head.node.map.lookup(index) == self._entries[number]
+        )
+
+    def release(self) -> None:
+        self._core.allocator.give_back(sorted(chunk for chunk in self.chunks if chunk))
+        self._core.end_operation(self._operation)
+
+
+async def separate(core: Core, head: NativeHead) -> bool:
+    """Have a volume leave the one that it was cloned from, durably, if it may. Whether it depends on none any more.
+
+    False: its snapshots, or it itself, still inherit something.
+    """
+    while (origin := origin_of(head.node)) is not None:
+        generation, node = core.family.generation, head.node
+        while node.parent is not origin:
+            assert node.parent is not None
+            node = node.parent
+        if not await _inherits_nothing(core, node):
+            return False
+        await core.make_room(reserved=True)
+        if core.family.generation == generation and node.parent is origin:
+            core.log(RecordType.SEPARATE, layout.NODE_ID.pack(node.id))
+            core.on_work()
+    await core.flush()
+    return True
+
+
+async def _inherits_nothing(core: Core, node: Node) -> bool:
+    leaves = node.map.leaves
+    for number in range(len(leaves)):
+        if number < len(leaves) and inherits(core.family, leaves[number].array, node.floor).any():
+            return False
+        if not number % LEAVES_A_TURN:
+            await asyncio.sleep(0)
+    return True

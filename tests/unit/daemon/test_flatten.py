@@ -1,0 +1,245 @@
+"""Clones: flattened under their users, cloned again, deleted in every order that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.errors import InUse, InvalidState
+from engine.tvol.check import check_file
+from tests.support.engine import HeldMover, opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KIB = 1 << 10
+MIB = 1 << 20
+SIZE = 24 * MIB + 20 * KIB
+
+
+@pytest.fixture
+async def engine(tmp_path):
+    async with opened(tmp_path / "pool") as made:
+        yield made
+    check(tmp_path / "pool")
+
+
+async def finished(engine, job):
+    while job.finished_at is None:
+        job = await engine.api.job_wait(job.job, after_version=job.version)
+    return job
+
+
+async def content(engine, name: str) -> bytes:
+    volume = engine.pool.volume(name)
+    data = bytearray(volume.size_bytes)
+    await volume.read(0, memoryview(data))
+    return bytes(data)
+
+
+async def frozen_content(engine, name: str, snapshot: str) -> bytes:
+    frozen = engine.pool.snapshot(engine.pool.volume(name), snapshot)
+    data = bytearray(frozen.size_bytes)
+    await frozen.read(0, memoryview(data))
+    return bytes(data)
+
+
+async def scribble(engine, name: str, seed: int, times: int = 60) -> None:
+    rng, volume = random.Random(seed), engine.pool.volume(name)
+    for _ in range(times):
+        length = rng.choice((4, 64, 200, 512)) * KIB
+        offset = rng.randrange(0, (volume.size_bytes - length) // 4096) * 4096
+        await volume.write(offset, memoryview(rng.randbytes(length)))
+    await volume.write_zeroes(4 * MIB, MIB)
+    await volume.write(8 * MIB, memoryview(bytes(MIB)))  # zeroes that take space
+    await volume.discard(12 * MIB, MIB)
+    await volume.write(volume.size_bytes - 12 * KIB, memoryview(rng.randbytes(12 * KIB)))
+
+
+async def family(engine) -> None:
+    """``a`` with a snapshot ``s``, changed since; ``c`` is a clone of it, and changed too."""
+    await engine.api.volume_create("a", SIZE)
+    await scribble(engine, "a", 1)
+    await engine.api.snapshot_create("a", "s")
+    await scribble(engine, "a", 2, times=5)
+    await engine.api.clone_create("a", "s", "c")
+    await scribble(engine, "c", 3, times=5)
+
+
+def check(pool: Path) -> None:
+    """All files of a closed pool."""
+    for path in (pool / "volumes").glob("*.tvol"):
+        report = check_file(path)
+        assert not report.damaged, report.findings
+
+
+async def reclaimed(engine, name: str) -> None:
+    await engine.pool.volume(name).head.store.settled()
+
+
+async def test_a_flattened_clone_depends_on_nothing_and_its_origin_can_go(engine):
+    await family(engine)
+    before, origin = await content(engine, "c"), await frozen_content(engine, "a", "s")
+    with pytest.raises(InUse, match="linked clones"):
+        await engine.api.snapshot_delete("a", "s")
+    job = await finished(engine, await engine.api.clone_flatten("c"))
+    assert job.error is None
+    assert job.result["independent"]
+    assert 0 < job.result["copied_bytes"] == job.total_bytes
+    assert await content(engine, "c") == before
+    assert await frozen_content(engine, "a", "s") == origin
+    assert (await engine.api.volume_show("c")).origin is None
+    with pytest.raises(InvalidState, match="of its own"):
+        await engine.api.clone_flatten("c")
+    used = engine.pool.volume("c").head.store.info
+    free = used().free_chunks
+    await engine.api.snapshot_delete("a", "s")
+    await reclaimed(engine, "c")
+    assert used().free_chunks > free, "nothing waits for the clone"
+    await engine.api.volume_delete("a")
+    await reclaimed(engine, "c")
+    assert await content(engine, "c") == before
+
+
+async def test_its_users_write_on_while_it_is_flattened(engine):
+    await family(engine)
+    volume, rng = engine.pool.volume("c"), random.Random(7)
+    expected = bytearray(await content(engine, "c"))
+    job = await engine.api.clone_flatten("c")
+    while job.finished_at is None:
+        offset, length = rng.randrange(0, SIZE // 4096 - 64) * 4096, rng.choice((4096, 65536, 200 * KIB))
+        data = rng.randbytes(length)
+        if rng.random() < 0.7:
+            await volume.write(offset, memoryview(data))
+        else:
+            data = bytes(length)
+            await volume.discard(offset, length)
+        expected[offset : offset + length] = data
+        if rng.random() < 0.05:
+            await engine.api.snapshot_create("c", f"s{job.version}-{rng.random():.9f}"[:20])
+        job = await engine.api.job_show(job.job)
+    assert job.error is None
+    assert await content(engine, "c") == expected
+    for snapshot in await engine.api.snapshot_list("c"):
+        await engine.api.snapshot_delete("c", snapshot.name)
+    await reclaimed(engine, "c")
+    if not job.result["independent"]:
+        assert (await finished(engine, await engine.api.clone_flatten("c"))).result["independent"]
+    await engine.api.volume_delete("a", force=True)
+    assert await content(engine, "c") == expected
+
+
+async def test_snapshots_of_the_clone_stay_as_they_are_and_keep_the_tie(engine):
+    await family(engine)
+    await engine.api.snapshot_create("c", "old")
+    old = await content(engine, "c")
+    await scribble(engine, "c", 9, times=3)
+    now = await content(engine, "c")
+    job = await finished(engine, await engine.api.clone_flatten("c"))
+    assert (job.result["independent"], job.result["held_by"]) == (False, ["old"])
+    assert (await engine.api.volume_show("c")).origin == "a@s"
+    assert await frozen_content(engine, "c", "old") == old
+    assert await content(engine, "c") == now
+    with pytest.raises(InUse):
+        await engine.api.volume_delete("a", force=True)
+    await engine.api.snapshot_delete("c", "old")
+    await reclaimed(engine, "c")
+    again = await finished(engine, await engine.api.clone_flatten("c"))
+    assert (again.result["independent"], again.result["copied_bytes"]) == (True, 0)
+    await engine.api.volume_delete("a", force=True)
+    assert await content(engine, "c") == now
+
+
+async def test_a_clone_of_a_clone_of_a_clone(engine):
+    await family(engine)
+    contents = {}
+    for parent, child in (("c", "d"), ("d", "e"), ("e", "f")):
+        await engine.api.clone_create(parent, None, child)
+        await scribble(engine, child, ord(child), times=4)
+        contents[child] = await content(engine, child)
+    with pytest.raises(InUse, match="e"):
+        await engine.api.volume_delete("d", force=True)
+    assert (await finished(engine, await engine.api.clone_flatten("e"))).result["independent"] is False, "f hangs on it"
+    assert (await engine.api.volume_show("f")).origin == "e@f"
+    assert (await finished(engine, await engine.api.clone_flatten("f"))).result["independent"]
+    await engine.api.snapshot_delete("e", "f")
+    await reclaimed(engine, "e")
+    assert (await finished(engine, await engine.api.clone_flatten("e"))).result["independent"]
+    await engine.api.volume_delete("d", force=True)
+    await engine.api.volume_delete("c", force=True)
+    await engine.api.volume_delete("a", force=True)
+    for name in ("e", "f"):
+        assert await content(engine, name) == contents[name]
+
+
+async def test_cancelled_and_interrupted_it_goes_on_with_the_rest(tmp_path):
+    held = []
+
+    def hold(mover):
+        held.append(HeldMover(mover, strips=5))
+        return held[-1]
+
+    async with opened(tmp_path / "pool", hold) as engine:
+        await engine.api.volume_create("a", SIZE)
+        await engine.pool.volume("a").write(0, memoryview(os.urandom(SIZE)))
+        await engine.api.clone_create("a", None, "c")
+        before = await content(engine, "c")
+        job = await engine.api.clone_flatten("c")
+        await held[0].holding.wait()
+        with pytest.raises(InUse, match=f"job {job.job}"):
+            await engine.api.volume_delete("c")
+        assert (await engine.api.job_cancel(job.job)).state == "Terminated"
+        assert (await engine.api.volume_show("c")).origin == "a@c"
+        assert await content(engine, "c") == before
+    async with opened(tmp_path / "pool", hold) as engine:
+        job = await engine.api.clone_flatten("c")
+        await held[1].holding.wait()
+        assert (await engine.api.job_show(job.job)).total_bytes <= SIZE - 5 * MIB
+    async with opened(tmp_path / "pool") as engine:
+        assert (await engine.api.job_show(job.job)).state == "Exception"
+        job = await finished(engine, await engine.api.clone_flatten("c"))
+        assert job.total_bytes <= SIZE - 10 * MIB, "what was copied is not copied again"
+        assert job.result["independent"]
+        assert await content(engine, "c") == before
+    async with opened(tmp_path / "pool") as engine:
+        assert (await engine.api.volume_show("c")).origin is None
+        await engine.api.volume_delete("a", force=True)
+        assert await content(engine, "c") == before
+    check(tmp_path / "pool")
+
+
+async def test_the_file_and_not_the_catalogue_says_what_a_clone_depends_on(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        await family(engine)
+    for each in (tmp_path / "pool").glob("catalog.sqlite*"):
+        await asyncio.to_thread(each.unlink)
+    async with opened(tmp_path / "pool") as engine:
+        assert (await engine.api.volume_show("c")).origin == "a@s"
+        with pytest.raises(InUse, match="linked clones"):
+            await engine.api.snapshot_delete("a", "s")
+
+
+async def test_a_volume_that_becomes_smaller_meanwhile(tmp_path):
+    held = []
+
+    def hold(mover):
+        held.append(HeldMover(mover, strips=5))
+        return held[-1]
+
+    async with opened(tmp_path / "pool", hold) as engine:
+        await engine.api.volume_create("a", SIZE)
+        await engine.pool.volume("a").write(0, memoryview(os.urandom(SIZE)))
+        await engine.api.clone_create("a", None, "c")
+        before = await content(engine, "c")
+        job = await engine.api.clone_flatten("c")
+        await held[0].holding.wait()
+        await engine.api.volume_resize("c", 10 * MIB + 4 * KIB, shrink=True)
+        held[0].let_go()
+        assert (await finished(engine, job)).result["independent"]
+        await engine.api.volume_resize("c", 12 * MIB)
+        assert await content(engine, "c") == before[: 10 * MIB + 4 * KIB] + bytes(2 * MIB - 4 * KIB)
+    check(tmp_path / "pool")
