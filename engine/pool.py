@@ -338,6 +338,7 @@ class Pool:
             raise InvalidState(f"volume {volume.name}", "the source of a running mirror", "its mirrors fractured first")
         async with self._changing, volume.quiesced():
             volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
+            await self.note_origin(volume)
 
     def is_alone(self, volume: Volume) -> bool:
         """Whether the volume is all that users have in its file, which then goes with it."""

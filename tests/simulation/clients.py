@@ -11,7 +11,18 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.errors import InUse, InvalidState, MediumError, NotFound, OutOfSpace, StoreFailed, WriteProtected
+from engine.copy_job import CopyOptions, copy_extents
+from engine.errors import (
+    InUse,
+    InvalidState,
+    MediumError,
+    NotFound,
+    OutOfRange,
+    OutOfSpace,
+    StoreFailed,
+    WriteProtected,
+)
+from engine.movers import ThreadMover
 from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
 from tests.simulation.promises import promise
 from tests.support.volume_oracle import Content, Violation, Windows, moved, tagged
@@ -57,6 +68,7 @@ STRUCTURE = (
     "offload",
     "hold",
     "promise",
+    "flatten",
 )
 
 
@@ -69,12 +81,13 @@ class Mood:
 
 
 MOODS = {
-    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1, 2), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3, 4)),
-    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0, 1)),
-    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1, 2)),
-    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8, 8)),
-    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1, 2), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2, 3)),
-    "scrubbing": Mood((12, 25, 3, 3, 6, 4, 4, 1, 4, 6, 4, 1, 25), (12, 14, 2, 2, 2, 1, 3, 0, 6, 2, 2)),
+    "mixed": Mood((20, 25, 5, 5, 6, 8, 8, 1, 6, 8, 6, 1, 2), (10, 6, 2, 3, 2, 1, 4, 1, 4, 3, 4, 3)),
+    "reading while chunks die": Mood((8, 8, 8, 1, 16, 4, 30, 0, 1, 3, 2, 1, 3), (10, 8, 1, 1, 0, 0, 0, 0, 2, 0, 1, 1)),
+    "filling the journal": Mood((3, 6, 3, 0, 0, 10, 1, 30, 1, 2, 1, 1, 2), (10, 8, 1, 1, 0, 0, 1, 0, 1, 1, 2, 1)),
+    "snapshots come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1, 4), (20, 24, 2, 2, 0, 1, 2, 0, 6, 8, 8, 3)),
+    "sharing": Mood((10, 25, 2, 2, 6, 6, 6, 0, 4, 4, 30, 1, 2), (10, 14, 3, 4, 2, 2, 4, 1, 40, 2, 3, 1)),
+    "scrubbing": Mood((12, 25, 3, 3, 6, 4, 4, 1, 4, 6, 4, 1, 25), (12, 14, 2, 2, 2, 1, 3, 0, 6, 2, 2, 1)),
+    "clones come and go": Mood((10, 30, 2, 2, 4, 1, 4, 1, 4, 8, 6, 1, 4), (12, 10, 14, 2, 2, 3, 2, 0, 4, 1, 1, 30)),
 }
 
 
@@ -529,6 +542,27 @@ class Client:
         if not self.files.dead:
             self.family.adopt(head, snapshot.windows, content, writer)
 
+    async def _flatten(self) -> None:
+        """A copy of what a clone inherits, while everybody goes on using it; then it leaves its origin."""
+        volume = self._pick_volume()
+        if volume is None:
+            return
+        head = volume.head
+        assert head is not None
+        self.family.tell(f"flatten {volume.name}")
+        try:
+            for _ in range(self.rng.randint(1, 2)):
+                shared = await self.store.inherited(head)
+                if shared is None or self.files.dead:
+                    break
+                mover = ThreadMover(self.workers)
+                await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+        except OutOfRange:  # it became smaller
+            return
+        if not self.files.dead and await self.store.separate(head) and not self.files.dead:
+            self.family.tell(f"{volume.name} is apart")
+            self.family.apart.add(volume.volume_id)
+
     async def _rollback(self) -> None:
         volume = self._pick_volume(alone=True)
         snapshot = self._pick_snapshot(volume.volume_id) if volume is not None else None
@@ -540,6 +574,7 @@ class Client:
         assert snapshot.frozen is not None
         volume.exclusive = True
         snapshot.users += 1
+        self.family.apart.discard(volume.volume_id)  # a snapshot older than a staging area may hang on the origin
         number = self.family.next()
         self.family.tell(f"{number} {volume.name} rollback to {snapshot.frozen.name}")
         self.family.rolling_back[volume.volume_id] = kept = volume.content.frozen_at(number)

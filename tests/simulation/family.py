@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.stores import SeparableStore
 from tests.support.volume_oracle import Content, Violation, Windows
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class Family:
         self.maybe_deleted: set[str] = set()
         self.rolling_back: dict[str, Content] = {}
         """volume_id -> what the automatic snapshot of a rollback under way would hold."""
+        self.apart: set[str] = set()
+        """Volumes that have left their origin."""
         self.story: list[str] | None = None
         """What happened, for a reader; None: nobody reads it."""
 
@@ -157,6 +160,7 @@ class Family:
         ``durable``: the machine lost power, so what is read now has nothing volatile left in it.
         """
         self._match_volumes(store.volumes())
+        self._match_origins(store)
         self._match_snapshots(store.snapshots())
         for volume in self.volumes.values():
             self._match_staging(volume, store.staging(volume.volume_id))
@@ -192,6 +196,12 @@ class Family:
             else:
                 raise Violation(f"volume {volume.name!r} is gone")
         self.maybe_deleted.clear()
+
+    def _match_origins(self, store: VolumeStore) -> None:
+        assert isinstance(store, SeparableStore)
+        for head in store.volumes():
+            if head.volume_id in self.apart and store.origin(head) is not None:
+                raise Violation(f"volume {head.name!r} hangs on {store.origin(head)} again")
 
     def _match_snapshots(self, frozen: Sequence[Frozen]) -> None:
         present = {item.guid: item for item in frozen}
