@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class VolumeInfo:
-    """``state``: ok, read-only, failed (a sync failed: STORE section 2) or damaged (not served); ``reason`` says why.
+    """``state``: ok, read-only, failed (a sync failed: STORE section 2), damaged (not served), or locked (not served
+    for want of its key); ``reason`` says why.
 
     ``target`` and ``lun``: where initiators find it first, when it is exposed. ``origin``: VOLUME@SNAPSHOT of a
-    linked clone. ``file``: its family's file.
+    linked clone. ``file``: its family's file. ``encryption``: where the key of an encrypted one is.
     """
 
     name: str
@@ -39,6 +40,7 @@ class VolumeInfo:
     file: str
     target: str | None
     lun: int | None
+    encryption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +548,7 @@ class EngineApi(Protocol):
         read_only: bool = False,
         write_cache: bool = True,
         expose: bool = False,
+        key_source: str | None = None,
     ) -> VolumeInfo:
         """Make an empty volume. ``expose`` also makes a target of its name with the volume as LUN 0.
 
@@ -555,6 +558,10 @@ class EngineApi(Protocol):
 
     async def volume_list(self) -> list[VolumeInfo]: ...
     async def volume_show(self, name: str) -> VolumeInfo: ...
+    async def volume_rekey(self, name: str, key_source: str) -> VolumeInfo:
+        """Another key for an encrypted volume and all of its family. Raises InvalidState: it is not encrypted."""
+        ...
+
     async def volume_resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> VolumeInfo:
         """Change the size; making it smaller loses what lies beyond and needs ``shrink``."""
         ...

@@ -40,7 +40,8 @@ async def start_full_clone(
     The job's result names the ``volume`` and the ``root`` of its hash tree. Raises AlreadyExists, OutOfSpace.
     """
     size_bytes = source.size_bytes if snapshot is None else snapshot.size_bytes
-    unfinished = await pool.begin(name, size_bytes, chunk_bytes, resume=True)
+    key_source = pool.key_source(source)  # what was encrypted stays so, with a data key of its own
+    unfinished = await pool.begin(name, size_bytes, chunk_bytes, resume=True, key_source=key_source)
 
     async def work(job: Job) -> dict[str, Any]:
         frozen = snapshot

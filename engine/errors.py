@@ -107,6 +107,10 @@ class PermissionDenied(EngineError):
     """The host or an access list refuses."""
 
 
+class Locked(EngineError):
+    """The key of an encrypted volume file is not to be had; the message says why."""
+
+
 class TimedOut(EngineError):
     """A bounded wait ended without its event."""
 

@@ -30,6 +30,7 @@ from engine.api import (
 from engine.catalog import VolumeRow
 from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
+from engine.encryption import check_source
 from engine.errors import InUse, InvalidArgument, NotSupported
 from engine.flatten import start_flatten
 from engine.group_api import GroupOperations
@@ -161,7 +162,10 @@ class LocalApi(GroupOperations):
         read_only: bool = False,
         write_cache: bool = True,
         expose: bool = False,
+        key_source: str | None = None,
     ) -> VolumeInfo:
+        if key_source is not None:
+            check_source(key_source)
         row = VolumeRow(
             volume_id="",
             name=check_name("volume", name),
@@ -175,7 +179,7 @@ class LocalApi(GroupOperations):
         check_chunk(chunk_bytes)
         if expose:
             self._exposure.require_exposable(name)
-        volume = await self._pool.create_volume(row, size_bytes, chunk_bytes)
+        volume = await self._pool.create_volume(row, size_bytes, chunk_bytes, key_source=key_source)
         if expose:
             await self._exposure.expose(volume)
         await self._event(f"volume {name}", f"created with {size_bytes} bytes")
@@ -193,6 +197,13 @@ class LocalApi(GroupOperations):
                 if info.name == name:
                     return info
         return self._volume_info(self._pool.volume(name))
+
+    async def volume_rekey(self, name: str, key_source: str) -> VolumeInfo:
+        check_source(key_source)
+        volume = self._pool.volume(name)
+        await self._pool.rekey(volume, key_source)
+        await self._event(f"volume {name}", f"has its key from {key_source} now")
+        return self._volume_info(volume)
 
     async def volume_resize(self, name: str, size_bytes: int, *, shrink: bool = False) -> VolumeInfo:
         volume = self._pool.volume(name)
@@ -651,6 +662,7 @@ class LocalApi(GroupOperations):
             file=str(self._pool.file_of(volume)),
             target=luns[0].target if luns else None,
             lun=luns[0].lun if luns else None,
+            encryption=self._pool.key_source(volume),
         )
 
 
@@ -671,7 +683,7 @@ def _damaged_infos(family: DamagedFamily) -> list[VolumeInfo]:
                 name=row.name,
                 volume_id=row.volume_id,
                 size_bytes=0,
-                state="damaged",
+                state="locked" if family.locked else "damaged",
                 reason=family.reason,
                 serial=identity.serial,
                 naa=f"{identity.naa:016x}",

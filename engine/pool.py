@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -27,7 +28,18 @@ from typing import TYPE_CHECKING
 
 from engine.catalog import Catalog, VolumeRow
 from engine.changed_blocks import HIDDEN_PREFIX as DIFF_PREFIX
-from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, StoreCorrupt
+from engine.encryption import begin as begin_encryption
+from engine.encryption import rewrap
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    InUse,
+    InvalidArgument,
+    InvalidState,
+    Locked,
+    NotFound,
+    StoreCorrupt,
+)
 from engine.files import measure_space, translate
 from engine.groups import Groups
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
@@ -76,11 +88,12 @@ _ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, LEDGERS_NAME, "lost+found"
 
 @dataclass(frozen=True, slots=True)
 class DamagedFamily:
-    """A volume file that is not served. ``volumes``: what the catalogue says it held."""
+    """A volume file that is not served. ``volumes``: those of the catalogue. ``locked``: its key is missing."""
 
     path: Path
     reason: str
     volumes: tuple[VolumeRow, ...]
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +215,8 @@ class Pool:
             return volume
         for family in self._damaged.values():
             if any(row.name == name for row in family.volumes):
+                if family.locked:
+                    raise Locked(f"volume {name}: {family.reason}")
                 raise StoreCorrupt(f"volume {name}", f"{family.reason} (twinvol check {family.path} says more)")
         raise NotFound("volume", name)
 
@@ -233,6 +248,19 @@ class Pool:
     def file_of(self, volume: Volume) -> Path:
         return self.path / VOLUMES_NAME / self.row(volume).file
 
+    def key_source(self, volume: Volume) -> str | None:
+        """Where the key of an encrypted volume is; None: it is not encrypted."""
+        encryption = self._stores[self.row(volume).file].encryption
+        return None if encryption is None else encryption.record.source
+
+    async def rekey(self, volume: Volume, key_source: str) -> None:
+        """Wrap the data key of the volume's family by another key. Raises as ``begin``; InvalidState: it has none."""
+        store = self._stores[self.row(volume).file]
+        encryption = store.encryption
+        if encryption is None:
+            raise InvalidState(f"volume {volume.name}", "not encrypted", "one that was made with a key")
+        await store.rekey(await self.env.workers.run(lambda: rewrap(encryption, key_source)))
+
     def chunk_bytes(self, volume: Volume) -> int:
         return self._stores[self.row(volume).file].chunk_bytes
 
@@ -254,22 +282,28 @@ class Pool:
 
     # --- changing ---------------------------------------------------------------------------------------------
 
-    async def create_volume(self, row: VolumeRow, size_bytes: int, chunk_bytes: int) -> Volume:
+    async def create_volume(
+        self, row: VolumeRow, size_bytes: int, chunk_bytes: int, *, key_source: str | None = None
+    ) -> Volume:
         """Make an empty volume in a family of its own. Of ``row`` the name and the policies count.
 
-        Raises AlreadyExists, OutOfSpace, InvalidArgument.
+        Raises as ``begin``.
         """
-        unfinished = await self.begin(row.name, size_bytes, chunk_bytes)
+        unfinished = await self.begin(row.name, size_bytes, chunk_bytes, key_source=key_source)
         try:
             return await self.finish(unfinished, row)
         except BaseException:
             await self.abandon(unfinished)
             raise
 
-    async def begin(self, name: str, size_bytes: int, chunk_bytes: int, *, resume: bool = False) -> UnfinishedVolume:
+    async def begin(
+        self, name: str, size_bytes: int, chunk_bytes: int, *, resume: bool = False, key_source: str | None = None
+    ) -> UnfinishedVolume:
         """Begin a volume that nobody sees until ``finish``. ``resume``: go on with an earlier one that has a ledger.
 
-        Raises AlreadyExists, OutOfSpace, InvalidArgument.
+        ``key_source``: encrypt it with a key from there (``engine.encryption``); the caller has checked its form.
+
+        Raises AlreadyExists, OutOfSpace, InvalidArgument; NotFound, PermissionDenied, NotSupported: there is no key.
         """
         async with self._changing:
             self.require_new(name)
@@ -281,9 +315,17 @@ class Pool:
             if store is None:
                 await self.space.measure()
                 self.space.require(NEW_FILE_BYTES, f"volume {name}")
+                encryption = None
+                if key_source is not None:
+                    encryption = await self.env.workers.run(functools.partial(begin_encryption, key_source))
                 await self.env.workers.run(lambda: _remove_unfinished(path))
                 store = await TvolFile.create(
-                    self.env, path, volume_name=name, size_bytes=size_bytes, chunk_bytes=chunk_bytes
+                    self.env,
+                    path,
+                    volume_name=name,
+                    size_bytes=size_bytes,
+                    chunk_bytes=chunk_bytes,
+                    encryption=encryption,
                 )
             self._unfinished.add(name)
             (head,) = store.volumes()
@@ -455,7 +497,7 @@ class Pool:
             if isinstance(outcome, BaseException):
                 if not isinstance(outcome, EngineError):
                     raise outcome
-                self._keep_damaged(file, str(outcome), rows)
+                self._keep_damaged(file, str(outcome), rows, locked=isinstance(outcome, Locked))
                 continue
             clash = self._clash(outcome)
             if clash is not None:
@@ -501,10 +543,10 @@ class Pool:
                 return f"its volume {head.name} has the name of another"
         return None
 
-    def _keep_damaged(self, file: str, reason: str, rows: list[VolumeRow]) -> None:
+    def _keep_damaged(self, file: str, reason: str, rows: list[VolumeRow], *, locked: bool = False) -> None:
         log.error("not serving %s: %s", file, reason)
         held = tuple(row for row in rows if row.file == file and row.volume_id not in self._rows)
-        self._damaged[file] = DamagedFamily(self.path / VOLUMES_NAME / file, reason, held)
+        self._damaged[file] = DamagedFamily(self.path / VOLUMES_NAME / file, reason, held, locked)
 
 
 class _SanitizeHost:

@@ -30,12 +30,20 @@ _SUFFIX = ".secret"
 
 
 def read_secret(path: Path) -> str:
+    """The secret in a file as text. Raises as ``read_secret_bytes``, and InvalidArgument when it is not UTF-8."""
+    try:
+        return read_secret_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"secret file {path} is not UTF-8") from None
+
+
+def read_secret_bytes(path: Path) -> bytes:
     """The secret in a file, without one newline at its end.
 
     Raises:
         NotFound: there is no such file.
         PermissionDenied: it may not be read, or others than its owner may read it.
-        InvalidArgument: it is too long, or no UTF-8.
+        InvalidArgument: it is too long.
     """
     try:
         with path.open("rb") as file:
@@ -52,10 +60,7 @@ def read_secret(path: Path) -> str:
         raise translate(error, f"reading secret file {path}") from error
     if len(content) > SECRET_FILE_MAX_BYTES:
         raise InvalidArgument(f"{path} has more than {SECRET_FILE_MAX_BYTES} bytes: no secret")
-    try:
-        return content.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise InvalidArgument(f"secret file {path} is not UTF-8") from None
+    return content.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def write_secret(path: Path, secret: str) -> None:

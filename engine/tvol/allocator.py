@@ -44,7 +44,17 @@ _GRANT_BYTES = 16 * MIB
 class Allocator:
     """The pools of free chunks and the end of the file."""
 
-    def __init__(self, file: BlockFile, births: Births, chunk_bytes: int, room: Room = BOUNDLESS) -> None:
+    def __init__(
+        self,
+        file: BlockFile,
+        births: Births,
+        chunk_bytes: int,
+        room: Room = BOUNDLESS,
+        *,
+        holes_read_zero: bool = True,
+    ) -> None:
+        """``holes_read_zero``: False for an encrypted file, whose holes hold no ciphertext."""
+        self._holes_read_zero = holes_read_zero
         self._file = file
         self._room = room
         self._granted = 0
@@ -75,8 +85,8 @@ class Allocator:
             raise self._room.refusal(self._file.path)
         self._granted -= 1
         if self._zero:
-            return self._zero.pop(), True
-        return self.extend(1), True
+            return self._zero.pop(), self._holes_read_zero
+        return self.extend(1), self._holes_read_zero
 
     def _is_granted(self) -> bool:
         """Whether one more chunk may be taken from the host; asks for a run of them when there is none left."""

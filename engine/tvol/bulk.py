@@ -27,7 +27,7 @@ class NativeReadLease:
     def __init__(self, core: Core, segments: list[tuple[int, int, int]]) -> None:
         core.payload.require_good(segments)
         self._core = core
-        self.place = Place(core.file, segments)
+        self.place = Place(core.data, segments)
         self.read = self.place.read
         self._operation = core.begin_operation()
 
@@ -56,7 +56,7 @@ class NativeWriteLease:
         write_through: bool,
     ) -> None:
         self.unit_bytes = core.chunk_bytes
-        self.place = Place(core.file, segments_of([chunk for chunk, _ in chunks], core.chunk_bytes))
+        self.place = Place(core.data, segments_of([chunk for chunk, _ in chunks], core.chunk_bytes))
         self.read = self.place.read
         self.write = self.place.write
         self._core = core

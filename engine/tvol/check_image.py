@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest as checksum64
 from engine.errors import EngineError
 from engine.tvol import layout
 from engine.tvol.layout import LayoutError, PageRef, RootType
+from engine.tvol.layout_encryption import EncryptionRecord
 from engine.tvol.layout_notes import HoldRecord, NodeText
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ class Loader:
                     digests = layout.DigestsRecord.parse(payload)
                 elif kind == RootType.NODE:
                     nodes.append(layout.NodeRecord.parse(payload))
+                elif kind == RootType.ENCRYPTION:
+                    EncryptionRecord.parse(payload)
                 elif kind == RootType.HOLDS:
                     image.holds = {(found.node, found.owner) for found in HoldRecord.parse_all(payload)}
                 elif kind == RootType.DESCRIPTIONS:
@@ -260,6 +263,9 @@ class Loader:
             return False
         if (RootType.SLOTS in seen) != bool(image.superblock.incompatible & layout.Feature.SHARED_CHUNKS):
             self._findings.damage("root stream", "does not agree with the superblock on shared chunks")
+            return False
+        if (RootType.ENCRYPTION in seen) != bool(image.superblock.incompatible & layout.Feature.ENCRYPTION):
+            self._findings.damage("root stream", "does not agree with the superblock on encryption")
             return False
         for wanted in (RootType.FILE, RootType.BIRTHS):
             if wanted not in seen:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.tvol.core import Core
+    from engine.tvol.layout_encryption import EncryptionRecord
     from engine.tvol.tree import Family, Node
 
 _NODES_PER_TURN = 64
@@ -79,6 +80,7 @@ class _Capture:
     slots_count: int
     slots: dict[int, bytes]
     features: Feature
+    encryption: EncryptionRecord | None
     bits: dict[int, bytes]
     digests: dict[int, bytes]
     bad: tuple[int, ...]
@@ -206,7 +208,8 @@ class Checkpointer:
             births={page: births.page_bytes(page) for page in sorted(births.dirty)},
             slots_count=claims.count,
             slots={page: claims.page_bytes(page) for page in sorted(claims.dirty)},
-            features=Feature.SHARED_CHUNKS if claims.in_use else Feature(0),
+            features=_features(family),
+            encryption=family.encryption,
             bits=bits,
             digests=digests,
             bad=tuple(sorted(births.digests.bad)),
@@ -261,6 +264,8 @@ class Checkpointer:
         if capture.features & Feature.SHARED_CHUNKS:
             slots = WordsRecord(2 * capture.slots_count, tuple(claims.pages))
             records.append((RootType.SLOTS, slots.serialize()))
+        if capture.encryption is not None:
+            records.append((RootType.ENCRYPTION, capture.encryption.serialize()))
         records += capture.notes
         if capture.has_digests:
             records.append((RootType.DIGESTS, (await self._write_digests(writer, capture)).serialize()))
@@ -340,6 +345,11 @@ class Checkpointer:
 def _reach(reachable: set[int], *groups: Sequence[PageRef]) -> None:
     for refs in groups:
         reachable.update(ref.page for ref in refs)
+
+
+def _features(family: Family) -> Feature:
+    shares = Feature.SHARED_CHUNKS if family.claims.in_use else Feature(0)
+    return shares | (Feature.ENCRYPTION if family.encryption is not None else Feature(0))
 
 
 def _capture_node(node: Node) -> _NodeCapture:

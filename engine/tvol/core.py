@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from engine.encryption import Encryption
     from engine.files import BlockFile, StoreEnv
     from engine.tvol.allocator import Allocator
     from engine.tvol.checkpoint import Checkpointer
@@ -63,12 +64,22 @@ class Core:
     """The shared state of an open file."""
 
     def __init__(
-        self, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, allocator: Allocator, pages: PagePool
+        self,
+        env: StoreEnv,
+        file: BlockFile,
+        family: Family,
+        journal: Journal,
+        allocator: Allocator,
+        pages: PagePool,
+        encryption: Encryption | None = None,
     ) -> None:
         self.env = env
         self.file = file
+        self.encryption = encryption
+        self.data = file if encryption is None else _encrypted(file, encryption)
+        """The file as it is to be used for payload."""
         self.family = family
-        self.payload = Payload(file, family.births.digests.bad, family.chunk_bytes)
+        self.payload = Payload(self.data, family.births.digests.bad, family.chunk_bytes)
         self.journal = journal
         self.allocator = allocator
         self.pages = pages
@@ -453,6 +464,12 @@ class Core:
         """Wait for the running flush to end, whatever its outcome."""
         while self._flusher is not None:
             await asyncio.wait([self._flusher])
+
+
+def _encrypted(file: BlockFile, encryption: Encryption) -> BlockFile:
+    from engine.tvol.cipher import EncryptedFile  # its library takes 30 ms to import, and few need it
+
+    return EncryptedFile(file, encryption.key)
 
 
 def _nothing() -> None:

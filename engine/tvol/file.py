@@ -6,6 +6,7 @@ durable in both superblock slots is anything appended to the journal: the old re
 
 from __future__ import annotations
 
+import functools
 import logging
 import uuid
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.encryption import unlock
 from engine.errors import InvalidArgument, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import Allocator
@@ -39,9 +41,12 @@ from engine.tvol.tree import Family, Node
 from engine.units import CHUNK_SIZES, KIB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from engine.encryption import Encryption
     from engine.files import BlockFile, StoreEnv
+    from engine.tvol.layout_encryption import EncryptionRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,6 +103,7 @@ class TvolFile(GroupingStore):
         chunk_bytes: int = CHUNK_SIZES[0],
         journal_bytes: int = DEFAULT_JOURNAL_BYTES,
         volume_id: str | None = None,
+        encryption: Encryption | None = None,
     ) -> TvolFile:
         """Make a file with one empty volume, durably, and return it open for writing.
 
@@ -128,6 +134,7 @@ class TvolFile(GroupingStore):
             )
             node.name, node.created_at = volume_name, env.clock.time()
             family.add(node, None)
+            family.encryption = None if encryption is None else encryption.record
             journal = Journal(
                 file,
                 JOURNAL_FIRST_CHUNK * chunk_bytes,
@@ -137,7 +144,8 @@ class TvolFile(GroupingStore):
                 seq=1,
                 previous=0,
             )
-            store = await cls._start(env, file, family, journal, _Origin(uuid.uuid4().bytes, 0, set(), 1))
+            origin = _Origin(uuid.uuid4().bytes, 0, set(), 1)
+            store = await cls._start(env, file, family, journal, origin, encryption)
         except BaseException:
             await env.workers.run(file.close)
             await env.workers.run(lambda: env.files.remove(path))
@@ -156,8 +164,17 @@ class TvolFile(GroupingStore):
         env.files.sync_directory(path.parent)
 
     @classmethod
-    async def open(cls, env: StoreEnv, path: Path, *, writable: bool = True) -> TvolFile:
+    async def open(
+        cls,
+        env: StoreEnv,
+        path: Path,
+        *,
+        writable: bool = True,
+        unlock: Callable[[EncryptionRecord], Encryption] = unlock,
+    ) -> TvolFile:
         """Open a file: replay its journal and, to write, make that durable under the next incarnation.
+
+        ``unlock``: gets the key of an encrypted one, in a worker; what it raises is raised, and nothing was written.
 
         Raises NotFound, InUse, StoreCorrupt (where and why), NotSupported, OutOfSpace, MediumError.
         """
@@ -166,6 +183,9 @@ class TvolFile(GroupingStore):
             boot_id = env.files.boot_id()
             found = await env.workers.run(lambda: recover(file, boot_id, writable=writable))
             superblock, family = found.superblock, found.family
+            record, encryption = family.encryption, None
+            if record is not None:
+                encryption = await env.workers.run(functools.partial(unlock, record))
             journal = Journal(
                 file,
                 JOURNAL_FIRST_CHUNK * superblock.chunk_bytes,
@@ -182,9 +202,9 @@ class TvolFile(GroupingStore):
                 end = family.births.count * superblock.chunk_bytes
                 await env.workers.run(lambda: heal_slots(file, superblock))
                 await env.workers.run(lambda: file.truncate(end))
-                store = await cls._start(env, file, family, journal, origin)
+                store = await cls._start(env, file, family, journal, origin, encryption)
             else:
-                store = cls._assemble(env, file, family, journal, origin)
+                store = cls._assemble(env, file, family, journal, origin, encryption)
                 store._core.fail(StoreFailed(f"{path} is open for reading only"))
             store._recovered = found
         except BaseException:
@@ -195,11 +215,20 @@ class TvolFile(GroupingStore):
         return store
 
     @classmethod
-    def _assemble(cls, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, origin: _Origin) -> TvolFile:
+    def _assemble(
+        cls,
+        env: StoreEnv,
+        file: BlockFile,
+        family: Family,
+        journal: Journal,
+        origin: _Origin,
+        encryption: Encryption | None,
+    ) -> TvolFile:
         journal_chunks = journal.ring_bytes // family.chunk_bytes
         pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable, origin.root_pages)
         family.claims.forget_freed()  # free like all the rest once the opening checkpoint is durable
-        core = Core(env, file, family, journal, Allocator(file, family.births, family.chunk_bytes, env.room), pages)
+        allocator = Allocator(file, family.births, family.chunk_bytes, env.room, holes_read_zero=encryption is None)
+        core = Core(env, file, family, journal, allocator, pages, encryption)
         core.checkpointer = Checkpointer(
             core,
             family_id=origin.family_id,
@@ -211,10 +240,16 @@ class TvolFile(GroupingStore):
 
     @classmethod
     async def _start(
-        cls, env: StoreEnv, file: BlockFile, family: Family, journal: Journal, origin: _Origin
+        cls,
+        env: StoreEnv,
+        file: BlockFile,
+        family: Family,
+        journal: Journal,
+        origin: _Origin,
+        encryption: Encryption | None,
     ) -> TvolFile:
         """Assemble, then make the state durable under the journal's incarnation: only now is there a journal."""
-        store = cls._assemble(env, file, family, journal, origin)
+        store = cls._assemble(env, file, family, journal, origin, encryption)
         core = store._core
         try:
             await store._widen_reserve()
@@ -253,6 +288,23 @@ class TvolFile(GroupingStore):
         for chunk in range(first, first + count):
             core.family.births.set(chunk, BIRTH_METADATA)
         core.pages.add_chunks(first, count)
+
+    @property
+    def encryption(self) -> Encryption | None:
+        """How the file's payload is encrypted; None: it is not."""
+        return self._core.encryption
+
+    async def rekey(self, encryption: Encryption) -> None:
+        """Keep the data key wrapped as ``encryption`` has it, durably.
+
+        What the file held of the earlier wrapping may still be found in free pages until they are used again.
+        """
+        core = self._core
+        assert core.encryption is not None
+        assert core.encryption.key == encryption.key
+        core.check()
+        core.encryption, core.family.encryption = encryption, encryption.record
+        await core.checkpointer.run()
 
     @property
     def family_id(self) -> str:

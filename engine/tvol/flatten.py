@@ -141,7 +141,7 @@ class Inherited:
     async def _zero(self, chunk: int) -> None:
         core = self._core
         zeroes = memoryview(ZEROES)[: core.chunk_bytes]
-        await core.env.workers.run(lambda: core.file.write((zeroes,), chunk << core.chunk_shift))
+        await core.env.workers.run(lambda: core.data.write((zeroes,), chunk << core.chunk_shift))
 
     async def read(self, offset: int, view: memoryview, /) -> None:
         await self._head.read(offset, view)
@@ -176,7 +176,7 @@ class _Lease:
     def __init__(self, core: Core, head: NativeHead, first: int, entries: list[int]) -> None:
         self.unit_bytes = core.chunk_bytes
         self.chunks: list[int] = []
-        self.place = Place(core.file, [])
+        self.place = Place(core.data, [])
         self.read = self.place.read
         self.write = self.place.write
         self._core = core

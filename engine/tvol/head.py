@@ -140,14 +140,14 @@ class _Plan:
         """Read what is copied, then write everything. In a worker."""
         for position, buffer, _, _ in self.copies:
             core.payload.read_into((buffer,), position)
-        self._overlay_and_write(core.file)
+        self._overlay_and_write(core.data)
 
     def carry_out_now(self, core: Core) -> bool:
         """The same from the page cache; False when a chunk to copy is not there (nothing was written then)."""
         for position, buffer, _, _ in self.copies:
             if not core.payload.read_now(buffer, position):
                 return False
-        self._overlay_and_write(core.file)
+        self._overlay_and_write(core.data)
         return True
 
     def _overlay_and_write(self, file: BlockFile) -> None:
@@ -174,7 +174,7 @@ class NativeHead(NativeDevice):
         self._paused_until = 0.0
         self._slow_at = -SLOW_PAUSE_S
         self._births = core.family.births
-        self._write_now = core.file.write
+        self._write_now = core.data.write
         self._monotonic = core.env.clock.monotonic
         self._floor = 0
         """The node's floor while the fast tier may write in place, else NEVER."""

@@ -85,7 +85,7 @@ class Feature(enum.IntFlag):
     SHARED_CHUNKS = 4
 
 
-KNOWN_FEATURES = Feature.SHARED_CHUNKS
+KNOWN_FEATURES = Feature.SHARED_CHUNKS | Feature.ENCRYPTION
 
 
 class ReadOnlyFeature(enum.IntFlag):
@@ -236,7 +236,7 @@ ROOT_OPTIONAL = 1
 
 
 class RootType(enum.IntEnum):
-    """Types of root stream records. DIGESTS, ENCRYPTION and QUOTAS are reserved names, not written by version 1."""
+    """Types of root stream records. QUOTAS is a reserved name, not written by version 1."""
 
     FILE = 1
     BIRTHS = 2

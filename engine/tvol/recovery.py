@@ -47,6 +47,7 @@ from engine.tvol.layout import (
     Superblock,
     WordsRecord,
 )
+from engine.tvol.layout_encryption import EncryptionRecord
 from engine.tvol.superblock import heal_slots, read_superblock
 from engine.tvol.tree import Family, Node
 
@@ -70,6 +71,7 @@ _KNOWN_ROOT_TYPES = frozenset(
         RootType.HOLDS,
         RootType.DESCRIPTIONS,
         RootType.DIGESTS,
+        RootType.ENCRYPTION,
     }
 )
 
@@ -172,6 +174,10 @@ class _Loader:
         for payload in records.get(RootType.DIGESTS, []):
             self._digests(births, DigestsRecord.parse(payload))
         family = Family(births, superblock.chunk_bytes, self._claims(births, records.get(RootType.SLOTS)))
+        encryption = [EncryptionRecord.parse(payload) for payload in records.get(RootType.ENCRYPTION, ())]
+        if len(encryption) != bool(superblock.incompatible & Feature.ENCRYPTION):
+            raise LayoutError("the root stream does not agree with the superblock on encryption")
+        family.encryption = next(iter(encryption), None)
         self._check_entries = family.claims.check_entries
         family.generation, family.next_node = scalars.generation, scalars.next_node
         reclaim = WordsRecord.parse(records[RootType.RECLAIM][0])

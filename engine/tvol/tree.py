@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.tvol.births import Births
+    from engine.tvol.layout_encryption import EncryptionRecord
 
     Words = npt.NDArray[np.uint32]
     Places = npt.NDArray[np.intp]
@@ -130,6 +131,7 @@ class Family:
         self.births = births
         self.claims = claims or Claims(births)
         self.notes = Notes()
+        self.encryption: EncryptionRecord | None = None
         self.chunk_bytes = chunk_bytes
         self.generation = 1
         self.next_node = 1

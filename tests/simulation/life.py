@@ -32,11 +32,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.encryption import Encryption
 from engine.errors import MediumError, StoreFailed
 from engine.files import StoreEnv
 from engine.tvol import layout
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
+from engine.tvol.layout_encryption import EncryptionRecord
 from tests.simulation.clients import MOODS, Client, read_all
 from tests.simulation.family import SECTOR, Family, Violation
 from tests.simulation.promises import decide
@@ -52,6 +54,7 @@ CHUNK = 65536
 LEAF_SPAN = 4096 * CHUNK
 CRASHES_PER_LIFE_MAX = 6
 ROT_CHANCE = 0.1
+KEYED = Encryption(EncryptionRecord(bytes(16), 10, 1, 1, bytes(72), "file:/key"), bytes(range(64)))
 
 
 class SimulationFailed(AssertionError):
@@ -73,6 +76,7 @@ class Plan:
     fail_sync: bool
     chunk_bytes: int
     write_through: float
+    encryption: Encryption | None
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -95,6 +99,7 @@ class Plan:
             fail_sync=rng.random() < 0.06,
             chunk_bytes=4 * CHUNK if len(windows.parts) == 1 and rng.random() < 0.15 else CHUNK,
             write_through=rng.choice((0.0, 0.0, 0.0, 0.3)),
+            encryption=KEYED if rng.random() < 0.1 else None,
         )
 
 
@@ -206,6 +211,7 @@ class Life:
             size_bytes=plan.size_bytes,
             chunk_bytes=plan.chunk_bytes,
             journal_bytes=plan.chunk_bytes,
+            encryption=plan.encryption,
         )
         self.created = True
         writer = next(self.family.writers)
@@ -215,7 +221,7 @@ class Life:
     async def _work(self, loop: SimLoop, env: StoreEnv) -> None:
         if self.rng.random() < 0.15:
             self._plan_death(loop)
-        store = self.store = await TvolFile.open(env, PATH)
+        store = self.store = await TvolFile.open(env, PATH, unlock=lambda record: KEYED)
         await decide(store, self.family, self.rng)
         await self.family.found(store, read_all, durable=self.power_lost)
         await self._clients(loop, env.workers, store)
@@ -223,7 +229,7 @@ class Life:
     async def _look_only(self, loop: SimLoop, env: StoreEnv) -> None:
         self.files.faults.clear()
         self.files.quota_bytes = None
-        store = await TvolFile.open(env, PATH)
+        store = await TvolFile.open(env, PATH, unlock=lambda record: KEYED)
         await decide(store, self.family, self.rng)
         await self.family.found(store, read_all, durable=self.power_lost)
         await store.close()

@@ -329,7 +329,18 @@ def _kill_frees_what_snapshots_see(original):
     return kill
 
 
+def _holes_are_zero(original):
+    def init(self, *arguments, holes_read_zero):
+        original(self, *arguments, holes_read_zero=True)
+
+    return init
+
+
 MUTATIONS: dict[str, Mutation] = {
+    "encrypted-holes-are-not-zero": Mutation(
+        "no chunk of an encrypted file is taken for zero because it is a hole",
+        ((Allocator, "__init__", _holes_are_zero),),
+    ),
     # Flush and commit
     "data-sync-before-commit": Mutation(
         "data and soft records are durable before the commit record that vouches for them",

@@ -34,6 +34,7 @@ _OF_ERROR: dict[type[Exception], ExitCode] = {
     errors.WriteProtected: ExitCode.ILLEGAL_STATE,
     errors.NotSupported: ExitCode.NOT_SUPPORTED,
     errors.PermissionDenied: ExitCode.NO_PERMISSION,
+    errors.Locked: ExitCode.NO_PERMISSION,
     errors.TimedOut: ExitCode.TIMEOUT,
     errors.IntegrityError: ExitCode.MISMATCH,
     errors.StoreCorrupt: ExitCode.MISMATCH,

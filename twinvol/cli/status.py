@@ -39,7 +39,7 @@ async def cli(api: EngineApi, output: Output, tree: bool) -> None:
 
 
 async def _snapshots(api: EngineApi, volume: VolumeInfo) -> list[SnapshotInfo]:
-    return [] if volume.state == "damaged" else await api.snapshot_list(volume.name)
+    return [] if volume.state in ("damaged", "locked") else await api.snapshot_list(volume.name)
 
 
 def _print(status: StatusInfo) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,12 +13,35 @@ from twinvol.cli.diff import diff_options, print_diff
 from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.api import EngineApi, VolumeInfo
 
 
 def _image(text: str) -> str:
     """A URL as it is; a file by its absolute path, which means the same to the daemon."""
     return text if "://" in text else str(Path(text).absolute())
+
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def key_options(command: F) -> F:
+    """Where the key of an encrypted volume is. The daemon reads it, now and at each start."""
+    credential = click.option("--key-credential", metavar="NAME", help="Encrypt: key in this systemd credential.")
+    file = click.option(
+        "--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Encrypt: key in this file, of mode 0600."
+    )
+    return file(credential(command))
+
+
+def key_source(file: Path | None, credential: str | None) -> str | None:
+    """As the API wants it; None: no encryption."""
+    if file is not None and credential is not None:
+        raise click.UsageError("--key-file or --key-credential, not both")
+    if file is not None:
+        return f"file:{file.absolute()}"
+    return None if credential is None else f"credential:{credential}"
 
 
 @click.group()
@@ -35,6 +58,7 @@ def cli() -> None:
 @click.option("--removable", is_flag=True, help="Tell initiators that the medium is removable.")
 @click.option("--read-only", is_flag=True, help="Refuse writes.")
 @click.option("--write-cache", type=click.Choice(["on", "off"]), default="on", show_default=True)
+@key_options
 @with_api
 async def create(
     api: EngineApi,
@@ -47,6 +71,8 @@ async def create(
     removable: bool,
     read_only: bool,
     write_cache: str,
+    key_file: Path | None,
+    key_credential: str | None,
 ) -> None:
     """Make an empty volume."""
     info = await api.volume_create(
@@ -58,8 +84,21 @@ async def create(
         read_only=read_only,
         write_cache=write_cache == "on",
         expose=expose,
+        key_source=key_source(key_file, key_credential),
     )
     output.object(info, volume_line(info))
+
+
+@cli.command()
+@click.argument("name")
+@key_options
+@with_api
+async def rekey(api: EngineApi, output: Output, name: str, key_file: Path | None, key_credential: str | None) -> None:
+    """Give an encrypted volume, and all of its family, another key. Its data stays as it is."""
+    source = key_source(key_file, key_credential)
+    if source is None:
+        raise click.UsageError("say --key-file FILE or --key-credential NAME")
+    output.object(await api.volume_rekey(name, source), f"volume {name} has its key from {source} now")
 
 
 @cli.command("list")
