@@ -10,6 +10,7 @@ import functools
 import glob
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ SHARED = ROOT.parent / "shared"
 
 INITIATOR_VM = SHARED / "initiator_vm" / "initiator-vm"
 CONFORMANCE = SHARED / "conformance" / "iscsi-conformance"
+
+SYSTEM_PYTHON = "/usr/bin/python3"
 
 Check = Callable[[], str | None]
 """Returns what is missing and how it comes, or None."""
@@ -36,6 +39,19 @@ def _program(name: str, package: str) -> Check:
 
 def _file(pattern: str, what: str, package: str) -> Check:
     return lambda: None if glob.glob(pattern) else f"{what} is not installed (Debian: {package})"  # noqa: PTH207
+
+
+def _system_module(name: str, package: str) -> Check:
+    """A module of the Debian package's own interpreter."""
+
+    def check() -> str | None:
+        command = [SYSTEM_PYTHON, "-c", f"import {name}"]
+        found = (
+            Path(SYSTEM_PYTHON).exists() and not subprocess.run(command, capture_output=True, check=False).returncode
+        )
+        return None if found else f"{name} is not installed (Debian: {package})"
+
+    return check
 
 
 def _shared(path: Path) -> Check:
@@ -92,6 +108,7 @@ CLIENTS: dict[str, tuple[Check, ...]] = {
         _alua_guest_image,
     ),
     "tgtd": (_program("tgtd", "tgt"),),
+    "libvhdi": (_program("vhdiinfo", "libvhdi-utils"), _system_module("pyvhdi", "python3-libvhdi")),
 }
 
 
