@@ -18,15 +18,21 @@ if TYPE_CHECKING:
 
 
 async def begin_copy(
-    pool: Pool, name: str, size_bytes: int, chunk_bytes: int, key_of: Callable[[str], LedgerKey]
+    pool: Pool,
+    name: str,
+    size_bytes: int,
+    chunk_bytes: int,
+    key_of: Callable[[str], LedgerKey],
+    *,
+    key_source: str | None = None,
 ) -> tuple[UnfinishedVolume, Ledger]:
     """Begin volume ``name``, or go on with it. ``key_of``: says what is copied, from the volume's id.
 
     The caller closes the ledger or removes it, and then finishes or abandons the volume.
 
-    Raises AlreadyExists, OutOfSpace, InvalidArgument.
+    ``key_source``, and what is raised: as of ``Pool.begin``.
     """
-    unfinished = await pool.begin(name, size_bytes, chunk_bytes, resume=True)
+    unfinished = await pool.begin(name, size_bytes, chunk_bytes, resume=True, key_source=key_source)
     try:
         ledger = await _ledger(pool, unfinished, key_of)
         if not unfinished.resumed or ledger.done_bytes:
@@ -36,7 +42,7 @@ async def begin_copy(
         await pool.abandon(unfinished, keep=True)
         raise
     await pool.abandon(unfinished)
-    unfinished = await pool.begin(name, size_bytes, chunk_bytes)
+    unfinished = await pool.begin(name, size_bytes, chunk_bytes, key_source=key_source)
     try:
         return unfinished, await _ledger(pool, unfinished, key_of)
     except BaseException:
