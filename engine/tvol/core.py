@@ -157,6 +157,12 @@ class Core:
         if self.allocator.has_deferred:
             self.release_freed()
 
+    def renewed(self, operation: int) -> int:
+        """The number that an operation goes on with which holds no chunk of before any more."""
+        number = self.begin_operation()
+        self.end_operation(operation)
+        return number
+
     async def quiet(self) -> None:
         """Wait until no operation is in flight."""
         while self._operations:
@@ -335,16 +341,18 @@ class Core:
             self.becoming_metadata = 0
         self.pages.add_chunks(first, taken)
 
-    async def find_space(self) -> bool:
-        """After OutOfSpace: have everything that is free already given back to the host, and the room measured anew.
-        When there is nothing yet, but deleted nodes are being reclaimed, wait for some of it. False: nothing has come.
-        """
+    async def freed_soon(self) -> None:
+        """After OutOfSpace: wait for the first chunks of deleted nodes that are being reclaimed, if nothing is free."""
         if not self.allocator.has_unused and self.family.is_reclaiming():
             self._freed = self._freed or asyncio.Event()
             self.on_work()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FREED_WAIT_S):
                     await self._freed.wait()
+
+    async def find_space(self) -> bool:
+        """After OutOfSpace: have everything that is free already given back to the host, and the room measured anew.
+        False when that cannot have helped."""
         found = self.allocator.has_unused
         if found:
             await self.flush()

@@ -415,6 +415,8 @@ class NativeHead(NativeDevice):
         try:
             plan = await self._write_plan(admission, offset, data, redirect=redirect)
         except OutOfSpace:
+            await core.freed_soon()
+            admission.operation = core.renewed(admission.operation)  # what it waits for need not wait for it
             if not await core.find_space():
                 raise
             plan = await self._write_plan(admission, offset, data, redirect=redirect)

@@ -6,7 +6,7 @@ same state, and every page of the metadata chunks which that state does not reac
 
 The reserve: whatever becomes dirty is counted as a page that the next checkpoint will need, and no change is admitted
 that would need more than there are free. So a checkpoint never meets a full disk, and neither do delete and discard,
-for which ``MARGIN`` pages are kept that writes may not use up.
+for which ``MARGIN`` pages are kept that writes may not use up, and ``GIVING_MARGIN`` of them that nobody else may.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MARGIN = 24
 """Pages that only deletes, discards and flips may use up."""
+GIVING_MARGIN = 12
+"""Of these, pages that only what gives space back may use up: flips, clones and their like leave them."""
 WRITE_STEP = 8
 """More than one admitted change of the write path can dirty: two leaves, a deadlist page, the births of new chunks."""
 

@@ -37,6 +37,7 @@ from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
 from engine.tvol.notes import NativeNotes
+from engine.tvol.pages import GIVING_MARGIN
 from engine.tvol.scrub import Scrubber
 from engine.tvol.sharing import share
 from engine.tvol.space import freed_by, pending_chunks, spaces
@@ -284,8 +285,9 @@ class NativeStore:
         return self._core.family.next_node
 
     def _tree_pages(self) -> int:
-        """More pages than any tree operation adds to the next checkpoint: a map's top pages, a few besides."""
-        return 8 + self._core.family.largest_map // layout.TOP_ENTRIES
+        """More pages than any tree operation adds to the next checkpoint (a map's top pages, a few besides), and those
+        that it must leave to what gives space back."""
+        return GIVING_MARGIN + 8 + self._core.family.largest_map // layout.TOP_ENTRIES
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 

@@ -206,6 +206,21 @@ class Client:
         if not self.files.dead:
             self.family.tell(f"{number} done: {scrubber.counts}")
 
+    async def write_somewhere(self) -> None:
+        """One write of a chunk, to be done now. Raises OutOfSpace."""
+        volume = self._pick_volume()
+        if volume is None or self.files.dead or self.store.failed is not None:
+            return
+        volume.users += 1
+        try:
+            assert volume.head is not None
+            start = self.rng.randrange(volume.windows.sectors) // 128 * 128
+            await self._change("write", volume.head, volume, self.rng.choice(volume.windows.within(start, 128)))
+        except (InvalidState, NotFound, StoreFailed, MediumError):
+            return
+        finally:
+            volume.users -= 1
+
     async def _lease(self, head: NativeHead, target: Volume | Staging) -> None:
         """A range handed to one worker, as the copy loop does: written, then published in whole or in part."""
         start = self.rng.randrange(target.windows.sectors) // 128 * 128
@@ -323,7 +338,13 @@ class Client:
                 self.family.tell(f"{number} done")
                 content.acknowledged(start, end, number, value=0, durable=fua or target.write_through)
         else:
-            await head.discard(offset, length)
+            unit = self.store.chunk_bytes
+            try:
+                await head.discard(offset, length)
+            except OutOfSpace as error:
+                if (offset | length) % unit == 0:
+                    raise Violation(f"a discard of whole chunks lacks space: {error}") from error
+                raise
             if not self.files.dead:
                 self.family.tell(f"{number} done")
                 content.acknowledged(start, end, number, value=0, durable=target.write_through)
@@ -483,6 +504,8 @@ class Client:
         self.family.tell(f"delete snapshot {snapshot.frozen.name}")
         try:
             await self.store.delete_snapshot(snapshot.frozen)
+        except OutOfSpace as error:
+            raise Violation(f"a deletion lacks space: {error}") from error
         except REFUSALS:
             snapshot.doomed = False
             raise

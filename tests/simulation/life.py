@@ -15,7 +15,7 @@ Oracle (``tests.support.volume_oracle``, ``tests.simulation.family``)
     * no scrub finds anything, and at every crash each chunk that has a digest holds what was digested;
     * one of two good superblock slots may rot at any power loss;
     * a failed sync is sticky until the file is reopened, on the same boot too; a full disk fails writes and damages
-      nothing.
+      nothing; when there is room again, writes succeed (``disk.py``).
 
 Not checked: speed, how much of the unflushed survives, file systems that reorder below a sector.
 
@@ -28,7 +28,7 @@ import asyncio
 import gc
 import random
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.layout_encryption import EncryptionRecord
 from tests.simulation.clients import MOODS, Client, read_all
+from tests.simulation.disk import Disk
 from tests.simulation.family import SECTOR, Family, Violation
 from tests.simulation.promises import decide
 from tests.support.sim_files import Fault, SimFileSystem, eio
@@ -128,6 +129,7 @@ class Life:
             random.Random(self.rng.getrandbits(64)), cold_read_chance=self.rng.choice((0.0, 0.2))
         )
         self.family = Family()
+        self.disk = Disk(seed if self.plan.quota_chunks is None else None, self.files)
         self.outcome = Outcome(seed)
         if verbose:
             self.family.story = self.outcome.trace
@@ -146,7 +148,7 @@ class Life:
         self.store = None
         if self.created and self.plan.fail_sync:
             self.files.faults.append(Fault("sync", eio, nth=rng.randint(1, 40)))
-        self.files.quota_bytes = self.plan.quota_chunks * CHUNK if self.plan.quota_chunks and self.created else None
+        self.disk.size_bytes = self.plan.quota_chunks * CHUNK if self.plan.quota_chunks and self.created else None
         died = self._process(self._work if self.created else self._make)
         # After a failed sync the cache shows what the medium does not have, and nobody can tell what. A store that knew
         # has told its successor, which then has no more than after a power loss; one that died before has not.
@@ -188,7 +190,9 @@ class Life:
         workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=turns_max, slow_chance=0.05)
         self.files.on_death = loop.die
         try:
-            loop.run_until_complete(main(loop, StoreEnv(self.files, workers, SimClock(loop))))
+            env = StoreEnv(self.files, workers, SimClock(loop))
+            room = self.disk.room(workers)
+            loop.run_until_complete(main(loop, env if room is None else replace(env, room=room)))
         except ProcessDied:
             return True
         except (StoreFailed, MediumError):
@@ -228,7 +232,8 @@ class Life:
 
     async def _look_only(self, loop: SimLoop, env: StoreEnv) -> None:
         self.files.faults.clear()
-        self.files.quota_bytes = None
+        self.disk.size_bytes = None
+        self.disk.widen()
         store = await TvolFile.open(env, PATH, unlock=lambda record: KEYED)
         await decide(store, self.family, self.rng)
         await self.family.found(store, read_all, durable=self.power_lost)
@@ -257,7 +262,8 @@ class Life:
             for _ in range(self.plan.clients)
         ]
         steps = rng.randint(5, 80)
-        await asyncio.gather(*(client.run(steps, structural=self.plan.structural) for client in crowd))
+        users = [client.run(steps, structural=self.plan.structural) for client in crowd]
+        await asyncio.gather(*users, self.disk.run(crowd[0]))
         if rng.random() < 0.6:
             await store.close()
 

@@ -49,6 +49,7 @@ from tests.simulation.mutation import Mutation, at_once, left_out
 from tests.simulation.mutations_of_digests import DIGESTS
 from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_sharing import SHARING
+from tests.simulation.mutations_of_space import DIRECTED_SPACE, SPACE
 from tests.support.sim_files import SimBlockFile, SimFileSystem
 from tests.support.volume_oracle import Violation
 
@@ -462,6 +463,7 @@ MUTATIONS: dict[str, Mutation] = {
         ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
     ),
     **SHARING,
+    **SPACE,
     **DIGESTS,
     **NOTES,
     # Checkpoint
@@ -530,6 +532,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "thaw-waits-for-its-users": a_slow_reader_of_a_shared_chunk,
     "thaw-by-its-own-ticket": a_chunk_shared_again_while_it_thaws,
     "source-asked-for-each-batch": a_source_deleted_while_it_is_shared,
+    **DIRECTED_SPACE,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 

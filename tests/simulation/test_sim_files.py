@@ -187,3 +187,18 @@ def test_waiting_for_nothing_is_reported():
     with pytest.raises(Deadlock):
         loop.run_until_complete(main())
     loop.close()
+
+
+def test_a_write_without_room_arrives_in_part_and_a_file_has_a_longest_size():
+    files, file = machine()
+    write(file, b"a" * PAGE, 0)
+    files.quota_bytes = PAGE
+    with pytest.raises(OutOfSpace):
+        write(file, b"b" * 2 * PAGE, 0)
+    assert read(files, 0, PAGE) == b"b" * PAGE
+    assert files.image(PATH).size == PAGE
+    files.quota_bytes, files.file_bytes_max = None, 2 * PAGE
+    file.truncate(2 * PAGE)
+    for late in (lambda: file.truncate(2 * PAGE + 1), lambda: file.allocate(PAGE, 2 * PAGE)):
+        with pytest.raises(OutOfSpace):
+            late()

@@ -10,7 +10,8 @@ What is modelled
       Of a write in progress a prefix of sectors arrives. The boot id stays.
     * **A failed sync** leaves the pending effects visible but clean: no later sync makes them durable (Linux).
     * A file created or removed is so after power loss only if its folder was synced.
-    * Faults by rule (the nth write of a region fails), a disk quota, bit flips.
+    * Faults by rule (the nth write of a region fails), a disk quota, a longest file, bit flips. Of a write that finds
+      no room a part may have been written before its error.
     * The lock: one writer, or readers.
 
 What each structure of a volume file must survive
@@ -257,7 +258,11 @@ class SimBlockFile:
         effect = Effect("write", offset, len(data), data)
         if self._step("write", offset, len(data), on_death=lambda: self._tear(effect)):
             self._check_writable()
-            self._reserve(offset, len(data))
+            try:
+                self._reserve(offset, len(data))
+            except OutOfSpace:
+                self._write_short(effect)
+                raise
             self._inode.issue(effect)
 
     def sync_data(self) -> None:
@@ -289,6 +294,7 @@ class SimBlockFile:
     def truncate(self, size: int, /) -> None:
         if self._step("truncate", size, 0):
             self._check_writable()
+            self._limit(size)
             self._inode.issue(Effect("truncate", 0, size))
 
     def close(self) -> None:
@@ -311,12 +317,29 @@ class SimBlockFile:
     def _reserve(self, offset: int, length: int) -> None:
         """Raises OutOfSpace when new pages of this extent do not fit the quota."""
         quota = self._system.quota_bytes
+        if length:
+            self._limit(offset + length)
         if quota is None or length == 0:
             return
         pages = self._inode.live.pages
         new = sum(number not in pages for number in range(offset // PAGE, (offset + length - 1) // PAGE + 1))
         if new and self._system.used_bytes() + new * PAGE > quota:
             raise enospc()
+
+    def _limit(self, size: int) -> None:
+        """Raises OutOfSpace where the file would grow beyond the longest that may be."""
+        longest = self._system.file_bytes_max
+        if longest is not None and size > max(longest, self._inode.live.size):
+            raise OutOfSpace("simulated EFBIG")
+
+    def _write_short(self, effect: Effect) -> None:
+        """Of a write without room, what went to pages that the file has already, up to the first that it has not."""
+        end = effect.offset
+        while end < effect.offset + effect.length and end // PAGE in self._inode.live.pages:
+            end = (end // PAGE + 1) * PAGE
+        length = min(effect.length, end - effect.offset)
+        if length > 0:
+            self._inode.issue(Effect("write", effect.offset, length, effect.data[:length]))
 
     def _tear(self, effect: Effect) -> None:
         """The process dies inside this write: a prefix of its sectors is in the page cache."""
@@ -343,6 +366,7 @@ class SimFileSystem:
         self.cold_read_chance = cold_read_chance
         self.faults: list[Fault] = []
         self.quota_bytes: int | None = None
+        self.file_bytes_max: int | None = None
         self.operations = 0
         self.counts: dict[str, int] = {}
         self.dead = False

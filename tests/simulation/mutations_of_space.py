@@ -1,0 +1,85 @@
+"""The rules about space (``engine/pool_space.py``, ``engine/tvol/allocator.py``, ``pages.py``), each taken away."""
+
+from __future__ import annotations
+
+from engine.pool_space import PoolSpace
+from engine.tvol import core as core_module
+from engine.tvol import store as store_module
+from engine.tvol.allocator import Allocator
+from engine.tvol.core import Core
+from tests.simulation.directed_space import (
+    a_full_disk_that_snapshots_wear_down,
+    a_grant_from_before_the_last_measurement,
+    a_map_that_outgrows_the_metadata,
+    a_quota_that_is_kept,
+    a_write_right_after_a_deletion,
+    writers_beside_each_other,
+)
+from tests.simulation.mutation import Mutation
+
+
+def _granted_without_asking(original):
+    return lambda self: True
+
+
+def _grants_last(original):
+    def is_granted(self):
+        if self._granted:
+            self._epoch = self._room.epoch
+        return original(self)
+
+    return is_granted
+
+
+def _grants_do_not_count(original):
+    def grant(self, wanted, unit):
+        given = original(self, wanted, unit)
+        self._given -= given
+        return given
+
+    return grant
+
+
+def _old_operation(original):
+    return lambda self, operation: operation
+
+
+def _none(original):
+    return 0
+
+
+SPACE: dict[str, Mutation] = {
+    "quota-is-asked": Mutation(
+        "a chunk whose space the host must give is taken only while the pool has room",
+        ((Allocator, "_is_granted", _granted_without_asking),),
+    ),
+    "grants-count": Mutation(
+        "what was granted counts as used until a measurement shows it",
+        ((PoolSpace, "grant", _grants_do_not_count),),
+    ),
+    "grants-end": Mutation(
+        "what was granted and not spent is void at the next measurement",
+        ((Allocator, "_is_granted", _grants_last),),
+    ),
+    "waiting-write-holds-nothing": Mutation(
+        "a write that waits for space does not keep it from coming back",
+        ((Core, "renewed", _old_operation),),
+    ),
+    "margin-of-writes": Mutation(
+        "writes leave pages for what gives space back",
+        ((core_module, "MARGIN", _none),),
+    ),
+    "margin-of-flips": Mutation(
+        "snapshots leave pages for what gives space back",
+        ((store_module, "GIVING_MARGIN", _none),),
+    ),
+}
+
+DIRECTED_SPACE = {
+    "quota-is-asked": a_quota_that_is_kept,
+    "grants-count": writers_beside_each_other,
+    "grants-end": a_grant_from_before_the_last_measurement,
+    "waiting-write-holds-nothing": a_write_right_after_a_deletion,
+    "margin-of-writes": a_map_that_outgrows_the_metadata,
+    "margin-of-flips": a_full_disk_that_snapshots_wear_down,
+}
