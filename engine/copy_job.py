@@ -2,7 +2,7 @@
 
     a frozen source, its extents -> read -> digest -> write -> read back -> digest -> compare -> chunk ledger
 
-The plan is a list of ranges in whole leaves (64 KiB). Several lanes take *strips* of at most 1 MiB from it; a strip
+The plan is a list of ranges in whole leaves (64 KiB). Several lanes take *strips* of at most 4 MiB from it; a strip
 goes through all steps in one lane (``engine.copy_steps``), its bytes moved by a ``Mover`` (``engine.movers``). The
 *recorder* makes the target durable and writes verified strips to the ledger, at the latest when 64 MiB wait for it.
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from engine.movers import Mover
     from engine.stores import BlockDevice
 
-STRIP_BYTES = 1 * MIB
+STRIP_BYTES = 4 * MIB
 """What a lane takes at a time: where the stores allow it, one request to the mover for all steps of it."""
 
 LANES = 4

@@ -26,15 +26,19 @@ class Steps:
         self._source = source
         self._target = target
         self._compare_first = compare_first
-        self._mover = mover if isinstance(source, BulkSource) and isinstance(target, BulkTarget) else None
+        self._bulk: tuple[Mover, BulkSource, BulkTarget, BulkSource | None] | None = None
+        """What moves strips in one go: mover, source, target, and the target as something to compare with first."""
+        if mover is not None and isinstance(source, BulkSource) and isinstance(target, BulkTarget):
+            present = target if compare_first and isinstance(target, BulkSource) else None
+            self._bulk = mover, source, target, present
 
     async def move(self, strip: Extent, buffers: Buffers) -> Moved:
         """Bring a strip over and verify it. ``buffers`` are the caller's own until this returns.
 
         Raises IntegrityError (the target returned other bytes), and whatever the stores raise.
         """
-        if self._mover is not None:
-            moved = await self._move_in_one_go(self._mover, strip)
+        if self._bulk is not None:
+            moved = await self._move_in_one_go(strip, *self._bulk)
             if moved is not None:
                 return moved
         moved = Moved()
@@ -61,22 +65,20 @@ class Steps:
             moved.written.append(run)
         return moved
 
-    async def _move_in_one_go(self, mover: Mover, strip: Extent) -> Moved | None:
+    async def _move_in_one_go(
+        self, strip: Extent, mover: Mover, source: BulkSource, target: BulkTarget, present: BulkSource | None
+    ) -> Moved | None:
         """All steps by the mover. None: the target wants single writes here."""
-        assert isinstance(self._source, BulkSource)
-        assert isinstance(self._target, BulkTarget)
-        to = await self._target.lease_write(strip.offset, strip.length)
+        to = await target.lease_write(strip.offset, strip.length)
         if to is None:
             return None
         leases: list[ReadLease | WriteLease] = [to]
         try:
-            source = self._source.lease_read(strip.offset, strip.length)
-            leases.append(source)
-            present = None
-            if self._compare_first and isinstance(self._target, BulkSource):
-                present = self._target.lease_read(strip.offset, strip.length)
-                leases.append(present)
-            moved = await mover.move(strip, source, present, to)
+            leases.append(read := source.lease_read(strip.offset, strip.length))
+            before = None
+            if present is not None:
+                leases.append(before := present.lease_read(strip.offset, strip.length))
+            moved = await mover.move(strip, read, before, to)
             await to.publish([(run.offset - strip.offset, run.length) for run in moved.written])
             return moved
         finally:

@@ -51,13 +51,14 @@ async def tree_of(device: Readable, *, control: CopyControl | None = None, mover
     data = whole_leaves([e for e in extents if e.state is ExtentState.DATA], device.size_bytes)
     control.progress.total_bytes += sum(extent.length for extent in data)
     strips = _cut(data, STRIP_BYTES)
+    leasing = device if mover is not None and isinstance(device, BulkSource) else None
 
     async def lane() -> None:
         buffer = memoryview(bytearray(PIECE_BYTES))
         for strip in strips:
             await control.passage()
-            if mover is not None and isinstance(device, BulkSource):
-                digests = await _digest_leased(device, strip, mover)
+            if mover is not None and leasing is not None:
+                digests = await _digest_leased(leasing, strip, mover)
             else:
                 digests = await _digest(device, strip, buffer)
             tree.put(strip.offset, digests)

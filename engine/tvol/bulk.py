@@ -7,6 +7,7 @@ maps are read when the lease is made and changed by ``publish``, both in the loo
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from engine.stores.place import Place
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 PUBLISH_STEP = 4
 """Chunks published between two looks at the room for them, as many as a single write has."""
+PUBLISH_TURN = 16
+"""Chunks published in one turn of the loop."""
 
 
 class NativeReadLease:
@@ -82,6 +85,9 @@ class NativeWriteLease:
                 core.publish(self._node(), self._first + number, chunk)
                 self._unpublished.discard(chunk)
                 step += 1
+                if step % PUBLISH_TURN == 0:
+                    core.end_pass()
+                    await asyncio.sleep(0)
         core.end_pass()
         if self._write_through:
             await core.flush()

@@ -27,7 +27,7 @@ from engine.errors import NotSupported, OutOfRange
 from engine.stores import Extent, ExtentState
 from engine.stores.place import Place
 from engine.tvol import layout
-from engine.tvol.bulk import PUBLISH_STEP, segments_of
+from engine.tvol.bulk import PUBLISH_STEP, PUBLISH_TURN, segments_of
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import ZEROES, add_extent, runs_of
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, ZERO, RecordType
@@ -206,6 +206,9 @@ class _Lease:
                 self.chunks[number] = 0
             else:
                 core.publish(self._head.node, self._first + number, ZERO)
+            if number % PUBLISH_TURN == PUBLISH_TURN - 1:
+                core.end_pass()
+                await asyncio.sleep(0)
         core.end_pass()
 
     def _is_as_read(self, number: int) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.copy_job import STRIP_BYTES
 from engine.errors import InUse, InvalidArgument, OutOfSpace
 from engine.hash_tree import HashTree
 from engine.proof import Proof, tree_of
@@ -213,7 +214,7 @@ async def test_a_paused_first_copy_goes_on_where_it_was(tmp_path):
     held: list[HeldMover] = []
 
     def hold(mover):
-        held.append(HeldMover(mover, strips=8))
+        held.append(HeldMover(mover, strips=2))
         return held[0]
 
     async with opened(tmp_path / "pool", hold) as engine:
@@ -228,7 +229,7 @@ async def test_a_paused_first_copy_goes_on_where_it_was(tmp_path):
         held[0].let_go()
         job = await done(engine, await engine.api.replica_resume("b"))
         assert job.result["rounds"] == 3, "the interrupted round twice, and one for what was written since"
-        assert job.result["written_bytes"] == SIZE - 8 * MIB + 64 * KIB, "what the ledger has is not sent again"
+        assert job.result["written_bytes"] == SIZE - 2 * STRIP_BYTES + 64 * KIB, "what the ledger has is not sent again"
         assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
         assert await content(engine, "a") == await content(engine, "b")
 
