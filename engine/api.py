@@ -20,6 +20,9 @@ class VolumeInfo:
     """``state``: ok, read-only, failed (a sync failed: STORE section 2), damaged (not served), or locked (not served
     for want of its key); ``reason`` says why.
 
+    ``digests``: the policy, lazy or always. ``bad_chunks``: of its file, marked bad. ``verified_at``: since when scrubs
+    know all of it to be good.
+
     ``target`` and ``lun``: where initiators find it first, when it is exposed. ``origin``: VOLUME@SNAPSHOT of a
     linked clone. ``file``: its family's file. ``encryption``: where the key of an encrypted one is.
     """
@@ -41,6 +44,46 @@ class VolumeInfo:
     target: str | None
     lun: int | None
     encryption: str | None = None
+    digests: str = "lazy"
+    bad_chunks: int = 0
+    verified_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubRange:
+    """``verified_at``: when it was last gone through; None: never."""
+
+    offset: int
+    length: int
+    verified_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubInfo:
+    """The last scrub of a volume, or the one under way: ``job``.
+
+    ``state``: never, running, paused, finished or failed. ``policy``: lazy (scrubs make digests) or always (digests are
+    made soon after data is written). Chunks are counted for the last run; ``file_digests`` and ``file_bad_chunks`` are
+    of the whole family's file. ``verified_at``: the oldest time of ``ranges``; None: some were never gone through.
+    """
+
+    volume: str
+    policy: str
+    state: str
+    job: int | None
+    rate_bytes_s: int
+    started_at: float | None
+    finished_at: float | None
+    verified_chunks: int
+    new_digests: int
+    bad_chunks: int
+    repaired_chunks: int
+    transient_chunks: int
+    chunk_bytes: int
+    file_digests: int
+    file_bad_chunks: int
+    verified_at: float | None
+    ranges: list[ScrubRange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -576,6 +619,23 @@ class EngineApi(Protocol):
 
     async def volume_delete_preview(self, name: str, *, force: bool = False) -> DeletionInfo:
         """What ``volume_delete`` would give back; raises what it would raise."""
+        ...
+
+    async def volume_scrub(self, name: str, *, rate_bytes_s: int | None = None) -> JobInfo:
+        """Verify the chunks of a volume and its snapshots that have digests, and make those that are missing.
+
+        Goes on with a scrub that was paused. ``rate_bytes_s``: what it reads at most; kept for the next ones.
+        Raises InUse: one is under way.
+        """
+        ...
+
+    async def volume_scrub_pause(self, name: str) -> ScrubInfo:
+        """End the scrub under way; the next one goes on with it. Raises InvalidState: none is."""
+        ...
+
+    async def volume_scrub_show(self, name: str) -> ScrubInfo: ...
+    async def volume_digests(self, name: str, policy: str) -> ScrubInfo:
+        """``always``: data gets a digest soon after it was written; ``lazy``: scrubs make them."""
         ...
 
     async def volume_space(self, name: str) -> SpaceInfo: ...

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engine.access_state import AccessState
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
+from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
 from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
 from engine.pool_space import SpaceLimits
 
@@ -81,6 +82,7 @@ CREATE TABLE events (
 """
     + GROUP_SCHEMA
     + SCHEDULE_SCHEMA
+    + SCRUB_SCHEMA
 )
 
 
@@ -203,6 +205,7 @@ class Catalog:
         self._thread = thread
         self.groups = GroupTables(self._run)
         self.schedules = ScheduleTables(self._run)
+        self.scrubs = ScrubTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:
@@ -297,6 +300,7 @@ class Catalog:
             database.execute(f"DELETE FROM reservations WHERE device_id IN {held}", (file,))
             database.execute(f"DELETE FROM sanitizations WHERE volume_id IN {held}", (file,))
             forget_volumes(database, f"IN {held}", (file,))
+            forget_scrubs(database, f"IN {held}", file)
             database.execute("DELETE FROM volumes WHERE file = ?", (file,))
             database.execute("DELETE FROM deletions WHERE file = ?", (file,))
 
@@ -314,6 +318,7 @@ class Catalog:
             database.execute("DELETE FROM luns WHERE volume_id = ?", (volume_id,))
             database.execute("DELETE FROM sanitizations WHERE volume_id = ?", (volume_id,))
             forget_volumes(database, "= ?", (volume_id,))
+            forget_scrubs(database, "= ?", volume_id)
             database.execute("DELETE FROM volumes WHERE volume_id = ?", (volume_id,))
 
         await self._run(work)

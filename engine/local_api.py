@@ -20,6 +20,7 @@ from engine.api import (
     PruneInfo,
     ReplicaInfo,
     ScheduleInfo,
+    ScrubInfo,
     SessionInfo,
     SnapshotInfo,
     SpaceInfo,
@@ -113,6 +114,7 @@ class LocalApi(GroupOperations):
             reasons.append("the pool is full: writes that need new space are refused (twinvol pool show)")
         reasons += self._exposure.reasons() + self._replicas.reasons()
         reasons += self._pool.groups.reasons() + self._schedules.reasons()
+        reasons += self._pool.integrity.reasons()
         return StatusInfo(
             pool=str(self._pool.path),
             pid=os.getpid(),
@@ -455,6 +457,23 @@ class LocalApi(GroupOperations):
         point = None if snapshot is None else self._pool.snapshot(volume, snapshot)
         return _job_info(await start_root(self._pool, volume, point))
 
+    # --- integrity --------------------------------------------------------------------------------------------
+
+    async def volume_scrub(self, name: str, *, rate_bytes_s: int | None = None) -> JobInfo:
+        return _job_info(await self._pool.integrity.scrub(self._pool.volume(name), rate_bytes_s))
+
+    async def volume_scrub_pause(self, name: str) -> ScrubInfo:
+        await self._pool.integrity.pause(self._pool.volume(name))
+        return await self.volume_scrub_show(name)
+
+    async def volume_scrub_show(self, name: str) -> ScrubInfo:
+        return self._pool.integrity.info(self._pool.volume(name))
+
+    async def volume_digests(self, name: str, policy: str) -> ScrubInfo:
+        await self._pool.integrity.set_policy(self._pool.volume(name), policy)
+        await self._event(f"volume {name}", f"digests are made {'soon' if policy == 'always' else 'by scrubs'}")
+        return await self.volume_scrub_show(name)
+
     # --- replicas ---------------------------------------------------------------------------------------------
 
     async def replica_create(self, source: str, name: str, *, mode: str = "sync") -> JobInfo:
@@ -663,6 +682,9 @@ class LocalApi(GroupOperations):
             target=luns[0].target if luns else None,
             lun=luns[0].lun if luns else None,
             encryption=self._pool.key_source(volume),
+            digests=self._pool.integrity.policy(volume),
+            bad_chunks=self._pool.store_of(volume).bad_chunks,
+            verified_at=self._pool.integrity.verified_at(volume),
         )
 
 

@@ -42,6 +42,7 @@ from engine.errors import (
 )
 from engine.files import measure_space, translate
 from engine.groups import Groups
+from engine.integrity import Integrity
 from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
 from engine.interchange import SCRATCH_SUFFIX, interrupted_exports
 from engine.jobs import JobRegistry
@@ -128,6 +129,7 @@ class Pool:
         self._damaged: dict[str, DamagedFamily] = {}
         self._unfinished: set[str] = set()
         self.groups = Groups(self)
+        self.integrity = Integrity(self)
         self._changing = asyncio.Lock()
         self.exporting: set[Path] = set()
         """Where to exports are under way."""
@@ -171,6 +173,7 @@ class Pool:
     async def close(self) -> None:
         """End jobs, checkpoint and close every family, and give the pool free."""
         await self.jobs.close()
+        await self.integrity.close()
         await self.groups.close()
         await self.space.stop()
         for volume in self._volumes.values():
@@ -260,6 +263,13 @@ class Pool:
         if encryption is None:
             raise InvalidState(f"volume {volume.name}", "not encrypted", "one that was made with a key")
         await store.rekey(await self.env.workers.run(lambda: rewrap(encryption, key_source)))
+
+    def store_of(self, volume: Volume) -> TvolFile:
+        return self._stores[self.row(volume).file]
+
+    def bad_chunks(self) -> dict[Path, int]:
+        """Of each file that has chunks marked bad, how many."""
+        return {store.path: store.bad_chunks for store in self._stores.values() if store.bad_chunks}
 
     def chunk_bytes(self, volume: Volume) -> int:
         return self._stores[self.row(volume).file].chunk_bytes

@@ -50,6 +50,7 @@ class Replicas:
         self._rows: dict[str, MirrorRow] = {}
         self._idle: dict[str, str] = {}
         self._events: set[asyncio.Task[None]] = set()
+        pool.integrity.copies = self.counterparts
 
     async def restore(self) -> None:
         """Start the mirrors of the catalogue. One whose volumes are not there waits, with its reason."""
@@ -70,6 +71,16 @@ class Replicas:
         await asyncio.gather(*(mirror.close() for mirror in self._mirrors.values()))
         if self._events:
             await asyncio.wait(self._events)
+
+    def counterparts(self, volume_id: str) -> list[Volume]:
+        """The other sides of the mirrors that a volume is in."""
+        found = []
+        for row in self._rows.values():
+            if volume_id in (row.source_id, row.target_id):
+                other = row.target_id if volume_id == row.source_id else row.source_id
+                with contextlib.suppress(EngineError):  # a volume whose file is damaged has nothing to offer
+                    found.append(self._pool.by_id(other))
+        return found
 
     # --- looking ----------------------------------------------------------------------------------------------
 

@@ -110,6 +110,7 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         ending.push_async_callback(pool.jobs.close)
         await replicas.restore()
         await exposure.restore()
+        await pool.integrity.start()
         local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks())
         api = api_server.ApiServer(local_api)
         ending.push_async_callback(api.close)

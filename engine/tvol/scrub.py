@@ -32,7 +32,7 @@ from engine.hash_tree import leaf_digests
 from engine.stores.place import Place
 from engine.tvol import layout
 from engine.tvol.allocator import runs
-from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
 from engine.tvol.digests import MAX_DIRTY_PAGES, digest_of
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, LayoutError, NodeFlag, NodeKind, RecordType
 from engine.units import MIB
@@ -90,6 +90,8 @@ class ScrubCounts:
     transient: int = 0
     skipped: int = 0
     """Marked bad before."""
+    no_room: int = 0
+    """Without a digest still: the disk is full."""
 
 
 class _Held:
@@ -140,11 +142,12 @@ class Scrubber:
         self._repair = repair
         self._make_only = make_only
         self._tree_version = 0
+        self._stored = 0
         self._digests = core.family.births.digests
         self._batch_chunks = max(1, BATCH_BYTES // core.chunk_bytes)
 
     async def run(self, first: int, end: int) -> None:
-        """Scrub chunk indexes ``first`` to ``end`` of the volume and of all its snapshots.
+        """Scrub chunk indexes ``first`` to ``end`` of the volume and of all its snapshots; what is new is durable then.
 
         Raises NotFound or InvalidState when the volume goes, StoreFailed, and what ``pace`` raises.
         """
@@ -158,6 +161,9 @@ class Scrubber:
                 await self._snapshots(number, start, stop, done)
         finally:
             self._core.on_tree_change.remove(self._tree_changed)
+        if self.counts.made > self._stored:
+            await self._core.checkpointer.run()  # digests are in no journal
+            self._stored = self.counts.made
 
     def _tree_changed(self) -> None:
         self._tree_version += 1
@@ -194,12 +200,12 @@ class Scrubber:
                 return above
             node = nodes.popleft()
             await self._sealed(node)
-            for at in range(start, stop, self._batch_chunks):
+            entries = node.map.leaves[number].array if number < len(node.map.leaves) else ABSENT_LEAF.array
+            for at in self._strips(entries[start:stop]):
                 if self._core.family.nodes.get(node.id) is not node or node.flags & NodeFlag.RECLAIMING:
                     break  # merged: its child has the rest now
-                if number < len(node.map.leaves):
-                    entries = node.map.leaves[number].array[at : min(stop, at + self._batch_chunks)]
-                    await self._entries(node, number, at, entries, node.floor)
+                first, last = start + at, min(stop, start + at + self._batch_chunks)
+                await self._entries(node, number, first, node.map.leaves[number].array[first:last], node.floor)
             above = node.generation
 
     async def _sealed(self, node: Node) -> None:
@@ -209,17 +215,23 @@ class Scrubber:
             self._core.check()
 
     async def _live(self, number: int, start: int, stop: int, floor: int) -> None:
-        base = number << LEAF_SHIFT
-        for at in range(start, stop, self._batch_chunks):
-            last = min(stop, at + self._batch_chunks)
-            if number >= len(self._head.node.map.leaves):
-                return  # the volume was made smaller
-            if not (self._head.node.map.leaves[number].array[at:last] >= FIRST_CHUNK_ENTRY).any():
-                continue
-            if not await self._head.still(base + at, base + last - 1):
+        """What the head has that was born above ``floor``."""
+        node, base = self._head.node, number << LEAF_SHIFT
+        if number >= len(node.map.leaves):
+            return  # the volume was made smaller
+        for at in self._strips(node.map.leaves[number].array[start:stop]):
+            first, last = start + at, min(stop, start + at + self._batch_chunks)
+            if not await self._head.still(base + first, base + last - 1):
                 return
-            entries = self._head.node.map.leaves[number].array[at:last]
-            await self._entries(self._head.node, number, at, entries, floor)
+            await self._entries(node, number, first, node.map.leaves[number].array[first:last], floor)
+
+    def _strips(self, entries: Words) -> list[int]:
+        """Where the batches among these entries begin that have something to do."""
+        wanted = entries >= FIRST_CHUNK_ENTRY
+        if self._make_only:
+            wanted[wanted] = ~self._digests.have(self._core.family.claims.chunks_of(entries[wanted]))
+        batches: list[int] = np.unique(np.flatnonzero(wanted) // self._batch_chunks).tolist()
+        return [batch * self._batch_chunks for batch in batches]
 
     async def _entries(self, node: Node, number: int, at: int, entries: Words, floor: int) -> None:
         """Some entries of a node; nobody is writing to what they name, in this step."""
@@ -268,9 +280,11 @@ class Scrubber:
             elif actual is None:
                 self._tell(Found.UNREADABLE_UNKNOWN, node, index_of[chunk], chunk)
             elif made or await self._room():
-                made += 1
                 if chunk in self._digests.held:
+                    made += 1
                     self._digests.put(chunk, actual)
+            else:
+                self.counts.no_room += 1
         self.counts.made += made
         for chunk in bad:
             expected = self._digests.get(chunk) if chunk in self._digests.held else None

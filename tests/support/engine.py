@@ -84,6 +84,7 @@ async def opened(
             replicas = Replicas(pool, software="twinvol test")
             await replicas.restore()
             await exposure.restore()
+            await pool.integrity.start()
             try:
                 yield Engine(pool, LocalApi(pool, exposure, replicas, version="test"), exposure, exports)
             finally:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from twinvol.cli.command import Output, as_json, size, size_text, volume_point, with_api
+from twinvol.cli.command import Output, as_json, size, size_text, time_text, volume_point, with_api
 from twinvol.cli.diff import diff_options, print_diff
 from twinvol.cli.job import finish, job_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.api import EngineApi, VolumeInfo
+    from engine.api import EngineApi, ScrubInfo, VolumeInfo
 
 
 def _image(text: str) -> str:
@@ -142,6 +142,63 @@ async def delete(api: EngineApi, output: Output, name: str, force: bool, dry_run
         return
     await api.volume_delete(name, force=force)
     output.done(f"volume {name} is deleted")
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--rate", type=size, help="Bytes per second that it reads at most, kept for the next ones; at first 100M."
+)
+@click.option("--pause", is_flag=True, help="End the one under way; the next goes on with it.")
+@click.option("--status", is_flag=True, help="Only show the last one, and when each range was verified.")
+@click.option("--digests", type=click.Choice(["lazy", "always"]), help="Only say when digests are made.")
+@job_options
+@with_api
+async def scrub(
+    api: EngineApi,
+    output: Output,
+    name: str,
+    rate: int | None,
+    pause: bool,
+    status: bool,
+    digests: str | None,
+    no_wait: bool,
+    progress: bool,
+) -> None:
+    """Compare what the volume and its snapshots hold with its digests, and make those that are missing."""
+    if pause + status + (digests is not None) + (rate is not None) > 1:
+        raise click.UsageError("one of --rate, --pause, --status and --digests")
+    if pause:
+        output.object(info := await api.volume_scrub_pause(name), scrub_line(info))
+    elif status:
+        output.object(info := await api.volume_scrub_show(name), scrub_line(info))
+    elif digests is not None:
+        output.object(info := await api.volume_digests(name, digests), scrub_line(info))
+    else:
+        job = await api.volume_scrub(name, rate_bytes_s=rate)
+        await finish(api, output, job, no_wait=no_wait, progress=progress, text=_scrub_result)
+
+
+def scrub_line(info: ScrubInfo) -> str:
+    """The last scrub in some lines."""
+    since = (
+        "not all of it verified yet" if info.verified_at is None else f"verified since {time_text(info.verified_at)}"
+    )
+    counts = f"{info.verified_chunks} chunks right, {info.new_digests} new digests, {info.bad_chunks} bad"
+    lines = [
+        f"volume {info.volume}: {since}; digests {info.policy}",
+        f"last scrub: {info.state}; {counts}, {info.repaired_chunks} repaired, {info.transient_chunks} wrong in memory",
+    ]
+    if info.file_bad_chunks:
+        lines.append(f"its file has {info.file_bad_chunks} chunks marked bad")
+    return "\n".join(lines)
+
+
+def _scrub_result(result: dict[str, Any]) -> str:
+    return (
+        f"volume {result['volume']}: {result['verified']} chunks right, {result['made']} new digests,"
+        f" {result['bad']} bad, {result['repaired']} repaired"
+    )
 
 
 @cli.command()
