@@ -15,14 +15,15 @@ from twinvol.cli.exit_codes import ExitCode
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--pool", hidden=True, help="Taken as by every command; the file says all.")
+@click.option("--data", is_flag=True, help="Also read all data that has a digest, and compare.")
 @json_option
-def cli(file: Path, pool: str | None, as_json: bool) -> None:
+def cli(file: Path, pool: str | None, data: bool, as_json: bool) -> None:
     """Verify every structure of a volume file. Ends with 0 when clean, 9 when damaged, 4 while in use."""
     from engine.tvol.check import check_file  # slow: numpy
 
     output = Output(as_json)
     try:
-        report = check_file(file)
+        report = check_file(file, data=data)
     except EngineError as error:
         fail(output, error)
     state = "damaged" if report.damaged else "clean"

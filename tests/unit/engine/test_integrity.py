@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -55,8 +54,9 @@ async def ended(engine: Engine, job: JobInfo) -> JobInfo:
 async def first_range(engine: Engine, run: int) -> None:
     """Return when a run has recorded the volume's first range."""
     volume_id = engine.pool.volume("v").volume_id
-    while (await engine.pool.catalog.scrubs.ranges()).get(volume_id, {}).get(0, (0, 0))[0] < run:
-        await asyncio.sleep(0)
+    done = {}
+    while done.get(0, (0, 0))[0] < run:
+        done = (await engine.pool.catalog.scrubs.ranges()).get(volume_id, {})
 
 
 async def rot(engine: Engine, index: int, volume: str = "v") -> None:
