@@ -47,6 +47,7 @@ from tests.simulation.directed_rot import (
 from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
 from tests.simulation.mutations_of_digests import DIGESTS
+from tests.simulation.mutations_of_flatten import DIRECTED_FLATTEN, FLATTEN
 from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.simulation.mutations_of_space import DIRECTED_SPACE, SPACE
@@ -466,6 +467,7 @@ MUTATIONS: dict[str, Mutation] = {
     **SPACE,
     **DIGESTS,
     **NOTES,
+    **FLATTEN,
     # Checkpoint
     "pages-before-superblock": Mutation(
         "pages and data are durable before a superblock refers to them",
@@ -533,6 +535,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "thaw-by-its-own-ticket": a_chunk_shared_again_while_it_thaws,
     "source-asked-for-each-batch": a_source_deleted_while_it_is_shared,
     **DIRECTED_SPACE,
+    **DIRECTED_FLATTEN,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 

@@ -25,7 +25,7 @@ def _no_records(original):
     return lambda self: []
 
 
-class _NeverFlushes:
+class NeverFlushes:
     """A store's core whose flush returns at once."""
 
     def __init__(self, core):
@@ -41,7 +41,7 @@ class _NeverFlushes:
 def _promised_before_the_flush(original):
     async def hold(self, snapshot, owner, expires_at):
         hasty = copy.copy(self)
-        hasty._core = _NeverFlushes(self._core)
+        hasty._core = NeverFlushes(self._core)
         return await original(hasty, snapshot, owner, expires_at)
 
     return hold

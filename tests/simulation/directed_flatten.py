@@ -1,0 +1,139 @@
+"""Clones flattened under their users, played on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from engine.copy_job import CopyOptions, copy_extents
+from engine.movers import ThreadMover
+from engine.tvol.file import TvolFile
+from tests.simulation.directed import CHUNK, CHUNKS, PATH, HeldWorkers, _create, _process
+from tests.support.sim_files import SimFileSystem
+from tests.support.volume_oracle import Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from engine.files import StoreEnv
+    from engine.tvol.head import NativeHead
+
+
+class _Interrupted(ThreadMover):
+    """Lets something happen when a strip was copied and is not published yet."""
+
+    def __init__(self, workers, between: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(workers)
+        self._between = between
+
+    async def move(self, strip, source, present, to):
+        moved = await super().move(strip, source, present, to)
+        await self._between()
+        return moved
+
+
+async def _nothing() -> None:
+    return
+
+
+async def _family(env: StoreEnv) -> tuple[TvolFile, NativeHead]:
+    """A volume full of "a", and a clone of it."""
+    store = await _create(env)
+    head = store.volumes()[0]
+    for index in range(CHUNKS):
+        await head.write(index * CHUNK, memoryview(b"a" * CHUNK))
+    clone = await store.clone(await store.snapshot(head, "origin"), "clone")
+    return store, clone
+
+
+async def _flatten(
+    env: StoreEnv, store: TvolFile, clone: NativeHead, between: Callable[[], Awaitable[None]] = _nothing
+) -> None:
+    """One pass."""
+    shared = await store.inherited(clone)
+    assert shared is not None
+    mover = _Interrupted(env.workers, between)
+    await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+
+
+async def _expect(head: NativeHead, expected: bytes) -> None:
+    found = bytearray(CHUNKS * CHUNK)
+    await head.read(0, memoryview(found))
+    if found != expected.ljust(len(found), b"a"):
+        raise Violation("a flattened clone does not hold what was written to it")
+
+
+def a_write_over_what_is_being_copied() -> None:
+    """The write stays, though the copy ends after it."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+
+        async def write() -> None:
+            await clone.write(0, memoryview(b"b" * CHUNK))
+
+        await _flatten(env, store, clone, write)
+        await _expect(clone, b"b" * CHUNK)
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_slow_write_under_a_copy_and_a_flip() -> None:
+    """It was planned by the old entry and belongs to a snapshot; the volume has it all the same."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        workers.meant = lambda call: True
+        writer = asyncio.ensure_future(clone.write(0, memoryview(b"b" * 512)))
+        await asyncio.sleep(0)
+        snapshot = asyncio.ensure_future(store.snapshot(clone, "s"))
+        await asyncio.sleep(0)
+        await _flatten(env, store, clone)
+        workers.let_go()
+        await writer
+        await snapshot
+        await _expect(clone, b"b" * 512)
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_clone_that_still_inherits_and_its_origin_goes() -> None:
+    """It is not separated, so what it inherits is not freed."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        await store.separate(clone)
+        head = store.volumes()[0]
+        await store.delete_snapshot(store.snapshots()[0])
+        for value in (b"b", b"c"):
+            for index in range(CHUNKS):
+                await head.write(index * CHUNK, memoryview(value * CHUNK))
+            await head.flush()
+            await store.settled()
+        await _expect(clone, b"")
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_separated_clone_after_power_loss() -> None:
+    """It hangs on nothing when its owner was told so."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        await _flatten(env, store, clone)
+        if not await store.separate(clone):
+            raise Violation("a clone that inherits nothing was not separated")
+
+    async def look(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await TvolFile.open(env, PATH)
+        (clone,) = (head for head in store.volumes() if head.name == "clone")
+        if store.origin(clone) is not None:
+            raise Violation("a clone hangs on its origin again")
+        await _expect(clone, b"")
+        await store.close()
+
+    _process(files, main)
+    files.lose_power("everything")
+    _process(files, look)

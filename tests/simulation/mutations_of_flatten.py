@@ -1,0 +1,59 @@
+"""The rules of flattening (``engine/tvol/flatten.py``), each taken away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.tvol import flatten
+from engine.tvol import store as store_module
+from engine.tvol.head import NativeHead
+from tests.simulation.directed_flatten import (
+    a_clone_that_still_inherits_and_its_origin_goes,
+    a_separated_clone_after_power_loss,
+    a_slow_write_under_a_copy_and_a_flip,
+    a_write_over_what_is_being_copied,
+)
+from tests.simulation.mutation import Mutation
+from tests.simulation.mutations_of_notes import NeverFlushes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _always(original):
+    return lambda *arguments: True
+
+
+async def _nothing_is_inherited(core, node):
+    return True
+
+
+def _separated_without_a_flush(original):
+    return lambda core, head: original(NeverFlushes(core), head)
+
+
+FLATTEN: dict[str, Mutation] = {
+    "copied-only-where-unchanged": Mutation(
+        "a copy of what a clone inherits counts only where the clone has not written meanwhile",
+        ((flatten._Lease, "_is_as_read", _always),),
+    ),
+    "copied-only-where-no-write-is-under-way": Mutation(
+        "it does not count where a write is under way",
+        ((NativeHead, "may_redirect", _always),),
+    ),
+    "separated-only-without-inheritance": Mutation(
+        "a clone leaves its origin only when it inherits nothing",
+        ((flatten, "_inherits_nothing", lambda original: _nothing_is_inherited),),
+    ),
+    "separation-is-flushed": Mutation(
+        "a separation is durable when it is told",
+        ((store_module, "separate", _separated_without_a_flush),),
+    ),
+}
+
+DIRECTED_FLATTEN: dict[str, Callable[[], None]] = {
+    "copied-only-where-unchanged": a_write_over_what_is_being_copied,
+    "copied-only-where-no-write-is-under-way": a_slow_write_under_a_copy_and_a_flip,
+    "separated-only-without-inheritance": a_clone_that_still_inherits_and_its_origin_goes,
+    "separation-is-flushed": a_separated_clone_after_power_loss,
+}
