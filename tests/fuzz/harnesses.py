@@ -26,6 +26,7 @@ from iscsi.wire.pdu import REQUESTS, RESPONSES, Framer, decode
 from iscsi.wire.requests import DataOut, LoginRequest, LogoutRequest, NopOut, TaskManagementRequest, TextRequest
 from iscsi.wire.responses import R2T, AsyncMessage, DataIn, LoginResponse, NopIn, ScsiResponsePdu, TextResponse
 from iscsi.wire.text_keys import parse_text, serialize_text
+from tests.fuzz.images import image_heads, vhdx
 from tests.fuzz.mutations import mutate
 from tests.support.iscsi_link import INITIATOR, READ_10, TARGET, WRITE_10, Link, cdb, make_registry, make_unit
 from tests.support.memory_device import MemoryDevice
@@ -385,5 +386,7 @@ HARNESSES: dict[str, Harness] = {
         initiator_session,
         target_connection,
         target_sessions,
+        vhdx,
+        image_heads,
     )
 }
