@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.api import ScrubInfo, ScrubRange
 from engine.errors import EngineError, IntegrityError, InUse, InvalidArgument, InvalidState
-from engine.hash_tree import leaf_digests
-from engine.tvol.digests import digest_of
 from engine.tvol.scrub import Found, ScrubCounts
 from engine.units import MIB, align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from engine.files import Clock
     from engine.jobs import Job
@@ -375,7 +373,7 @@ class _Copies:
     def __init__(self, copies: Callable[[str], Sequence[Volume]]) -> None:
         self._copies = copies
 
-    async def fetch(self, volume_id: str, offset: int, length: int, digest: bytes, /) -> bytes | None:
+    async def offers(self, volume_id: str, offset: int, length: int, /) -> AsyncIterator[bytes]:
         for volume in self._copies(volume_id):
             points = list(volume.head.store.snapshots(volume.volume_id))[: -REPAIR_POINTS - 1 : -1]
             devices: list[BlockDevice] = [volume.head, *points]
@@ -384,11 +382,11 @@ class _Copies:
                 there = min(length, device.size_bytes - offset)
                 if there <= 0:
                     continue
-                with contextlib.suppress(EngineError):  # this one does not have it: another may
+                try:
                     await device.read(offset, memoryview(data)[:there])
-                    if digest_of(leaf_digests(memoryview(data))) == digest:
-                        return bytes(data)
-        return None
+                except EngineError:
+                    continue  # this one does not have it: another may
+                yield bytes(data)
 
 
 def _range_bytes(size_bytes: int, chunk_bytes: int) -> int:

@@ -65,6 +65,12 @@ class EncryptedFile:
         self._apply(data, offset, encrypting=True)
         self._inner.write((data,), offset)
 
+    def stored(self, data: bytes, offset: int) -> bytes:
+        """What ``write`` of this would put into the file."""
+        view = memoryview(bytearray(data))
+        self._apply(view, offset, encrypting=True)
+        return bytes(view)
+
     def _apply(self, view: memoryview, offset: int, *, encrypting: bool) -> None:
         """Encrypt or decrypt ``view``, which lies at ``offset`` in the file, where it is."""
         at, end = 0, len(view)

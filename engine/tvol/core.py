@@ -116,6 +116,11 @@ class Core:
         """Set when chunks are freed; somebody waits for it."""
         self._may_share = family.claims.in_use
 
+    def as_stored(self, data: bytes, position: int) -> bytes:
+        """Payload as it lies in the file: that is what digests are of, and needs no key to be checked."""
+        stored: Callable[[bytes, int], bytes] | None = getattr(self.data, "stored", None)
+        return data if stored is None else stored(data, position)
+
     @property
     def path(self) -> Path:
         return self.file.path

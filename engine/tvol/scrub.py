@@ -38,7 +38,7 @@ from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, LayoutError, Nod
 from engine.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     import numpy.typing as npt
 
@@ -108,8 +108,8 @@ class _Held:
 class RepairSource(Protocol):
     """Somebody who may have the bytes of a chunk elsewhere: a mirror."""
 
-    async def fetch(self, volume_id: str, offset: int, length: int, digest: bytes, /) -> bytes | None:
-        """``length`` bytes of the volume from ``offset`` that have this digest (``engine.tvol.digests``), or None."""
+    def offers(self, volume_id: str, offset: int, length: int, /) -> AsyncIterator[bytes]:
+        """What others take for ``length`` bytes of the volume from ``offset``; the digest decides whether it is so."""
         ...
 
 
@@ -375,11 +375,16 @@ class Scrubber:
             return
         core, size = self._core, self._core.chunk_bytes
         offset = index * size
-        data = await self._repair.fetch(self._head.volume_id, offset, size, expected)
-        if data is None or digest_of(leaf_digests(memoryview(data))) != expected or chunk not in self._digests.held:
+        async for data in self._repair.offers(self._head.volume_id, offset, size):
+            stored = await core.env.workers.run(lambda data=data: core.as_stored(data, chunk * size))  # type: ignore[misc]
+            if digest_of(leaf_digests(memoryview(stored))) == expected:
+                break
+        else:
+            return
+        if chunk not in self._digests.held:
             return
         try:
-            await core.env.workers.run(lambda: core.file.write((memoryview(data),), chunk * size))
+            await core.env.workers.run(lambda: core.file.write((memoryview(stored),), chunk * size))
             actual = await self._read_medium(chunk)
         except EngineError:
             core.check()

@@ -120,10 +120,10 @@ class _Offers:
     """A copy that has other bytes, then the right ones."""
 
     def __init__(self) -> None:
-        self.offers = [_data(BAD + 1), _data(BAD)]
+        self.left = [_data(BAD + 1), _data(BAD)]
 
-    async def fetch(self, volume_id, offset, length, digest, /):
-        return self.offers.pop(0)
+    async def offers(self, volume_id, offset, length, /):
+        yield self.left.pop(0)
 
 
 def a_repair_from_a_copy_that_differs() -> None:

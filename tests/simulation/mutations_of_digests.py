@@ -94,10 +94,9 @@ def _read_from_the_cache(original):
 
 def _any_bytes_repair(original):
     async def heal(self, node, index, chunk, expected):
-        data = await self._repair.fetch(self._head.volume_id, 0, self._core.chunk_bytes, expected)
-        await self._core.env.workers.run(
-            lambda: self._core.file.write((memoryview(data),), chunk * self._core.chunk_bytes)
-        )
+        size = self._core.chunk_bytes
+        async for data in self._repair.offers(self._head.volume_id, 0, size):
+            await self._core.env.workers.run(lambda data=data: self._core.file.write((memoryview(data),), chunk * size))
         await self._mark(chunk, bad=False)
 
     return heal

@@ -209,3 +209,23 @@ async def test_what_the_file_holds_after_it_all_is_clean(tmp_path: Path):
     report = check_file(path, data=True)
     assert report.findings == []
     assert report.counts["verified_chunks"] == 9
+
+
+async def test_an_encrypted_volume_is_checked_without_its_key_and_repaired_from_a_plain_mirror(tmp_path: Path):
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    key.chmod(0o600)
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("v", SIZE, key_source=f"file:{key}")
+        await engine.api.volume_create("r", SIZE)
+        for index in range(3):
+            await write(engine, index, index + 1)
+        await ended(engine, await engine.api.replica_attach("v", "r"))
+        await ended(engine, await engine.api.volume_scrub("v"))
+        await rot(engine, 1)
+        job = await ended(engine, await engine.api.volume_scrub("v"))
+        assert (job.state, job.result["bad"], job.result["repaired"]) == ("Completed", 1, 1)
+        assert await read(engine, 1) == data(2)
+        path = engine.pool.file_of(engine.pool.volume("v"))
+    report = check_file(path, data=True)
+    assert (report.findings, report.counts["verified_chunks"]) == ([], 3)
