@@ -89,17 +89,18 @@ async def check_ranges(path: Path, content: bytes, ranges: list[tuple[int, int]]
 # --- logs ---------------------------------------------------------------------------------------------------------
 
 BASE, PAGES = 4 * MIB, 12
-changes = st.lists(
-    st.one_of(
-        st.builds(lambda at, seed: Page(BASE + at * SECTOR, noise(seed, SECTOR)), st.integers(0, PAGES - 1), st.integers()),
-        st.builds(
-            lambda page, count: Zeroes(BASE + page * SECTOR, min(count, PAGES - page) * SECTOR),
-            st.integers(0, PAGES - 1),
-            st.integers(0, 6),
-        ),
-    ),
-    max_size=5,
-)  # fmt: skip
+
+
+def page(number: int, seed: int) -> Page:
+    return Page(BASE + number * SECTOR, noise(seed, SECTOR))
+
+
+def zeroes(number: int, count: int) -> Zeroes:
+    return Zeroes(BASE + number * SECTOR, min(count, PAGES - number) * SECTOR)
+
+
+numbers = st.integers(0, PAGES - 1)
+changes = st.lists(st.builds(page, numbers, st.integers()) | st.builds(zeroes, numbers, st.integers(0, 6)), max_size=5)
 
 
 @given(st.lists(changes, min_size=1, max_size=6), st.integers(0, 255), st.integers(0, 5), st.data())

@@ -14,6 +14,7 @@ from engine.local_api import LocalApi
 from engine.pool import Pool
 from engine.replicas import Replicas
 from tests.support.exports import MemoryExports
+from twinvol.remote_disks import IscsiDisks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -86,7 +87,9 @@ async def opened(
             await exposure.restore()
             await pool.integrity.start()
             try:
-                yield Engine(pool, LocalApi(pool, exposure, replicas, version="test"), exposure, exports)
+                yield Engine(
+                    pool, LocalApi(pool, exposure, replicas, version="test", remotes=IscsiDisks()), exposure, exports
+                )
             finally:
                 await pool.jobs.close()
                 await replicas.close()
