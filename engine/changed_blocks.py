@@ -203,7 +203,7 @@ class ChangedBlocks:
 
     async def _digests_of(self, frozen: Frozen, extent: Extent) -> list[str]:
         assert isinstance(frozen, BulkSource)
-        lease = frozen.lease_read(extent.offset, extent.length)
+        lease = await frozen.lease_read(extent.offset, extent.length)
         try:
             digests = await self._pool.env.mover.digest(extent.length, lease)
         finally:

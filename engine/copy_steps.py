@@ -74,10 +74,10 @@ class Steps:
             return None
         leases: list[ReadLease | WriteLease] = [to]
         try:
-            leases.append(read := source.lease_read(strip.offset, strip.length))
+            leases.append(read := await source.lease_read(strip.offset, strip.length))
             before = None
             if present is not None:
-                leases.append(before := present.lease_read(strip.offset, strip.length))
+                leases.append(before := await present.lease_read(strip.offset, strip.length))
             moved = await mover.move(strip, read, before, to)
             await to.publish([(run.offset - strip.offset, run.length) for run in moved.written])
             return moved

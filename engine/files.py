@@ -154,6 +154,8 @@ class StoreEnv:
     clock: Clock
     copier: Mover | None = None
     room: Room = BOUNDLESS
+    cached_leaves: int = 1024
+    """Map leaves (16 KiB each) of snapshots that one open file keeps in memory: 256 GiB of them at 64 KiB chunks."""
 
     @property
     def mover(self) -> Mover:

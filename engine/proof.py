@@ -84,7 +84,7 @@ async def _digest(device: Readable, strip: Extent, buffer: memoryview) -> bytes:
 
 
 async def _digest_leased(device: BulkSource, strip: Extent, mover: Mover) -> bytes:
-    lease = device.lease_read(strip.offset, strip.length)
+    lease = await device.lease_read(strip.offset, strip.length)
     try:
         return await mover.digest(strip.length, lease)
     finally:

@@ -235,7 +235,7 @@ class WriteLease(Protocol):
 class BulkSource(Protocol):
     """A frozen device of which whole ranges can be handed to one worker call: no hop for each read."""
 
-    def lease_read(self, offset: int, length: int, /) -> ReadLease: ...
+    async def lease_read(self, offset: int, length: int, /) -> ReadLease: ...
 
 
 @runtime_checkable

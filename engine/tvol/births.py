@@ -16,17 +16,20 @@ again, it says ``FROZEN``. A digest freezes until the chunk is freed, and ends w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from engine.tvol.digests import Digests
-from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, BIRTHS_PER_PAGE, MAX_GENERATION, PageRef
+from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, BIRTHS_PER_PAGE, MAX_GENERATION
+from engine.tvol.table_pages import TablePages
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Words = npt.NDArray[np.uint32]
+
+Number = TypeVar("Number", np.uint32, np.int32)
 
 _PAGE_SHIFT = 12
 assert 1 << _PAGE_SHIFT == BIRTHS_PER_PAGE
@@ -38,7 +41,7 @@ _LAST_TICKET = (1 << 31) - 1
 
 
 class Births:
-    """A growing uint32 array with a set of changed pages."""
+    """A growing uint32 array, stored in pages."""
 
     __slots__ = (
         "_guard",
@@ -48,7 +51,6 @@ class Births:
         "born",
         "count",
         "digests",
-        "dirty",
         "pages",
         "ticket",
         "view",
@@ -68,9 +70,7 @@ class Births:
         self.born = self._store.data
         """For scalars; replaced when the array grows, so never keep it. The same for ``view``."""
         self.view = self._guard.data
-        self.dirty: set[int] = set()
-        self.pages: list[PageRef] = []
-        """Where the pages of the last checkpoint are."""
+        self.pages = TablePages(self.page_bytes)
         self.ticket = 2
         """Number of the batch that chunks losing their last slot now belong to."""
 
@@ -80,43 +80,42 @@ class Births:
             return
         if count > len(self._store):
             self._grow(max(count, 2 * len(self._store)))
-        self.dirty.update(range(self.count >> _PAGE_SHIFT, ((count - 1) >> _PAGE_SHIFT) + 1))
+        self.pages.touch_all(range(self.count >> _PAGE_SHIFT, ((count - 1) >> _PAGE_SHIFT) + 1))
         self.count = count
 
     def _grow(self, size: int) -> None:
-        more = size - len(self._store)
-        self._store = np.pad(self._store, (0, more))
-        self._guard = np.pad(self._guard, (0, more)) if self._guarded else self._store.view(np.int32)
+        self._store = _longer(self._store, size)
+        self._guard = _longer(self._guard, size) if self._guarded else self._store.view(np.int32)
         if self._slots is not None:
-            self._slots = np.pad(self._slots, (0, more))
+            self._slots = _longer(self._slots, size)
         self.born, self.view = self._store.data, self._guard.data
 
     def cut(self, count: int) -> None:
         """Cover no more than ``count`` chunks; those beyond are free."""
         self.count = min(self.count, count)
-        self.dirty = {page for page in self.dirty if page < self.page_count()}
+        self.pages.cut(self.page_count())
 
     def set(self, chunk: int, birth: int) -> None:
         """A chunk that nothing named before."""
         if chunk >= self.count:
             self.extend_to(chunk + 1)
+        self.pages.touch(chunk >> _PAGE_SHIFT)
         self.born[chunk] = birth
         if self._guarded:
             self.view[chunk] = birth if birth <= MAX_GENERATION else FROZEN
-        self.dirty.add(chunk >> _PAGE_SHIFT)
 
     def of(self, chunks: Words) -> Words:
         return self._store[chunks]
 
     def free(self, chunks: Words) -> Words:
         """No map names these by their number any more. Returns those that no slot names either: they are free."""
+        self._touch(chunks)
         freed = chunks
         if self._slots is not None:
             shared = self._slots[chunks] > 0
             self._store[chunks[shared]] = BIRTH_SHARED
             freed = chunks[~shared]
         self._let_go(freed)
-        self._touch(chunks)
         return freed
 
     def _let_go(self, freed: Words) -> None:
@@ -131,11 +130,11 @@ class Births:
 
     def free_one(self, chunk: int) -> None:
         """The same for one chunk of a file without slots."""
+        self.pages.touch(chunk >> _PAGE_SHIFT)
         if self._guarded:
             self._let_go(np.array([chunk], np.uint32))
         else:
             self.born[chunk] = BIRTH_FREE
-        self.dirty.add(chunk >> _PAGE_SHIFT)
 
     def with_birth(self, birth: int, first: int = 0) -> Words:
         """Chunks from ``first`` on that have exactly this birth, ascending."""
@@ -176,9 +175,9 @@ class Births:
         last = np.unique(chunks[self._slots[chunks] == 0])
         unnamed = self._store[last] == BIRTH_SHARED
         freed, kept = last[unnamed], last[~unnamed]
+        self._touch(freed)
         self._let_go(freed)
         self._guard[kept] = -self.ticket
-        self._touch(freed)
         return freed, kept
 
     def next_ticket(self) -> int:
@@ -230,7 +229,8 @@ class Births:
     # --- pages --------------------------------------------------------------------------------------------------
 
     def _touch(self, chunks: Words) -> None:
-        self.dirty.update(np.unique(chunks >> _PAGE_SHIFT).tolist())
+        """These are about to change."""
+        self.pages.touch_all(np.unique(chunks >> _PAGE_SHIFT).tolist())
 
     def page_count(self) -> int:
         return -(-self.count // BIRTHS_PER_PAGE)
@@ -238,3 +238,10 @@ class Births:
     def page_bytes(self, page: int) -> bytes:
         """A stored page as it is now; short at the end of the array."""
         return self._store[page * BIRTHS_PER_PAGE : min((page + 1) * BIRTHS_PER_PAGE, self.count)].tobytes()
+
+
+def _longer(array: npt.NDArray[Number], size: int) -> npt.NDArray[Number]:
+    """With zeroes behind, which take no memory before they are used."""
+    grown = np.zeros(size, array.dtype)
+    grown[: len(array)] = array
+    return grown

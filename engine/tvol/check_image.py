@@ -139,7 +139,7 @@ class Loader:
         self._size = file.size()
         self._leaves: dict[tuple[int, int], Words] = {}
         self._pages: dict[int, str] = {}
-        self._leaf_pages: set[int] = set()
+        self._shared_pages: set[int] = set()
 
     def load(self) -> Image | None:
         """None: nothing below the superblocks or the root stream can be reached."""
@@ -235,7 +235,7 @@ class Loader:
         seen: set[int] = set()
         try:
             for kind, flags, payload in layout.iter_root_records(stream):
-                if kind in seen and kind != RootType.NODE:
+                if kind in seen and kind not in (RootType.NODE, RootType.NODES):
                     raise LayoutError(f"two records of type {kind}")
                 seen.add(kind)
                 if kind == RootType.FILE:
@@ -252,6 +252,8 @@ class Loader:
                     nodes.append(layout.NodeRecord.parse(payload))
                 elif kind == RootType.ENCRYPTION:
                     EncryptionRecord.parse(payload)
+                elif kind == RootType.NODES:
+                    nodes.extend(self._group(layout.NodeGroupRecord.parse(payload)))
                 elif kind == RootType.HOLDS:
                     image.holds = {(found.node, found.owner) for found in HoldRecord.parse_all(payload)}
                 elif kind == RootType.DESCRIPTIONS:
@@ -286,17 +288,27 @@ class Loader:
             self._deadlist(node)
         return True
 
+    def _group(self, group: layout.NodeGroupRecord) -> Iterator[layout.NodeRecord]:
+        parts = [self.page(ref, f"nodes, page {number}") for number, ref in enumerate(group.pages)]
+        if any(part is None for part in parts):
+            raise LayoutError("a group of nodes cannot be read")
+        stream = b"".join(part for part in parts if part is not None)[: group.length]
+        for kind, _, payload in layout.iter_root_records(stream):
+            if kind != RootType.NODE:
+                raise LayoutError(f"a record of type {kind} among the nodes")
+            yield layout.NodeRecord.parse(payload)
+
     # Pages
 
     def page(self, ref: PageRef, where: str, *, shared: bool = False) -> bytes | None:
-        """A page's bytes if they verify. ``shared``: others may use it too (a leaf)."""
+        """A page's bytes if they verify. ``shared``: other maps may use it too (a leaf, a top)."""
         if ref.page == 0 or (ref.page + 1) * layout.PAGE_SIZE > self._size:
             self._findings.damage(where, f"refers to page {ref.page}, which the file does not have")
             return None
         other = self._pages.setdefault(ref.page, where)
         if other == where and shared:
-            self._leaf_pages.add(ref.page)
-        elif other != where and not (shared and ref.page in self._leaf_pages):
+            self._shared_pages.add(ref.page)
+        elif other != where and not (shared and ref.page in self._shared_pages):
             self._findings.damage(where, f"uses page {ref.page}, which is also {other}")
         data = self.bytes_at(ref.page * layout.PAGE_SIZE, layout.PAGE_SIZE, where)
         if data is not None and checksum64(data) != ref.checksum:
@@ -364,7 +376,7 @@ class Loader:
     def _top_entries(self, node: Node) -> Iterator[tuple[int, int, int]]:
         left = node.record.leaf_count
         for number, ref in enumerate(node.record.top_pages):
-            data = self.page(ref, f"{node.where}, map top {number}")
+            data = self.page(ref, f"{node.where}, map top {number}", shared=True)
             count = min(left, layout.TOP_ENTRIES)
             left -= count
             if data is None:

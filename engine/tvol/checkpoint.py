@@ -1,10 +1,14 @@
 """The checkpoint: metadata pages, then the superblock, then the journal's space is free again.
 
 It runs while reads and writes go on. ``_capture`` takes the state at one instant in the loop: leaves are frozen (the
-maps copy them on the next change), everything small is copied. Pages are shadow-written to places that neither
-superblock slot refers to. The order, each step durable before the next:
+maps copy them on the next change), tables are copied page by page as they are written or changed (``table_pages.py``),
+and only nodes that were touched since the last checkpoint are looked at. Pages are shadow-written to places that
+neither superblock slot refers to. The order, each step durable before the next:
 
     pages -> sync -> first superblock slot -> sync -> second slot -> sync -> old journal space and old pages are free
+
+Which pages are old follows from what it wrote in place of what: ``PageChanges``. A top page that no node refers to any
+more is read once again, for the leaves that it referred to. Maps of sealed snapshots are unloaded in the end.
 
 The first sync also covers the data of every record up to the captured one, so a checkpoint commits what it contains.
 """
@@ -13,16 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from array import array
-from dataclasses import dataclass, field
+import functools
+import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from xxhash import xxh3_64_intdigest as checksum64
 
-from engine.errors import OutOfSpace
+from engine.errors import MediumError, OutOfSpace
 from engine.tvol import layout, superblock
-from engine.tvol.chunk_map import ABSENT_LEAF, ChunkMap, Leaf
-from engine.tvol.deadlist import Deadlist, pack_buckets
+from engine.tvol.chunk_map import ABSENT_LEAF, NO_PAGE, ChunkMap, Leaf, pack_top
+from engine.tvol.deadlist import Deadlist, pack_buckets, word_pages
 from engine.tvol.layout import (
     PAGE_SIZE,
     REFS_PER_INDEX_PAGE,
@@ -31,6 +37,8 @@ from engine.tvol.layout import (
     DigestsRecord,
     Feature,
     FileRecord,
+    NodeFlag,
+    NodeKind,
     NodeRecord,
     PageRef,
     ReadOnlyFeature,
@@ -38,17 +46,32 @@ from engine.tvol.layout import (
     Superblock,
     WordsRecord,
 )
+from engine.tvol.map_reader import MapSource
+from engine.tvol.node_table import StoredNode
+from engine.tvol.pages import PageChanges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from array import array
+    from collections.abc import Iterable, Iterator, Sequence
 
     from engine.tvol.core import Core
     from engine.tvol.layout_encryption import EncryptionRecord
+    from engine.tvol.table_pages import TablePages
     from engine.tvol.tree import Family, Node
 
-_NODES_PER_TURN = 64
+_LOG = logging.getLogger(__name__)
+
+_NODES_PER_TURN = 16
 _BATCH_PAGES = 64
 """Pages (1 MiB) that one worker call writes; between calls the loop serves others."""
+_FREED_PER_TURN = 2048
+TOUCHED_MAX = 64
+"""More touched nodes than that, and a checkpoint is due: it looks at each of them in one turn of the loop, and a new
+snapshot's list of leaves (32 KiB for each TiB) is in memory until then."""
+MAY_CHANGE = NodeFlag.UNSEALED | NodeFlag.DELETED | NodeFlag.RECLAIMING
+"""Snapshots whose maps stay in memory: late writes of their epoch, or the reclaiming, may still need them."""
+TOP_DTYPE = np.dtype([("page", "<u4"), ("birth", "<u4"), ("checksum", "<u8")])
+assert TOP_DTYPE.itemsize == TOP_ENTRY.size
 
 
 @dataclass(slots=True)
@@ -56,13 +79,14 @@ class _NodeCapture:
     node: Node
     key: object
     """What the record says besides pages and deadlist counts."""
-    record: NodeRecord | None
-    """None: the record of the last checkpoint stands (2,000 unchanged snapshots must not hold up the loop)."""
+    record: NodeRecord
     map: ChunkMap
-    leaves: list[Leaf] | None
-    """The leaves if the map is dirty, else None: its pages of the last checkpoint stand."""
+    tops: list[PageRef]
+    parts: dict[int, list[Leaf]]
+    """The leaves of each top that is to be written; the other tops stand."""
     dead: Deadlist
     buckets: list[tuple[int, array[int], int]] | None
+    """None: the pages of the last checkpoint stand."""
 
 
 @dataclass(slots=True)
@@ -76,9 +100,9 @@ class _Capture:
     end_chunk: int
     file: FileRecord
     births_count: int
-    births: dict[int, bytes]
+    births: list[int]
     slots_count: int
-    slots: dict[int, bytes]
+    slots: list[int]
     features: Feature
     encryption: EncryptionRecord | None
     bits: dict[int, bytes]
@@ -87,17 +111,28 @@ class _Capture:
     has_digests: bool
     reclaim: list[array[int]]
     nodes: list[_NodeCapture]
+    gone: list[Node]
     notes: list[tuple[RootType, bytes]]
-    free: list[int]
     clean: bool
-    reachable: set[int] = field(default_factory=set)
 
 
 class Checkpointer:
     """Writes checkpoints of one store, one at a time."""
 
-    def __init__(self, core: Core, *, family_id: bytes, sequence: int, boot_id: str, journal_chunks: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        *,
+        family_id: bytes,
+        sequence: int,
+        boot_id: str,
+        journal_chunks: int,
+        rewritten: tuple[PageRef, ...],
+    ) -> None:
+        """``rewritten``: pages of the state in force that each checkpoint writes anew (root stream, reclaim queue)."""
         self._core = core
+        self._rewritten = rewritten
+        self._source = MapSource(core.file)
         self._family_id = family_id
         self._sequence = sequence
         self._boot_id = boot_id
@@ -157,10 +192,14 @@ class Checkpointer:
         core.check()
         core.end_pass()
         capture = self._capture()
-        writer = _PageWriter(core, capture.free)
-        root = await self._write_state(writer, capture)
-        new = self._superblock(capture, root, await self._write_root(writer, root, capture.reachable))
+        writer = _PageWriter(core)
+        root, rewritten = await self._write_state(writer, capture)
+        root_refs, index = await self._write_root(writer, root)
+        new = self._superblock(capture, root, index)
         await writer.flush()
+        rewritten += (*root_refs, *index)
+        writer.changes.replace(self._rewritten, rewritten)
+        await self._lose_leaves(writer)
         workers = core.env.workers
         await workers.run(self._sync_pages_before_superblock)
         core.check()
@@ -169,11 +208,36 @@ class Checkpointer:
         await workers.run(lambda: superblock.write_slot(core.file, 1, new))
         await workers.run(self._sync_second_superblock)
         core.check()
-        self._sequence = new.sequence
+        self._sequence, self._rewritten = new.sequence, rewritten
         core.family.births.digests.written()
         core.journal.head = capture.position
-        core.pages.finish(capture.reachable, len(root) // PAGE_SIZE + 1)
+        await self._free_pages(writer)
+        core.pages.end_checkpoint(len(root) // PAGE_SIZE + 1)
+        _unload(capture.nodes)
         core.became_durable(capture.seq)
+
+    async def _lose_leaves(self, writer: _PageWriter) -> None:
+        """The top pages that no node refers to any more do not refer to their leaves either."""
+        writer.changes.add(writer.tops)
+        unused = self._core.pages.unused(writer.tops).tolist()
+        for at in range(0, len(unused), _BATCH_PAGES):
+            refs = [PageRef(page, writer.lost_tops[page]) for page in unused[at : at + _BATCH_PAGES]]
+            writer.changes.lose(await self._core.env.workers.run(functools.partial(self._leaf_pages, refs)))
+
+    def _leaf_pages(self, tops: list[PageRef]) -> list[int]:
+        found: list[int] = []
+        for ref in tops:
+            try:
+                found += leaf_pages(self._source.top(ref))
+            except MediumError as error:
+                _LOG.warning("%s; the pages of its leaves are free again after the next opening only", error)
+        return found
+
+    async def _free_pages(self, writer: _PageWriter) -> None:
+        freed = self._core.pages.change(writer.changes).tolist()
+        for at in range(0, len(freed), _FREED_PER_TURN):
+            self._core.pages.free(freed[at : at + _FREED_PER_TURN])
+            await asyncio.sleep(0)
 
     def _sync_pages_before_superblock(self) -> None:
         """Pages, and the data of all captured records, are durable before a superblock refers to them."""
@@ -192,9 +256,9 @@ class Checkpointer:
     def _capture(self) -> _Capture:
         """The state now. Nothing in here waits; what is left mutable is not changed any more by anybody."""
         core, family = self._core, self._core.family
-        free = core.pages.begin_checkpoint()
-        reclaiming = set(family.reclaiming)
-        nodes = [node for node in family.nodes.values() if node not in reclaiming]
+        core.pages.begin_checkpoint()
+        touched, family.touched = list(family.touched.values()), {}
+        gone, family.gone = family.gone, []
         journal, births, claims = core.journal, family.births, family.claims
         bits, digests = births.digests.capture()
         capture = _Capture(
@@ -205,9 +269,9 @@ class Checkpointer:
             end_chunk=core.allocator.end,
             file=FileRecord(family.generation, family.next_node, len(family.nodes)),
             births_count=births.count,
-            births={page: births.page_bytes(page) for page in sorted(births.dirty)},
+            births=births.pages.capture(),
             slots_count=claims.count,
-            slots={page: claims.page_bytes(page) for page in sorted(claims.dirty)},
+            slots=claims.pages.capture(),
             features=_features(family),
             encryption=family.encryption,
             bits=bits,
@@ -215,13 +279,11 @@ class Checkpointer:
             bad=tuple(sorted(births.digests.bad)),
             has_digests=births.digests.in_use or bool(births.digests.bad),
             reclaim=list(family.reclaim),
-            nodes=[_capture_node(node) for node in [*nodes, *family.reclaiming]],
+            nodes=[found for found in map(_capture_node, touched) if found is not None],
+            gone=gone,
             notes=family.notes.records(),
-            free=free,
             clean=self._clean,
         )
-        births.dirty.clear()
-        claims.dirty.clear()
         family.dirty_leaves = family.dirty_words = family.structure_pages = 0
         core.pages.rebase()
         return capture
@@ -247,104 +309,111 @@ class Checkpointer:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    async def _write_state(self, writer: _PageWriter, capture: _Capture) -> bytes:
-        """Write everything but the root stream, which is returned."""
-        births, claims = self._core.family.births, self._core.family.claims
-        births.pages = await self._write_changed(writer, births.pages, capture.births, capture.births_count, 1)
-        claims.pages = await self._write_changed(writer, claims.pages, capture.slots, capture.slots_count, 2)
-        words: array[int] = array("I")
-        for chunks in capture.reclaim:
-            words += chunks
-        reclaim = WordsRecord(len(words), await writer.add_stream(words.tobytes()))
+    async def _write_state(self, writer: _PageWriter, capture: _Capture) -> tuple[bytes, tuple[PageRef, ...]]:
+        """Write everything but the root stream; that, and the pages written that the next checkpoint writes anew."""
+        family = self._core.family
+        births, claims = family.births.pages, family.claims.pages
+        await _write_table(writer, births, capture.births, capture.births_count, 1)
+        await _write_table(writer, claims, capture.slots, capture.slots_count, 2)
+        queued = sum(map(len, capture.reclaim))
+        reclaim = WordsRecord(queued, await writer.add_all(word_pages((part, len(part)) for part in capture.reclaim)))
         records: list[tuple[RootType, bytes]] = [
             (RootType.FILE, capture.file.serialize()),
-            (RootType.BIRTHS, WordsRecord(capture.births_count, tuple(births.pages)).serialize()),
+            (RootType.BIRTHS, WordsRecord(capture.births_count, tuple(births.refs)).serialize()),
             (RootType.RECLAIM, reclaim.serialize()),
         ]
         if capture.features & Feature.SHARED_CHUNKS:
-            slots = WordsRecord(2 * capture.slots_count, tuple(claims.pages))
+            slots = WordsRecord(2 * capture.slots_count, tuple(claims.refs))
             records.append((RootType.SLOTS, slots.serialize()))
         if capture.encryption is not None:
             records.append((RootType.ENCRYPTION, capture.encryption.serialize()))
         records += capture.notes
         if capture.has_digests:
             records.append((RootType.DIGESTS, (await self._write_digests(writer, capture)).serialize()))
-        _reach(capture.reachable, births.pages, claims.pages, reclaim.pages)
-        for number, node in enumerate(capture.nodes):
-            records.append((RootType.NODE, await self._write_node(writer, node)))
-            _reach(capture.reachable, node.map.pages, node.dead.pages)
-            capture.reachable.update(node.map.leaf_pages)
+        for node in capture.gone:
+            if node.stored is not None:
+                _forget_node(writer, node)
+                family.table.remove(node.id)
+        for number, found in enumerate(capture.nodes):
+            family.table.put(found.node.id, await self._write_node(writer, found))
             if not number % _NODES_PER_TURN:
                 await asyncio.sleep(0)
-        return b"".join(layout.pack_root_record(kind, payload) for kind, payload in records)
+        for group, stream, before in family.table.take_changed():
+            refs = await writer.add_stream(stream)
+            writer.changes.replace(before, refs)
+            family.table.stored(group, len(stream), refs)
+        records += family.table.root_records()
+        root = b"".join(layout.pack_root_record(kind, payload) for kind, payload in records)
+        return root, reclaim.pages
 
     async def _write_digests(self, writer: _PageWriter, capture: _Capture) -> DigestsRecord:
         digests = self._core.family.births.digests
         last = max(capture.bits, default=-1) + 1
         pages = digests.bits_pages + [PageRef(0, 0)] * (last - len(digests.bits_pages))
         for page, data in capture.bits.items():
-            pages[page] = await writer.add(data)
+            ref = await writer.add(data)
+            writer.changes.replace([pages[page]], [ref])
+            pages[page] = ref
         digests.bits_pages = pages
         for page, data in capture.digests.items():
             ref = await writer.add(data)
             digests.refs[page] = (ref.page, ref.checksum)
         if capture.digests or digests.dirty_refs:
             digests.dirty_refs = False
-            digests.indexed = digests.refs.copy()  # more may be added while they are written
-            digests.index = await writer.add_stream(digests.indexed.tobytes())
-        _reach(capture.reachable, pages, digests.index)
-        capture.reachable.update(digests.indexed["page"].tolist())
+            before, digests.indexed = digests.indexed, digests.refs.copy()  # more may be added while they are written
+            writer.changes.lose(before["page"].tolist())
+            writer.changes.gain(digests.indexed["page"].tolist())
+            index = await writer.add_stream(digests.indexed.tobytes())
+            writer.changes.replace(digests.index, index)
+            digests.index = index
         return DigestsRecord(len(digests.indexed), tuple(pages), digests.index, capture.bad)
 
-    async def _write_changed(
-        self, writer: _PageWriter, pages: list[PageRef], changed: dict[int, bytes], count: int, words: int
-    ) -> list[PageRef]:
-        """Write the changed pages of a table of ``count`` rows of so many words; where all of its pages are."""
-        wanted = -(-count * words // layout.WORDS_PER_PAGE)
-        found = pages[:wanted] + [PageRef(0, 0)] * (wanted - len(pages))
-        for page, data in changed.items():
-            found[page] = await writer.add(data)
-        return found
-
-    async def _write_node(self, writer: _PageWriter, node: _NodeCapture) -> bytes:
+    async def _write_node(self, writer: _PageWriter, capture: _NodeCapture) -> bytes:
         """Write a node's changed pages; its record."""
-        if node.leaves is not None:
-            for leaf in node.leaves:
+        node, chunk_map = capture.node, capture.map
+        for number, leaves in capture.parts.items():
+            for leaf in leaves:
                 if not leaf.page and leaf is not ABSENT_LEAF:
                     ref = await writer.add(leaf.array.tobytes())
                     leaf.page, leaf.checksum = ref.page, ref.checksum
-            tops = []
-            for at in range(0, len(node.leaves), TOP_ENTRIES):
-                part = node.leaves[at : at + TOP_ENTRIES]
-                tops.append(
-                    await writer.add(b"".join(TOP_ENTRY.pack(leaf.page, leaf.birth, leaf.checksum) for leaf in part))
-                )
-            node.map.pages = tuple(tops)
-            node.map.leaf_pages = tuple(leaf.page for leaf in node.leaves if leaf.page)
-        if node.buckets is not None:
-            node.dead.pages = await writer.add_stream(pack_buckets(node.buckets).tobytes())
-        if node.record is None:
-            assert node.node.stored is not None
-            return node.node.stored[1]
-        record = dataclasses.replace(node.record, top_pages=node.map.pages, deadlist_pages=node.dead.pages)
-        node.node.stored = (node.key, record.serialize())
-        return node.node.stored[1]
+            capture.tops[number] = await writer.add_top(leaves)
+        for number in chunk_map.writing & capture.parts.keys():  # not those of a map that became another meanwhile
+            if number < len(chunk_map.tops):
+                chunk_map.tops[number] = capture.tops[number]
+        chunk_map.writing = frozenset()
+        if capture.buckets is not None:
+            capture.dead.pages = await writer.add_all(pack_buckets(capture.buckets))
+        tops, dead = tuple(capture.tops), capture.dead.pages
+        _forget_node(writer, node)
+        writer.refer_to_tops(tops)
+        writer.changes.gain(ref.page for ref in dead)
+        record = dataclasses.replace(capture.record, top_pages=tops, deadlist_pages=dead).serialize()
+        node.stored = StoredNode(capture.key, tops, dead)
+        return record
 
-    async def _write_root(self, writer: _PageWriter, root: bytes, reachable: set[int]) -> tuple[PageRef, ...]:
-        """Write the root stream; the references to its index pages."""
+    async def _write_root(self, writer: _PageWriter, root: bytes) -> tuple[tuple[PageRef, ...], tuple[PageRef, ...]]:
+        """Write the root stream; its pages and the index pages."""
         refs = await writer.add_stream(root)
         index = [
             await writer.add(layout.pack_refs(refs[at : at + REFS_PER_INDEX_PAGE]))
             for at in range(0, len(refs), REFS_PER_INDEX_PAGE)
         ]
         assert len(index) <= layout.MAX_ROOT_INDEX_PAGES
-        _reach(reachable, refs, index)
-        return tuple(index)
+        return refs, tuple(index)
 
 
-def _reach(reachable: set[int], *groups: Sequence[PageRef]) -> None:
-    for refs in groups:
-        reachable.update(ref.page for ref in refs)
+async def _write_table(writer: _PageWriter, pages: TablePages, captured: list[int], count: int, words: int) -> None:
+    """Write the captured pages of a table of ``count`` rows of so many words, and note where all of its pages are."""
+    wanted = -(-count * words // layout.WORDS_PER_PAGE)
+    refs = pages.refs
+    writer.changes.lose(ref.page for ref in refs[wanted:])
+    del refs[wanted:]
+    refs.extend([NO_PAGE] * (wanted - len(refs)))
+    for page in captured:
+        ref = await writer.add(pages.take(page))
+        if page < wanted:
+            writer.changes.replace([refs[page]], [ref])
+            refs[page] = ref
 
 
 def _features(family: Family) -> Feature:
@@ -352,23 +421,52 @@ def _features(family: Family) -> Feature:
     return shares | (Feature.ENCRYPTION if family.encryption is not None else Feature(0))
 
 
-def _capture_node(node: Node) -> _NodeCapture:
-    leaves = buckets = None
-    clean = not node.map.dirty and not node.dead.dirty
+def _forget_node(writer: _PageWriter, node: Node) -> None:
+    """The node's record of the last checkpoint is none any more."""
+    if node.stored is not None:
+        writer.no_longer_refer_to_tops(node.stored.tops)
+        writer.changes.lose(ref.page for ref in node.stored.dead)
+
+
+def _unload(captured: list[_NodeCapture]) -> None:
+    """The maps of snapshots that cannot change any more are in the file now, and need not be in memory."""
+    for capture in captured:
+        node, chunk_map = capture.node, capture.map
+        if node.kind is NodeKind.SNAPSHOT and not node.flags & MAY_CHANGE and chunk_map.loaded and not chunk_map.dirty:
+            chunk_map.unload()
+
+
+def leaf_pages(top: bytes | bytearray) -> list[int]:
+    """The pages that a top page refers to."""
+    pages = np.frombuffer(top, TOP_DTYPE)["page"]
+    found: list[int] = pages[pages > 0].tolist()
+    return found
+
+
+def node_key(node: Node) -> object:
+    """What a node's record says besides pages and deadlist counts."""
     parent = node.parent.id if node.parent else 0
-    key = (parent, node.generation, node.kind, node.flags, node.size_bytes, node.mapped, node.own, node.guid, node.name)
-    if clean and node.stored and node.stored[0] == key:
-        return _NodeCapture(node, key, None, node.map, None, node.dead, None)
-    if node.map.dirty:
-        leaves = list(node.map.leaves)
-        node.map.dirty = False
+    counts = (node.size_bytes, node.map.count, node.mapped, node.own)
+    return parent, node.generation, node.kind, node.flags, counts, node.guid, node.name, node.created_at
+
+
+def _capture_node(node: Node) -> _NodeCapture | None:
+    """None: the record of the last checkpoint stands."""
+    key = node_key(node)
+    chunk_map = node.map
+    if not chunk_map.dirty and not node.dead.dirty and node.stored is not None and node.stored.key == key:
+        return None
+    leaves = chunk_map.leaves
+    parts = {number: leaves[number * TOP_ENTRIES : (number + 1) * TOP_ENTRIES] for number in sorted(chunk_map.dirty)}
+    chunk_map.writing, chunk_map.dirty = frozenset(chunk_map.dirty), set()
+    chunk_map.freeze()
+    buckets = None
     if node.dead.dirty:
         buckets = node.dead.capture()
         node.dead.dirty = False
-    node.map.freeze()
     record = NodeRecord(
         node=node.id,
-        parent=parent,
+        parent=node.parent.id if node.parent else 0,
         generation=node.generation,
         kind=node.kind,
         flags=node.flags,
@@ -376,7 +474,7 @@ def _capture_node(node: Node) -> _NodeCapture:
         created_at=node.created_at,
         mapped=node.mapped,
         own=node.own,
-        leaf_count=len(node.map.leaves),
+        leaf_count=chunk_map.count,
         deadlist_words=node.dead.words(),
         deadlist_buckets=len(node.dead.buckets),
         volume_id=node.volume_id,
@@ -385,28 +483,54 @@ def _capture_node(node: Node) -> _NodeCapture:
         top_pages=(),
         deadlist_pages=(),
     )
-    return _NodeCapture(node, key, record, node.map, leaves, node.dead, buckets)
+    return _NodeCapture(node, key, record, chunk_map, chunk_map.tops.copy(), parts, node.dead, buckets)
 
 
 class _PageWriter:
-    """Gives pages their places and checksums, and writes them in batches."""
+    """Gives pages their places and checksums, writes them in batches, and keeps account of references."""
 
-    def __init__(self, core: Core, free: list[int]) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
-        self._free = free
         self._batch: list[tuple[int, bytes]] = []
+        self._written_tops: dict[bytes, PageRef] = {}
+        self.changes = PageChanges()
+        self.tops = PageChanges()
+        """Of the changes, the references of nodes to top pages."""
+        self.lost_tops: dict[int, int] = {}
+        """Page and checksum of the tops among them that were referred to before."""
 
     async def add(self, data: bytes) -> PageRef:
         """Write one page (zero-padded); where it will be once ``flush`` returned."""
         data = data.ljust(PAGE_SIZE, b"\0")
-        page = self._free.pop()
+        page = self._core.pages.take()
         self._batch.append((page, data))
         if len(self._batch) == _BATCH_PAGES:
             await self.flush()
         return PageRef(page, checksum64(data))
 
     async def add_stream(self, data: bytes) -> tuple[PageRef, ...]:
-        return tuple([await self.add(data[at : at + PAGE_SIZE]) for at in range(0, len(data), PAGE_SIZE)])
+        return await self.add_all(data[at : at + PAGE_SIZE] for at in range(0, len(data), PAGE_SIZE))
+
+    async def add_all(self, pages: Iterable[bytes] | Iterator[bytes]) -> tuple[PageRef, ...]:
+        return tuple([await self.add(data) for data in pages])
+
+    async def add_top(self, leaves: list[Leaf]) -> PageRef:
+        """A top page, unless this checkpoint has written the same one for another node already."""
+        data = pack_top(leaves)
+        ref = self._written_tops.get(data)
+        if ref is None:
+            ref = self._written_tops[data] = await self.add(data)
+            self.changes.gain(leaf.page for leaf in leaves)
+            while len(self._written_tops) > TOUCHED_MAX:
+                del self._written_tops[next(iter(self._written_tops))]
+        return ref
+
+    def refer_to_tops(self, tops: Sequence[PageRef]) -> None:
+        self.tops.gain(ref.page for ref in tops)
+
+    def no_longer_refer_to_tops(self, tops: Sequence[PageRef]) -> None:
+        self.tops.lose(ref.page for ref in tops)
+        self.lost_tops.update((ref.page, ref.checksum) for ref in tops)
 
     async def flush(self) -> None:
         """Hand the gathered pages to a worker and wait for it."""
@@ -423,18 +547,3 @@ class _PageWriter:
                 start, buffers = page, []
             buffers.append(memoryview(data))
         self._core.file.write(buffers, start * PAGE_SIZE)
-
-
-def reachable_pages(
-    family: Family, index: Sequence[PageRef], root: Sequence[PageRef], reclaim: WordsRecord
-) -> set[int]:
-    """All pages that a state just loaded refers to."""
-    reachable: set[int] = set()
-    digests = family.births.digests
-    _reach(reachable, index, root, reclaim.pages, family.births.pages, family.claims.pages)
-    _reach(reachable, digests.bits_pages, digests.index)
-    reachable.update(digests.refs["page"].tolist())
-    for node in family.nodes.values():
-        _reach(reachable, node.map.pages, node.dead.pages)
-        reachable.update(node.map.leaf_pages)
-    return reachable

@@ -30,12 +30,12 @@ from engine.tvol.layout import (
     WORDS_PER_PAGE,
     LayoutError,
 )
+from engine.tvol.table_pages import TablePages
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.tvol.births import Births
-    from engine.tvol.layout import PageRef
 
     Words = npt.NDArray[np.uint32]
 
@@ -64,9 +64,7 @@ class Claims:
         self._view = self._table.data
         self._free: array[int] | None = None
         """Free slots, descending; found when first needed."""
-        self.dirty: set[int] = set()
-        self.pages: list[PageRef] = []
-        """Where the table's pages of the last checkpoint are."""
+        self.pages = TablePages(self.page_bytes)
         self.freed: array[int] = array("I")
         """Chunks freed since the store last looked."""
         self.thawing: array[int] = array("I")
@@ -140,11 +138,11 @@ class Claims:
             raise LayoutError("a chunk is shared that holds no payload")
         if self._free is not None:
             del self._free[len(self._free) - known :]
+        self._touch(slots)
         self._extend_to(self.count + len(slots) - known)
         self._table[slots, 0] = chunks
         self._table[slots, 1] = birth
         self.used += len(slots)
-        self._touch(slots)
         self.births.add_slots(chunks)
         return slots | np.uint32(SLOT_BIT)
 
@@ -171,11 +169,11 @@ class Claims:
         if not len(slots):
             return
         freed, kept = self.births.remove_slots(self._table[slots, 0])
+        self._touch(slots)
         self._table[slots] = 0
         self.used -= len(slots)
         if self._free is not None:
             self._free.extend(np.sort(slots)[::-1].tolist())
-        self._touch(slots)
         self.freed.frombytes(freed.tobytes())
         self.thawing.frombytes(kept.tobytes())
 
@@ -196,7 +194,8 @@ class Claims:
     # --- pages --------------------------------------------------------------------------------------------------
 
     def _touch(self, slots: Words) -> None:
-        self.dirty.update(np.unique(slots // _SLOTS_PER_PAGE).tolist())
+        """These are about to change."""
+        self.pages.touch_all(np.unique(slots // _SLOTS_PER_PAGE).tolist())
 
     def page_count(self) -> int:
         return -(-self.count // _SLOTS_PER_PAGE)

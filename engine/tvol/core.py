@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING
 from engine.errors import MediumError, NotSupported, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import runs
+from engine.tvol.checkpoint import TOUCHED_MAX
 from engine.tvol.journal import COMMIT_ROOM
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_MAP_ITEMS, RecordType
+from engine.tvol.map_reader import MapReader, MapSource
 from engine.tvol.pages import MARGIN, WRITE_STEP, PagePool
 from engine.tvol.payload import Payload
 
@@ -83,6 +85,7 @@ class Core:
         self.journal = journal
         self.allocator = allocator
         self.pages = pages
+        self.maps = MapReader(MapSource(file), env.workers, family, env.cached_leaves)
         self.chunk_bytes = family.chunk_bytes
         self.chunk_shift = family.chunk_bytes.bit_length() - 1
         self.checkpointer: Checkpointer
@@ -265,6 +268,8 @@ class Core:
         except Exception as error:  # as in end_pass
             raise self.fail(error) from error
         self._stamp_freed()
+        if len(self.family.touched) > TOUCHED_MAX:
+            self.checkpointer.start()
         for callback in self.on_tree_change:
             callback()
         return self.last_change_seq
@@ -281,7 +286,7 @@ class Core:
 
     async def make_room_to_share(self) -> None:
         """``make_room`` for one SHARE record, whatever was shared before it in this call."""
-        if len(self.family.claims.dirty) >= MAX_DIRTY_SLOT_PAGES:
+        if len(self.family.claims.pages.dirty) >= MAX_DIRTY_SLOT_PAGES:
             await self.checkpointer.run()
         await self.make_room()
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.tvol.layout import WORDS_PER_PAGE
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -70,14 +72,28 @@ class Deadlist:
         return sum(2 + len(bucket) for bucket in self.buckets.values())
 
 
-def pack_buckets(captured: list[tuple[int, array[int], int]]) -> array[int]:
-    """The stream of uint32 that is stored: (birth, count) of each bucket, then the entries."""
-    stream = array("I")
+def pack_buckets(captured: list[tuple[int, array[int], int]]) -> Iterator[bytes]:
+    """The pages of the stream of uint32 that is stored: (birth, count) of each bucket, then the entries."""
+    head = array("I")
     for birth, _, length in captured:
-        stream.extend((birth, length))
-    for _, bucket, length in captured:
-        stream += bucket[:length]
-    return stream
+        head.extend((birth, length))
+    yield from word_pages([(head, len(head)), *((bucket, length) for _, bucket, length in captured)])
+
+
+def word_pages(parts: Iterable[tuple[array[int], int]]) -> Iterator[bytes]:
+    """What the first so many words of each part make one behind the other, cut into pages."""
+    page = array("I")
+    for words, length in parts:
+        at = 0
+        while at < length:
+            step = min(WORDS_PER_PAGE - len(page), length - at)
+            page += words[at : at + step]
+            at += step
+            if len(page) == WORDS_PER_PAGE:
+                yield page.tobytes()
+                page = array("I")
+    if page:
+        yield page.tobytes()
 
 
 def unpack_buckets(stream: array[int], count: int) -> Deadlist:

@@ -13,7 +13,7 @@ import numpy as np
 from engine.errors import InvalidState, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
-from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, NodeFlag
 from engine.units import KIB, SECTOR_SIZE
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.stores import ReadLease
+    from engine.tvol.chunk_map import Leaf
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
 
@@ -39,7 +40,8 @@ class NativeDevice:
     def __init__(self, core: Core, node: Node) -> None:
         self._core = core
         self._node = node
-        self._leaves = node.map.leaves
+        self._leaves: list[Leaf] | dict[int, Leaf] = node.map.leaves
+        """What the fast tier finds; a leaf that is not resident makes it decline."""
         self._claims = core.family.claims
         self._shift = core.chunk_shift
         self._chunk_bytes = core.chunk_bytes
@@ -104,7 +106,10 @@ class NativeDevice:
             return self._try_read_span(offset, view)
         shift = self._shift
         index = offset >> shift
-        entry = self._leaves[index >> 12].view[index & 4095]
+        try:
+            entry = self._leaves[index >> 12].view[index & 4095]
+        except NOT_THERE:
+            return False
         if entry >= 2:
             return self._read_now(view, (entry << shift) + within)
         if entry < 0:
@@ -117,16 +122,28 @@ class NativeDevice:
         length = len(view)
         if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size:
             return False
-        for at, size, position in self._segments(self._node, offset, length):
+        try:
+            segments = self._segments(self._leaves, offset, length)
+        except NOT_THERE:
+            return False
+        for at, size, position in segments:
             if position < 0:
                 view[at : at + size] = bytes(size)
             elif not self._read_now(view[at : at + size], position):
                 return False
         return True
 
-    def _segments(self, node: Node, offset: int, length: int) -> list[tuple[int, int, int]]:
+    async def _at_hand(self, offset: int, length: int) -> list[Leaf] | dict[int, Leaf]:
+        """The leaves of a range, resident for as long as the caller does not wait. Raises as ``read``."""
+        first, last = offset >> self._shift, (offset + max(length, 1) - 1) >> self._shift
+        while not self._core.maps.ready(self._node, first, last):
+            await self._core.maps.fetch(self._node, first, last)
+            self._check_extent(offset, length)
+        return self._node.map.leaves
+
+    def _segments(self, leaves: list[Leaf] | dict[int, Leaf], offset: int, length: int) -> list[tuple[int, int, int]]:
         """(start within the extent, bytes, byte position in the file or -1 for zeroes), adjacent ones merged."""
-        shift, leaves, claims = self._shift, node.map.leaves, self._claims
+        shift, claims = self._shift, self._claims
         chunk_bytes = self._mask + 1
         found: list[tuple[int, int, int]] = []
         start = size = 0
@@ -156,7 +173,7 @@ class NativeDevice:
         self._check_extent(offset, len(view))
         operation = self._core.begin_operation()
         try:
-            segments = self._segments(self._node, offset, len(view))
+            segments = self._segments(await self._at_hand(offset, len(view)), offset, len(view))
             if any(position >= 0 for _, _, position in segments):
                 await self._core.env.workers.run(lambda: self._read_segments(segments, view))
             else:
@@ -172,10 +189,10 @@ class NativeDevice:
             else:
                 self._core.payload.read_into((view[at : at + size],), position)
 
-    def lease_read(self, offset: int, length: int, /) -> ReadLease:
+    async def lease_read(self, offset: int, length: int, /) -> ReadLease:
         """See ``engine.stores.BulkSource``. Raises OutOfRange, MediumError."""
         self._check_extent(offset, length)
-        return NativeReadLease(self._core, self._segments(self._node, offset, length))
+        return NativeReadLease(self._core, self._segments(await self._at_hand(offset, length), offset, length))
 
     async def extents(self, offset: int, length: int, /) -> list[Extent]:
         """The states of a range, merged, in order, without gaps. Raises OutOfRange."""
@@ -187,7 +204,8 @@ class NativeDevice:
             number = at // leaf_bytes
             stop = min(end, (number + 1) * leaf_bytes)
             first, last = at >> self._shift, (stop - 1) >> self._shift
-            part = self._leaves[number].array[first & LEAF_MASK : (last & LEAF_MASK) + 1]
+            leaves = await self._at_hand(at, stop - at)
+            part = leaves[number].array[first & LEAF_MASK : (last & LEAF_MASK) + 1]
             for start, count, state in runs_of(np.minimum(part, FIRST_CHUNK_ENTRY)):
                 begin = max(offset, (first + start) << self._shift)
                 add_extent(found, begin, min(end, (first + start + count) << self._shift), STATES[state])
@@ -215,9 +233,26 @@ def add_extent(found: list[Extent], begin: int, end: int, state: ExtentState) ->
 
 
 class NativeSnapshot(NativeDevice):
-    """A frozen node as a device."""
+    """A frozen node as a device. The fast tier sees those of its leaves that the cache of the file has."""
 
     read_only = True
+
+    def __init__(self, core: Core, node: Node) -> None:
+        super().__init__(core, node)
+        self._view: dict[int, Leaf] = {}
+        self._leaves = self._view
+
+    async def _at_hand(self, offset: int, length: int) -> list[Leaf] | dict[int, Leaf]:
+        if self._node.flags & NodeFlag.UNSEALED:  # late writes may change it
+            return await super()._at_hand(offset, length)
+        first, last = offset >> self._shift, (offset + max(length, 1) - 1) >> self._shift
+        found = await self._core.maps.see(self._view, self._node, first, last)
+        self._check_extent(offset, length)
+        return found
+
+    def retire(self, reason: str) -> None:
+        super().retire(reason)
+        self._view.clear()
 
     @property
     def guid(self) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.encryption import unlock
-from engine.errors import InvalidArgument, OutOfSpace, StoreFailed
+from engine.errors import InvalidArgument, OutOfSpace, StoreCorrupt, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import Allocator
 from engine.tvol.births import Births
@@ -31,9 +31,11 @@ from engine.tvol.layout import (
     JOURNAL_FIRST_CHUNK,
     MAX_JOURNAL_BYTES,
     MIN_JOURNAL_BYTES,
+    LayoutError,
     NodeKind,
+    PageRef,
 )
-from engine.tvol.pages import MARGIN, PagePool
+from engine.tvol.pages import MARGIN, PageChanges, PagePool
 from engine.tvol.recovery import Recovered, metadata_chunks, recover
 from engine.tvol.store import check_name
 from engine.tvol.superblock import heal_slots
@@ -78,7 +80,8 @@ class _Origin:
 
     family_id: bytes
     sequence: int
-    reachable: set[int]
+    references: PageChanges
+    rewritten: tuple[PageRef, ...]
     root_pages: int
 
 
@@ -124,7 +127,7 @@ class TvolFile(GroupingStore):
             reserved = np.full(JOURNAL_FIRST_CHUNK + journal_chunks, BIRTH_METADATA, np.uint32)
             family = Family(Births(reserved), chunk_bytes)
             family.births.extend_to(len(reserved))
-            family.births.dirty.update(range(family.births.page_count()))
+            family.births.pages.touch_all(range(family.births.page_count()))
             node = Node(
                 1,
                 NodeKind.HEAD,
@@ -144,7 +147,7 @@ class TvolFile(GroupingStore):
                 seq=1,
                 previous=0,
             )
-            origin = _Origin(uuid.uuid4().bytes, 0, set(), 1)
+            origin = _Origin(uuid.uuid4().bytes, 0, PageChanges(), (), 1)
             store = await cls._start(env, file, family, journal, origin, encryption)
         except BaseException:
             await env.workers.run(file.close)
@@ -196,7 +199,11 @@ class TvolFile(GroupingStore):
                 previous=found.previous,
             )
             origin = _Origin(
-                superblock.family, superblock.sequence, found.reachable, superblock.root_length // layout.PAGE_SIZE + 1
+                superblock.family,
+                superblock.sequence,
+                found.references,
+                found.rewritten,
+                superblock.root_length // layout.PAGE_SIZE + 1,
             )
             if writable:
                 end = family.births.count * superblock.chunk_bytes
@@ -225,7 +232,10 @@ class TvolFile(GroupingStore):
         encryption: Encryption | None,
     ) -> TvolFile:
         journal_chunks = journal.ring_bytes // family.chunk_bytes
-        pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.reachable, origin.root_pages)
+        try:
+            pages = PagePool(family, metadata_chunks(family, journal_chunks), origin.references, origin.root_pages)
+        except LayoutError as error:
+            raise StoreCorrupt(str(file.path), str(error)) from error
         family.claims.forget_freed()  # free like all the rest once the opening checkpoint is durable
         allocator = Allocator(file, family.births, family.chunk_bytes, env.room, holes_read_zero=encryption is None)
         core = Core(env, file, family, journal, allocator, pages, encryption)
@@ -235,6 +245,7 @@ class TvolFile(GroupingStore):
             sequence=origin.sequence,
             boot_id=env.files.boot_id(),
             journal_chunks=journal_chunks,
+            rewritten=origin.rewritten,
         )
         return cls(core, origin.family_id)
 

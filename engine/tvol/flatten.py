@@ -70,12 +70,11 @@ async def find_inherited(core: Core, head: NativeHead) -> Inherited | None:
     if origin is None:
         return None
     plan: dict[int, npt.NDArray[np.uint8]] = {}
-    leaves = head.node.map.leaves
-    for number in range(len(leaves)):
-        if number < len(leaves):
-            found = inherits(core.family, leaves[number].array, origin.generation)
-            if found.any():
-                plan[number] = np.packbits(found)
+    for number in range(head.node.map.count):
+        leaf = await core.maps.resident_leaf(head.node, number)
+        found = inherits(core.family, leaf.array, origin.generation)
+        if found.any():
+            plan[number] = np.packbits(found)
         if not number % LEAVES_A_TURN:
             await asyncio.sleep(0)
     return Inherited(core, head, plan) if plan else None
@@ -111,9 +110,9 @@ class Inherited:
             at = stop
         return found
 
-    def lease_read(self, offset: int, length: int, /) -> ReadLease:
+    async def lease_read(self, offset: int, length: int, /) -> ReadLease:
         """The head's content: where it is not what ``lease_write`` saw, nothing will be published."""
-        return self._head.lease_read(offset, length)
+        return await self._head.lease_read(offset, length)
 
     async def lease_write(self, offset: int, length: int, /) -> _Lease:
         """New chunks for an extent. Raises OutOfRange (the volume has become smaller), OutOfSpace, StoreFailed."""
@@ -123,6 +122,8 @@ class Inherited:
             raise OutOfRange(offset, length, self._head.size_bytes)
         assert offset % unit == 0
         first, count = offset // unit, -(-length // unit)
+        while not core.maps.ready(self._head.node, first, first + count - 1):
+            await core.maps.fetch(self._head.node, first, first + count - 1)
         lookup = self._head.node.map.lookup
         lease = _Lease(core, self._head, first, [lookup(first + number) for number in range(count)])
         try:
@@ -246,9 +247,8 @@ async def separate(core: Core, head: NativeHead) -> bool:
 
 
 async def _inherits_nothing(core: Core, node: Node) -> bool:
-    leaves = node.map.leaves
-    for number in range(len(leaves)):
-        if number < len(leaves) and inherits(core.family, leaves[number].array, node.floor).any():
+    for number in range(node.map.count):
+        if inherits(core.family, (await core.maps.resident_leaf(node, number)).array, node.floor).any():
             return False
         if not number % LEAVES_A_TURN:
             await asyncio.sleep(0)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from engine.errors import EngineError, InvalidArgument, OutOfSpace
 from engine.tvol import layout
 from engine.tvol.bulk import NativeWriteLease
-from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.claims import names_chunk
 from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, ZEROES, NativeDevice
 from engine.tvol.layout import (
@@ -233,7 +233,10 @@ class NativeHead(NativeDevice):
             return self._try_write_new(offset, data)
         shift = self._shift
         index = offset >> shift
-        entry = self._leaves[index >> 12].view[index & 4095]
+        try:
+            entry = self._leaves[index >> 12].view[index & 4095]
+        except NOT_THERE:
+            return False
         if entry < 2 or self._births.view[entry] <= self._floor:
             return self._try_write_new(offset, data)
         started = self._monotonic()
@@ -262,7 +265,7 @@ class NativeHead(NativeDevice):
         started = self._monotonic()
         try:
             plan = self._plan(self._node, offset, data)
-        except OutOfSpace:
+        except (OutOfSpace, *NOT_THERE):
             return False
         try:
             done = (self._mask < FAST_COPY_BYTES or not plan.copies) and plan.carry_out_now(core)
@@ -307,7 +310,7 @@ class NativeHead(NativeDevice):
                 step = min(chunk_bytes - within, length - at)
                 self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step], redirect)
                 at += step
-        except OutOfSpace:
+        except BaseException:
             self._core.allocator.give_back(plan.taken)
             raise
         return plan
@@ -443,6 +446,7 @@ class NativeHead(NativeDevice):
     async def _write_plan(self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool) -> _Plan:
         core = self._core
         core.check()
+        await self.ready(admission.epoch, offset, len(data))
         plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
         try:
             await core.env.workers.run(lambda: plan.carry_out(core))
@@ -450,6 +454,12 @@ class NativeHead(NativeDevice):
             core.allocator.give_back(plan.taken)
             raise
         return plan
+
+    async def ready(self, epoch: Epoch, offset: int, length: int) -> None:
+        """Have what the map says of a range of the epoch's node in memory; it stays there. Raises MediumError."""
+        first, last = offset >> self._shift, (offset + length - 1) >> self._shift
+        while not self._core.maps.ready(epoch.node, first, last):
+            await self._core.maps.fetch(epoch.node, first, last)
 
     @property
     def atomic_write_bytes(self) -> int:
@@ -482,6 +492,7 @@ class NativeHead(NativeDevice):
         admission = await self._turn(first, last)
         try:
             self._core.check()
+            await self.ready(admission.epoch, offset, length)
             chunks = self._take_whole(admission.epoch.node, first, last)
         except OutOfSpace:
             self._leave(admission)
@@ -551,7 +562,10 @@ class NativeHead(NativeDevice):
 
     async def _zero_part(self, admission: _Admission, offset: int, end: int) -> None:
         """Zero a part of a chunk by writing, unless it reads zero already."""
-        if offset < end and names_chunk(admission.epoch.node.map.lookup(offset >> self._shift)):
+        if offset >= end:
+            return
+        await self.ready(admission.epoch, offset, end - offset)
+        if names_chunk(admission.epoch.node.map.lookup(offset >> self._shift)):
             await self._write_piece(admission, offset, memoryview(ZEROES)[: end - offset])
 
     async def _fill(self, admission: _Admission, first: int, end: int, value: int) -> None:
@@ -559,6 +573,7 @@ class NativeHead(NativeDevice):
         core = self._core
         while first < end:
             count = min(end - first, LEAF_ENTRIES - (first & LEAF_MASK))
+            await self.ready(admission.epoch, first << self._shift, count << self._shift)
             node = admission.epoch.node
             if value != EMPTY or node.map.leaves[first >> LEAF_SHIFT] is not ABSENT_LEAF:
                 await core.make_room(reserved=True)
@@ -587,6 +602,7 @@ class NativeHead(NativeDevice):
                 if size_bytes < self._node.size_bytes:
                     await self._clear(admission, size_bytes, self._node.size_bytes, EMPTY)
                 await core.make_room(reserved=True)
+                await self.ready(admission.epoch, size_bytes, 1)
                 core.log(RecordType.RESIZE, layout.RESIZE.pack(self._node.id, size_bytes))
             finally:
                 self._leave(admission)

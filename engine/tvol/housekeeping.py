@@ -21,6 +21,7 @@ from engine.errors import EngineError, StoreFailed
 from engine.tvol import layout
 from engine.tvol.layout import RecordType
 from engine.tvol.pages import MARGIN
+from engine.tvol.tree import RECLAIM_STEP_CHUNKS
 
 if TYPE_CHECKING:
     from engine.tvol.core import Core
@@ -117,14 +118,27 @@ class Housekeeper:
         if self._core.family.reclaiming:
             await self._reclaim()
 
+    async def _read_leaves(self, node: Node) -> int:
+        """Have the next leaves that are the node's own in memory; how many steps can be taken then."""
+        maps, family = self._core.maps, self._core.family
+        await maps.load(node)
+        wanted: list[int] = []
+        at = node.map.count
+        while len(wanted) < RECLAIM_STEPS and (at := family.own_leaf_from_end(node, at)) >= 0:
+            wanted.append(at)
+        await maps.make_resident(node, wanted)
+        return max(1, len(wanted))
+
     async def _reclaim(self) -> None:
         core, family = self._core, self._core.family
         freed = False
         while family.reclaim or family.reclaiming:
+            if family.reclaim:
+                steps = min(RECLAIM_STEPS, -(-sum(map(len, family.reclaim)) // RECLAIM_STEP_CHUNKS))
+            else:
+                steps = await self._read_leaves(family.reclaiming[0])
             await core.make_room(reserved=True)
-            for _ in range(RECLAIM_STEPS):
-                if family.reclaim or family.reclaiming:
-                    core.log(RecordType.RECLAIM, layout.RECLAIM.pack(1))
+            core.log(RecordType.RECLAIM, layout.RECLAIM.pack(steps))
             freed = True
             await asyncio.sleep(0)
         if freed:

@@ -243,6 +243,8 @@ class RootType(enum.IntEnum):
     NODE = 3
     RECLAIM = 4
     SLOTS = 5
+    NODES = 6
+    """A group of NODE records that has pages of its own."""
     DIGESTS = 16
     ENCRYPTION = 17
     HOLDS = 18
@@ -340,6 +342,26 @@ class DigestsRecord:
         if bad > MAX_BAD_CHUNKS or at + 4 * bad != len(data):
             raise LayoutError(f"{bad} bad chunks in {len(data) - at} bytes")
         return cls(refs, bits_refs, index_refs, struct.unpack_from(f"<{bad}I", data, at))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroupRecord:
+    """Where a stream of NODE records is (framed as in the root stream)."""
+
+    length: int
+    pages: tuple[PageRef, ...]
+
+    FORMAT = struct.Struct("<QII")
+
+    def serialize(self) -> bytes:
+        return self.FORMAT.pack(self.length, len(self.pages), 0) + pack_refs(self.pages)
+
+    @classmethod
+    def parse(cls, data: bytes) -> NodeGroupRecord:
+        length, pages, _ = _unpack(cls.FORMAT, data)
+        if not length or pages != -(-length // PAGE_SIZE):
+            raise LayoutError(f"a group of nodes of {length} bytes cannot be in {pages} pages")
+        return cls(length, tuple(unpack_refs(data, cls.FORMAT.size, pages)))
 
 
 class NodeKind(enum.IntEnum):

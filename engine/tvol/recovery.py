@@ -26,19 +26,19 @@ from xxhash import xxh3_64_intdigest as checksum64
 from engine.errors import StoreCorrupt
 from engine.tvol import journal, layout
 from engine.tvol.births import Births
-from engine.tvol.checkpoint import reachable_pages
-from engine.tvol.chunk_map import ABSENT_LEAF, ChunkMap, Leaf, leaf_count
+from engine.tvol.checkpoint import leaf_pages, node_key
+from engine.tvol.chunk_map import ChunkMap, leaf_count
 from engine.tvol.claims import Claims
 from engine.tvol.deadlist import unpack_buckets
 from engine.tvol.layout import (
     BIRTH_METADATA,
     PAGE_SIZE,
-    TOP_ENTRY,
     DigestsRecord,
     Feature,
     FileRecord,
     LayoutError,
     NodeFlag,
+    NodeGroupRecord,
     NodeKind,
     NodeRecord,
     PageRef,
@@ -48,15 +48,18 @@ from engine.tvol.layout import (
     WordsRecord,
 )
 from engine.tvol.layout_encryption import EncryptionRecord
+from engine.tvol.map_reader import MapSource
+from engine.tvol.node_table import StoredNode
+from engine.tvol.pages import PageChanges
 from engine.tvol.superblock import heal_slots, read_superblock
 from engine.tvol.tree import Family, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import numpy.typing as npt
+    from collections.abc import Iterable, Iterator
 
     from engine.files import BlockFile
+
+_RUN_PAGES = 64
 
 NO_BOOT = ""
 """In a superblock: no boot's page cache may be trusted."""
@@ -66,6 +69,7 @@ _KNOWN_ROOT_TYPES = frozenset(
         RootType.FILE,
         RootType.BIRTHS,
         RootType.NODE,
+        RootType.NODES,
         RootType.RECLAIM,
         RootType.SLOTS,
         RootType.HOLDS,
@@ -82,8 +86,10 @@ class Recovered:
 
     superblock: Superblock
     family: Family
-    reachable: set[int]
-    """Pages of the checkpoint that was loaded."""
+    references: PageChanges
+    """To the pages of the checkpoint that was loaded."""
+    rewritten: tuple[PageRef, ...]
+    """Those of them that every checkpoint writes anew."""
     journal_offset: int
     """Ring offset behind the last record that counts."""
     next_seq: int
@@ -107,8 +113,9 @@ def recover(file: BlockFile, boot_id: str, *, writable: bool) -> Recovered:
         _drop_cache(file)
         superblock = read_superblock(file, writable=writable)
     try:
-        family, reachable = _Loader(file, superblock).load()
-        return _replay(file, superblock, family, reachable, trusted=trusted)
+        loader = _Loader(file, superblock)
+        loader.load()
+        return _replay(file, superblock, loader, trusted=trusted)
     except LayoutError as error:
         raise StoreCorrupt(str(file.path), str(error)) from error
 
@@ -134,26 +141,38 @@ class _Loader:
         self._file = file
         self._superblock = superblock
         self._shares = bool(superblock.incompatible & Feature.SHARED_CHUNKS)
-        self._leaves: dict[int, Leaf] = {0: ABSENT_LEAF}
-        self._check_entries: Callable[[npt.NDArray[np.uint32]], None]
         self._metadata_limit = superblock.end_chunk * superblock.chunk_bytes // PAGE_SIZE
+        self._tops: dict[int, int] = {}
+        """Checksum of each top page that was seen."""
+        self.family: Family
+        self.references = PageChanges()
+        self.rewritten: tuple[PageRef, ...] = ()
 
     def page(self, ref: PageRef, what: str) -> bytes:
-        if not 0 < ref.page < self._metadata_limit:
-            raise StoreCorrupt(f"{what} of {self._file.path}", f"page {ref.page} is outside the file")
-        data = bytearray(PAGE_SIZE)
-        self._file.read_into((memoryview(data),), ref.page * PAGE_SIZE)
-        if checksum64(data) != ref.checksum:
-            raise StoreCorrupt(f"{what} of {self._file.path}", f"page {ref.page} has a wrong checksum")
-        return bytes(data)
+        return self.stream([ref], PAGE_SIZE, what)
 
     def stream(self, refs: Iterable[PageRef], length: int, what: str) -> bytes:
-        data = b"".join(self.page(ref, what) for ref in refs)
+        """The bytes of pages one behind the other. Adjacent ones are read at once."""
+        parts = [part for run in _adjacent(refs) for part in self._run(run, what)]
+        data = b"".join(parts)
         if len(data) < length:
             raise StoreCorrupt(f"{what} of {self._file.path}", f"{len(data)} bytes where {length} are expected")
         return data[:length]
 
-    def load(self) -> tuple[Family, set[int]]:
+    def _run(self, run: list[PageRef], what: str) -> Iterator[memoryview]:
+        first = run[0].page
+        if not 0 < first <= self._metadata_limit - len(run):
+            raise StoreCorrupt(f"{what} of {self._file.path}", f"page {first} is outside the file")
+        data = memoryview(bytearray(len(run) * PAGE_SIZE))
+        self._file.read_into((data,), first * PAGE_SIZE)
+        for number, ref in enumerate(run):
+            part = data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
+            if checksum64(part) != ref.checksum:
+                raise StoreCorrupt(f"{what} of {self._file.path}", f"page {ref.page} has a wrong checksum")
+            yield part
+
+    def load(self) -> None:
+        """Make ``family``, ``references`` and ``rewritten``. Maps are not loaded, only their tops are verified."""
         superblock = self._superblock
         root_refs = self._root_refs()
         records: dict[int, list[bytes]] = {}
@@ -170,27 +189,47 @@ class _Loader:
             raise LayoutError(f"generation {scalars.generation}")
         births_record = WordsRecord.parse(records[RootType.BIRTHS][0])
         births = Births(np.frombuffer(self.stream(births_record.pages, 4 * births_record.count, "births"), np.uint32))
-        births.pages = list(births_record.pages)
+        births.pages.refs = list(births_record.pages)
         for payload in records.get(RootType.DIGESTS, []):
             self._digests(births, DigestsRecord.parse(payload))
-        family = Family(births, superblock.chunk_bytes, self._claims(births, records.get(RootType.SLOTS)))
+        self.family = family = Family(births, superblock.chunk_bytes, self._claims(births, records.get(RootType.SLOTS)))
         encryption = [EncryptionRecord.parse(payload) for payload in records.get(RootType.ENCRYPTION, ())]
         if len(encryption) != bool(superblock.incompatible & Feature.ENCRYPTION):
             raise LayoutError("the root stream does not agree with the superblock on encryption")
         family.encryption = next(iter(encryption), None)
-        self._check_entries = family.claims.check_entries
         family.generation, family.next_node = scalars.generation, scalars.next_node
         reclaim = WordsRecord.parse(records[RootType.RECLAIM][0])
         queued = array("I", self.stream(reclaim.pages, 4 * reclaim.count, "reclaim queue"))
         if queued:
             family.reclaim.append(queued)
-        self._load_nodes(family, [NodeRecord.parse(payload) for payload in records.get(RootType.NODE, [])])
+        self._load_nodes(family, list(self._node_records(records)))
         if len(family.nodes) != scalars.node_count:
             raise LayoutError(f"{len(family.nodes)} nodes where {scalars.node_count} are expected")
         family.notes.load(records.get(RootType.HOLDS, []), records.get(RootType.DESCRIPTIONS, []))
         if not family.notes.named <= family.nodes.keys():
             raise LayoutError("a hold or description is of a node that does not exist")
-        return family, reachable_pages(family, superblock.root_index, root_refs, reclaim)
+        self.rewritten = (*superblock.root_index, *root_refs, *reclaim.pages)
+        for refs in (self.rewritten, births.pages.refs, family.claims.pages.refs):
+            self.references.gain(ref.page for ref in refs)
+
+    def _node_records(self, records: dict[int, list[bytes]]) -> Iterator[NodeRecord]:
+        """All nodes, those of groups (as this version writes them) and single ones."""
+        table = self.family.table
+        for payload in records.get(RootType.NODES, []):
+            group = NodeGroupRecord.parse(payload)
+            self.references.gain(ref.page for ref in group.pages)
+            found: list[tuple[int, bytes]] = []
+            for kind, _, node in layout.iter_root_records(self.stream(group.pages, group.length, "nodes")):
+                if kind != RootType.NODE:
+                    raise LayoutError(f"a record of type {kind} among the nodes")
+                record = NodeRecord.parse(node)
+                found.append((record.node, node))
+                yield record
+            table.load(group.length, group.pages, iter(found))
+        for payload in records.get(RootType.NODE, []):
+            record = NodeRecord.parse(payload)
+            table.put(record.node, payload)
+            yield record
 
     def _digests(self, births: Births, record: DigestsRecord) -> None:
         """Which chunks have digests and where these are; the digests themselves are read when they are needed."""
@@ -198,6 +237,9 @@ class _Loader:
         refs = self.stream(record.index, record.ref_count * layout.PAGE_REF.size, "index of digests")
         digests = births.digests
         digests.load(bits, record.bits, refs, record.index)
+        for stored in (record.bits, record.index):
+            self.references.gain(ref.page for ref in stored)
+        self.references.gain(digests.refs["page"].tolist())
         digests.bad.update(record.bad)
         marked = np.concatenate([digests.digested(), np.array(record.bad, np.uint32)])
         if not births.may_be_named(marked):
@@ -215,7 +257,7 @@ class _Loader:
             raise LayoutError(f"the slots have {record.count} words")
         words = np.frombuffer(self.stream(record.pages, 4 * record.count, "slots"), np.uint32)
         claims = Claims(births, words.reshape(-1, 2))
-        claims.pages = list(record.pages)
+        claims.pages.refs = list(record.pages)
         claims.in_use = True
         return claims
 
@@ -234,7 +276,7 @@ class _Loader:
             family.nodes[record.node] = self._node(record, family)
         for record in records:
             node = family.nodes[record.node]
-            family.largest_map = max(family.largest_map, len(node.map.leaves))
+            family.largest_map = max(family.largest_map, node.map.count)
             if node.flags & NodeFlag.DELETED:
                 family.deleted[node.id] = node
             if node.flags & NodeFlag.RECLAIMING:
@@ -244,22 +286,24 @@ class _Loader:
                 if parent.kind != NodeKind.SNAPSHOT or record.parent == record.node:
                     raise LayoutError(f"node {record.node} has no snapshot as its parent")
                 node.attach(parent)
+            if node.kind is NodeKind.HEAD:
+                family.heads[node.id] = node
+            if node.flags & NodeFlag.UNSEALED:
+                family.unsealed[node.id] = node
+            node.stored = StoredNode(node_key(node), record.top_pages, record.deadlist_pages)
 
     def _node(self, record: NodeRecord, family: Family) -> Node:
         what = f"node {record.node}"
         if record.kind not in (NodeKind.HEAD, NodeKind.SNAPSHOT):
             raise LayoutError(f"{what} is of unknown kind {record.kind}")
-        leaves: list[Leaf] = []
-        for ref in record.top_pages:
-            leaves.extend(self._leaf(*entry) for entry in TOP_ENTRY.iter_unpack(self.page(ref, f"map of {what}")))
-        del leaves[record.leaf_count :]
         reclaiming = record.flags & NodeFlag.RECLAIMING
         if not reclaiming and record.leaf_count != leaf_count(family.chunk_count(record.size_bytes)):
             raise LayoutError(f"{what} has {record.leaf_count} leaves for {record.size_bytes} bytes")
-        chunk_map = ChunkMap(leaves)
-        chunk_map.dirty = False
-        chunk_map.pages = record.top_pages
-        chunk_map.leaf_pages = tuple(leaf.page for leaf in leaves if leaf.page)
+        for ref in record.top_pages:
+            self._count_leaves(ref, what)
+        for refs in (record.top_pages, record.deadlist_pages):
+            self.references.gain(ref.page for ref in refs)
+        chunk_map = ChunkMap.stored(record.top_pages, record.leaf_count)
         node = Node(
             record.node,
             NodeKind(record.kind),
@@ -278,19 +322,31 @@ class _Loader:
         node.dead.pages = record.deadlist_pages
         return node
 
-    def _leaf(self, page: int, birth: int, checksum: int) -> Leaf:
-        """The leaf on a page; one object for all maps that refer to it."""
-        leaf = self._leaves.get(page)
-        if leaf is None:
-            data = bytearray(self.page(PageRef(page, checksum), "map leaf"))
-            leaf = self._leaves[page] = Leaf(np.frombuffer(data, np.uint32), 0, birth, page, checksum)
-            self._check_entries(leaf.array)
-        return leaf
+    def _count_leaves(self, ref: PageRef, what: str) -> None:
+        """The references of a top page, which several nodes may refer to."""
+        known = self._tops.get(ref.page)
+        if known is None:
+            self.references.gain(leaf_pages(self.page(ref, f"map of {what}")))
+            self._tops[ref.page] = ref.checksum
+        elif known != ref.checksum:
+            raise StoreCorrupt(f"map of {what} of {self._file.path}", f"page {ref.page} has a wrong checksum")
 
 
-def _replay(
-    file: BlockFile, superblock: Superblock, family: Family, reachable: set[int], *, trusted: bool
-) -> Recovered:
+def _adjacent(refs: Iterable[PageRef]) -> Iterator[list[PageRef]]:
+    """The pages in runs of adjacent ones, a MiB each at most."""
+    run: list[PageRef] = []
+    for ref in refs:
+        if run and (ref.page != run[-1].page + 1 or len(run) == _RUN_PAGES):
+            yield run
+            run = []
+        run.append(ref)
+    if run:
+        yield run
+
+
+def _replay(file: BlockFile, superblock: Superblock, loader: _Loader, *, trusted: bool) -> Recovered:
+    family = loader.family
+    family.source = MapSource(file)
     ring, *start = _ring(file, superblock)
     records = list(journal.scan(ring, *start))
     end_seq = superblock.journal_seq + len(records)
@@ -310,10 +366,12 @@ def _replay(
             replayed += 1
         offset, previous = behind, record.checksum
     _drop_unsealed(family)
+    family.source = None
     return Recovered(
         superblock=superblock,
         family=family,
-        reachable=reachable,
+        references=loader.references,
+        rewritten=loader.rewritten,
         journal_offset=offset,
         next_seq=max(covered + 1, superblock.journal_seq),
         previous=previous,
@@ -332,7 +390,7 @@ def _last_covered(records: list[tuple[layout.Record, int]]) -> int:
 
 def _drop_unsealed(family: Family) -> None:
     """A snapshot whose seal is missing never became one: nobody was told of it."""
-    for node in family.nodes.values():
+    for node in list(family.unsealed.values()):
         if node.flags & NodeFlag.UNSEALED:
             family.mark_deleted(node)
 

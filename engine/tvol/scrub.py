@@ -32,7 +32,7 @@ from engine.hash_tree import leaf_digests
 from engine.stores.place import Place
 from engine.tvol import layout
 from engine.tvol.allocator import runs
-from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.digests import MAX_DIRTY_PAGES, digest_of
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, LayoutError, NodeFlag, NodeKind, RecordType
 from engine.units import MIB
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.files import BlockFile
+    from engine.tvol.chunk_map import Leaf
     from engine.tvol.core import Core
     from engine.tvol.head import NativeHead
     from engine.tvol.tree import Node
@@ -185,7 +186,7 @@ class Scrubber:
             if node.kind is NodeKind.SNAPSHOT
             and not node.flags & NodeFlag.RECLAIMING
             and node.generation > above
-            and _has_own(node, number)
+            and number < node.map.count
         ]
         return sorted(found, key=lambda node: node.generation)
 
@@ -200,13 +201,24 @@ class Scrubber:
                 return above
             node = nodes.popleft()
             await self._sealed(node)
-            entries = node.map.leaves[number].array if number < len(node.map.leaves) else ABSENT_LEAF.array
-            for at in self._strips(entries[start:stop]):
-                if self._core.family.nodes.get(node.id) is not node or node.flags & NodeFlag.RECLAIMING:
+            leaf = await self._own_leaf(node, number)
+            for at in [] if leaf is None else self._strips(leaf.array[start:stop]):
+                if leaf is None or self._gone(node):
                     break  # merged: its child has the rest now
                 first, last = start + at, min(stop, start + at + self._batch_chunks)
-                await self._entries(node, number, first, node.map.leaves[number].array[first:last], node.floor)
+                await self._entries(node, number, first, leaf.array[first:last], node.floor)
             above = node.generation
+
+    def _gone(self, node: Node) -> bool:
+        return self._core.family.nodes.get(node.id) is not node or bool(node.flags & NodeFlag.RECLAIMING)
+
+    async def _own_leaf(self, node: Node, number: int, *, whole: bool = False) -> Leaf | None:
+        """A leaf, unless it cannot be read (which the reader has told), or is the parent's and not ``whole``."""
+        try:
+            leaf = await self._core.maps.leaf(node, number)
+            return await self._core.maps.resident_leaf(node, number) if whole or leaf.birth > node.floor else None
+        except MediumError:
+            return None
 
     async def _sealed(self, node: Node) -> None:
         """Writes admitted before a snapshot's instant may be in flight until it is sealed."""
@@ -217,12 +229,13 @@ class Scrubber:
     async def _live(self, number: int, start: int, stop: int, floor: int) -> None:
         """What the head has that was born above ``floor``."""
         node, base = self._head.node, number << LEAF_SHIFT
-        if number >= len(node.map.leaves):
-            return  # the volume was made smaller
-        for at in self._strips(node.map.leaves[number].array[start:stop]):
+        leaf = await self._own_leaf(node, number, whole=True)
+        for at in [] if leaf is None else self._strips(leaf.array[start:stop]):
             first, last = start + at, min(stop, start + at + self._batch_chunks)
             if not await self._head.still(base + first, base + last - 1):
                 return
+            if not self._core.maps.ready(node, base, base) or number >= node.map.count:
+                return  # rolled back, or made smaller: the next run sees the rest
             await self._entries(node, number, first, node.map.leaves[number].array[first:last], floor)
 
     def _strips(self, entries: Words) -> list[int]:
@@ -399,10 +412,3 @@ class Scrubber:
     ) -> None:
         offset = index * self._core.chunk_bytes
         self._report(Finding(found, node.name, offset, chunk, expected.hex(), (actual or b"").hex()))
-
-
-def _has_own(node: Node, number: int) -> bool:
-    leaves, parent = node.map.leaves, node.parent
-    if number >= len(leaves):
-        return False
-    return parent is None or number >= len(parent.map.leaves) or leaves[number] is not parent.map.leaves[number]

@@ -19,7 +19,7 @@ from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_SHARE_ITEMS,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.tvol.chunk_map import ChunkMap
+    from engine.tvol.chunk_map import ChunkMap, Leaf
     from engine.tvol.claims import Claims
     from engine.tvol.core import Core
     from engine.tvol.head import NativeHead
@@ -40,9 +40,13 @@ async def share(
     async with head.holding(offset, length) as epoch:
         await core.begin_sharing()
         while at < end:
+            source_at = source_first + at - first
+            wanted = await core.maps.resident_leaf(source(), source_at >> LEAF_SHIFT)
+            await head.ready(epoch, at << shift, 1)
             await core.make_room_to_share()
+            source()
             node = epoch.node  # the snapshot, if there was a flip since
-            items, settled = _items(core.family.claims, source().map, source_first + at - first, node.map, at, end - at)
+            items, settled = _items(core.family.claims, wanted, source_at, node.map, at, end - at)
             if items:
                 core.log(RecordType.SHARE, layout.pack_share(node.id, items))
             if not settled:
@@ -53,16 +57,16 @@ async def share(
 
 
 def _items(
-    claims: Claims, source: ChunkMap, source_first: int, target: ChunkMap, first: int, limit: int
+    claims: Claims, source: Leaf, source_first: int, target: ChunkMap, first: int, limit: int
 ) -> tuple[bytes, int]:
-    """The items of a SHARE record that gives ``target`` from index ``first`` on what ``source`` has from its index
-    on, and how many indexes they settle: up to ``limit``, within one leaf of each map and one record.
+    """The items of a SHARE record that gives ``target`` from index ``first`` on what the leaf ``source`` has from its
+    index on, and how many indexes they settle: up to ``limit``, within one leaf of each map and one record.
 
     Indexes that name the same chunk already are left alone. 0 when there may be no more slots.
     """
     at, source_at = first & LEAF_MASK, source_first & LEAF_MASK
     count = min(limit, LEAF_ENTRIES - at, LEAF_ENTRIES - source_at)
-    wanted = claims.chunks_of(source.leaves[source_first >> LEAF_SHIFT].array[source_at : source_at + count])
+    wanted = claims.chunks_of(source.array[source_at : source_at + count])
     present = claims.chunks_of(target.leaves[first >> LEAF_SHIFT].array[at : at + count])
     places = np.flatnonzero(wanted != present)
     chunks = wanted[places]

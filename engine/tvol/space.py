@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable
 
     from engine.tvol.claims import Words
     from engine.tvol.core import Core
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 18
 """Claims looked at in one turn of the loop (2 ms)."""
-_LEAVES = 64
 _NODES = 32
 """Nodes whose sums are taken in one turn of the loop."""
 
@@ -58,10 +57,11 @@ class Ended:
     def count(self) -> int:
         return sum(node.own for node in self.bare) + sum(node.dead.count_above(floor) for node, floor in self.dead)
 
-    def claims(self, core: Core) -> Iterator[Words]:
+    async def claims(self, core: Core) -> AsyncIterator[Words]:
         """The same claims themselves, in pieces."""
         for node in self.bare:
-            yield from _claims_of_leaves(core, node, node.floor)
+            async for found in _claims_of_leaves(core, node, node.floor):
+                yield found
         for node, floor in self.dead:
             for bucket in [bucket for birth, bucket in list(node.dead.buckets.items()) if birth > floor]:
                 for at in range(0, len(bucket), _PIECE):
@@ -111,25 +111,27 @@ async def pending_chunks(core: Core) -> int:
     return pending + await core.env.workers.run(lambda: _whole(*found))
 
 
-def _anyway(core: Core) -> Iterator[Words]:
+async def _anyway(core: Core) -> AsyncIterator[Words]:
     """The claims of merged nodes that are still to be freed."""
     for queued in list(core.family.reclaim):
         yield np.array(queued, np.uint32)
     for node in list(core.family.reclaiming):
-        yield from _claims_of_leaves(core, node, node.generation)
+        async for found in _claims_of_leaves(core, node, node.generation):
+            yield found
 
 
-async def _gather(core: Core, *sources: Iterator[Words]) -> tuple[Words, Words]:
+async def _gather(core: Core, *sources: AsyncIterator[Words]) -> tuple[Words, Words]:
     """The chunks that claims are on, and how many claims there are on each at the time."""
     claims, births = core.family.claims, core.family.births
     chunks, on, looked_at = [np.empty(0, np.uint32)], [np.empty(0, np.uint32)], 0
-    for part in itertools.chain(*sources):
-        chunks.append(claims.chunks_of(part))
-        on.append(births.claims_on(chunks[-1]))
-        looked_at += len(part)
-        if looked_at >= _PIECE:
-            looked_at = 0
-            await asyncio.sleep(0)
+    for source in sources:
+        async for part in source:
+            chunks.append(claims.chunks_of(part))
+            on.append(births.claims_on(chunks[-1]))
+            looked_at += len(part)
+            if looked_at >= _PIECE:
+                looked_at = 0
+                await asyncio.sleep(0)
     return np.concatenate(chunks), np.concatenate(on)
 
 
@@ -216,10 +218,10 @@ def _made_in_branch(node: Node, line: dict[int, int]) -> int:
     return sum(each.own - each.dead.count_above(left_at) for each in path)
 
 
-def _claims_of_leaves(core: Core, node: Node, floor: int) -> Iterator[Words]:
+async def _claims_of_leaves(core: Core, node: Node, floor: int) -> AsyncIterator[Words]:
     """The claims of a node's map that were born above ``floor``, in pieces."""
-    claims = core.family.claims
-    leaves = [leaf for leaf in node.map.leaves if leaf.birth > floor]
-    for at in range(0, len(leaves), _LEAVES):
-        found = np.concatenate([leaf.chunks() for leaf in leaves[at : at + _LEAVES]])
-        yield found[claims.births_of(found) > floor]
+    for number in range(node.map.count):
+        leaf = await core.maps.leaf(node, number)
+        if leaf.birth > floor:
+            found = (await core.maps.resident_leaf(node, number)).chunks()
+            yield found[core.family.claims.births_of(found) > floor]

@@ -214,15 +214,19 @@ class NativeStore:
         Leaves that both maps share are skipped. Of a live head as ``newer`` it is the state while iterating.
         """
         new_node = self._native(newer).node
-        old_leaves = self._native(older).node.map.leaves if older is not None else []
-        claims = self._core.family.claims
+        old_node = self._native(older).node if older is not None else None
+        claims, maps = self._core.family.claims, self._core.maps
         found: list[Extent] = []
-        for number in range(offset >> self._core.chunk_shift >> LEAF_SHIFT, len(new_node.map.leaves)):
-            if number >= len(new_node.map.leaves):
+        for number in range(offset >> self._core.chunk_shift >> LEAF_SHIFT, new_node.map.count):
+            if number >= new_node.map.count:
                 break  # a live head was shrunk
-            new, old = new_node.map.leaves[number], old_leaves[number] if number < len(old_leaves) else ABSENT_LEAF
-            if new is old:
+            old = await maps.leaf(old_node, number) if old_node else ABSENT_LEAF
+            new = await maps.leaf(new_node, number)
+            if new is old or (new.page and new.page == old.page):
                 continue
+            if not (new.resident and old.resident):
+                old = await maps.resident_leaf(old_node, number) if old_node else ABSENT_LEAF
+                new = await maps.resident_leaf(new_node, number)
             states = np.minimum(new.array, FIRST_CHUNK_ENTRY) + 1
             states[claims.chunks_of(new.array) == claims.chunks_of(old.array)] = 0
             for start, count, state in runs_of(states):

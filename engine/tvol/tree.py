@@ -43,15 +43,17 @@ from engine.tvol.layout import (
     NodeKind,
     RecordType,
 )
+from engine.tvol.node_table import NodeTable, StoredNode
 from engine.tvol.notes import Notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
     from engine.tvol.births import Births
     from engine.tvol.layout_encryption import EncryptionRecord
+    from engine.tvol.map_reader import MapSource
 
     Words = npt.NDArray[np.uint32]
     Places = npt.NDArray[np.intp]
@@ -104,8 +106,8 @@ class Node:
         """Entries that name a chunk."""
         self.own = 0
         """Those of them born above the floor."""
-        self.stored: tuple[object, bytes] | None = None
-        """For the checkpoint: the record that it wrote last, and what that says of the node."""
+        self.stored: StoredNode | None = None
+        """What the last checkpoint has of it."""
 
     def attach(self, parent: Node | None) -> None:
         """Make this a child of ``parent``."""
@@ -122,6 +124,11 @@ class Node:
     @property
     def live(self) -> bool:
         return not self.flags & (NodeFlag.DELETED | NodeFlag.RECLAIMING)
+
+
+def node_pages(node: Node) -> int:
+    """Pages that a checkpoint writes for a node at most, besides its leaves and its record."""
+    return 3 + node.map.count // TOP_ENTRIES + node.dead.words() // WORDS_PER_PAGE
 
 
 class Family:
@@ -141,6 +148,17 @@ class Family:
         self.reclaiming: deque[Node] = deque()
         self.deleted: dict[int, Node] = {}
         """Nodes marked as deleted that are still in the tree."""
+        self.heads: dict[int, Node] = {}
+        self.unsealed: dict[int, Node] = {}
+        """Snapshots whose epoch may have writes in flight."""
+        self.touched: dict[int, Node] = {}
+        """Nodes that may differ from what the last checkpoint has of them. Whoever changes a node puts it here: with
+        ``node`` or ``touch``, or by the first change of a leaf since the checkpoint captured the node."""
+        self.gone: list[Node] = []
+        """Nodes that went since a checkpoint captured the state: it may have them, or be about to."""
+        self.table = NodeTable()
+        self.source: MapSource | None = None
+        """While the journal is replayed: where maps are read from. The running store reads them before (``_need``)."""
         self.dirty_leaves = 0
         """Leaves made since the last checkpoint: each will need a page."""
         self.dirty_words = 0
@@ -191,19 +209,60 @@ class Family:
         """Put a new node into the tree."""
         node.attach(parent)
         self.nodes[node.id] = node
+        self.touch(node)
+        if node.kind is NodeKind.HEAD:
+            self.heads[node.id] = node
         self.next_node = max(self.next_node, node.id + 1)
         self._count_structure(node)
 
     def _count_structure(self, *nodes: Node) -> None:
         for node in nodes:
-            self.largest_map = max(self.largest_map, len(node.map.leaves))
-            self.structure_pages += 2 + len(node.map.leaves) // TOP_ENTRIES + node.dead.words() // WORDS_PER_PAGE
+            self.largest_map = max(self.largest_map, node.map.count)
+            self.structure_pages += node_pages(node)
 
     def node(self, node_id: int) -> Node:
+        """To be changed: the next checkpoint looks at it. Raises LayoutError."""
         try:
-            return self.nodes[node_id]
+            found = self.nodes[node_id]
         except KeyError:
             raise LayoutError(f"no node {node_id}") from None
+        self.touch(found)
+        return found
+
+    def touch(self, node: Node) -> None:
+        """The next checkpoint looks at it."""
+        if node.id not in self.touched:
+            self.touched[node.id] = node
+            self.structure_pages += self.table.largest_pages
+
+    def _remove(self, node: Node) -> None:
+        del self.nodes[node.id]
+        self.heads.pop(node.id, None)
+        self.touched.pop(node.id, None)
+        self.unsealed.pop(node.id, None)
+        self.gone.append(node)
+
+    def changing(self) -> Iterator[Node]:
+        """The nodes whose content may change without a tree operation that says so."""
+        yield from self.heads.values()
+        yield from self.unsealed.values()
+        yield from self.deleted.values()
+        yield from self.reclaiming
+
+    def _need(self, node: Node, first: int, last: int) -> None:
+        """In replay: have the leaves of these indexes in memory, for a change of ``node`` that is carried down."""
+        if self.source is None:
+            return
+        below: Node | None = node
+        while below is not None:
+            if not below.map.loaded:
+                below.map.load(self.source.leaves(below.map.tops, below.map.count))
+            for leaf in below.map.leaves[first >> LEAF_SHIFT : (last >> LEAF_SHIFT) + 1]:
+                if not leaf.resident:
+                    entries = self.source.entries(leaf)
+                    self.claims.check_entries(entries)
+                    leaf.hold(entries)
+            below = below.children[0] if below.children else None
 
     # --- map changes --------------------------------------------------------------------------------------------
 
@@ -219,8 +278,9 @@ class Family:
             births = self.births
             if entry >= births.count:
                 births.extend_to(entry + 1)
+            if entry >> LEAF_SHIFT not in births.pages.dirty:
+                births.pages.touch(entry >> LEAF_SHIFT)
             births.born[entry] = births.view[entry] = node.generation or self.generation
-            births.dirty.add(entry >> LEAF_SHIFT)
             node.mapped += 1
             node.own += 1
         if node.children:
@@ -230,6 +290,7 @@ class Family:
 
     def _own_leaf(self, node: Node, number: int) -> Leaf:
         self.dirty_leaves += 1
+        self.touch(node)
         return node.map.own(number, node.generation or self.generation)
 
     def _kill(self, node: Node, entry: int) -> None:
@@ -266,14 +327,14 @@ class Family:
         gain = (entry >= FIRST_CHUNK_ENTRY) - names_chunk(old)
         while node.children:
             node = node.children[0]
-            if number >= len(node.map.leaves):
+            if number >= node.map.count:
                 return
+            self.touch(node)
             leaf = node.map.leaves[number]
             if leaf is after:
                 before = leaf  # shared, and so changed already
             elif leaf is before:
-                node.map.leaves[number] = after
-                node.map.dirty = True
+                node.map.put(number, after)
             elif leaf.view[slot] != old:
                 return
             else:
@@ -300,6 +361,7 @@ class Family:
         before = node.map.leaves[number]
         old = before.array[places].copy()
         if drop:
+            self.touch(node)
             node.map.drop(number)
         else:
             leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
@@ -319,13 +381,13 @@ class Family:
         after = node.map.leaves[number]
         while node.children:
             node = node.children[0]
-            if number >= len(node.map.leaves):
+            if number >= node.map.count:
                 return
+            self.touch(node)
             leaf = node.map.leaves[number]
             same = np.ones(len(old), bool)
             if leaf is before and before is not after:
-                node.map.leaves[number] = after
-                node.map.dirty = True
+                node.map.put(number, after)
             elif leaf is after and after is not ABSENT_LEAF:
                 before = leaf
             else:
@@ -342,10 +404,11 @@ class Family:
     def _apply_map(self, payload: bytes) -> None:
         node_id, items = layout.unpack_map(payload)
         node = self.node(node_id)
-        limit = len(node.map.leaves) * LEAF_ENTRIES
+        limit = node.map.count * LEAF_ENTRIES
         for index, count, entry in items:
             if index + count > limit or entry + count > layout.MAX_CHUNKS:
                 raise LayoutError(f"MAP of node {node_id}: {index}+{count} -> {entry} is out of range")
+            self._need(node, index, index + count - 1)
             if entry >= FIRST_CHUNK_ENTRY:
                 for step in range(count):
                     self.set_entry(node, index + step, entry + step)
@@ -360,8 +423,9 @@ class Family:
         node_id, items = layout.unpack_share(payload)
         node = self.node(node_id)
         index, slots, entries = expand_share(items)
-        if int(index[-1]) >= len(node.map.leaves) * LEAF_ENTRIES:
+        if int(index[-1]) >= node.map.count * LEAF_ENTRIES:
             raise LayoutError(f"SHARE of node {node_id}: index {index[-1]} is out of range")
+        self._need(node, int(index[0]), int(index[-1]))
         data = entries >= FIRST_CHUNK_ENTRY
         if data.any():
             entries[data] = self.claims.share(slots[data], entries[data], node.generation or self.generation)
@@ -386,6 +450,7 @@ class Family:
         frozen = Node(node_id, NodeKind.SNAPSHOT, head.map.copy(), size_bytes=head.size_bytes, volume_id=head.volume_id)
         frozen.guid, frozen.name, frozen.created_at = guid, name, created_at
         frozen.flags = NodeFlag(flags) | NodeFlag.UNSEALED
+        self.unsealed[node_id] = frozen
         frozen.generation = self._next_generation()
         frozen.dead, head.dead = head.dead, Deadlist()
         frozen.mapped, frozen.own, head.own = head.mapped, head.own, 0
@@ -397,6 +462,7 @@ class Family:
     def _apply_snapshot_seal(self, payload: bytes) -> None:
         (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
         self.node(node_id).flags &= ~(NodeFlag.UNSEALED | NodeFlag.PREPARED)
+        self.unsealed.pop(node_id, None)
 
     def _apply_group_prepare(self, payload: bytes) -> None:
         if len(payload) % layout.NODE_ID.size:
@@ -425,10 +491,7 @@ class Family:
     def _become(self, head: Node, snapshot: Node) -> None:
         """Give a head without content of its own the content of a snapshot, as its child."""
         self._next_generation()
-        head.map.freeze()
-        head.map.leaves[:] = snapshot.map.leaves  # in place: the head's device keeps the list
-        head.map.dirty = True
-        snapshot.map.freeze()
+        head.map.become(snapshot.map)
         head.dead, head.own, head.mapped = Deadlist(), 0, snapshot.mapped
         head.size_bytes = snapshot.size_bytes
         head.detach()
@@ -450,7 +513,9 @@ class Family:
     def mark_deleted(self, node: Node) -> None:
         """From now on nobody sees the node; it keeps its place until it is merged."""
         node.flags = (node.flags | NodeFlag.DELETED) & ~(NodeFlag.UNSEALED | NodeFlag.PREPARED)
+        self.unsealed.pop(node.id, None)
         self.deleted[node.id] = node
+        self.touch(node)
         self.notes.forget(node.id)
 
     def _apply_merge(self, payload: bytes) -> None:
@@ -473,13 +538,14 @@ class Family:
             self._count_structure(node)
             return
         child = node.children.pop()
+        self.touch(child)
         child.parent = None
         freed = child.dead.take_above(node.floor)
         child.dead.absorb(node.dead)
         child.own += node.own - sum(map(len, freed))
         self.reclaim.extend(bucket for bucket in freed if bucket)
         self.dirty_words += sum(map(len, freed)) + child.dead.words()
-        del self.nodes[node.id]
+        self._remove(node)
         child.attach(parent)
 
     def _apply_reclaim(self, payload: bytes) -> None:
@@ -503,32 +569,36 @@ class Family:
             claims += first[:room]
         self.claims.free(np.frombuffer(claims, np.uint32))
 
-    def _reclaim_leaf(self, node: Node) -> None:
-        """Free what the last leaf that is the node's own names; what is shared with the parent has an older birth."""
+    def own_leaf_from_end(self, node: Node, count: int) -> int:
+        """Number of the last leaf below ``count`` of a RECLAIMING node, loaded, that is the node's own; -1 for none.
+        What is shared with the parent has an older birth."""
         leaves = node.map.leaves
-        node.map.dirty = True
-        while leaves:
-            leaf = leaves.pop()
-            if leaf.birth > node.generation:
-                claims = leaf.chunks()
-                own = claims[self.claims.births_of(claims) > node.generation]
-                node.own -= len(own)
-                self.claims.free(own)
-                break
-        if not leaves:
+        return next((at for at in range(count - 1, -1, -1) if leaves[at].birth > node.generation), -1)
+
+    def _reclaim_leaf(self, node: Node) -> None:
+        """Free what the last leaf that is the node's own names."""
+        self.touch(node)
+        self._need(node, 0, -1)
+        number = self.own_leaf_from_end(node, node.map.count)
+        if number >= 0:
+            self._need(node, number << LEAF_SHIFT, number << LEAF_SHIFT)
+            claims = node.map.leaves[number].chunks()
+            own = claims[self.claims.births_of(claims) > node.generation]
+            node.own -= len(own)
+            self.claims.free(own)
+        node.map.resize(max(number, 0))
+        if not node.map.count:
             self.reclaiming.popleft()
-            del self.nodes[node.id]
+            self._remove(node)
 
     def _apply_resize(self, payload: bytes) -> None:
         node_id, size_bytes = layout.unpack_fields(layout.RESIZE, payload)
         head = self.node(node_id)
         old, new = self.chunk_count(head.size_bytes), self.chunk_count(size_bytes)
+        self._need(head, new, old - 1)
         if new < old:
             self.fill(head, new, old - new, EMPTY)
-        leaves, wanted = head.map.leaves, leaf_count(new)
-        del leaves[wanted:]
-        leaves.extend([ABSENT_LEAF] * (wanted - len(leaves)))
-        head.map.dirty = True
+        head.map.resize(leaf_count(new))
         head.size_bytes = size_bytes
         self._count_structure(head)
 
@@ -566,6 +636,7 @@ class Family:
         self.add(old, head.parent)
         self.mark_deleted(old)
         staging.kind = NodeKind.SNAPSHOT
+        del self.heads[staging.id]
         staging.flags = staging.flags & ~NodeFlag.STAGING | NodeFlag.HIDDEN
         staging.guid, staging.name, staging.created_at = guid, name, created_at
         staging.generation = self._next_generation()

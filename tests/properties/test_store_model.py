@@ -21,8 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engine.files import StoreEnv, real_env
 from engine.stores import ExtentState
 from engine.tvol.check import check_file
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.file import TvolFile
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES
+from tests.support.map_leaves import resident_leaves
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
 
@@ -238,14 +240,15 @@ class Model:
         family = self.store._core.family
         holders: dict[int, set[tuple[int, int]]] = {}
         for node in family.nodes.values():
-            for number, leaf in enumerate(node.map.leaves):
+            for number, leaf in enumerate(resident_leaves(self.store, node)):
                 chunks = family.claims.chunks_of(leaf.array)
                 for slot in np.flatnonzero(chunks >= FIRST_CHUNK_ENTRY).tolist():
                     holders.setdefault(int(chunks[slot]), set()).add((node.id, number * LEAF_ENTRIES + slot))
         for volume in self.volumes.values():
             node = volume.head.node
+            leaves = resident_leaves(self.store, node)
             for index in range(-(-node.size_bytes // CHUNK)):
-                entry = node.map.lookup(index)
+                entry = leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
                 if entry >= FIRST_CHUNK_ENTRY and family.births.view[entry] > node.floor:
                     assert holders[entry] == {(node.id, index)}
 

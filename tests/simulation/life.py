@@ -33,12 +33,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.encryption import Encryption
-from engine.errors import MediumError, StoreFailed
+from engine.errors import MediumError, OutOfSpace, StoreFailed
 from engine.files import StoreEnv
-from engine.tvol import layout
+from engine.tvol import layout, recovery
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.layout_encryption import EncryptionRecord
+from engine.tvol.superblock import read_superblock
 from tests.simulation.clients import MOODS, Client, read_all
 from tests.simulation.disk import Disk
 from tests.simulation.family import SECTOR, Family, Violation
@@ -78,6 +79,7 @@ class Plan:
     chunk_bytes: int
     write_through: float
     encryption: Encryption | None
+    cached_leaves: int
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -101,6 +103,7 @@ class Plan:
             chunk_bytes=4 * CHUNK if len(windows.parts) == 1 and rng.random() < 0.15 else CHUNK,
             write_through=rng.choice((0.0, 0.0, 0.0, 0.3)),
             encryption=KEYED if rng.random() < 0.1 else None,
+            cached_leaves=rng.choice((1, 1, 2, 64)),
         )
 
 
@@ -190,7 +193,7 @@ class Life:
         workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=turns_max, slow_chance=0.05)
         self.files.on_death = loop.die
         try:
-            env = StoreEnv(self.files, workers, SimClock(loop))
+            env = StoreEnv(self.files, workers, SimClock(loop), cached_leaves=self.plan.cached_leaves)
             room = self.disk.room(workers)
             loop.run_until_complete(main(loop, env if room is None else replace(env, room=room)))
         except ProcessDied:
@@ -264,6 +267,8 @@ class Life:
         steps = rng.randint(5, 80)
         users = [client.run(steps, structural=self.plan.structural) for client in crowd]
         await asyncio.gather(*users, self.disk.run(crowd[0]))
+        if rng.random() < 0.3:
+            await _pages_are_counted(store)
         if rng.random() < 0.6:
             await store.close()
 
@@ -271,6 +276,25 @@ class Life:
         report = check_file(PATH, files=self.files, data=True)
         if report.damaged:
             raise Violation("check: " + "; ".join(str(finding) for finding in report.findings[:5]))
+
+
+async def _pages_are_counted(store: TvolFile) -> None:
+    """The references to pages that the running store counts are those that the file has."""
+    core = store._core
+    await store.settled()
+    try:
+        await core.checkpointer.run()
+    except OutOfSpace:
+        return
+    pages, times = _count_references(core)
+    if dict(zip(pages.tolist(), times.tolist(), strict=True)) != core.pages.counted():
+        raise Violation("the store counts references to pages that its file does not have, or the other way round")
+
+
+def _count_references(core):
+    loader = recovery._Loader(core.file, read_superblock(core.file, writable=True))
+    loader.load()
+    return loader.references.summed()
 
 
 def _in_a_superblock(operation: str, offset: int) -> bool:

@@ -18,7 +18,7 @@ from engine.tvol.core import Core
 from engine.tvol.head import Epoch, NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.journal import Journal
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, PageRef, RecordType
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, RecordType
 from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
 from tests.simulation.directed import (
@@ -36,6 +36,7 @@ from tests.simulation.directed import (
     both_superblock_slots_torn,
     two_flips_over_a_slow_write,
 )
+from tests.simulation.directed_maps import a_rotten_leaf
 from tests.simulation.directed_rot import (
     a_bad_chunk_through_kill_and_power_loss,
     a_chunk_freed_while_it_is_digested,
@@ -48,6 +49,7 @@ from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
 from tests.simulation.mutations_of_digests import DIGESTS
 from tests.simulation.mutations_of_flatten import DIRECTED_FLATTEN, FLATTEN
+from tests.simulation.mutations_of_maps import MAPS
 from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.simulation.mutations_of_space import DIRECTED_SPACE, SPACE
@@ -132,6 +134,7 @@ def _publish_before_the_data_is_written(original):
     async def write_piece(self, admission, offset, data, *, redirect=False):
         core = self._core
         await core.make_room()
+        await self.ready(admission.epoch, offset, len(data))
         plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
         for index, chunk in plan.published:
             core.publish(admission.epoch.node, index, chunk)
@@ -250,15 +253,11 @@ def _any_predecessor(original):
 
 
 def _soft_records_count_after_power_loss(original):
-    return lambda file, superblock, family, reachable, *, trusted: original(
-        file, superblock, family, reachable, trusted=True
-    )
+    return lambda file, superblock, loader, *, trusted: original(file, superblock, loader, trusted=True)
 
 
 def _soft_records_never_count(original):
-    return lambda file, superblock, family, reachable, *, trusted: original(
-        file, superblock, family, reachable, trusted=False
-    )
+    return lambda file, superblock, loader, *, trusted: original(file, superblock, loader, trusted=False)
 
 
 def _commit_counts_to_its_own_place(original):
@@ -275,21 +274,6 @@ def _journal_space_free_at_capture(original):
         return captured
 
     return capture
-
-
-def _tables_in_place(original):
-    async def write_changed(self, writer, pages, changed, count, words):
-        found = await original(self, writer, pages, changed, count, words)
-        batch = dict(writer._batch)
-        for number in changed:
-            if number < len(pages) and pages[number].page and found[number].page in batch:
-                data = batch.pop(found[number].page)
-                writer._batch = [item for item in writer._batch if item[0] != found[number].page]
-                found[number] = PageRef(pages[number].page, found[number].checksum)
-                writer._batch.append((pages[number].page, data))
-        return found
-
-    return write_changed
 
 
 def _atomic_writes_in_place(original):
@@ -468,6 +452,7 @@ MUTATIONS: dict[str, Mutation] = {
     **DIGESTS,
     **NOTES,
     **FLATTEN,
+    **MAPS,
     # Checkpoint
     "pages-before-superblock": Mutation(
         "pages and data are durable before a superblock refers to them",
@@ -484,10 +469,6 @@ MUTATIONS: dict[str, Mutation] = {
     "journal-space-after-superblock": Mutation(
         "journal space is freed after the checkpoint, not at its start",
         ((Checkpointer, "_capture", _journal_space_free_at_capture),),
-    ),
-    "shadow-pages": Mutation(
-        "pages are never written in place",
-        ((Checkpointer, "_write_changed", _tables_in_place),),
     ),
     # Recovery
     "soft-records-after-kill": Mutation(
@@ -536,6 +517,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "source-asked-for-each-batch": a_source_deleted_while_it_is_shared,
     **DIRECTED_SPACE,
     **DIRECTED_FLATTEN,
+    "leaves-are-verified": a_rotten_leaf,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 

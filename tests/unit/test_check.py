@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from engine.errors import NotSupported, StoreCorrupt
+from engine.errors import MediumError, NotSupported, StoreCorrupt
 from engine.tvol import layout
 from engine.tvol.check import check_file
 from tests.support.made_volumes import PATH, make_volume
@@ -149,7 +149,7 @@ def test_a_wrong_count_in_a_node(field):
     node = next(node for node in made.image().nodes.values() if node.record.name == "vol")
     right = struct.pack("<QQ", node.record.mapped, node.record.own)
     wrong = struct.pack("<QQ", node.record.mapped + (field == "mapped"), node.record.own + (field == "own"))
-    for page in made.pages("root stream"):
+    for page in made.pages("nodes, page"):
         change_page(made, page, lambda data: data.__setitem__(slice(None), data.replace(right, wrong, 1)))
     assert "its map has" in findings(made)
 
@@ -198,7 +198,7 @@ def test_an_entry_that_names_a_free_slot():
     slot = int(np.flatnonzero(slots_of(made)[:, 1])[0])
     table_changed(made, lambda table: table.__setitem__((slot, 1), 0))
     assert "names a chunk that is free" in findings(made)
-    with pytest.raises(StoreCorrupt):
+    with pytest.raises(MediumError, match="a slot that is not in use"):
         made.run(made.read_back)
 
 
@@ -234,7 +234,9 @@ def test_any_words_under_right_checksums_end_in_findings_or_a_refusal(seed):
     """Neither the checker nor an opening meets them with a traceback; what an opening refuses, the checker finds."""
     rng = random.Random(seed)
     made = make_volume(shared=True)
-    page = rng.choice(made.pages(rng.choice(["births", "map top", "map leaf", "deadlist", "root stream", "slots"])))
+    page = rng.choice(
+        made.pages(rng.choice(["births", "map top", "map leaf", "deadlist", "root stream", "nodes, page", "slots"]))
+    )
 
     def change(data):
         for _ in range(rng.randint(1, 3)):
@@ -245,5 +247,5 @@ def test_any_words_under_right_checksums_end_in_findings_or_a_refusal(seed):
     report = check_file(PATH, files=made.files)
     try:
         made.run(made.read_back)
-    except (StoreCorrupt, NotSupported):
+    except (StoreCorrupt, NotSupported, MediumError):
         assert report.damaged

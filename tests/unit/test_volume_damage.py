@@ -77,7 +77,7 @@ def test_two_bad_superblocks_are_damage_and_refused():
         ("root stream", "root"),
         ("births", "births"),
         ("map top", "map of node"),
-        ("map leaf", "leaf"),
+        ("nodes, page", "nodes"),
         ("deadlist", "deadlist"),
         ("slots", "slots"),
     ],
@@ -92,6 +92,17 @@ def test_a_flipped_bit_in_a_page_is_found_and_refused(part, named):
         assert report.exit_code == 9
         assert any(f"page {page} " in str(finding) for finding in report.findings)
         with pytest.raises(StoreCorrupt, match=named):
+            made.run(made.read_back)
+
+
+def test_a_flipped_bit_in_a_map_leaf_is_found_and_refused_where_it_maps():
+    for page in make_volume(shared=True).pages("map leaf"):
+        made = make_volume(shared=True)
+        made.flip_page(page)
+        report = check(made)
+        assert report.exit_code == 9
+        assert any(f"page {page} " in str(finding) for finding in report.findings)
+        with pytest.raises(MediumError, match="leaf"):
             made.run(made.read_back)
 
 
@@ -140,7 +151,7 @@ def test_random_damage_to_the_metadata_is_never_used_silently(seed, flips, close
     report = check(made)
     try:
         found = made.run(made.read_back)
-    except (StoreCorrupt, NotSupported):
+    except (StoreCorrupt, NotSupported, MediumError):
         assert report.damaged
     else:
         assert found == expected

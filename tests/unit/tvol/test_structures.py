@@ -43,7 +43,7 @@ def test_a_captured_deadlist_does_not_see_later_entries():
     found = dead(b3=[1, 2])
     captured = found.capture()
     found.add(3, 99)
-    stored = unpack_buckets(pack_buckets(captured), 1)
+    stored = unpack_buckets(array("I", b"".join(pack_buckets(captured))), 1)
     assert stored.buckets == {3: array("I", [1, 2])}
 
 
@@ -57,7 +57,7 @@ def test_births_grow_and_tell_which_pages_changed():
     births = Births(np.zeros(10, np.uint32))
     births.set(5000, 3)
     assert births.count == 5001
-    assert births.dirty == {0, 1}
+    assert births.pages.dirty == {0, 1}
     assert births.with_birth(3).tolist() == [5000]
     births.free(np.array([5000], np.uint32))
     assert births.view[5000] == 0
