@@ -1,9 +1,15 @@
 """The verified copy against what people use to copy and check an image:  ``python -m bench.copy_engine``.
 
-1 GiB in the page cache, onto a target that exists. Everybody ends with a copy that is known to be equal and written
-back (fdatasync): twinvol by reading back and comparing hashes as it goes, the others by a second program
-(``qemu-img compare``, ``cmp``); rsync compares checksums of what it sent, not of what it wrote. Rounds alternate; CPU
-is that of all processes.
+``full``: 1 GiB in the page cache, onto a target that exists. Everybody ends with a copy that is written back
+(fdatasync). twinvol's is known to be equal: it reads back and compares hashes as it goes. The others need a second
+program for that (``qemu-img compare``, ``cmp``), or verify nothing and say so; rsync compares checksums of what it
+sent, not of what it wrote.
+
+``sparse``: 8 GiB with 400 MiB of data in pieces of 1 MiB, into a new target each time, written back as well; twinvol
+verifies, the others do not.
+
+Rounds alternate; CPU is that of all processes, the copying process of twinvol included. At the end the bytes of every
+target are compared with the source's.
 
 The expected order of magnitude: memory bandwidth for reads, twice that for the write; about 0.2 to 0.6 CPU seconds a
 GiB. The plain-file baseline is ``dd`` alone, which verifies nothing.
@@ -15,6 +21,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import resource
 import shutil
 import statistics
@@ -22,13 +29,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.loadgen import BenchError
 from bench.machine import RESULTS, facts
-from engine.copy_job import copy_extents
+from engine.copy_job import CopyOptions, copy_extents
 from engine.files import real_env
+from engine.proof import tree_of
 from engine.tvol.file import TvolFile
 from engine.units import GIB, MIB
 
@@ -37,10 +46,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-COPIERS: dict[str, tuple[str, ...]] = {
+CONVERT = "qemu-img convert (verifies nothing)"
+CONVERT_COMPARE = "qemu-img convert + compare"
+FULL_PEERS: dict[str, tuple[str, ...]] = {
     "dd (verifies nothing)": ("dd if={source} of={target} bs=1M conv=notrunc,fdatasync status=none",),
     "dd + cmp": ("dd if={source} of={target} bs=1M conv=notrunc,fdatasync status=none", "cmp {source} {target}"),
-    "qemu-img convert + compare": (
+    CONVERT: ("qemu-img convert -n -W -m 8 -f raw -O raw {source} {target}", "sync -d {target}"),
+    CONVERT_COMPARE: (
         "qemu-img convert -n -W -m 8 -f raw -O raw {source} {target}",
         "sync -d {target}",
         "qemu-img compare -f raw -F raw {source} {target}",
@@ -48,6 +60,16 @@ COPIERS: dict[str, tuple[str, ...]] = {
     # Whole, or it would find the target of the round before equal and write nothing.
     "rsync (in transit only)": ("rsync --inplace --whole-file --ignore-times --fsync {source} {target}",),
 }
+SPARSE_PEERS: dict[str, tuple[str, ...]] = {
+    "cp --sparse=auto (verifies nothing)": ("cp --sparse=auto {source} {target}", "sync -d {target}"),
+    CONVERT: ("qemu-img convert -f raw -O raw {source} {target}", "sync -d {target}"),
+    "qemu-img convert -W -m 8": ("qemu-img convert -W -m 8 -f raw -O raw {source} {target}", "sync -d {target}"),
+}
+OURS = "twinvol, verified"
+WANTED = {"full": {CONVERT: 0.9, CONVERT_COMPARE: 1.7}, "sparse": {CONVERT: 5.0}}
+"""At least so many times the speed of whom."""
+
+SPARSE_BYTES, SPARSE_DATA_BYTES = 8 * GIB, 400 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,53 +80,138 @@ class Round:
     cpu_seconds: float
 
 
-def _cpu() -> float:
-    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+@dataclass(slots=True)
+class Contest:
+    """Who copies ``data_bytes``, and how they did."""
+
+    name: str
+    data_bytes: int
+    copiers: dict[str, Callable[[], None]]
+    prepare: Callable[[], None]
+    """What is done before each copy and not measured."""
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+
+    def run(self, rounds: int, cpu: Callable[[], float]) -> None:
+        """Everybody in turn, in alternating order, after one copy each that does not count: the first touch of a
+        file's pages is several times slower."""
+        self.rounds = {name: [] for name in self.copiers}
+        for copy in self.copiers.values():
+            self.prepare()
+            copy()
+        for number in range(rounds):
+            order = list(self.copiers.items())
+            for name, copy in order if number % 2 == 0 else reversed(order):
+                self.prepare()
+                self.rounds[name].append(timed(copy, cpu))
+
+    def lines(self) -> list[str]:
+        """The table, and what is wanted of it."""
+        mib = self.data_bytes / MIB
+        medians = {name: statistics.median(r.seconds for r in runs) for name, runs in self.rounds.items()}
+        lines = [
+            f"{self.name + ', ' + format(mib, '.0f') + ' MiB of data':36} {'MiB/s':>8} {'CPU s/GiB':>10}  twinvol is"
+        ]
+        for name, runs in self.rounds.items():
+            cpu = statistics.median(r.cpu_seconds for r in runs) / (self.data_bytes / GIB)
+            wanted = WANTED[self.name].get(name)
+            goal = f" (>= {wanted})" if wanted else ""
+            lines.append(
+                f"{name:36} {mib / medians[name]:8.0f} {cpu:10.2f} {medians[name] / medians[OURS]:10.2f}x{goal}"
+            )
+        return lines
 
 
-def timed(copy: Callable[[], object]) -> Round:
-    """One call of ``copy``, measured."""
-    os.sync()
-    cpu, started = _cpu(), time.perf_counter()
-    copy()
-    return Round(time.perf_counter() - started, _cpu() - cpu)
+class Twinvol:
+    """A snapshot in one volume file, copied to the volume of another: the same one again, or a new one each time."""
 
-
-class TwinvolCopy:
-    """A snapshot in one volume file, copied again and again onto the volume of another."""
-
-    def __init__(self, work: Path, size_bytes: int) -> None:
+    def __init__(self, work: Path, image: Path, *, new_target: bool) -> None:
         self._loop = asyncio.new_event_loop()
-        self._size = size_bytes
-        env = self._env = real_env()
-        make = TvolFile.create
-        self._source = self._run(make(env, work / "source.tvol", volume_name="source", size_bytes=size_bytes))
-        self._target = self._run(make(env, work / "target.tvol", volume_name="target", size_bytes=size_bytes))
-        head = self._source.volumes()[0]
-        with (work / "source.raw").open("rb") as image:
-            for offset in range(0, size_bytes, MIB):
-                self._run(head.write(offset, memoryview(image.read(MIB))))
-        self._frozen = self._run(self._source.snapshot(head, "still"))
+        self._env = real_env()
+        self._path = work / f"{image.stem}-target.tvol"
+        self._new_target = new_target
+        self._size = image.stat().st_size
+        self._source = self._run(self._make(work / f"{image.stem}-source.tvol"))
+        self._target: TvolFile | None = self._run(self._make(self._path))
+        self._run(self._fill(image))
+        self._frozen = self._run(self._source.snapshot(self._source.volumes()[0], "still"))
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(coroutine)
 
+    def _make(self, path: Path) -> Coroutine[Any, Any, TvolFile]:
+        return TvolFile.create(self._env, path, volume_name=path.stem, size_bytes=self._size)
+
+    async def _fill(self, image: Path) -> None:
+        head, fd = self._source.volumes()[0], os.open(image, os.O_RDONLY)
+        try:
+            at = 0
+            while at < self._size:
+                try:
+                    at = os.lseek(fd, at, os.SEEK_DATA)
+                except OSError:  # nothing but a hole follows
+                    break
+                at -= at % MIB
+                await head.write(at, memoryview(os.pread(fd, MIB, at)))
+                at += MIB
+        finally:
+            os.close(fd)
+
     def copy(self) -> None:
         """One verified copy, durable at its end."""
-        result = self._run(copy_extents(self._frozen, self._target.volumes()[0], mover=self._env.mover))
-        assert result.progress.done_bytes == self._size
+        self._run(self._copy())
+
+    def drop_target(self) -> None:
+        """The next copy makes a new one."""
+        if self._target is not None:
+            self._run(self._target.close())
+            self._path.unlink()
+            self._target = None
+
+    async def _copy(self) -> None:
+        if self._target is None:
+            self._target = await self._make(self._path)
+        options = CopyOptions(blank_target=self._new_target)
+        await copy_extents(self._frozen, self._target.volumes()[0], options=options, mover=self._env.mover)
+
+    def cpu(self) -> float:
+        """CPU seconds that the copying process has used so far; it is no child that was waited for yet."""
+        mover = self._env.mover
+        pid = getattr(mover, "pid", None)
+        if pid is None:
+            return 0.0
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def verify(self) -> None:
+        """Compare all bytes of both. Raises BenchError."""
+        assert self._target is not None
+        roots = {self._run(tree_of(device)).root() for device in (self._frozen, self._target.volumes()[0])}
+        if len(roots) != 1:
+            raise BenchError("the copy is not equal to its source")
 
     def close(self) -> None:
         self._run(self._source.close())
-        self._run(self._target.close())
+        self.drop_target()
         self._run(self._env.close())
         self._loop.close()
 
 
-def outside(commands: tuple[str, ...], work: Path) -> Callable[[], None]:
+def timed(copy: Callable[[], object], cpu: Callable[[], float]) -> Round:
+    """One call of ``copy``, measured. ``cpu``: of processes that are not waited for."""
+    os.sync()
+
+    def used() -> float:
+        usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+        return cpu() + sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    cpu_seconds, started = used(), time.perf_counter()
+    copy()
+    return Round(time.perf_counter() - started, used() - cpu_seconds)
+
+
+def outside(commands: tuple[str, ...], source: Path, target: Path) -> Callable[[], None]:
     """The commands of one peer as a function."""
-    lines = [c.format(source=work / "source.raw", target=work / "target.raw").split() for c in commands]
+    lines = [command.format(source=source, target=target).split() for command in commands]
 
     def run() -> None:
         for line in lines:
@@ -113,54 +220,82 @@ def outside(commands: tuple[str, ...], work: Path) -> Callable[[], None]:
     return run
 
 
+def contest(name: str, image: Path, data_bytes: int, peers: dict[str, tuple[str, ...]], rounds: int) -> Contest:
+    """Measure one table. Raises BenchError when a copy turns out to be wrong."""
+    target = image.with_name(f"{image.stem}-target.raw")
+    ours = Twinvol(image.parent, image, new_target=name == "sparse")
+    anew = name == "sparse"
+
+    def prepare() -> None:
+        if anew:
+            ours.drop_target()
+            target.unlink(missing_ok=True)
+
+    made = Contest(name, data_bytes, {OURS: ours.copy}, prepare)
+    for peer, commands in peers.items():
+        absent = [c.split()[0] for c in commands if shutil.which(c.split()[0]) is None]
+        if absent:
+            print(f"{peer}: left out, {absent[0]} is not installed")
+        else:
+            made.copiers[peer] = outside(commands, image, target)
+    made.run(rounds, ours.cpu)
+    prepare()
+    ours.copy()
+    ours.verify()
+    for peer in list(made.copiers)[1:]:
+        prepare()
+        made.copiers[peer]()
+        if subprocess.run(["cmp", "-s", image, target], check=False).returncode:
+            raise BenchError(f"{peer}: {target.name} is not equal to its source")
+    ours.close()
+    print("\n".join(made.lines()), flush=True)
+    return made
+
+
+def make_images(work: Path, size_bytes: int, sparse_bytes: int, data_bytes: int) -> tuple[Path, Path]:
+    """The full source with a target of its size, and the sparse source."""
+    full, sparse = work / "full.raw", work / "sparse.raw"
+    with full.open("wb") as file:
+        for _ in range(size_bytes // MIB):
+            file.write(os.urandom(MIB))
+    (work / "full-target.raw").write_bytes(bytes(size_bytes))
+    with sparse.open("wb") as file:
+        file.truncate(sparse_bytes)
+        for place in sorted(random.Random(8).sample(range(sparse_bytes // MIB), data_bytes // MIB)):
+            file.seek(place * MIB)
+            file.write(os.urandom(MIB))
+    return full, sparse
+
+
 def main() -> int:
-    """Print the table, write the result file."""
+    """Print the tables, write the result file."""
     parser = argparse.ArgumentParser(prog="python -m bench.copy_engine", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 256 MiB: a look, not a result")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 256 MiB and 1 GiB: a look, not a result")
     parser.add_argument("--rounds", type=int, default=7, help="rounds (7)")
-    parser.add_argument("--size", type=int, default=GIB, help="bytes (1 GiB)")
+    parser.add_argument("--size", type=int, default=GIB, help="bytes of the full copy (1 GiB)")
+    parser.add_argument("--only", choices=("full", "sparse"), default=None, help="one of the tables")
     parser.add_argument("--work", type=Path, default=None, help="folder for the files (a temporary one)")
     parser.add_argument("--out", type=Path, default=None, help="result file (bench/results/...)")
     options = parser.parse_args()
+    sparse_bytes, data_bytes = SPARSE_BYTES, SPARSE_DATA_BYTES
     if options.quick:
         options.rounds, options.size = 2, 256 * MIB
+        sparse_bytes, data_bytes = SPARSE_BYTES // 8, SPARSE_DATA_BYTES // 8
+    contests = []
     with tempfile.TemporaryDirectory(prefix="twinvol-bench-", dir=options.work) as folder:
         work = Path(folder)
-        (work / "source.raw").write_bytes(b"".join(os.urandom(MIB) for _ in range(options.size // MIB)))
-        (work / "target.raw").write_bytes(bytes(options.size))
         machine = facts(work)
-        ours = TwinvolCopy(work, options.size)
-        copiers: dict[str, Callable[[], None]] = {"twinvol, verified": ours.copy}
-        for name, commands in COPIERS.items():
-            absent = [c.split()[0] for c in commands if shutil.which(c.split()[0]) is None]
-            if absent:
-                print(f"{name}: left out, {absent[0]} is not installed")
-            else:
-                copiers[name] = outside(commands, work)
-        rounds: dict[str, list[Round]] = {name: [] for name in copiers}
-        for copy in copiers.values():  # first touch of a file's pages is several times slower
-            copy()
-        for number in range(options.rounds):
-            order = list(copiers.items())
-            for name, copy in order if number % 2 == 0 else reversed(order):
-                rounds[name].append(timed(copy))
-        ours.close()
-    mib = options.size / MIB
-    own = statistics.median(r.seconds for r in rounds["twinvol, verified"])
-    print(f"{'':28} {'MiB/s':>8} {'CPU s/GiB':>10} {'twinvol is':>11}")
-    for name, runs in rounds.items():
-        seconds, cpu = statistics.median(r.seconds for r in runs), statistics.median(r.cpu_seconds for r in runs)
-        print(f"{name:28} {mib / seconds:8.0f} {cpu / (options.size / GIB):10.2f} {seconds / own:10.2f}x")
+        full, sparse = make_images(work, options.size, sparse_bytes, data_bytes)
+        if options.only != "sparse":
+            contests.append(contest("full", full, options.size, FULL_PEERS, options.rounds))
+        if options.only != "full":
+            contests.append(contest("sparse", sparse, data_bytes, SPARSE_PEERS, options.rounds))
     out = options.out or RESULTS / f"copy_engine-{str(machine['commit']).rstrip('+')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "bench": "copy_engine",
-        "machine": machine,
-        "size_bytes": options.size,
-        "rounds": {name: [asdict(r) for r in runs] for name, runs in rounds.items()},
-    }
+    rounds = {each.name: {who: [asdict(r) for r in runs] for who, runs in each.rounds.items()} for each in contests}
+    document = {"bench": "copy_engine", "machine": machine, "size_bytes": options.size, "rounds": rounds}
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"result in {out}")
+    print(f"bytes verified; result in {out}")
     return 0
 
 

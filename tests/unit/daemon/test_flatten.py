@@ -244,3 +244,20 @@ async def test_a_volume_that_becomes_smaller_meanwhile(tmp_path):
         await engine.api.volume_resize("c", 12 * MIB)
         assert await content(engine, "c") == before[: 10 * MIB + 4 * KIB] + bytes(2 * MIB - 4 * KIB)
     check(tmp_path / "pool")
+
+
+async def test_a_clone_leaves_its_family_by_a_mirror(engine):
+    """With its snapshots left behind: what it is now is a volume of a file of its own."""
+    await family(engine)
+    await engine.api.snapshot_create("c", "old")
+    await finished(engine, await engine.api.replica_create("c", "own"))
+    await scribble(engine, "c", 11, times=3)
+    expected = await content(engine, "c")
+    assert (await finished(engine, await engine.api.replica_verify("own"))).result["identical"]
+    await engine.api.replica_detach("own")
+    await engine.api.volume_delete("c", force=True)
+    await engine.api.volume_delete("a", force=True)
+    own = await engine.api.volume_show("own")
+    assert (own.origin, own.read_only) == (None, False)
+    assert await content(engine, "own") == expected
+    await scribble(engine, "own", 12, times=3)
