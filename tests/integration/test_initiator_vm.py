@@ -7,18 +7,22 @@ killed under I/O. The guest is emulated where there is no KVM, which is most of 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.secret_files import write_secret
 from tests.integration import vm_host
+from tests.integration.test_kill9 import check_files
 from tests.integration.vm import free_portal, run_scenario
 from tests.support.clients import alua_guest_cache
 from tests.support.daemon import PROGRAM, Daemon, twinvol
+from tests.support.snapshot_churn import SnapshotChurn
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 """Scenarios of this repository's own."""
@@ -39,6 +43,21 @@ def test_what_sg_tools_and_the_kernel_read_and_sanitize(daemon: Daemon, tmp_path
     disk, removable = daemon.volume("disk", "64M"), daemon.volume("removable", "64M", "--removable")
     options = ["--target", iqn(disk), "--target", iqn(removable)]
     run_scenario(str(SCENARIOS / "sg_tools.sh"), daemon.portal, tmp_path, *options)
+
+
+def test_an_ext4_striped_over_two_luns_survives_in_every_group_snapshot(daemon: Daemon, tmp_path: Path):
+    first, second = daemon.volume("left", "96M"), daemon.volume("right", "96M")
+    daemon.run("group", "create", "striped", "left", "right")
+    take = shlex.join([sys.executable, "-m", "tests.integration.vm_host", "group", str(daemon.pool), "striped"])
+    run_scenario(
+        str(SCENARIOS / "striped_group.sh"),
+        daemon.portal,
+        tmp_path,
+        *("--target", iqn(first), "--target", iqn(second), "--host-cmd", f"snapshot={take}"),
+    )
+    assert {info["state"] for info in daemon.run("group", "snapshot-list", "striped")["group_snapshots"]} == {"ok"}
+    daemon.run("group", "delete", "striped", "--force")
+    assert daemon.run("snapshot", "list", "left")["snapshots"] == []
 
 
 CHAP = {"user": "alice", "secret": "correct horse 1", "mutual-user": "array", "mutual-secret": "battery staple 2"}
@@ -93,27 +112,43 @@ def test_snapshots_taken_under_the_guest_mount_and_compare(daemon: Daemon, tmp_p
 
 
 def test_kill_9_under_io_loses_nothing_that_was_fsynced(tmp_path: Path):
-    """The daemon is killed twice while the guest writes; the guest's file system must not notice more than a pause."""
+    """The daemon is killed twice while the guest writes and snapshots come and go: of the guest's disk, and of a group
+    of it and two others, one of them in its family. The guest's file system must not notice more than a pause."""
     portal = free_portal()
     pool = tmp_path / "pool"
     host = [sys.executable, "-m", "tests.integration.vm_host"]
     try:
         vm_host.run("start", pool, portal)
-        made = twinvol("volume", "create", "disk", "--size", "512M", "--expose", "--json", "--pool", str(pool))
-        assert made.returncode == 0, made.stderr
-        run_scenario(
-            "restart_under_io",
-            portal,
-            tmp_path,
-            *("--target", json.loads(made.stdout)["target"]),
-            *("--host-cmd", f"stop={shlex.join([*host, 'kill', str(pool)])}"),
-            *("--host-cmd", f"start={shlex.join([*host, 'start', str(pool), portal])}"),
+
+        def run(*arguments: str) -> dict[str, Any]:
+            done = twinvol(*arguments, "--json", "--pool", str(pool))
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        target = run("volume", "create", "disk", "--size", "512M", "--expose")["target"]
+        run("volume", "create", "other", "--size", "64M")
+        run("snapshot", "create", "disk", "empty")
+        run("clone", "create", "disk@empty", "sibling")
+        run("group", "create", "all", "disk", "other", "sibling")
+        with SnapshotChurn(pool, "disk", "all", seed=1) as churn:
+            run_scenario(
+                "restart_under_io",
+                portal,
+                tmp_path,
+                *("--target", target),
+                *("--host-cmd", f"stop={shlex.join([*host, 'kill', str(pool)])}"),
+                *("--host-cmd", f"start={shlex.join([*host, 'start', str(pool), portal])}"),
+            )
+        asyncio.run(churn.check())
+        assert len(churn.volumes.made) > 2
+        assert len(churn.groups.made) > 2
+        print(
+            f"{len(churn.volumes.made)} snapshots, {len(churn.groups.made)} of the group,"
+            f" {churn.interrupted} calls interrupted"
         )
     finally:
         vm_host.run("kill", pool)
-    (volume_file,) = pool.rglob("*.tvol")
-    checked = twinvol("check", str(volume_file))
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    check_files(pool)
 
 
 def test_a_resize_a_pause_and_luns_that_come_and_go_under_a_mounted_file_system(daemon: Daemon, tmp_path: Path):

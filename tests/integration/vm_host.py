@@ -3,6 +3,7 @@
     kill POOL                       kill -9 of the daemon that ``start`` left running
     start POOL HOST:PORT            start it again; ends when it is ready, leaves it running
     snapshot POOL VOLUME NUMBER     snapshot VOLUME, exposed; prints SNAP_TARGET= and SNAP_LUN= for the guest
+    group POOL GROUP NUMBER         snapshot GROUP, exposed; prints SNAP_TARGET_1=, SNAP_LUN_1= and so on by member
 
 The daemon's pid is in ``POOL.pid``.
 """
@@ -75,6 +76,14 @@ def snapshot(pool: Path, volume: str, number: str) -> None:
     print(f"SNAP_TARGET={answer['target']}\nSNAP_LUN={answer['lun']}")
 
 
+def group(pool: Path, name: str, number: str) -> None:
+    made = twinvol("group", "snapshot", name, f"vm{number}", "--expose", "--json", "--pool", str(pool))
+    if made.returncode != 0:
+        sys.exit(f"group snapshot: {made.stderr}")
+    for count, member in enumerate(json.loads(made.stdout)["members"], 1):
+        print(f"SNAP_TARGET_{count}={member['target']}\nSNAP_LUN_{count}={member['lun']}")
+
+
 def run(verb: str, *arguments: str | Path) -> None:
     """One verb in a process of its own, as the guest's scenarios have it run."""
     command = [sys.executable, "-m", "tests.integration.vm_host", verb, *map(str, arguments)]
@@ -84,7 +93,7 @@ def run(verb: str, *arguments: str | Path) -> None:
 
 def main() -> None:
     verb, pool, *rest = sys.argv[1:]
-    {"start": start, "kill": kill, "snapshot": snapshot}[verb](Path(pool), *rest)
+    {"start": start, "kill": kill, "snapshot": snapshot, "group": group}[verb](Path(pool), *rest)
 
 
 if __name__ == "__main__":
