@@ -325,7 +325,7 @@ class Groups:
         )
 
     def _snapshot_info(self, row: GroupSnapshotRow) -> GroupSnapshotInfo:
-        members, missing, gone = [], [], []
+        members, missing, gone, failed = [], [], [], False
         for point in row.points:
             volume, name = self._pool.find(point.volume_id), self._pool.name_of(point.volume_id)
             members.append(GroupMember(name, point.guid))
@@ -333,9 +333,11 @@ class Groups:
                 missing.append(name)
             elif find_point(volume, point.guid) is None:
                 gone.append(name)
+                failed = failed or self._pool.failure(volume) is not None
         reason = _not_served(missing)
         if gone:
-            reason = f"the snapshot of {', '.join(gone)} is not there" + (f"; {reason}" if reason else "")
+            waits = " until the daemon is started again, since the file takes no writes" if failed else ""
+            reason = f"the snapshot of {', '.join(gone)} is not there{waits}" + (f"; {reason}" if reason else "")
         return GroupSnapshotInfo(
             group=row.group,
             name=row.name,

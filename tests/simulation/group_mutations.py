@@ -13,7 +13,8 @@ from multiprocessing import Pool
 from engine.catalog_groups import GroupTables
 from engine.group_instant import GroupInstants
 from engine.tvol.group_store import GroupingStore
-from tests.simulation.group_world import Members, run_seed
+from tests.simulation.group_machine import Members
+from tests.simulation.group_world import run_seed
 from tests.simulation.mutation import Mutation
 
 SEEDS_MAX = 400

@@ -34,21 +34,19 @@ import logging
 import multiprocessing
 import os
 import random
-import sqlite3
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.catalog_groups import GROUP_SCHEMA, GroupRow, GroupTables
+from engine.catalog_groups import GroupRow
 from engine.errors import EngineError, MediumError, StoreFailed
 from engine.files import StoreEnv
 from engine.group_instant import GroupInstants, find_point
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
-from engine.volume import Volume
+from tests.simulation.group_machine import Catalogue, Era, Members, Outcome, Snap, Values
 from tests.support.sim_files import Fault, SimFileSystem, eio
 from tests.support.sim_loop import ProcessDied, SimClock, SimLoop, SimWorkers
 from tests.support.volume_oracle import Violation
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.catalog_groups import GroupSnapshotRow
-    from engine.stores import Frozen
+    from engine.volume import Volume
 
 CHUNK = 65536
 SIZE = 6 * CHUNK
@@ -74,128 +72,6 @@ PAUSES_S = (0, 0, 0.0005, 0.002)
 """What writers wait between two writes: 0 to 20 turns of the loop. A group snapshot takes some 20 to 400."""
 NUMBER = struct.Struct("<Q")
 BATCH = 16
-
-Values = tuple[tuple[int, ...], ...]
-"""By writer, by member: the number of the write that its slot holds."""
-
-
-@dataclass
-class Era:
-    """The writers' history between two moments at which everything was looked at: openings and rollbacks."""
-
-    base: Values
-    first: list[int]
-    log: list[list[tuple[int, int]]]
-    """By writer: (number, member) of what was issued."""
-
-    def expected(self, writer: int, top: int) -> tuple[int, ...]:
-        """What the members' slots hold when ``top`` is the last write there is."""
-        values = list(self.base[writer])
-        for number, member in self.log[writer]:
-            if number <= top:
-                values[member] = number
-        return tuple(values)
-
-
-@dataclass
-class Snap:
-    """A group snapshot as it should be. ``certain``: its call has returned; ``doomed``: its deletion was asked for."""
-
-    name: str
-    era: Era
-    floor: list[int]
-    ceiling: list[int] | None = None
-    row: GroupSnapshotRow | None = None
-    certain: bool = False
-    doomed: bool = False
-    values: Values | None = None
-
-
-@dataclass
-class Outcome:
-    seed: int
-    rounds: int = 0
-    kills: int = 0
-    power_losses: int = 0
-    checked: int = 0
-    """Group snapshots that were read and compared."""
-    failure: str | None = None
-    story: list[str] = field(default_factory=list)
-
-    @property
-    def crashes(self) -> int:
-        return self.kills + self.power_losses
-
-
-class Catalogue:
-    """The real tables. Transactions are whole; the process may die right before or right after one."""
-
-    def __init__(self) -> None:
-        self.database = sqlite3.connect(":memory:", check_same_thread=False)
-        self.database.execute("PRAGMA foreign_keys = ON")
-        self.database.executescript(GROUP_SCHEMA)
-        self.die_in: int | None = None
-        self.die_after = False
-
-    def open(self, workers: SimWorkers, files: SimFileSystem) -> GroupTables:
-        async def run(work):
-            return await workers.run(lambda: self._transaction(work, files))
-
-        return GroupTables(run)
-
-    def _transaction(self, work, files: SimFileSystem):
-        if files.dead:
-            raise ProcessDied
-        dies = False
-        if self.die_in is not None:
-            self.die_in -= 1
-            dies = self.die_in <= 0
-        if dies and not self.die_after:
-            self._die(files)
-        with self.database:
-            result = work(self.database)
-        if dies:
-            self._die(files)
-        return result
-
-    def _die(self, files: SimFileSystem) -> None:
-        self.die_in = None
-        files.kill()
-        raise ProcessDied
-
-
-class Members:
-    """``engine.group_instant.Members`` over the files that are open now."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.open: list[TvolFile] = []
-        self.volumes: dict[str, Volume] = {}
-
-    def add(self, store: TvolFile) -> None:
-        self.open.append(store)
-        for head in store.volumes():
-            self.volumes[head.volume_id] = Volume(head)
-
-    def stores(self) -> list[TvolFile]:
-        return self.open
-
-    def find(self, volume_id: str) -> Volume | None:
-        return self.volumes.get(volume_id)
-
-    def may_return(self, volume_id: str) -> bool:
-        return volume_id not in self.volumes and self.world.file_of.get(volume_id) in self.world.missing
-
-    async def make_clone(self, source: Volume, snapshot: Frozen, name: str, volume_id: str) -> Volume:
-        store = source.head.store
-        assert isinstance(store, TvolFile)
-        head = await store.clone(snapshot, name, volume_id=volume_id)
-        self.volumes[volume_id] = made = Volume(head)
-        return made
-
-    async def remove_clone(self, volume: Volume) -> None:
-        await volume.head.store.delete_volume(volume.head)
-        del self.volumes[volume.volume_id]
 
 
 class World:
@@ -300,7 +176,7 @@ class World:
             loop.call_after_turns(rng.randint(1, most), self.files.kill)
 
     async def _make(self, env: StoreEnv, loop: SimLoop) -> None:
-        members = Members(self)
+        members = Members(self.file_of, self.missing)
         for number, path in enumerate(self.paths):
             store = await TvolFile.create(
                 env, path, volume_name=f"v{number}", size_bytes=SIZE, chunk_bytes=CHUNK, journal_bytes=CHUNK
@@ -321,7 +197,7 @@ class World:
 
     async def _open(self, env: StoreEnv) -> None:
         """Open what is there, complete what was decided, and compare everything with what should be."""
-        self.members = Members(self)
+        self.members = Members(self.file_of, self.missing)
         for path in self.paths:
             if path not in self.missing:
                 self.members.add(await TvolFile.open(env, path))
@@ -337,6 +213,8 @@ class World:
         if rng.random() < 0.25:
             self._plan_death(loop, 60)
         await self._open(env)
+        if self.failed:
+            return
         if rng.random() < 0.9:
             self._plan_death(loop, rng.choice((300, 2000, 5000)))
         self.stop = False
@@ -536,6 +414,8 @@ class World:
         for point in snap.row.points:
             volume = self.members.find(point.volume_id)
             device = None if volume is None else find_point(volume, point.guid)
+            if device is None and self._some_store_failed():
+                return  # its file completes it when it is opened again
             if device is None:
                 self._violated(f"group snapshot {snap.name} lacks the snapshot of a member")
             devices.append(device)
@@ -558,6 +438,10 @@ class World:
                     f"{snap.name} ends with write {top} of writer {writer}, not within {snap.floor[writer]}-{ceiling}"
                 )
 
+    def _some_store_failed(self) -> bool:
+        self.failed = self.failed or any(store.failed is not None for store in self.members.open)
+        return self.failed
+
     def _violated(self, text: str) -> None:
         """Noted as well: whoever runs a task may swallow what it raises."""
         self.failures.append(Violation(text))
@@ -574,6 +458,8 @@ class World:
         if self.missing:
             await self._compare_what_is_served(rows)
             return
+        if self._some_store_failed():
+            return  # what is left to do waits for the next opening
         left = [row.name for row in await self.tables.group_snapshots() if row.doomed]
         if left or await self.tables.group_rollbacks():
             self._violated(f"decisions are left: {left}, {await self.tables.group_rollbacks()}")
