@@ -20,6 +20,8 @@ from iscsi.initiator import (
     discover,
 )
 from iscsi.wire.opcodes import LoginStatus
+from tests.support.engine import opened
+from tests.unit.daemon.test_interchange import done
 
 SIZE = 64 << 20
 
@@ -119,3 +121,17 @@ async def test_chap_refusals(chap_url, chap):
 async def test_a_target_that_cannot_prove_itself(chap_url, target):
     with pytest.raises(TargetNotAuthentic):
         await connect(chap_url.portal, chap_url.target, chap_url.lun, chap=ChapCredentials(ALICE, target))
+
+
+@pytest.mark.client("tgtd")
+async def test_a_disk_of_tgtd_is_imported_as_a_volume(url, tmp_path):
+    async with await connect(url.portal, url.target, url.lun) as disk:
+        written = {5 << 20: os.urandom(3 << 20), SIZE - 512: os.urandom(512)}
+        for offset, data in written.items():
+            await disk.write(offset, data)
+        content = await disk.read(0, SIZE)
+    async with opened(tmp_path / "pool") as engine:
+        await done(engine, await engine.api.volume_import(str(url), "v"))
+        found = bytearray(SIZE)
+        await engine.pool.volume("v").read(0, memoryview(found))
+        assert found == content
