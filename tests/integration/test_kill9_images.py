@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SIZE = 128 * MIB
 
 
-
 pytestmark = pytest.mark.timeout(180)
 
 
