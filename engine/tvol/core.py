@@ -294,7 +294,7 @@ class Core:
 
     def ready_for_tree_record(self, pages: int, record_bytes: int = TREE_RECORD_BYTES) -> bool:
         """Whether tree operations that add ``pages`` to the next checkpoint may happen at once."""
-        return self.journal.has_room(self._pass_bytes + record_bytes) and self.pages.headroom() > pages
+        return self.journal.has_room(self._pass_bytes + record_bytes) and self.pages.headroom() >= pages
 
     async def make_room(
         self, *, pages: int = WRITE_STEP, record_bytes: int = TREE_RECORD_BYTES, reserved: bool = False

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.errors import InvalidState, StoreFailed
+from engine.errors import InvalidArgument, InvalidState, StoreFailed
 from engine.stores import GroupStore
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
@@ -71,6 +71,22 @@ async def test_a_promise_outlives_the_process_and_a_flip_without_one_does_not(en
     store = await reopened(store, env, path)
     assert [snapshot.name for snapshot in store.snapshots()] == ["kept"]
     assert store.prepared() == []
+    await store.close()
+
+
+async def test_the_room_that_is_made_for_flips_is_all_the_room_that_they_ask_for(store, monkeypatch):
+    just_enough = 3 * store._tree_pages()
+    monkeypatch.setattr(store._core.pages, "headroom", lambda: just_enough)
+    await store.prepare_flips(3)
+    assert store.ready_to_flip(3)
+    assert not store.ready_to_flip(4)
+
+
+async def test_more_flips_than_the_journal_can_ever_hold_are_refused(env, path):
+    store = await TvolFile.create(env, path, volume_name="v", size_bytes=MIB, journal_bytes=CHUNK)
+    await store.prepare_flips(4)
+    with pytest.raises(InvalidArgument, match="journal"):
+        await store.prepare_flips(64)
     await store.close()
 
 
