@@ -92,6 +92,11 @@ class Claims:
         found[slots] = self._table[entries[slots] & SLOT_MASK, 0]
         return found
 
+    def named_chunks(self) -> Words:
+        """The chunks that slots in use name, each once, ascending."""
+        table = self._table[: self.count]
+        return np.unique(table[table[:, 1] != BIRTH_FREE, 0])
+
     def birth_of_slot(self, entry: int) -> int:
         return self._view[entry & SLOT_MASK, 1]
 

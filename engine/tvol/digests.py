@@ -212,6 +212,10 @@ class Digests:
         self._count()
         return len(lost)
 
+    def touch(self) -> None:
+        """Have the next checkpoint write all bits anew."""
+        self.dirty_bits.update(range(len(self._bits) // PAGE_SIZE))
+
     def mark(self, chunk: int, *, bad: bool) -> None:
         """What a MARK record says. Raises LayoutError when there are too many."""
         if not bad:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from engine.encryption import Encryption
     from engine.files import BlockFile, StoreEnv
     from engine.tvol.layout_encryption import EncryptionRecord
+    from engine.tvol.recovery import Mender
 
 _LOG = logging.getLogger(__name__)
 
@@ -174,9 +175,11 @@ class TvolFile(GroupingStore):
         *,
         writable: bool = True,
         unlock: Callable[[EncryptionRecord], Encryption] = unlock,
+        mender: Mender | None = None,
     ) -> TvolFile:
         """Open a file: replay its journal and, to write, make that durable under the next incarnation.
 
+        ``mender``: for a repair (``engine.tvol.repair``).
         ``unlock``: gets the key of an encrypted one, in a worker; what it raises is raised, and nothing was written.
 
         Raises NotFound, InUse, StoreCorrupt (where and why), NotSupported, OutOfSpace, MediumError.
@@ -184,7 +187,7 @@ class TvolFile(GroupingStore):
         file = await env.workers.run(lambda: env.files.open(path, writable=writable))
         try:
             boot_id = env.files.boot_id()
-            found = await env.workers.run(lambda: recover(file, boot_id, writable=writable))
+            found = await env.workers.run(lambda: recover(file, boot_id, writable=writable, mender=mender))
             superblock, family = found.superblock, found.family
             record, encryption = family.encryption, None
             if record is not None:

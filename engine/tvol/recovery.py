@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from xxhash import xxh3_64_intdigest as checksum64
@@ -55,7 +55,7 @@ from engine.tvol.superblock import heal_slots, read_superblock
 from engine.tvol.tree import Family, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from engine.files import BlockFile
 
@@ -100,7 +100,22 @@ class Recovered:
     """Valid records that do not count, since no COMMIT covers them."""
 
 
-def recover(file: BlockFile, boot_id: str, *, writable: bool) -> Recovered:
+class Mender(Protocol):
+    """Somebody who derives what can be derived (``engine.tvol.repair``)."""
+
+    def lost(self, what: str, number: int) -> bytes:
+        """A page that does not verify: what to take instead."""
+        ...
+
+    def mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
+        """Everything is loaded, and nothing replayed yet. ``pages``: those in use.
+
+        Raises LayoutError, StoreCorrupt: this is not to be mended.
+        """
+        ...
+
+
+def recover(file: BlockFile, boot_id: str, *, writable: bool, mender: Mender | None = None) -> Recovered:
     """Load and replay. Raises StoreCorrupt (naming the place), NotSupported, MediumError."""
     superblock = read_superblock(file, writable=writable)
     trusted = superblock.boot_id == boot_id
@@ -113,8 +128,10 @@ def recover(file: BlockFile, boot_id: str, *, writable: bool) -> Recovered:
         _drop_cache(file)
         superblock = read_superblock(file, writable=writable)
     try:
-        loader = _Loader(file, superblock)
+        loader = _Loader(file, superblock, mender)
         loader.load()
+        if mender is not None:
+            mender.mend(loader.family, file, superblock, loader.references.summed()[0].tolist())
         return _replay(file, superblock, loader, trusted=trusted)
     except LayoutError as error:
         raise StoreCorrupt(str(file.path), str(error)) from error
@@ -137,8 +154,9 @@ def _drop_cache(file: BlockFile) -> None:
 class _Loader:
     """Reads the pages that a superblock reaches."""
 
-    def __init__(self, file: BlockFile, superblock: Superblock) -> None:
+    def __init__(self, file: BlockFile, superblock: Superblock, mender: Mender | None = None) -> None:
         self._file = file
+        self._mender = mender
         self._superblock = superblock
         self._shares = bool(superblock.incompatible & Feature.SHARED_CHUNKS)
         self._metadata_limit = superblock.end_chunk * superblock.chunk_bytes // PAGE_SIZE
@@ -171,6 +189,18 @@ class _Loader:
                 raise StoreCorrupt(f"{what} of {self._file.path}", f"page {ref.page} has a wrong checksum")
             yield part
 
+    def derivable(self, refs: Iterable[PageRef], length: int, what: str) -> bytes:
+        """As ``stream``, of what the rest of the file says too."""
+        if self._mender is None:
+            return self.stream(refs, length, what)
+        found = b""
+        for number, ref in enumerate(refs):
+            try:
+                found += self.page(ref, what)
+            except StoreCorrupt:
+                found += self._mender.lost(what, number)
+        return found[:length]
+
     def load(self) -> None:
         """Make ``family``, ``references`` and ``rewritten``. Maps are not loaded, only their tops are verified."""
         superblock = self._superblock
@@ -188,7 +218,8 @@ class _Loader:
         if scalars.generation > layout.MAX_GENERATION:
             raise LayoutError(f"generation {scalars.generation}")
         births_record = WordsRecord.parse(records[RootType.BIRTHS][0])
-        births = Births(np.frombuffer(self.stream(births_record.pages, 4 * births_record.count, "births"), np.uint32))
+        words = self.derivable(births_record.pages, 4 * births_record.count, "births")
+        births = Births(np.frombuffer(words, np.uint32))
         births.pages.refs = list(births_record.pages)
         for payload in records.get(RootType.DIGESTS, []):
             self._digests(births, DigestsRecord.parse(payload))
@@ -199,7 +230,7 @@ class _Loader:
         family.encryption = next(iter(encryption), None)
         family.generation, family.next_node = scalars.generation, scalars.next_node
         reclaim = WordsRecord.parse(records[RootType.RECLAIM][0])
-        queued = array("I", self.stream(reclaim.pages, 4 * reclaim.count, "reclaim queue"))
+        queued = array("I", self.derivable(reclaim.pages, 4 * reclaim.count, "reclaim queue"))
         if queued:
             family.reclaim.append(queued)
         self._load_nodes(family, list(self._node_records(records)))
@@ -233,7 +264,7 @@ class _Loader:
 
     def _digests(self, births: Births, record: DigestsRecord) -> None:
         """Which chunks have digests and where these are; the digests themselves are read when they are needed."""
-        bits = self.stream(record.bits, len(record.bits) * PAGE_SIZE, "bits of digests")
+        bits = self.derivable(record.bits, len(record.bits) * PAGE_SIZE, "bits of digests")
         refs = self.stream(record.index, record.ref_count * layout.PAGE_REF.size, "index of digests")
         digests = births.digests
         digests.load(bits, record.bits, refs, record.index)
@@ -314,6 +345,8 @@ class _Loader:
         node.guid, node.name, node.created_at = record.guid, record.name, record.created_at
         node.flags, node.generation = NodeFlag(record.flags), record.generation
         node.mapped, node.own = record.mapped, record.own
+        if self._mender is not None:
+            return node  # it makes all deadlists anew
         words = array("I", self.stream(record.deadlist_pages, 4 * record.deadlist_words, f"deadlist of {what}"))
         try:
             node.dead = unpack_buckets(words, record.deadlist_buckets)

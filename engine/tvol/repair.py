@@ -1,0 +1,276 @@
+"""``twinvol check --repair``: what the rest of a volume file says is put back; everything else is refused.
+
+Never in place: the file is copied (sparse, sharing blocks where the host can), the copy is mended and checked by
+``check.py``, which knows nothing of the mending, and only a clean one takes the file's name. The original stays beside
+it, as NAME.damaged.
+
+Mended is what follows from maps, nodes and slots, all of which must verify:
+
+* a superblock slot (the other one has the same state);
+* births: a chunk that a map names was born in the generation of the oldest node that has it at that place, or before,
+  but after that node's parent; so that node's generation does;
+* deadlists and counters: computed as ``check.py`` computes them;
+* the reclaim queue, and chunks that nothing names: they are free;
+* pages of digests, and their bits: those digests are gone, a scrub makes new ones.
+
+Refused is what holds the only word on something: maps, nodes, slots, the root stream, both superblock slots, a journal
+record that a later COMMIT vouches for; and lost births while a deleted node is being reclaimed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+from xxhash import xxh3_64_intdigest as checksum64
+
+from engine.encryption import Encryption
+from engine.errors import AlreadyExists, MediumError, StoreCorrupt
+from engine.files import translate
+from engine.tvol import layout
+from engine.tvol.check import check_file
+from engine.tvol.chunk_map import ABSENT_LEAF
+from engine.tvol.deadlist import Deadlist
+from engine.tvol.file import TvolFile
+from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, FIRST_CHUNK_ENTRY, PAGE_SIZE, LayoutError
+from engine.tvol.map_reader import MapSource
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from engine.files import BlockFile, StoreEnv
+    from engine.tvol.check import CheckReport
+    from engine.tvol.layout import Superblock
+    from engine.tvol.layout_encryption import EncryptionRecord
+    from engine.tvol.tree import Family, Node
+
+    Words = npt.NDArray[np.uint32]
+
+_FICLONE = 0x40049409
+_COPY_BYTES = 8 << 20
+_UNKNOWN_BIRTH = 1
+"""Of the chunks of a lost page of births until they are derived."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Repaired:
+    """A repair that has taken place. ``original``: where the damaged file is now."""
+
+    before: CheckReport
+    after: CheckReport
+    original: Path
+    mended: list[str]
+
+
+async def repair_file(env: StoreEnv, path: Path) -> Repaired | None:
+    """Repair a closed volume file; None: there is nothing to repair.
+
+    Raises StoreCorrupt, saying what cannot be mended (the file is as it was), NotFound, InUse, OutOfSpace,
+    AlreadyExists: a file that an earlier repair left is in the way.
+    """
+    before = await env.workers.run(lambda: check_file(path, env.files))
+    if not before.findings:
+        return None
+    copy, original = path.with_name(path.name + ".repair"), path.with_name(path.name + ".damaged")
+    for each in (copy, original):
+        if each.exists():
+            raise AlreadyExists("file", str(each))
+    mender = _Mender()
+    await env.workers.run(lambda: _copy(path, copy))
+    try:
+        store = await TvolFile.open(env, copy, unlock=_without_key, mender=mender)
+        await store.close()
+        after = await env.workers.run(lambda: check_file(copy, env.files))
+        if after.damaged:
+            raise StoreCorrupt(str(path), "mending was not enough: " + "; ".join(map(str, after.findings[:3])))
+    except BaseException:
+        await env.workers.run(copy.unlink)
+        raise
+    await env.workers.run(lambda: _swap(env, path, original, copy))
+    return Repaired(before, after, original, mender.mended)
+
+
+def _without_key(record: EncryptionRecord) -> Encryption:
+    """No payload is read or written here."""
+    return Encryption(record, bytes(64))
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """A sparse, durable copy, as a clone of its blocks where the file system has them."""
+    try:
+        with path.open("rb") as source, copy.open("xb") as target:
+            fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            copy.chmod(0o600)
+            try:
+                fcntl.ioctl(target, _FICLONE, source.fileno())
+            except OSError:
+                _copy_data(source.fileno(), target.fileno())
+            os.fsync(target.fileno())
+    except OSError as error:
+        copy.unlink(missing_ok=True)
+        raise translate(error, f"copying {path}") from error
+
+
+def _copy_data(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError:
+            return  # a hole up to the end
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            data = os.pread(source, min(_COPY_BYTES, end - at), at)
+            at += os.pwrite(target, data, at)
+
+
+def _swap(env: StoreEnv, path: Path, original: Path, copy: Path) -> None:
+    """The damaged file keeps a name at every moment, and so does the good one."""
+    try:
+        os.link(path, original)
+        env.files.sync_directory(path.parent)
+        copy.replace(path)
+    except OSError as error:
+        raise translate(error, f"putting the repaired {copy} in place of {path}") from error
+    env.files.sync_directory(path.parent)
+
+
+class _Mender:
+    """``engine.tvol.recovery.Mender``."""
+
+    def __init__(self) -> None:
+        self.mended: list[str] = []
+        self._lost_births: list[int] = []
+        self._named: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        """Chunks that a map or a slot names."""
+        self._maps: dict[int, list[Words]] = {}
+        """By node: the entries of each leaf; a leaf that nodes share is one array."""
+
+    def lost(self, what: str, number: int) -> bytes:
+        self.mended.append(f"{what}, page {number}: derived anew")
+        if what == "births":
+            self._lost_births.append(number)
+            return np.full(layout.BIRTHS_PER_PAGE, _UNKNOWN_BIRTH, "<u4").tobytes()
+        return bytes(PAGE_SIZE)
+
+    def mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
+        if self._lost_births and family.reclaiming:
+            raise LayoutError("births are lost while a deleted snapshot is being reclaimed")
+        family.reclaim = deque(queue for queue in family.reclaim if all(queue))
+        try:
+            self._load_maps(family, MapSource(file))
+        except MediumError as error:
+            raise StoreCorrupt(str(file.path), str(error)) from error
+        per_chunk = superblock.chunk_bytes // PAGE_SIZE
+        reserved = range(layout.JOURNAL_FIRST_CHUNK + superblock.journal_chunks)
+        self._births(family, {*reserved, *(page // per_chunk for page in pages)})
+        self._free_what_nobody_names(family)
+        for node in family.nodes.values():
+            if node not in family.reclaiming:
+                self._node(family, node)
+        self._digests(family, file)
+        family.births.pages.touch_all(range(family.births.page_count()))
+        family.births.digests.touch()
+        family.births.freeze_digested()
+
+    def _load_maps(self, family: Family, source: MapSource) -> None:
+        known: dict[int, Words] = {0: ABSENT_LEAF.array}
+        for node in family.nodes.values():
+            leaves = source.leaves(node.map.tops, node.map.count)
+            for leaf in leaves:
+                if leaf.page not in known:
+                    known[leaf.page] = source.entries(leaf)
+            self._maps[node.id] = [known[leaf.page] for leaf in leaves]
+
+    # --- births -------------------------------------------------------------------------------------------------
+
+    def _births(self, family: Family, metadata: set[int]) -> None:
+        births = family.births
+        unknown = np.zeros(births.count, bool)
+        for page in self._lost_births:
+            unknown[page * layout.BIRTHS_PER_PAGE : (page + 1) * layout.BIRTHS_PER_PAGE] = True
+        self._named = np.zeros(births.count, bool)
+        for node in sorted(family.nodes.values(), key=_depth):  # who has it at that place first, owns it
+            for number, entries in enumerate(self._maps[node.id]):
+                chunks = entries[(entries >= FIRST_CHUNK_ENTRY) & (entries < layout.SLOT_BIT)]
+                if len(chunks) and int(chunks.max()) >= births.count:
+                    raise LayoutError(f"map leaf {number} of node {node.id} names a chunk beyond the end")
+                self._named[chunks] = True
+                mine = chunks[unknown[chunks] | (births.of(chunks) == BIRTH_FREE)]
+                for chunk in mine.tolist():
+                    births.set(chunk, node.generation or family.generation)
+                unknown[mine] = False
+        shared = family.claims.named_chunks()
+        for chunk in shared[unknown[shared]].tolist():
+            births.set(chunk, BIRTH_SHARED)
+        unknown[shared] = False
+        self._named[shared] = True
+        for chunk in np.flatnonzero(unknown).tolist():
+            births.set(chunk, BIRTH_METADATA if chunk in metadata else BIRTH_FREE)
+        freed = births.of(np.arange(births.count, dtype=np.uint32)) == BIRTH_FREE
+        births.digests.drop(np.flatnonzero(freed).astype(np.uint32))
+
+    def _free_what_nobody_names(self, family: Family) -> None:
+        births = family.births
+        held = self._named.copy()
+        for queue in family.reclaim:
+            claims = np.frombuffer(queue, np.uint32)
+            held[claims[claims < len(held)]] = True
+        all_births = births.of(np.arange(births.count, dtype=np.uint32))
+        leaked = np.flatnonzero(~held & (all_births != BIRTH_FREE) & (all_births != BIRTH_METADATA))
+        if len(leaked):
+            self.mended.append(f"{len(leaked)} chunks that nothing refers to: free")
+            births.free(leaked.astype(np.uint32))
+
+    # --- nodes --------------------------------------------------------------------------------------------------
+
+    def _node(self, family: Family, node: Node) -> None:
+        """Its deadlist and counters."""
+        claims, dead, mapped, own = family.claims, Deadlist(), 0, 0
+        mine, above = self._maps[node.id], self._maps[node.parent.id] if node.parent else []
+        for number in range(max(len(mine), len(above))):
+            entries = mine[number] if number < len(mine) else ABSENT_LEAF.array
+            before = above[number] if number < len(above) else ABSENT_LEAF.array
+            named = entries[entries >= FIRST_CHUNK_ENTRY]
+            mapped += len(named)
+            if entries is before:
+                continue
+            own += int(np.count_nonzero(claims.births_of(named) > node.floor))
+            killed = before[(before >= FIRST_CHUNK_ENTRY) & (before != entries)]
+            for birth, claim in zip(claims.births_of(killed).tolist(), killed.tolist(), strict=True):
+                dead.add(birth, claim)
+        if (mapped, own) != (node.mapped, node.own):
+            self.mended.append(f"counters of node {node.id}")
+        node.dead, node.mapped, node.own = dead, mapped, own
+
+    # --- digests ------------------------------------------------------------------------------------------------
+
+    def _digests(self, family: Family, file: BlockFile) -> None:
+        digests = family.births.digests
+        for number, ref in enumerate(digests.refs):
+            page, wanted = int(ref["page"]), int(ref["checksum"])
+            if page and checksum64(_page(file, page)) != wanted:
+                lost = digests.drop_page(number)
+                self.mended.append(f"digest page {number}: {lost} chunks have no digest any more")
+
+
+def _depth(node: Node) -> int:
+    depth = 0
+    while node.parent is not None:
+        node, depth = node.parent, depth + 1
+    return depth
+
+
+def _page(file: BlockFile, page: int) -> bytes:
+    data = bytearray(PAGE_SIZE)
+    file.read_into((memoryview(data),), page * PAGE_SIZE)
+    return bytes(data)
