@@ -251,6 +251,7 @@ class _Mender:
         if (mapped, own) != (node.mapped, node.own):
             self.mended.append(f"counters of node {node.id}")
         node.dead, node.mapped, node.own = dead, mapped, own
+        family.touch(node)
 
     # --- digests ------------------------------------------------------------------------------------------------
 
