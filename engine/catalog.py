@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.access_state import AccessState
+from engine.ballast import Ballast
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+
+BALLAST_SUFFIX = ".ballast"
+"""Beside the catalogue; see ``engine.ballast``."""
 
 JOB_HISTORY_MAX = 1000
 """Jobs kept; the oldest finished ones go first."""
@@ -200,7 +204,8 @@ class EventRow:
 class Catalog:
     """See the module. Made by ``open``."""
 
-    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor, ballast: Ballast) -> None:
+        self._ballast = ballast
         self._database = database
         self._thread = thread
         self.groups = GroupTables(self._run)
@@ -221,7 +226,9 @@ class Catalog:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(database, thread)
+        catalog = cls(database, thread, Ballast(path.with_suffix(BALLAST_SUFFIX)))
+        await catalog.restock()
+        return catalog
 
     async def close(self) -> None:
         await self._run(lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
@@ -234,10 +241,17 @@ class Catalog:
                 with self._database:
                     return work(self._database)
             except sqlite3.OperationalError as error:
-                kind = OutOfSpace if error.sqlite_errorcode == sqlite3.SQLITE_FULL else MediumError
+                full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+                if full and self._ballast.give_up():
+                    return transaction()
+                kind = OutOfSpace if full else MediumError
                 raise kind(f"the pool's catalogue cannot be written: {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+
+    async def restock(self) -> None:
+        """There is space again: keep some for the next time that there is none."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._ballast.make)
 
     # --- volumes ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
     POOL/lock             held by the one daemon that has the pool open; holds its process id
     POOL/catalog.sqlite   see ``engine.catalog``
+    POOL/catalog.ballast  see ``engine.ballast``
     POOL/volumes/*.tvol   one family of volumes each
     POOL/ledgers/         what copies under way have verified
 
@@ -608,6 +609,8 @@ async def _watched_space(folder: Path, env: StoreEnv, catalog: Catalog) -> PoolS
             severity, text = "info", f"there is space again: {text}"
         log.log(logging.getLevelNamesMapping()[severity.upper()], "the pool: %s", text)
         try:
+            if state is not SpaceState.FULL:
+                await catalog.restock()
             await catalog.add_event(env.clock.time(), severity, "pool", text)
         except EngineError as error:  # on a full disk not even this may fit
             log.warning("no event of it: %s", error)

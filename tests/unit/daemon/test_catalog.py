@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.catalog import EVENT_HISTORY_MAX, Catalog, LunRow, MirrorRow, TargetRow, VolumeRow
-from engine.errors import AlreadyExists, NotSupported, StoreCorrupt
+from engine.errors import AlreadyExists, NotSupported, OutOfSpace, StoreCorrupt
 
 
 async def test_rows_survive_reopening(tmp_path: Path):
@@ -75,3 +75,20 @@ async def test_a_damaged_catalogue_and_a_newer_one_are_told_apart(tmp_path: Path
     database.close()
     with pytest.raises(NotSupported):
         await Catalog.open(path)
+
+
+async def test_a_full_disk_takes_the_ballast_before_it_takes_a_transaction(tmp_path: Path):
+    """SQLite's own limit on pages stands for the disk: the same error, SQLITE_FULL."""
+    catalog = await Catalog.open(tmp_path / "catalog.sqlite")
+    ballast = tmp_path / "catalog.ballast"
+    assert ballast.stat().st_blocks * 512 >= 4 << 20
+    await catalog._run(lambda database: database.execute("PRAGMA max_page_count = 1"))
+    with pytest.raises(OutOfSpace):
+        await catalog.add_event(1.0, "info", "pool", "x" * 100_000)
+    assert not ballast.exists()
+    await catalog._run(lambda database: database.execute("PRAGMA max_page_count = 1000000"))
+    await catalog.add_event(1.0, "info", "pool", "there is space again")
+    await catalog.restock()
+    assert ballast.exists()
+    assert [event.text for event in await catalog.events(5)] == ["there is space again"]
+    await catalog.close()
