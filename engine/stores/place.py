@@ -27,7 +27,10 @@ F = TypeVar("F", bound=ReadWrite)
 
 
 class Place(Generic[F]):
-    """An extent as segments of one file, in order and without gaps. ``at`` counts from the extent's start."""
+    """An extent as segments of one file, without gaps. ``at`` counts from the extent's start.
+
+    To be read in the order given: a later segment may lie over a part of an earlier one. What is written has none such.
+    """
 
     __slots__ = ("file", "segments")
 

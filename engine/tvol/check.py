@@ -12,10 +12,11 @@ maps and compares. Invariants, for a node N with parent P (a snapshot):
 6. A hold or description is of a snapshot that is not deleted.
 7. All this holds of *claims*, which are chunks or slots of the table of shared chunks. A slot in use names a chunk
    that is allocated. A chunk is ``BIRTH_SHARED`` if and only if slots name it and nothing names it by its number.
+8. An entry that names a partial chunk is two claims at that place: its chunk, and the base in the chunk's row. A row
+   has a base that 1 to 7 hold of and a mask; maps name its chunk as a partial one only, and slots do not name it.
+9. A chunk that has a digest, or is marked bad, is allocated.
 
-7. A chunk that has a digest, or is marked bad, is allocated.
-
-The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2, 4, 6 and 7 are asked again:
+The journal is then replayed into memory in the simplest way (``check_journal``), and 1, 2, 4, 6 to 8 are asked again:
 a file that needs recovery is checked as it would be after it.
 
 A superblock slot that does not verify beside a good one is a note, not damage: a crash leaves that legally.
@@ -52,6 +53,7 @@ EXIT_CLEAN = 0
 EXIT_IN_USE = 4
 EXIT_DAMAGED = 9
 
+_NO_PAYLOAD = (layout.BIRTH_FREE, layout.BIRTH_METADATA, layout.BIRTH_SHARED)
 _EMPTY_LEAF: Words = np.zeros(layout.LEAF_ENTRIES, dtype=np.uint32)
 
 
@@ -135,6 +137,10 @@ class _Checker:
         self._births_of_all = np.concatenate([image.births, image.slots[:, 1]])
         """Of every claim: the chunks, then the slots."""
         self._owned = np.zeros(len(self._births_of_all), dtype=np.uint8)
+        self._plain = np.zeros(len(image.births), dtype=np.bool_)
+        """Chunks that maps name by their number."""
+        self._partial = np.zeros(len(image.births), dtype=np.bool_)
+        """Chunks that maps name as partial ones."""
 
     def structures(self) -> None:
         """Everything that a checkpoint left."""
@@ -218,15 +224,35 @@ class _Checker:
     # Maps, births and deadlists
 
     def ownership(self, *, deadlists: bool = False) -> dict[int, tuple[int, int]]:
-        """Invariants 1 to 4, 6 and 7; (mapped, own) of each node."""
+        """Invariants 1 to 4, 6 to 8; (mapped, own) of each node."""
         image = self._image
         self._notes()
-        self._owned[:] = 0
+        self._owned[:] = self._plain[:] = self._partial[:] = 0
         counts = {node.record.node: self._node(node, deadlists=deadlists) for node in image.nodes.values()}
         held = self._valid(image.reclaim, "reclaim queue")
         self._own(held[held >= layout.FIRST_CHUNK_ENTRY], "reclaim queue")
+        self._partial[held[held < layout.SLOT_BIT]] = True
         self._lost()
+        self._rows()
         return counts
+
+    def _rows(self) -> None:
+        """Of the table of partial chunks (invariant 8)."""
+        bases, masks = self._image.partials.T
+        used = masks != 0
+        if bases[~used].any() or (masks > layout.FULL_MASK).any():
+            self._damage(
+                "partial chunks", f"chunk {_where((bases > 0) & ~used | (masks > layout.FULL_MASK))} has no mask"
+            )
+        for wrong, what in (
+            (used & ~self._partial, "is not named as a partial chunk"),
+            (used & self._plain, "is named by its bare number"),
+            (used & ((bases < layout.FIRST_CHUNK_ENTRY) | (bases >= layout.PARTIAL)), "has a base that is none"),
+            (used & np.isin(self._image.births, _NO_PAYLOAD), "holds no payload of its own"),
+            (used & np.isin(np.arange(len(masks)), self._image.slots[:, 0]), "is named by a slot"),
+        ):
+            if wrong.any():
+                self._damage("partial chunks", f"chunk {_where(wrong)} {what}")
 
     def _lost(self) -> None:
         """Claims that nobody has, and chunks that nobody claims (invariants 4 and 7)."""
@@ -267,23 +293,43 @@ class _Checker:
                 mapped += int((leaf.entries >= layout.FIRST_CHUNK_ENTRY).sum())
                 continue
             where = f"{node.where}, map leaf {index}"
-            entries = self._valid(leaf.entries if leaf is not None else _EMPTY_LEAF, where)
-            before = self._valid(inherited.entries, "") if inherited is not None else _EMPTY_LEAF
+            entries = self._claims(leaf.entries if leaf is not None else _EMPTY_LEAF, where)
+            before = self._claims(inherited.entries if inherited is not None else _EMPTY_LEAF, "")
             names = entries >= layout.FIRST_CHUNK_ENTRY
             births = self._births_of(entries)
             mine = names & (births > generation)
             self._births(where, births[names], newest)
             if not reclaiming:
-                foreign = names & ~mine & (entries != before)
+                foreign = names & ~mine & (entries != before) & (entries != before[::-1])
                 if foreign.any():
                     self._damage(where, f"{_first(entries, foreign)} is shared, but not the parent's at this place")
             self._own(entries[mine], where)
-            mapped += int(names.sum())
+            mapped += int(names[0].sum())
             own += int(mine.sum())
-            dead.append(before[(before >= layout.FIRST_CHUNK_ENTRY) & (before != entries)])
+            died = (before >= layout.FIRST_CHUNK_ENTRY) & (before != entries) & (before != entries[::-1])
+            dead.append(before[died])
         if deadlists and not reclaiming:
             self._deadlist(node, np.concatenate(dead) if dead else _EMPTY_LEAF[:0])
         return mapped, own
+
+    def _claims(self, entries: Words, where: str) -> Words:
+        """Two rows: the claims of a leaf's entries; the second has the bases of partial chunks, and is else EMPTY."""
+        partial = entries >= layout.PARTIAL
+        chunks = entries - np.uint32(layout.PARTIAL)
+        rows = self._image.partials
+        bad = partial & (chunks >= len(rows))
+        bad[partial & ~bad] = rows[chunks[partial & ~bad], 1] == 0
+        if bad.any() and where:
+            self._damage(where, f"entry {int(np.argmax(bad))} names a partial chunk that is none")
+        partial &= ~bad
+        found = np.zeros((2, len(entries)), np.uint32)
+        found[0] = np.where(partial, chunks, np.where(bad, np.uint32(layout.EMPTY), entries))
+        found[1, partial] = rows[chunks[partial], 0]
+        found[0], found[1] = self._valid(found[0], where), self._valid(found[1], where)
+        self._partial[chunks[partial]] = True
+        plain = found[0][~partial]
+        self._plain[plain[plain < layout.SLOT_BIT]] = True
+        return found
 
     def _valid(self, entries: Words, where: str) -> Words:
         """The entries with those that cannot be followed taken as EMPTY."""
@@ -361,12 +407,13 @@ class _Checker:
             chunks=chunks,
             reclaim_queue=len(image.reclaim),
             slots=int(np.count_nonzero(image.slots[:, 1])),
+            partial_chunks=int(np.count_nonzero(image.partials[:, 1])),
         )
 
     # Digests
 
     def _digests(self) -> None:
-        """Invariant 7."""
+        """Invariant 9."""
         image = self._image
         marked = np.union1d(np.flatnonzero(image.digested), np.array(image.bad, np.int64))
         known = marked[marked < len(image.births)]
@@ -404,7 +451,11 @@ class _Checker:
 
 def _first(entries: Words, mask: Mask) -> str:
     at = int(np.argmax(mask))
-    return f"entry {at} ({_claim(int(entries[at]))})"
+    return f"entry {at % layout.LEAF_ENTRIES} ({_claim(int(entries.flat[at]))})"
+
+
+def _where(mask: Mask) -> int:
+    return int(np.argmax(mask))
 
 
 def _claim(claim: int) -> str:

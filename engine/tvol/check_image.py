@@ -114,6 +114,8 @@ class Image:
     reclaim: Words
     slots: npt.NDArray[np.uint32]
     """(chunk, birth) of each slot of the table of shared chunks."""
+    partials: npt.NDArray[np.uint32]
+    """(base, mask) of each chunk; mask 0 of one that is not partial."""
     pages: dict[int, str]
     """Every page in use and who uses it."""
     digested: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
@@ -152,7 +154,7 @@ class Loader:
             return None
         image = Image(
             superblock, slot, -(-self._size // superblock.chunk_bytes), layout.FileRecord(0, 0, 0),
-            _NO_WORDS, {}, _NO_WORDS, _NO_SLOTS, self._pages,
+            _NO_WORDS, {}, _NO_WORDS, _NO_SLOTS, _NO_SLOTS, self._pages,
         )  # fmt: skip
         if not self._records(image, stream):
             return None
@@ -232,6 +234,7 @@ class Loader:
     def _records(self, image: Image, stream: bytes) -> bool:
         nodes: list[layout.NodeRecord] = []
         digests: layout.DigestsRecord | None = None
+        partials = layout.PartialsRecord(())
         seen: set[int] = set()
         try:
             for kind, flags, payload in layout.iter_root_records(stream):
@@ -248,6 +251,8 @@ class Loader:
                     image.slots = self._slots(layout.WordsRecord.parse(payload))
                 elif kind == RootType.DIGESTS:
                     digests = layout.DigestsRecord.parse(payload)
+                elif kind == RootType.PARTIALS:
+                    partials = layout.PartialsRecord.parse(payload)
                 elif kind == RootType.NODE:
                     nodes.append(layout.NodeRecord.parse(payload))
                 elif kind == RootType.ENCRYPTION:
@@ -269,6 +274,9 @@ class Loader:
         if (RootType.ENCRYPTION in seen) != bool(image.superblock.incompatible & layout.Feature.ENCRYPTION):
             self._findings.damage("root stream", "does not agree with the superblock on encryption")
             return False
+        if (RootType.PARTIALS in seen) != bool(image.superblock.incompatible & layout.Feature.PARTIAL_CHUNKS):
+            self._findings.damage("root stream", "does not agree with the superblock on partial chunks")
+            return False
         for wanted in (RootType.FILE, RootType.BIRTHS):
             if wanted not in seen:
                 self._findings.damage("root stream", f"has no {wanted.name} record")
@@ -278,6 +286,7 @@ class Loader:
             return False
         if digests is not None:
             self._digests(image, digests)
+        image.partials = self._partials(partials, len(image.births))
         for record in nodes:
             if record.node in image.nodes:
                 self._findings.damage("root stream", f"has node {record.node} twice")
@@ -323,6 +332,22 @@ class Loader:
         if record.count % 2 or record.count > 2 * layout.MAX_SLOTS:
             raise LayoutError(f"the slots have {record.count} words")
         return self._words(record, "slots").reshape(-1, 2)
+
+    def _partials(self, record: layout.PartialsRecord, chunks: int) -> npt.NDArray[np.uint32]:
+        table = np.zeros((chunks, 2), np.uint32)
+        for number, ref in record.pages:
+            where = f"partial chunks, page {number}"
+            data = self.page(ref, where)
+            if data is None:
+                continue
+            rows = np.frombuffer(data, "<u4").reshape(-1, 2)
+            first = number * layout.PARTIALS_PER_PAGE
+            if rows[max(0, chunks - first) :].any():
+                self._findings.damage(where, "has rows beyond the end of the file")
+            if not rows.any():
+                self._findings.damage(where, "has no row")
+            table[first : first + len(rows)] = rows[: max(0, chunks - first)]
+        return table
 
     def _stream_of_words(self, pages: Sequence[PageRef], count: int, where: str) -> Words:
         """Missing pages read as zeroes, so that positions stay right."""

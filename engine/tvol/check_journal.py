@@ -118,6 +118,7 @@ class Replay:
             RecordType.STAGING_COMMIT: self._staging_commit,
             RecordType.METADATA: self._metadata,
             RecordType.FAILED: lambda record: None,
+            RecordType.PARTIAL: self._partials,
             RecordType.SHARE: self._share_chunks,
             RecordType.MARK: self._mark,
             RecordType.HOLD: self._hold,
@@ -151,8 +152,9 @@ class Replay:
         slots_named = np.zeros(len(image.slots), bool)
         for node in image.nodes.values():
             for leaf in node.leaves.values():
-                named[leaf.entries[leaf.entries < len(named)]] = True
-                slots = leaf.entries[leaf.entries >= layout.SLOT_BIT] - layout.SLOT_BIT
+                claims = self._claims(leaf.entries)
+                named[claims[claims < len(named)]] = True
+                slots = claims[claims >= layout.SLOT_BIT] - layout.SLOT_BIT
                 slots_named[slots[slots < len(slots_named)]] = True
         image.slots[~slots_named] = 0
         chunks = image.slots[slots_named, 0]
@@ -161,6 +163,7 @@ class Replay:
         self._slots_on = np.bincount(chunks[chunks < len(shared)], minlength=len(shared))
         payload = image.births != layout.BIRTH_METADATA
         image.births[payload & ~named & ~shared] = layout.BIRTH_FREE
+        image.partials[payload & ~named & ~shared] = 0
         image.births[payload & ~named & shared] = layout.BIRTH_SHARED
 
     def _node(self, number: int) -> Node:
@@ -190,6 +193,13 @@ class Replay:
         return file.generation
 
     # Maps
+
+    def _claims(self, entries: Words) -> Words:
+        """All claims of a leaf's entries, EMPTY and ZERO among them."""
+        partial = entries >= layout.PARTIAL
+        chunks = entries[partial] - np.uint32(layout.PARTIAL)
+        known = chunks[chunks < len(self._image.partials)]
+        return np.concatenate([entries[~partial], known, self._image.partials[known, 0]])
 
     def _entries(self, node: Node, index: int) -> Words:
         """A leaf of the node that may be changed."""
@@ -226,13 +236,16 @@ class Replay:
             raise LayoutError(f"places chunk {end - 1} in a file of {image.file_chunks}")
         if end > len(image.births):
             image.births = np.concatenate([image.births, np.zeros(end - len(image.births), np.uint32)])
+            more = np.zeros((end - len(image.partials), 2), np.uint32)
+            image.partials = np.concatenate([image.partials, more])
         taken = np.flatnonzero(image.births[entry:end] != layout.BIRTH_FREE)
         if len(taken):
             raise LayoutError(f"places chunk {entry + int(taken[0])} in {node.where}, but it is in use")
         image.births[entry:end] = node.record.generation or image.file.generation
         image.digested[entry:end] = False  # it was free: its digest ended then
 
-    def _set(self, node: Node, index: int, value: int) -> None:
+    def _set(self, node: Node, index: int, value: int, keep: int = layout.EMPTY) -> None:
+        """Change an entry; what it named ends, except the claim to keep."""
         leaf, slot = divmod(index, layout.LEAF_ENTRIES)
         entries = self._entries(node, leaf)
         old = int(entries[slot])
@@ -244,11 +257,46 @@ class Replay:
             if int(below[slot]) != old:
                 break
             below[slot] = value
-        if old >= layout.SLOT_BIT:
-            self._end_slot(old - layout.SLOT_BIT, self._floor(node))
-        elif old >= layout.FIRST_CHUNK_ENTRY and self._image.births[old] > self._floor(node):
-            shared = old < len(self._slots_on) and self._slots_on[old]
-            self._image.births[old] = layout.BIRTH_SHARED if shared else layout.BIRTH_FREE
+        for claim in self._claims(np.array([old], np.uint32)).tolist():
+            if claim != keep:
+                self._end(claim, self._floor(node))
+
+    def _end(self, claim: int, floor: int) -> None:
+        if claim >= layout.SLOT_BIT:
+            self._end_slot(claim - layout.SLOT_BIT, floor)
+        elif claim >= layout.FIRST_CHUNK_ENTRY and self._image.births[claim] > floor:
+            shared = claim < len(self._slots_on) and self._slots_on[claim]
+            self._image.births[claim] = layout.BIRTH_SHARED if shared else layout.BIRTH_FREE
+            self._image.partials[claim] = 0
+
+    def _partials(self, record: layout.Record) -> None:
+        number, items = layout.unpack_partial(record.payload)
+        node = self._node(number)
+        size = -(-node.record.size_bytes // self._image.superblock.chunk_bytes)
+        for index, chunk, base, mask in items:
+            if index >= size:
+                raise LayoutError(f"maps {index} of the {size} chunks of {node.where}")
+            leaf, slot = divmod(index, layout.LEAF_ENTRIES)
+            old = self._entries(node, leaf)[slot : slot + 1]
+            if base != layout.EMPTY and base not in self._claims(old):
+                raise LayoutError(f"keeps {base:#x} at {index} of {node.where}, which does not name it")
+            if int(old[0]) == layout.PARTIAL + chunk:
+                self._widen(node, index, chunk, base, mask)
+                continue
+            self._place(node, chunk, 1)
+            if base == layout.EMPTY:
+                self._set(node, index, chunk)
+            else:
+                self._set(node, index, layout.PARTIAL + chunk, base)
+                self._image.partials[chunk] = (base, mask)
+
+    def _widen(self, node: Node, index: int, chunk: int, base: int, mask: int) -> None:
+        """More pages of a partial chunk; a head's that has them all is an ordinary one."""
+        row = self._image.partials[chunk]
+        row[1] |= mask
+        if row[1] == layout.FULL_MASK and node.record.kind == NodeKind.HEAD:
+            self._set(node, index, chunk, chunk)
+            row[:] = 0
 
     def _end_slot(self, slot: int, floor: int) -> None:
         image = self._image
@@ -291,6 +339,8 @@ class Replay:
             raise LayoutError(f"makes slot {slot}, but it is in use")
         if chunk >= len(image.births) or image.births[chunk] in (layout.BIRTH_FREE, layout.BIRTH_METADATA):
             raise LayoutError(f"makes slot {slot} of chunk {chunk}, which holds no payload")
+        if image.partials[chunk, 1]:
+            raise LayoutError(f"makes slot {slot} of chunk {chunk}, which is a partial one")
         image.slots[slot] = (chunk, node.record.generation or image.file.generation)
         self._slots_on[chunk] += 1
 
@@ -331,6 +381,8 @@ class Replay:
             raise LayoutError(f"reserves chunks {first}+{count} in a file of {image.file_chunks}")
         if first + count > len(image.births):
             image.births = np.concatenate([image.births, np.zeros(first + count - len(image.births), np.uint32)])
+            more = np.zeros((first + count - len(image.partials), 2), np.uint32)
+            image.partials = np.concatenate([image.partials, more])
         if (image.births[first : first + count] != layout.BIRTH_FREE).any():
             raise LayoutError(f"reserves chunks {first}+{count} for metadata, but one is in use")
         image.births[first : first + count] = layout.BIRTH_METADATA
@@ -398,7 +450,7 @@ class Replay:
         head = self._head_of(head_id)
         floor = self._floor(head)
         for leaf in head.leaves.values():
-            claims = leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY]
+            claims = self._claims(leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY])
             slots = claims >= layout.SLOT_BIT
             births = (self._image.births[claims[~slots]], self._image.slots[claims[slots] - layout.SLOT_BIT, 1])
             if (np.concatenate(births) > floor).any():
@@ -444,7 +496,7 @@ class Replay:
         node = self._node(number)
         floor = self._floor(node)
         for leaf in node.leaves.values():
-            claims = leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY]
+            claims = self._claims(leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY])
             slots = claims >= layout.SLOT_BIT
             births = (self._image.births[claims[~slots]], self._image.slots[claims[slots] - layout.SLOT_BIT, 1])
             if (np.concatenate(births) <= floor).any():

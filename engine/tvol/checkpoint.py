@@ -41,6 +41,7 @@ from engine.tvol.layout import (
     NodeKind,
     NodeRecord,
     PageRef,
+    PartialsRecord,
     ReadOnlyFeature,
     RootType,
     Superblock,
@@ -103,6 +104,8 @@ class _Capture:
     births: list[int]
     slots_count: int
     slots: list[int]
+    partials: dict[int, bytes]
+    """Changed pages of the table of partial chunks; empty where no row is left."""
     features: Feature
     encryption: EncryptionRecord | None
     bits: dict[int, bytes]
@@ -272,6 +275,7 @@ class Checkpointer:
             births=births.pages.capture(),
             slots_count=claims.count,
             slots=claims.pages.capture(),
+            partials=claims.partials.capture(),
             features=_features(family),
             encryption=family.encryption,
             bits=bits,
@@ -317,10 +321,12 @@ class Checkpointer:
         await _write_table(writer, claims, capture.slots, capture.slots_count, 2)
         queued = sum(map(len, capture.reclaim))
         reclaim = WordsRecord(queued, await writer.add_all(word_pages((part, len(part)) for part in capture.reclaim)))
+        partials = await self._write_partials(writer, family.claims.partials.pages, capture.partials)
         records: list[tuple[RootType, bytes]] = [
             (RootType.FILE, capture.file.serialize()),
             (RootType.BIRTHS, WordsRecord(capture.births_count, tuple(births.refs)).serialize()),
             (RootType.RECLAIM, reclaim.serialize()),
+            (RootType.PARTIALS, partials.serialize()),
         ]
         if capture.features & Feature.SHARED_CHUNKS:
             slots = WordsRecord(2 * capture.slots_count, tuple(claims.refs))
@@ -367,6 +373,17 @@ class Checkpointer:
             writer.changes.replace(digests.index, index)
             digests.index = index
         return DigestsRecord(len(digests.indexed), tuple(pages), digests.index, capture.bad)
+
+    async def _write_partials(
+        self, writer: _PageWriter, pages: dict[int, PageRef], changed: dict[int, bytes]
+    ) -> PartialsRecord:
+        """Write the changed pages of the table of partial chunks; where all of its pages are."""
+        for number, data in changed.items():
+            before = pages.pop(number, NO_PAGE)
+            if data:
+                pages[number] = await writer.add(data)
+            writer.changes.replace([before], [pages.get(number, NO_PAGE)])
+        return PartialsRecord(tuple(sorted(pages.items())))
 
     async def _write_node(self, writer: _PageWriter, capture: _NodeCapture) -> bytes:
         """Write a node's changed pages; its record."""
@@ -418,7 +435,7 @@ async def _write_table(writer: _PageWriter, pages: TablePages, captured: list[in
 
 def _features(family: Family) -> Feature:
     shares = Feature.SHARED_CHUNKS if family.claims.in_use else Feature(0)
-    return shares | (Feature.ENCRYPTION if family.encryption is not None else Feature(0))
+    return Feature.PARTIAL_CHUNKS | shares | (Feature.ENCRYPTION if family.encryption is not None else Feature(0))
 
 
 def _forget_node(writer: _PageWriter, node: Node) -> None:

@@ -6,7 +6,7 @@ the first change copies the leaf (16 KiB, 1.5 us). So a captured leaf never chan
 the list.
 
 Scalars go through ``view`` (a memoryview of int32: 0.04 us an entry); ``array`` is the same memory for numpy, uint32,
-for ranges. So an entry with ``SLOT_BIT`` is a negative scalar (``claims.py``).
+for ranges. So an entry that names a slot or a partial chunk is a negative scalar (``claims.py``, ``partials.py``).
 
 What of it is in memory (``docs/decisions/0014-maps-paged-from-the-file.md``; ``map_reader.py`` reads the rest):
 
@@ -77,7 +77,7 @@ class Leaf:
         return hasattr(self, "view")
 
     def chunks(self, first: int = 0, end: int = LEAF_ENTRIES) -> npt.NDArray[np.uint32]:
-        """The claims (chunks and slots) among the entries of a range."""
+        """Those of a range's entries that name a chunk, a slot or a partial chunk: see ``Claims.of_entries``."""
         part = self.array[first:end]
         return part[part >= FIRST_CHUNK_ENTRY]
 

@@ -9,8 +9,9 @@ that somebody else holds already.
 * A chunk that a slot names is written in place by nobody (``Births.view``); a slot's holder never writes in place.
 * How many slots name a chunk is counted from the table at open, not stored: it cannot disagree with it.
 
-As a scalar, an entry is an int32: negative when it names a slot, so that the hot path's comparison with
-``FIRST_CHUNK_ENTRY`` turns it aside together with EMPTY and ZERO.
+As a scalar, an entry is an int32: negative when it names a slot or a partial chunk, so that the hot path's comparison
+with ``FIRST_CHUNK_ENTRY`` turns it aside together with EMPTY and ZERO. The entry of a partial chunk stands for two
+claims (``partials.py``), and is itself none: ``of_entries`` comes between a map and whatever goes through claims.
 
 In memory 8 bytes for each slot that there ever was, and once a file has one, 8 bytes more for each chunk of the file.
 """
@@ -26,10 +27,12 @@ from engine.tvol.layout import (
     BIRTH_FREE,
     FIRST_CHUNK_ENTRY,
     MAX_SLOTS,
+    PARTIAL,
     SLOT_BIT,
     WORDS_PER_PAGE,
     LayoutError,
 )
+from engine.tvol.partials import PARTIAL_SCALAR, Partials
 from engine.tvol.table_pages import TablePages
 
 if TYPE_CHECKING:
@@ -45,15 +48,16 @@ _NO_SLOTS = np.zeros((0, 2), np.uint32)
 
 
 def names_chunk(entry: int) -> bool:
-    """Whether an entry, as an int32, names a chunk, by itself or through a slot."""
+    """Whether an entry, as an int32, names a chunk: by itself, through a slot, or a partial one."""
     return entry >= FIRST_CHUNK_ENTRY or entry < 0
 
 
 class Claims:
     """The slots of a file, and the end of claims of both kinds."""
 
-    def __init__(self, births: Births, slots: Words = _NO_SLOTS) -> None:
+    def __init__(self, births: Births, slots: Words = _NO_SLOTS, partials: Partials | None = None) -> None:
         self.births = births
+        self.partials = partials or Partials()
         self.in_use = False
         """Whether the file has the feature: the superblock says so from its next writing on."""
         self.count = len(slots)
@@ -82,10 +86,11 @@ class Claims:
         return self._view[entry & SLOT_MASK, 0]
 
     def chunks_of(self, entries: Words) -> Words:
-        """The same entries with the chunk in place of each slot: what can be compared between maps."""
+        """The same entries with the chunk in place of each slot: what can be compared between maps. A partial chunk
+        differs from everything but itself."""
         if not self.count:
             return entries
-        slots = entries >= SLOT_BIT
+        slots = (entries >= SLOT_BIT) & (entries < PARTIAL)
         if not slots.any():
             return entries
         found = entries.copy()
@@ -97,8 +102,21 @@ class Claims:
         table = self._table[: self.count]
         return np.unique(table[table[:, 1] != BIRTH_FREE, 0])
 
-    def birth_of_slot(self, entry: int) -> int:
-        return self._view[entry & SLOT_MASK, 1]
+    def of_entries(self, entries: Words) -> Words:
+        """The claims of map entries that name something: of a partial chunk two, of any other entry itself."""
+        return self.partials.of_entries(entries)
+
+    def of_entry(self, entry: int) -> tuple[int, ...]:
+        """The same for one entry, all as int32."""
+        if PARTIAL_SCALAR <= entry < 0:
+            chunk = entry - PARTIAL_SCALAR
+            base = self.partials.base(chunk)
+            return chunk, base if base < SLOT_BIT else base - (1 << 32)
+        return (entry,) if names_chunk(entry) else ()
+
+    def birth_of(self, claim: int) -> int:
+        """The birth of a chunk or, for an int32 below 0, of a slot."""
+        return self.births.born[claim] if claim >= 0 else self._view[claim & SLOT_MASK, 1]
 
     def births_of(self, claims: Words) -> Words:
         if not self.count:
@@ -110,10 +128,19 @@ class Claims:
         return found
 
     def check_entries(self, entries: Words) -> None:
-        """Raises LayoutError if entries of a leaf that was just read name a slot that is not in use."""
-        slots = entries[entries >= SLOT_BIT] & SLOT_MASK
+        """Raises LayoutError if entries of a leaf that was just read name a slot or partial chunk that there is not."""
+        self.partials.check_entries(entries)
+        slots = entries[(entries >= SLOT_BIT) & (entries < PARTIAL)] & SLOT_MASK
         if len(slots) and (int(slots.max()) >= self.count or not self._table[slots, 1].all()):
             raise LayoutError("a map names a slot that is not in use")
+
+    def check_partials(self) -> None:
+        """Raises LayoutError unless every partial chunk, and what its base names, holds payload."""
+        for chunks, bases in self.partials.rows():
+            slots = bases[bases >= SLOT_BIT]
+            self.check_entries(slots)
+            if not self.births.may_be_named(chunks) or not self.births.may_be_named(bases[bases < SLOT_BIT]):
+                raise LayoutError("a partial chunk or its base holds no payload")
 
     # --- new slots ----------------------------------------------------------------------------------------------
 
@@ -165,9 +192,11 @@ class Claims:
     def free(self, claims: Words) -> None:
         """These claims have ended; what nobody claims any more goes to ``freed``."""
         if not self.count:
+            self.partials.freed(claims)
             self.freed.frombytes(self.births.free(claims).tobytes())
             return
         is_slot = claims >= SLOT_BIT
+        self.partials.freed(claims[~is_slot])
         freed = self.births.free(claims[~is_slot])
         self.freed.frombytes(freed.tobytes())
         slots = claims[is_slot] & np.uint32(SLOT_MASK)
@@ -187,6 +216,8 @@ class Claims:
         if self.count:
             self.free(np.array([entry & 0xFFFF_FFFF], np.uint32))
         else:
+            if self.partials.mask(entry):
+                self.partials.end(entry)
             self.births.free_one(entry)
             self.freed.append(entry)
 

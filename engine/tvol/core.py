@@ -30,7 +30,16 @@ from engine.tvol import layout
 from engine.tvol.allocator import runs
 from engine.tvol.checkpoint import TOUCHED_MAX
 from engine.tvol.journal import COMMIT_ROOM
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_MAP_ITEMS, RecordType
+from engine.tvol.layout import (
+    FIRST_CHUNK_ENTRY,
+    MAP_ITEM,
+    MAX_MAP_ITEMS,
+    MAX_PARTIAL_ITEMS,
+    PARTIAL_ITEM,
+    RecordType,
+    pack_map,
+    pack_partial,
+)
 from engine.tvol.map_reader import MapReader, MapSource
 from engine.tvol.pages import MARGIN, WRITE_STEP, PagePool
 from engine.tvol.payload import Payload
@@ -58,6 +67,8 @@ MAX_DIRTY_SLOT_PAGES = 1024
 """Pages of the table of slots (16 MiB, 2 million slots) that one checkpoint copies in one turn of the loop."""
 FREED_WAIT_S = 5.0
 """How long a write without space waits for the first chunk of a deleted snapshot."""
+_MAP_WORDS = MAX_MAP_ITEMS * MAP_ITEM.size // 4
+_PARTIAL_WORDS = MAX_PARTIAL_ITEMS * PARTIAL_ITEM.size // 4
 GROW_CHUNKS_BYTES = 1024 * 1024
 """Metadata space is reserved in steps of it."""
 
@@ -102,8 +113,8 @@ class Core:
         """Everything up to it survives power loss."""
         self.last_change_seq = journal.last_seq
         """The last record that was neither COMMIT nor PAD."""
-        self._pass: list[tuple[int, array[int]]] = []
-        """Changes published and not journaled: (node, items) in order of publication."""
+        self._pass: list[tuple[RecordType, int, array[int]]] = []
+        """Changes published and not journaled: (MAP or PARTIAL, node, items) in order of publication."""
         self._pass_bytes = 0
         self._operations: dict[int, None] = {}
         self._last_operation = 0
@@ -186,7 +197,7 @@ class Core:
     def publish(self, node: Node, index: int, entry: int) -> None:
         """Point one index of a node at a chunk whose data was written (or at EMPTY, ZERO)."""
         self.family.set_entry(node, index, entry)
-        items = self._items(node.id)
+        items = self._items(RecordType.MAP, node.id)
         # Sequential writes make one item: the same node, the next index, the next chunk.
         if len(items) and entry >= FIRST_CHUNK_ENTRY:
             count = items[-2]
@@ -194,21 +205,41 @@ class Core:
                 items[-2] = count + 1
                 return
         items.extend((index, 1, entry))
-        self._pass_bytes += layout.MAP_ITEM.size
+        self._pass_bytes += MAP_ITEM.size
+
+    def publish_partial(self, node: Node, index: int, chunk: int, base: int, mask: int) -> None:
+        """Pages of a partial chunk whose data was written, as ``Family.set_partial`` takes them."""
+        self.family.set_partial(node, index, chunk, base, mask)
+        self._items(RecordType.PARTIAL, node.id).extend((index, chunk, base, mask))
+        self._pass_bytes += PARTIAL_ITEM.size
+
+    def publish_planned(self, node: Node, published: list[tuple[int, int, int, int]], *, together: bool) -> None:
+        """What a plan has written: (index, chunk, base, mask) each, chunks of their own with base EMPTY.
+
+        ``together``: all of it in one record.
+        """
+        together = together and any(base for _, _, base, _ in published)
+        for index, chunk, base, mask in published:
+            if base or together:
+                self.publish_partial(node, index, chunk, base, mask)
+            else:
+                self.publish(node, index, chunk)
 
     def publish_fill(self, node: Node, first: int, count: int, value: int) -> None:
         """Make a run of indexes EMPTY or ZERO."""
         self.family.fill(node, first, count, value)
-        self._items(node.id).extend((first, count, value))
-        self._pass_bytes += layout.MAP_ITEM.size
+        self._items(RecordType.MAP, node.id).extend((first, count, value))
+        self._pass_bytes += MAP_ITEM.size
 
-    def _items(self, node_id: int) -> array[int]:
-        """Where the next item of a node goes. Items of different nodes keep their order, since a late write of an
-        old epoch and the head's own next write may concern the same index."""
-        if self._pass and self._pass[-1][0] == node_id:
-            return self._pass[-1][1]
+    def _items(self, kind: RecordType, node_id: int) -> array[int]:
+        """Where the next item of a node goes. Items of different nodes and kinds keep their order, since a late write
+        of an old epoch and the head's own next write may concern the same index."""
+        if self._pass:
+            last = self._pass[-1]
+            if last[1] == node_id and last[0] is kind:
+                return last[2]
         items: array[int] = array("I")
-        self._pass.append((node_id, items))
+        self._pass.append((kind, node_id, items))
         self._pass_bytes += 2 * layout.RECORD_UNIT
         return items
 
@@ -228,10 +259,11 @@ class Core:
             return
         groups, self._pass, self._pass_bytes = self._pass, [], 0
         try:
-            for node_id, items in groups:
-                for at in range(0, len(items), 3 * MAX_MAP_ITEMS):
-                    part = items[at : at + 3 * MAX_MAP_ITEMS].tobytes()
-                    self.last_change_seq = self.journal.append(RecordType.MAP, layout.pack_map(node_id, part))
+            for kind, node_id, items in groups:
+                pack, words = (pack_map, _MAP_WORDS) if kind is RecordType.MAP else (pack_partial, _PARTIAL_WORDS)
+                for at in range(0, len(items), words):
+                    part = items[at : at + words].tobytes()
+                    self.last_change_seq = self.journal.append(kind, pack(node_id, part))
         except Exception as error:  # whatever it was: memory and journal do not agree any more
             raise self.fail(error) from error
         self._stamp_freed()

@@ -14,7 +14,8 @@ from engine.errors import InvalidState, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, NodeFlag
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PAGES_OF_CHUNK, SLOT_BIT, NodeFlag
+from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import KIB, SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SECTOR_MASK = SECTOR_SIZE - 1
 REFUSED_BITS = SECTOR_MASK | 1 << 62
 """Set in ``offset | length`` when one of them is not whole sectors, or negative."""
 STATES = (ExtentState.HOLE, ExtentState.ZERO, ExtentState.DATA)
-"""By map entry; every chunk and slot is DATA."""
+"""By map entry; every chunk, partial chunk and slot is DATA."""
 
 
 class NativeDevice:
@@ -43,6 +44,8 @@ class NativeDevice:
         self._leaves: list[Leaf] | dict[int, Leaf] = node.map.leaves
         """What the fast tier finds; a leaf that is not resident makes it decline."""
         self._claims = core.family.claims
+        self._partials = core.family.claims.partials
+        self._page_shift = core.chunk_shift - (PAGES_OF_CHUNK.bit_length() - 1)
         self._shift = core.chunk_shift
         self._chunk_bytes = core.chunk_bytes
         self._mask = core.chunk_bytes - 1
@@ -113,9 +116,51 @@ class NativeDevice:
         if entry >= 2:
             return self._read_now(view, (entry << shift) + within)
         if entry < 0:
-            return self._read_now(view, (self._claims.chunk_of(entry) << shift) + within)
+            return self._try_read_claim(entry, within, view)
         view[:] = ZEROES[:length]
         return True
+
+    def _try_read_claim(self, entry: int, within: int, view: memoryview) -> bool:
+        """Of one chunk, whose entry names a slot or a partial chunk."""
+        if entry < PARTIAL_SCALAR:
+            return self._read_now(view, (self._claims.chunk_of(entry) << self._shift) + within)
+        base: list[tuple[int, int, int]] = []
+        pages: list[tuple[int, int, int]] = []
+        self._partial_segments(entry & CHUNK_MASK, within, 0, len(view), base, pages)
+        return all(self._read_now(view[at : at + size], position) for at, size, position in base + pages)
+
+    def _partial_segments(
+        self,
+        chunk: int,
+        within: int,
+        at: int,
+        length: int,
+        below: list[tuple[int, int, int]],
+        above: list[tuple[int, int, int]],
+    ) -> None:
+        """Segments, as ``segments`` has them, of a part of a partial chunk that begins at ``at`` of an extent.
+
+        What the base has goes to ``below``, in one piece from its first page to its last, and the chunk's own pages to
+        ``above``: read later, into the same buffer. So a page in the middle costs two reads, not three.
+        """
+        row = self._partials.view
+        base, mask = row[2 * chunk], row[2 * chunk + 1]
+        shift, end = self._page_shift, within + length
+        first, last = within >> shift, max(within, end - 1) >> shift
+        wanted = (2 << last) - (1 << first)
+        own, others = mask & wanted, wanted & ~mask
+        if others:
+            begin = max(within, ((others & -others).bit_length() - 1) << shift)
+            stop = min(end, others.bit_length() << shift)
+            source = base if base < SLOT_BIT else self._claims.chunk_of(base)
+            below.append((at + begin - within, stop - begin, (source << self._shift) + begin))
+        while own:
+            page = (own & -own).bit_length() - 1
+            run = own >> page
+            count = (~run & run + 1).bit_length() - 1
+            begin, stop = max(within, page << shift), min(end, (page + count) << shift)
+            above.append((at + begin - within, stop - begin, (chunk << self._shift) + begin))
+            own &= -1 << (page + count)
 
     def _try_read_span(self, offset: int, view: memoryview) -> bool:
         """Several chunks: one call for each run of adjacent ones."""
@@ -123,7 +168,7 @@ class NativeDevice:
         if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size:
             return False
         try:
-            segments = self._segments(self._leaves, offset, length)
+            segments = self.segments(self._leaves, offset, length)
         except NOT_THERE:
             return False
         for at, size, position in segments:
@@ -141,11 +186,15 @@ class NativeDevice:
             self._check_extent(offset, length)
         return self._node.map.leaves
 
-    def _segments(self, leaves: list[Leaf] | dict[int, Leaf], offset: int, length: int) -> list[tuple[int, int, int]]:
-        """(start within the extent, bytes, byte position in the file or -1 for zeroes), adjacent ones merged."""
+    def segments(self, leaves: list[Leaf] | dict[int, Leaf], offset: int, length: int) -> list[tuple[int, int, int]]:
+        """(start within the extent, bytes, byte position in the file or -1 for zeroes), adjacent ones merged.
+
+        To be read in this order: pages of partial chunks come last, and lie over what their bases have.
+        """
         shift, claims = self._shift, self._claims
         chunk_bytes = self._mask + 1
         found: list[tuple[int, int, int]] = []
+        pages: list[tuple[int, int, int]] = []
         start = size = 0
         position = 0
         at = 0
@@ -155,6 +204,13 @@ class NativeDevice:
             step = min(chunk_bytes - within, length - at)
             entry = leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
             if entry < 0:
+                if entry >= PARTIAL_SCALAR:
+                    if size:
+                        found.append((start, size, position))
+                        size = 0
+                    self._partial_segments(entry & CHUNK_MASK, within, at, step, found, pages)
+                    at += step
+                    continue
                 entry = claims.chunk_of(entry)
             here = (entry << shift) + within if entry >= FIRST_CHUNK_ENTRY else -1
             if size and (here == position + size if position >= 0 else here < 0):
@@ -166,14 +222,14 @@ class NativeDevice:
             at += step
         if size:
             found.append((start, size, position))
-        return found
+        return found + pages
 
     async def read(self, offset: int, view: memoryview, /) -> None:
         """Fill ``view`` from ``offset``. Raises OutOfRange, MediumError, StoreFailed (closed)."""
         self._check_extent(offset, len(view))
         operation = self._core.begin_operation()
         try:
-            segments = self._segments(await self._at_hand(offset, len(view)), offset, len(view))
+            segments = self.segments(await self._at_hand(offset, len(view)), offset, len(view))
             if any(position >= 0 for _, _, position in segments):
                 await self._core.env.workers.run(lambda: self._read_segments(segments, view))
             else:
@@ -192,7 +248,7 @@ class NativeDevice:
     async def lease_read(self, offset: int, length: int, /) -> ReadLease:
         """See ``engine.stores.BulkSource``. Raises OutOfRange, MediumError."""
         self._check_extent(offset, length)
-        return NativeReadLease(self._core, self._segments(await self._at_hand(offset, length), offset, length))
+        return NativeReadLease(self._core, self.segments(await self._at_hand(offset, length), offset, length))
 
     async def extents(self, offset: int, length: int, /) -> list[Extent]:
         """The states of a range, merged, in order, without gaps. Raises OutOfRange."""

@@ -11,6 +11,8 @@ Rules kept here:
   step: only where the entry is the one that was read, nothing was frozen or rolled back since, no write is under way
   (which was planned by the old entry) and the head is not shut. Else the chunk goes back; a later pass copies it, or
   finds it redirected.
+* The entry of a partial chunk says nothing of when its pages were written. One that is the volume's own over a base
+  that it inherits is no part of a copy, but is filled, in the order of writes (``NativeHead.settle``).
 * What was found zero becomes ZERO. What was written is published after it was verified, by the copy loop.
 * **A node leaves its parent only when it inherits nothing** (SEPARATE): then no node below does either, and its own
   deadlist names what the parent's side alone holds. The parent's chunks need not wait for it any more.
@@ -19,6 +21,7 @@ Rules kept here:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +33,7 @@ from engine.tvol import layout
 from engine.tvol.bulk import PUBLISH_STEP, PUBLISH_TURN, segments_of
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import ZEROES, add_extent, runs_of
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, ZERO, RecordType
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PARTIAL, ZERO, RecordType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +62,18 @@ def origin_of(node: Node) -> Node | None:
 
 def inherits(family: Family, entries: Words, generation: int) -> Flags:
     """Which entries have a claim that was born up to ``generation``."""
-    found = entries >= FIRST_CHUNK_ENTRY
-    found[found] = family.claims.births_of(entries[found]) <= generation
+    found = np.zeros(len(entries), bool)
+    places = np.flatnonzero(entries >= FIRST_CHUNK_ENTRY)
+    claims = family.claims.of_entries(entries[places])
+    places = np.concatenate([places, places[entries[places] >= PARTIAL]])  # the bases come last
+    found[places[family.claims.births_of(claims) <= generation]] = True
+    return found
+
+
+def _own_partials(family: Family, entries: Words, generation: int) -> Flags:
+    """Which entries are partial chunks that were born after ``generation``."""
+    found = entries >= PARTIAL
+    found[found] = family.births.of(entries[found] - np.uint32(PARTIAL)) > generation
     return found
 
 
@@ -73,11 +86,20 @@ async def find_inherited(core: Core, head: NativeHead) -> Inherited | None:
     for number in range(head.node.map.count):
         leaf = await core.maps.resident_leaf(head.node, number)
         found = inherits(core.family, leaf.array, origin.generation)
+        partial = found & _own_partials(core.family, leaf.array, origin.generation)
+        for at in np.flatnonzero(partial).tolist():
+            await _settle(head, (number << LEAF_SHIFT) + at)
+        found &= ~partial
         if found.any():
             plan[number] = np.packbits(found)
         if not number % LEAVES_A_TURN:
             await asyncio.sleep(0)
-    return Inherited(core, head, plan) if plan else None
+    return Inherited(core, head, plan, origin.generation) if plan else None
+
+
+async def _settle(head: NativeHead, index: int) -> None:
+    with contextlib.suppress(OutOfRange):  # the volume has become smaller
+        await head.settle(index)
 
 
 class Inherited:
@@ -86,8 +108,10 @@ class Inherited:
 
     read_only = False
 
-    def __init__(self, core: Core, head: NativeHead, plan: dict[int, npt.NDArray[np.uint8]]) -> None:
+    def __init__(self, core: Core, head: NativeHead, plan: dict[int, npt.NDArray[np.uint8]], generation: int) -> None:
         self.size_bytes = head.size_bytes
+        self._generation = generation
+        """Of the snapshot that the head was cloned from."""
         self._core = core
         self._head = head
         self._plan = plan
@@ -125,7 +149,8 @@ class Inherited:
         while not core.maps.ready(self._head.node, first, first + count - 1):
             await core.maps.fetch(self._head.node, first, first + count - 1)
         lookup = self._head.node.map.lookup
-        lease = _Lease(core, self._head, first, [lookup(first + number) for number in range(count)])
+        entries = [lookup(first + number) for number in range(count)]
+        lease = _Lease(core, self._head, first, entries, self._generation)
         try:
             for number in range(count):
                 whole = (number + 1) * unit <= length
@@ -174,7 +199,7 @@ class Inherited:
 class _Lease:
     """``engine.stores.WriteLease`` of new chunks for indexes that inherit."""
 
-    def __init__(self, core: Core, head: NativeHead, first: int, entries: list[int]) -> None:
+    def __init__(self, core: Core, head: NativeHead, first: int, entries: list[int], origin: int) -> None:
         self.unit_bytes = core.chunk_bytes
         self.chunks: list[int] = []
         self.place = Place(core.data, [])
@@ -184,6 +209,7 @@ class _Lease:
         self._head = head
         self._first = first
         self._entries = entries
+        self._origin = origin
         self._generation = core.family.generation
         self._operation = core.begin_operation()  # what the entries name stays while it is read
 
@@ -215,8 +241,10 @@ class _Lease:
     def _is_as_read(self, number: int) -> bool:
         """Whether the copy still stands for what the head has there, and nobody goes by the old entry."""
         head, index = self._head, self._first + number
+        entry = np.array([self._entries[number]]).astype(np.uint32)
         return (
-            self._core.family.generation == self._generation
+            not _own_partials(self._core.family, entry, self._origin).any()
+            and self._core.family.generation == self._generation
             and head.may_redirect(index)
             and head.node.map.lookup(index) == self._entries[number]
         )

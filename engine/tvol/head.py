@@ -11,9 +11,9 @@ admitted before is published in the snapshot (and seen by the head as long as it
 later calls redirect. The snapshot may be sealed when its epoch has no admission left.
 
 Where a write goes (STORE section 2): in place only if the chunk was born above the node's floor, that is, no snapshot
-can see it, and no slot names it (``Births.view`` says both, see ``claims.py``); else into a new chunk, with the rest of
-the old one copied. A new chunk is published after its data was written. If writing fails, the new chunks go back and
-nothing was published.
+can see it, and no slot names it (``Births.view`` says both, see ``claims.py``); else into a new chunk, a partial one
+where the write is small (``plan.py``, ``partials.py``). A new chunk, and a page that is new in a partial one, is
+published after its data was written. If writing fails, the new chunks go back and nothing was published.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from engine.tvol.layout import (
     NodeFlag,
     RecordType,
 )
-from engine.units import KIB, align_down, align_up
+from engine.tvol.plan import Plan, Planner
+from engine.units import KIB, SECTOR_SIZE, align_down, align_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from engine.files import BlockFile
     from engine.stores import VolumeStore, WriteLease
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
@@ -53,7 +53,7 @@ NEVER = 1 << 32
 FAST_WRITE_BYTES = 256 * KIB
 """Longest write that the fast tier takes."""
 FAST_COPY_BYTES = 64 * KIB
-"""Largest chunk that the fast tier copies because a snapshot shares it (21 us from the page cache)."""
+"""The most that the fast tier copies for one write because a snapshot shares it (21 us from the page cache)."""
 SLOW_WRITE_S = 0.002
 """An in-loop write that took longer held up the loop (STORE section 6)."""
 SLOW_PAUSE_S = 1.0
@@ -114,49 +114,6 @@ class _Admission:
         self.done = asyncio.Event()
 
 
-class _Plan:
-    """Where one piece of a write goes: plain extents and buffers, to be carried out in the loop or in a worker."""
-
-    __slots__ = ("copies", "published", "taken", "writes")
-
-    def __init__(self) -> None:
-        self.writes: list[tuple[int, list[memoryview]]] = []
-        """(byte position in the file, adjacent buffers)."""
-        self.copies: list[tuple[int, memoryview, int, memoryview]] = []
-        """(position of the shared chunk, buffer for all of it, where the new data goes in it, new data)."""
-        self.published: list[tuple[int, int]] = []
-        """(index, new chunk)."""
-        self.taken: list[int] = []
-
-    def write(self, position: int, buffers: list[memoryview]) -> None:
-        if self.writes:
-            last, gathered = self.writes[-1]
-            if last + sum(map(len, gathered)) == position:
-                gathered.extend(buffers)
-                return
-        self.writes.append((position, buffers))
-
-    def carry_out(self, core: Core) -> None:
-        """Read what is copied, then write everything. In a worker."""
-        for position, buffer, _, _ in self.copies:
-            core.payload.read_into((buffer,), position)
-        self._overlay_and_write(core.data)
-
-    def carry_out_now(self, core: Core) -> bool:
-        """The same from the page cache; False when a chunk to copy is not there (nothing was written then)."""
-        for position, buffer, _, _ in self.copies:
-            if not core.payload.read_now(buffer, position):
-                return False
-        self._overlay_and_write(core.data)
-        return True
-
-    def _overlay_and_write(self, file: BlockFile) -> None:
-        for _, buffer, within, data in self.copies:
-            buffer[within : within + len(data)] = data
-        for position, buffers in self.writes:
-            file.write(buffers, position)
-
-
 class NativeHead(NativeDevice):
     """A writable node."""
 
@@ -174,6 +131,7 @@ class NativeHead(NativeDevice):
         self._paused_until = 0.0
         self._slow_at = -SLOW_PAUSE_S
         self._births = core.family.births
+        self._planner = Planner(core)
         self._write_now = core.data.write
         self._monotonic = core.env.clock.monotonic
         self._floor = 0
@@ -264,18 +222,18 @@ class NativeHead(NativeDevice):
             return False
         started = self._monotonic()
         try:
-            plan = self._plan(self._node, offset, data)
+            plan = self._planner.plan(self._node, offset, data)
         except (OutOfSpace, *NOT_THERE):
             return False
         try:
-            done = (self._mask < FAST_COPY_BYTES or not plan.copies) and plan.carry_out_now(core)
+            done = plan.copied_bytes <= FAST_COPY_BYTES and plan.carry_out_now(core)
         except EngineError:
             done = False
         if not done:
             core.allocator.give_back(plan.taken)
             return False
-        for index, chunk in plan.published:
-            core.publish(self._node, index, chunk)
+        if plan.published:
+            core.publish_planned(self._node, plan.published, together=False)
         if self._monotonic() - started > SLOW_WRITE_S:
             self._was_slow(started)
         return True
@@ -297,45 +255,6 @@ class NativeHead(NativeDevice):
     def end_pass(self) -> None:
         """Journal what ``try_write`` changed since the last call. Raises StoreFailed: nothing may be answered."""
         self._core.end_pass()
-
-    # --- planning -----------------------------------------------------------------------------------------------
-
-    def _plan(self, node: Node, offset: int, data: memoryview, *, redirect: bool = False) -> _Plan:
-        """Find or take the chunks of a piece. ``redirect``: nothing in place. Raises OutOfSpace, having taken none."""
-        plan = _Plan()
-        try:
-            at, length, chunk_bytes = 0, len(data), self._mask + 1
-            while at < length:
-                within = (offset + at) & self._mask
-                step = min(chunk_bytes - within, length - at)
-                self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step], redirect)
-                at += step
-        except BaseException:
-            self._core.allocator.give_back(plan.taken)
-            raise
-        return plan
-
-    def _plan_chunk(self, plan: _Plan, node: Node, index: int, within: int, data: memoryview, redirect: bool) -> None:
-        entry = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
-        if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor and not redirect:
-            plan.write((entry << self._shift) + within, [data])
-            return
-        whole = len(data) == self._mask + 1
-        copied = names_chunk(entry) and not whole
-        chunk, reads_zero = self._core.allocator.take(whole=whole or copied)
-        plan.taken.append(chunk)
-        plan.published.append((index, chunk))
-        position = chunk << self._shift
-        if copied:
-            buffer = memoryview(bytearray(self._mask + 1))
-            source = entry if entry >= 0 else self._claims.chunk_of(entry)
-            plan.copies.append((source << self._shift, buffer, within, data))
-            plan.write(position, [buffer])
-        elif whole or reads_zero:
-            plan.write(position + within, [data])
-        else:
-            zeroes = memoryview(ZEROES)
-            plan.write(position, [zeroes[:within], data, zeroes[: self._mask + 1 - within - len(data)]])
 
     # --- admission ----------------------------------------------------------------------------------------------
 
@@ -423,6 +342,11 @@ class NativeHead(NativeDevice):
             if not await core.find_space():
                 raise
             plan = await self._write_plan(admission, offset, data, redirect=redirect)
+        await self._publish(plan, admission.epoch, together=redirect)
+
+    async def _publish(self, plan: Plan, epoch: Epoch, *, together: bool) -> None:
+        """Make what was written the content. ``together``: in one record, which has nothing else in it."""
+        core = self._core
         if not plan.published:
             return
         try:
@@ -432,28 +356,41 @@ class NativeHead(NativeDevice):
         except BaseException:
             core.allocator.give_back(plan.taken)
             raise
-        node = admission.epoch.node  # the snapshot, if there was a flip while the data was being written
-        if redirect:
+        if together:
             self._begin_record()
-        for index, chunk in plan.published:
-            core.publish(node, index, chunk)
+        # In the snapshot, if there was a flip while the data was being written.
+        core.publish_planned(epoch.node, plan.published, together=together)
         core.end_pass()
+
+    async def settle(self, index: int) -> None:
+        """Have an index of the head name no partial chunk, with the content that it has. Raises as ``write``."""
+        core = self._core
+        async with self.holding(index << self._shift, SECTOR_SIZE) as epoch:
+            core.check()
+            await self.ready(epoch, index << self._shift, SECTOR_SIZE)
+            plan = self._planner.plan_settling(epoch.node, index)
+            await self._carry_out(plan)
+            await self._publish(plan, epoch, together=False)
 
     def _begin_record(self) -> None:
         """What is published next, up to ``end_pass``, shares its record with nothing else and so is in one record."""
         self._core.end_pass()
 
-    async def _write_plan(self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool) -> _Plan:
+    async def _write_plan(self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool) -> Plan:
         core = self._core
         core.check()
         await self.ready(admission.epoch, offset, len(data))
-        plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
+        plan = self._planner.plan(admission.epoch.node, offset, data, redirect=redirect)
+        await self._carry_out(plan)
+        return plan
+
+    async def _carry_out(self, plan: Plan) -> None:
+        core = self._core
         try:
             await core.env.workers.run(lambda: plan.carry_out(core))
         except BaseException:
             core.allocator.give_back(plan.taken)
             raise
-        return plan
 
     async def ready(self, epoch: Epoch, offset: int, length: int) -> None:
         """Have what the map says of a range of the epoch's node in memory; it stays there. Raises MediumError."""

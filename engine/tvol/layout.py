@@ -43,10 +43,11 @@ ZERO = 1
 FIRST_CHUNK_ENTRY = 2
 """Map entries from here on are chunk numbers; chunks 0 and 1 never hold payload."""
 SLOT_BIT = 0x8000_0000
-"""An entry with it, and without ``PARTIAL_BIT``, names a slot of the table of shared chunks by its other bits."""
-PARTIAL_BIT = 0x4000_0000
-"""Reserved: an entry with both bits names a partial chunk (incompatible feature, not in version 1)."""
-MAX_CHUNKS = SLOT_BIT
+"""An entry with it, and below ``PARTIAL``, names a slot of the table of shared chunks by its other bits."""
+PARTIAL = 0xC000_0000
+"""An entry from here on names a partial chunk: the chunk's number is the other bits."""
+MAX_CHUNKS = 1 << 30
+"""64 TiB of 64 KiB chunks, so that a partial chunk's entry can hold the number of any."""
 MAX_SLOTS = 1 << 28
 """Of a file; 16 TiB of shared ranges at 64 KiB."""
 MAX_VOLUME_CHUNKS = 1 << 30
@@ -57,6 +58,10 @@ BIRTH_METADATA = 0xFFFF_FFFF
 BIRTH_SHARED = 0xFFFF_FFFE
 """Of a chunk that no map names by its number any more, only slots do."""
 MAX_GENERATION = 0x7FFF_FFF0
+
+PAGES_OF_CHUNK = 16
+"""A partial chunk is divided into so many pages: of 4 KiB in a chunk of 64 KiB, of 16 KiB in one of 256 KiB."""
+FULL_MASK = (1 << PAGES_OF_CHUNK) - 1
 
 LEAF_ENTRIES = PAGE_SIZE // 4
 BIRTHS_PER_PAGE = PAGE_SIZE // 4
@@ -85,7 +90,7 @@ class Feature(enum.IntFlag):
     SHARED_CHUNKS = 4
 
 
-KNOWN_FEATURES = Feature.SHARED_CHUNKS | Feature.ENCRYPTION
+KNOWN_FEATURES = Feature.PARTIAL_CHUNKS | Feature.SHARED_CHUNKS | Feature.ENCRYPTION
 
 
 class ReadOnlyFeature(enum.IntFlag):
@@ -245,6 +250,7 @@ class RootType(enum.IntEnum):
     SLOTS = 5
     NODES = 6
     """A group of NODE records that has pages of its own."""
+    PARTIALS = 7
     DIGESTS = 16
     ENCRYPTION = 17
     HOLDS = 18
@@ -362,6 +368,44 @@ class NodeGroupRecord:
         if not length or pages != -(-length // PAGE_SIZE):
             raise LayoutError(f"a group of nodes of {length} bytes cannot be in {pages} pages")
         return cls(length, tuple(unpack_refs(data, cls.FORMAT.size, pages)))
+
+
+PARTIALS_PER_PAGE = PAGE_SIZE // 8
+"""Rows (base, mask) of the table of partial chunks that one page holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialsRecord:
+    """Where the pages of the table of partial chunks are that have a row (``RootType.PARTIALS``).
+
+    Row n is about chunk n: (base u32, mask u32), with mask 0 where the chunk is not a partial one.
+    """
+
+    pages: tuple[tuple[int, PageRef], ...]
+    """(number of the page in the table, reference), ascending."""
+
+    FORMAT = struct.Struct("<II")
+    ENTRY = struct.Struct("<IIQ")
+
+    def serialize(self) -> bytes:
+        entries = (self.ENTRY.pack(number, ref.page, ref.checksum) for number, ref in self.pages)
+        return self.FORMAT.pack(len(self.pages), 0) + b"".join(entries)
+
+    @classmethod
+    def parse(cls, data: bytes) -> PartialsRecord:
+        count, _ = _unpack(cls.FORMAT, data)
+        if len(data) != cls.FORMAT.size + count * cls.ENTRY.size:
+            raise LayoutError(f"{count} pages of partial chunks in {len(data)} bytes")
+        entries = cls.ENTRY.iter_unpack(data[cls.FORMAT.size :])
+        pages = tuple((number, PageRef(page, checksum)) for number, page, checksum in entries)
+        numbers = [number for number, _ in pages]
+        if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= MAX_CHUNKS // PARTIALS_PER_PAGE):
+            raise LayoutError("the pages of partial chunks are not in order")
+        return cls(pages)
+
+
+assert PartialsRecord.FORMAT.size == 8
+assert PartialsRecord.ENTRY.size == 16
 
 
 class NodeKind(enum.IntEnum):
@@ -507,6 +551,7 @@ class RecordType(enum.IntEnum):
     METADATA = 15
     FAILED = 16
     SHARE = 17
+    PARTIAL = 18
     HOLD = 24
     RELEASE = 25
     DESCRIBE = 26
@@ -610,6 +655,33 @@ def unpack_share(payload: bytes) -> tuple[int, list[tuple[int, int, int, int]]]:
     slots.sort()
     if any(behind[0] < before[1] for before, behind in itertools.pairwise(slots)):
         raise LayoutError("SHARE record that makes a slot twice")
+    return node, items
+
+
+PARTIAL_HEADER = struct.Struct("<II")
+"""node, number of items."""
+PARTIAL_ITEM = struct.Struct("<IIII")
+"""(index, chunk, base, mask): the index becomes the partial chunk, whose pages in the mask are its own while the rest
+is the base's (a claim); or, with base 0 and the full mask, the chunk."""
+assert PARTIAL_ITEM.size == 16
+MAX_PARTIAL_ITEMS = (MAX_RECORD_BYTES - RECORD_HEADER.size - PARTIAL_HEADER.size) // PARTIAL_ITEM.size
+
+
+def pack_partial(node: int, items: bytes) -> bytes:
+    return PARTIAL_HEADER.pack(node, len(items) // PARTIAL_ITEM.size) + items
+
+
+def unpack_partial(payload: bytes) -> tuple[int, list[tuple[int, int, int, int]]]:
+    """Node and items, (index, chunk, base, mask) each. Raises LayoutError for what no state of a file allows."""
+    node, count = _unpack(PARTIAL_HEADER, payload)
+    if not count or len(payload) != PARTIAL_HEADER.size + count * PARTIAL_ITEM.size:
+        raise LayoutError(f"PARTIAL record of {count} items in {len(payload)} bytes")
+    items = list(PARTIAL_ITEM.iter_unpack(payload[PARTIAL_HEADER.size :]))
+    for index, chunk, base, mask in items:
+        whole = base == EMPTY and mask == FULL_MASK
+        good = 0 < mask <= FULL_MASK and FIRST_CHUNK_ENTRY <= base < PARTIAL and base != chunk
+        if not (good or whole) or not FIRST_CHUNK_ENTRY <= chunk < MAX_CHUNKS or index >= MAX_VOLUME_CHUNKS:
+            raise LayoutError(f"PARTIAL record: index {index} as pages {mask:#x} of chunk {chunk} over {base}")
     return node, items
 
 

@@ -184,6 +184,7 @@ class PagePool:
             + family.claims.page_count()
             + family.claims.page_count() // 512
             + family.births.digests.pages_needed
+            + family.claims.partials.pages_needed
             + family.dirty_leaves
             + family.structure_pages
             + family.dirty_words // WORDS_PER_PAGE

@@ -33,6 +33,7 @@ from engine.tvol.deadlist import unpack_buckets
 from engine.tvol.layout import (
     BIRTH_METADATA,
     PAGE_SIZE,
+    PARTIALS_PER_PAGE,
     DigestsRecord,
     Feature,
     FileRecord,
@@ -42,6 +43,7 @@ from engine.tvol.layout import (
     NodeKind,
     NodeRecord,
     PageRef,
+    PartialsRecord,
     RecordType,
     RootType,
     Superblock,
@@ -51,6 +53,7 @@ from engine.tvol.layout_encryption import EncryptionRecord
 from engine.tvol.map_reader import MapSource
 from engine.tvol.node_table import StoredNode
 from engine.tvol.pages import PageChanges
+from engine.tvol.partials import Partials
 from engine.tvol.superblock import heal_slots, read_superblock
 from engine.tvol.tree import Family, Node
 
@@ -72,6 +75,7 @@ _KNOWN_ROOT_TYPES = frozenset(
         RootType.NODES,
         RootType.RECLAIM,
         RootType.SLOTS,
+        RootType.PARTIALS,
         RootType.HOLDS,
         RootType.DESCRIPTIONS,
         RootType.DIGESTS,
@@ -158,7 +162,7 @@ class _Loader:
         self._file = file
         self._mender = mender
         self._superblock = superblock
-        self._shares = bool(superblock.incompatible & Feature.SHARED_CHUNKS)
+        self._features = superblock.incompatible
         self._metadata_limit = superblock.end_chunk * superblock.chunk_bytes // PAGE_SIZE
         self._tops: dict[int, int] = {}
         """Checksum of each top page that was seen."""
@@ -211,7 +215,13 @@ class _Loader:
                 records.setdefault(kind, []).append(payload)
             elif not flags & layout.ROOT_OPTIONAL:
                 raise LayoutError(f"root record of unknown type {kind}")
-        wanted = {RootType.FILE: 1, RootType.BIRTHS: 1, RootType.RECLAIM: 1, RootType.SLOTS: int(self._shares)}
+        wanted = {
+            RootType.FILE: 1,
+            RootType.BIRTHS: 1,
+            RootType.RECLAIM: 1,
+            RootType.SLOTS: int(bool(self._features & Feature.SHARED_CHUNKS)),
+            RootType.PARTIALS: int(bool(self._features & Feature.PARTIAL_CHUNKS)),
+        }
         if any(len(records.get(kind, ())) != count for kind, count in wanted.items()):
             raise LayoutError("the root stream lacks one of its records, or has it twice")
         scalars = FileRecord.parse(records[RootType.FILE][0])
@@ -223,11 +233,14 @@ class _Loader:
         births.pages.refs = list(births_record.pages)
         for payload in records.get(RootType.DIGESTS, []):
             self._digests(births, DigestsRecord.parse(payload))
-        self.family = family = Family(births, superblock.chunk_bytes, self._claims(births, records.get(RootType.SLOTS)))
+        partials = self._partials(births, records.get(RootType.PARTIALS))
+        claims = self._claims(births, records.get(RootType.SLOTS), partials)
+        self.family = family = Family(births, superblock.chunk_bytes, claims)
         encryption = [EncryptionRecord.parse(payload) for payload in records.get(RootType.ENCRYPTION, ())]
         if len(encryption) != bool(superblock.incompatible & Feature.ENCRYPTION):
             raise LayoutError("the root stream does not agree with the superblock on encryption")
         family.encryption = next(iter(encryption), None)
+        family.claims.check_partials()
         family.generation, family.next_node = scalars.generation, scalars.next_node
         reclaim = WordsRecord.parse(records[RootType.RECLAIM][0])
         queued = array("I", self.derivable(reclaim.pages, 4 * reclaim.count, "reclaim queue"))
@@ -280,14 +293,23 @@ class _Loader:
             raise LayoutError("a page of digests is outside the file")
         births.freeze_digested()
 
-    def _claims(self, births: Births, payloads: list[bytes] | None) -> Claims:
+    def _partials(self, births: Births, payloads: list[bytes] | None) -> Partials:
+        partials = Partials()
+        for number, ref in PartialsRecord.parse(payloads[0]).pages if payloads else ():
+            if number * PARTIALS_PER_PAGE >= births.count:
+                raise LayoutError(f"page {number} of the partial chunks is beyond the end of the file")
+            partials.load(number, np.frombuffer(self.page(ref, "partial chunks"), np.uint32), ref)
+            self.references.gain([ref.page])
+        return partials
+
+    def _claims(self, births: Births, payloads: list[bytes] | None, partials: Partials) -> Claims:
         if not payloads:
-            return Claims(births)
+            return Claims(births, partials=partials)
         record = WordsRecord.parse(payloads[0])
         if record.count % 2 or record.count > 2 * layout.MAX_SLOTS:
             raise LayoutError(f"the slots have {record.count} words")
         words = np.frombuffer(self.stream(record.pages, 4 * record.count, "slots"), np.uint32)
-        claims = Claims(births, words.reshape(-1, 2))
+        claims = Claims(births, words.reshape(-1, 2), partials)
         claims.pages.refs = list(record.pages)
         claims.in_use = True
         return claims

@@ -201,7 +201,9 @@ class _Mender:
         self._named = np.zeros(births.count, bool)
         for node in sorted(family.nodes.values(), key=_depth):  # who has it at that place first, owns it
             for number, entries in enumerate(self._maps[node.id]):
-                chunks = entries[(entries >= FIRST_CHUNK_ENTRY) & (entries < layout.SLOT_BIT)]
+                family.claims.check_entries(entries)
+                named = family.claims.of_entries(entries[entries >= FIRST_CHUNK_ENTRY])
+                chunks = named[named < layout.SLOT_BIT]
                 if len(chunks) and int(chunks.max()) >= births.count:
                     raise LayoutError(f"map leaf {number} of node {node.id} names a chunk beyond the end")
                 self._named[chunks] = True
@@ -229,6 +231,7 @@ class _Mender:
         leaked = np.flatnonzero(~held & (all_births != BIRTH_FREE) & (all_births != BIRTH_METADATA))
         if len(leaked):
             self.mended.append(f"{len(leaked)} chunks that nothing refers to: free")
+            family.claims.partials.freed(leaked.astype(np.uint32))
             births.free(leaked.astype(np.uint32))
 
     # --- nodes --------------------------------------------------------------------------------------------------
@@ -240,12 +243,12 @@ class _Mender:
         for number in range(max(len(mine), len(above))):
             entries = mine[number] if number < len(mine) else ABSENT_LEAF.array
             before = above[number] if number < len(above) else ABSENT_LEAF.array
-            named = entries[entries >= FIRST_CHUNK_ENTRY]
-            mapped += len(named)
+            mapped += int(np.count_nonzero(entries >= FIRST_CHUNK_ENTRY))
             if entries is before:
                 continue
-            own += int(np.count_nonzero(claims.births_of(named) > node.floor))
-            killed = before[(before >= FIRST_CHUNK_ENTRY) & (before != entries)]
+            here, there = claims.partials.by_place(entries), claims.partials.by_place(before)
+            own += int(np.count_nonzero(claims.births_of(here[here >= FIRST_CHUNK_ENTRY]) > node.floor))
+            killed = there[(there >= FIRST_CHUNK_ENTRY) & (there != here) & (there != here[::-1])]
             for birth, claim in zip(claims.births_of(killed).tolist(), killed.tolist(), strict=True):
                 dead.add(birth, claim)
         if (mapped, own) != (node.mapped, node.own):

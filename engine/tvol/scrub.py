@@ -34,7 +34,7 @@ from engine.tvol import layout
 from engine.tvol.allocator import runs
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.digests import MAX_DIRTY_PAGES, digest_of
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, LayoutError, NodeFlag, NodeKind, RecordType
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PARTIAL, LayoutError, NodeFlag, NodeKind, RecordType
 from engine.units import MIB
 
 if TYPE_CHECKING:
@@ -250,11 +250,13 @@ class Scrubber:
         """Some entries of a node; nobody is writing to what they name, in this step."""
         claims = self._core.family.claims
         places = np.flatnonzero(entries >= FIRST_CHUNK_ENTRY)
-        own = claims.births_of(entries[places]) > floor
+        named = claims.of_entries(entries[places])
+        places = np.concatenate([places, places[entries[places] >= PARTIAL]])  # the bases come last
+        own = claims.births_of(named) > floor
         places = places[own]
         if not len(places):
             return
-        chunks = claims.chunks_of(entries[places])
+        chunks = claims.chunks_of(named[own])
         if self._make_only:
             missing = ~self._digests.have(chunks)
             chunks, places = chunks[missing], places[missing]

@@ -3,6 +3,8 @@
 A share takes the place of a write to the same range, though no data is written: earlier overlapping writes have ended,
 later ones wait. It goes on in batches of at most one leaf of each map and one record of 4 KiB; each is planned and done
 in one step of the loop, and between two of them the loop serves others.
+
+No slot names a partial chunk, or its pages would have two owners: the content of one is written to a chunk of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.tvol import layout
+from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_SHARE_ITEMS, RecordType
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, MAX_SHARE_ITEMS, PARTIAL, RecordType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from engine.tvol.chunk_map import ChunkMap, Leaf
     from engine.tvol.claims import Claims
     from engine.tvol.core import Core
-    from engine.tvol.head import NativeHead
+    from engine.tvol.head import Epoch, NativeHead
     from engine.tvol.tree import Node
 
 
@@ -49,9 +52,13 @@ async def share(
             items, settled = _items(core.family.claims, wanted, source_at, node.map, at, end - at)
             if items:
                 core.log(RecordType.SHARE, layout.pack_share(node.id, items))
-            if not settled:
-                break
             at += settled
+            if not settled:
+                if wanted.array[source_at & LEAF_MASK] < PARTIAL:
+                    break
+                leaves = {source_at >> LEAF_SHIFT: wanted}
+                await _copy_chunk(core, head.segments(leaves, source_at << shift, core.chunk_bytes), epoch, at)
+                at += 1
             await asyncio.sleep(0)
     return (at - first) << shift
 
@@ -62,12 +69,16 @@ def _items(
     """The items of a SHARE record that gives ``target`` from index ``first`` on what the leaf ``source`` has from its
     index on, and how many indexes they settle: up to ``limit``, within one leaf of each map and one record.
 
-    Indexes that name the same chunk already are left alone. 0 when there may be no more slots.
+    Indexes that name the same chunk already are left alone. 0 at a partial chunk, or when there may be no more slots.
     """
     at, source_at = first & LEAF_MASK, source_first & LEAF_MASK
     count = min(limit, LEAF_ENTRIES - at, LEAF_ENTRIES - source_at)
     wanted = claims.chunks_of(source.array[source_at : source_at + count])
     present = claims.chunks_of(target.leaves[first >> LEAF_SHIFT].array[at : at + count])
+    partial = np.flatnonzero((wanted != present) & (wanted >= PARTIAL))
+    if len(partial):
+        count = int(partial[0])
+        wanted, present = wanted[:count], present[:count]
     places = np.flatnonzero(wanted != present)
     chunks = wanted[places]
     data = chunks >= FIRST_CHUNK_ENTRY
@@ -92,3 +103,26 @@ def _items(
     lengths = np.diff(np.append(starts, len(places)))
     items = np.stack([first + places[starts], lengths, slots[starts], chunks[starts]], axis=1).astype("<u4")
     return items.tobytes(), count
+
+
+async def _copy_chunk(core: Core, segments: list[tuple[int, int, int]], epoch: Epoch, index: int) -> None:
+    """A chunk of the source, as its map has it in this step, read and written to a chunk of its own, then published."""
+    chunk, _ = core.allocator.take(whole=True)
+    lease = NativeReadLease(core, segments)
+    buffer = memoryview(bytearray(core.chunk_bytes))
+
+    def copy() -> None:
+        lease.read(0, buffer)
+        core.data.write((buffer,), chunk << core.chunk_shift)
+
+    try:
+        await core.env.workers.run(copy)
+        await core.make_room()
+        core.check()
+    except BaseException:
+        core.allocator.give_back([chunk])
+        raise
+    finally:
+        lease.release()
+    core.publish(epoch.node, index, chunk)
+    core.end_pass()

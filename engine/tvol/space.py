@@ -223,5 +223,6 @@ async def _claims_of_leaves(core: Core, node: Node, floor: int) -> AsyncIterator
     for number in range(node.map.count):
         leaf = await core.maps.leaf(node, number)
         if leaf.birth > floor:
-            found = (await core.maps.resident_leaf(node, number)).chunks()
+            entries = (await core.maps.resident_leaf(node, number)).chunks()
+            found = core.family.claims.of_entries(entries)
             yield found[core.family.claims.births_of(found) > floor]

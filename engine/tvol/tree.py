@@ -15,7 +15,8 @@ Rules kept here (STORE section 3, each with the simulation that fails without it
   durable. No child: its own chunks are reclaimed leaf by leaf. One child: the deadlists merge. More: it waits.
 * A freed chunk's birth is 0 at once, but the chunk goes to ``freed``: the store decides when it may be used again.
 * A node that inherits nothing may leave its parent (SEPARATE, ``flatten.py``).
-* What entries, deadlists and the reclaim queue hold are *claims* (``claims.py``): chunks, or slots that share one.
+* What entries, deadlists and the reclaim queue hold are *claims* (``claims.py``): chunks, or slots that share one. The
+  entry of a partial chunk (``partials.py``) stands for two of them; which of them end with it depends on what follows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from engine.tvol.layout import (
     BIRTH_METADATA,
     EMPTY,
     FIRST_CHUNK_ENTRY,
+    FULL_MASK,
     LEAF_ENTRIES,
+    SLOT_BIT,
     TOP_ENTRIES,
     WORDS_PER_PAGE,
     LayoutError,
@@ -45,6 +48,7 @@ from engine.tvol.layout import (
 )
 from engine.tvol.node_table import NodeTable, StoredNode
 from engine.tvol.notes import Notes
+from engine.tvol.partials import partial_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -182,6 +186,7 @@ class Family:
             RecordType.STAGING_COMMIT: self._apply_staging_commit,
             RecordType.METADATA: self._apply_metadata,
             RecordType.SHARE: self._apply_share,
+            RecordType.PARTIAL: self._apply_partial,
             RecordType.HOLD: functools.partial(self._apply_note, RecordType.HOLD),
             RecordType.RELEASE: functools.partial(self._apply_note, RecordType.RELEASE),
             RecordType.DESCRIBE: functools.partial(self._apply_note, RecordType.DESCRIBE),
@@ -268,46 +273,84 @@ class Family:
 
     def set_entry(self, node: Node, index: int, entry: int) -> None:
         """Publish one entry in a node: a head, or a snapshot whose old epoch still had this write in flight."""
+        old = self._set(node, index, entry)
+        if entry >= FIRST_CHUNK_ENTRY:
+            self._bear(node, entry)
+        for claim in self.claims.of_entry(old):
+            self._kill(node, claim)
+
+    def set_partial(self, node: Node, index: int, chunk: int, base: int, mask: int) -> None:
+        """Publish pages of a partial chunk in a node: of a new one, or more of one that is the node's own.
+
+        ``base``: a claim that the entry has had, which goes on; or EMPTY with the full mask, for a chunk of its own.
+        Raises LayoutError where the entry had no such claim.
+        """
+        if base == EMPTY:
+            self.set_entry(node, index, chunk)
+            return
+        entry, base_claim = partial_entry(chunk), base if base < SLOT_BIT else base - (1 << 32)
+        old = node.map.lookup(index)
+        claims = self.claims.of_entry(old)
+        if base_claim not in claims:
+            raise LayoutError(f"PARTIAL of node {node.id}: index {index} does not name {base:#x}")
+        if old == entry:
+            full = self.claims.partials.widen(chunk, mask) == FULL_MASK
+            if full and not node.children:  # else the head below sees this entry, too
+                self.claims.partials.end(chunk)
+                self._set(node, index, chunk)
+                self._kill(node, base_claim)
+            return
+        self.claims.partials.begin(chunk, base, mask)
+        self._set(node, index, entry)
+        self._bear(node, chunk)
+        for claim in claims:
+            if claim != base_claim:
+                self._kill(node, claim)
+
+    def _set(self, node: Node, index: int, entry: int) -> int:
+        """Change one entry, here and in the nodes below that have the same; the entry that was there."""
         number = index >> LEAF_SHIFT
         before = node.map.leaves[number]
         slot = index & LEAF_MASK
         old = before.view[slot]
         leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
         leaf.view[slot] = entry
-        if entry >= FIRST_CHUNK_ENTRY:
-            births = self.births
-            if entry >= births.count:
-                births.extend_to(entry + 1)
-            if entry >> LEAF_SHIFT not in births.pages.dirty:
-                births.pages.touch(entry >> LEAF_SHIFT)
-            births.born[entry] = births.view[entry] = node.generation or self.generation
-            node.mapped += 1
-            node.own += 1
+        node.mapped += names_chunk(entry) - names_chunk(old)
         if node.children:
             self._set_below(node, number, before, slot, old, entry)
-        if old >= FIRST_CHUNK_ENTRY or old < 0:
-            self._kill(node, old)
+        return old
+
+    def _bear(self, node: Node, chunk: int) -> None:
+        """A new chunk is the node's own."""
+        births = self.births
+        if chunk >= births.count:
+            births.extend_to(chunk + 1)
+        if chunk >> LEAF_SHIFT not in births.pages.dirty:
+            births.pages.touch(chunk >> LEAF_SHIFT)
+        births.born[chunk] = births.view[chunk] = node.generation or self.generation
+        node.own += 1
 
     def _own_leaf(self, node: Node, number: int) -> Leaf:
         self.dirty_leaves += 1
         self.touch(node)
         return node.map.own(number, node.generation or self.generation)
 
-    def _kill(self, node: Node, entry: int) -> None:
-        birth = self.births.born[entry] if entry >= 0 else self.claims.birth_of_slot(entry)
-        node.mapped -= 1
+    def _kill(self, node: Node, claim: int) -> None:
+        """A claim, as an int32, ends in a node."""
+        birth = self.claims.birth_of(claim)
         if birth > node.floor:
             node.own -= 1
-            self.claims.free_one(entry)
+            self.claims.free_one(claim)
         else:
-            node.dead.add(birth, entry & 0xFFFF_FFFF)
+            node.dead.add(birth, claim & 0xFFFF_FFFF)
             self.dirty_words += 1
 
-    def _kill_many(self, node: Node, claims: npt.NDArray[np.uint32]) -> None:
-        if not len(claims):
+    def _kill_many(self, node: Node, entries: npt.NDArray[np.uint32]) -> None:
+        """All claims of these entries end in a node."""
+        if not len(entries):
             return
+        claims = self.claims.of_entries(entries)
         births = self.claims.births_of(claims)
-        node.mapped -= len(claims)
         above = births > node.floor
         free = claims[above]
         if len(free):
@@ -324,7 +367,7 @@ class Family:
         An unsealed snapshot has exactly one child. Where a child shared the old leaf it shares the new one.
         """
         after = node.map.leaves[number]
-        gain = (entry >= FIRST_CHUNK_ENTRY) - names_chunk(old)
+        gain = names_chunk(entry) - names_chunk(old)
         while node.children:
             node = node.children[0]
             if number >= node.map.count:
@@ -372,7 +415,9 @@ class Family:
             node.own += slots
         if node.children:
             self._put_below(node, number, before, places, old, values)
-        self._kill_many(node, old[old >= FIRST_CHUNK_ENTRY])
+        named = old[old >= FIRST_CHUNK_ENTRY]
+        node.mapped -= len(named)
+        self._kill_many(node, named)
 
     def _put_below(
         self, node: Node, number: int, before: Leaf, places: slice | Places, old: Words, values: Words | int
@@ -416,6 +461,15 @@ class Family:
                 self.set_entry(node, index, entry)
             else:
                 self.fill(node, index, count, entry)
+
+    def _apply_partial(self, payload: bytes) -> None:
+        node_id, items = layout.unpack_partial(payload)
+        node = self.node(node_id)
+        for index, chunk, base, mask in items:
+            if index >= node.map.count * LEAF_ENTRIES:
+                raise LayoutError(f"PARTIAL of node {node_id}: index {index} is out of range")
+            self._need(node, index, index)
+            self.set_partial(node, index, chunk, base, mask)
 
     def _apply_share(self, payload: bytes) -> None:
         if not self.claims.in_use:
@@ -582,7 +636,7 @@ class Family:
         number = self.own_leaf_from_end(node, node.map.count)
         if number >= 0:
             self._need(node, number << LEAF_SHIFT, number << LEAF_SHIFT)
-            claims = node.map.leaves[number].chunks()
+            claims = self.claims.of_entries(node.map.leaves[number].chunks())
             own = claims[self.claims.births_of(claims) > node.generation]
             node.own -= len(own)
             self.claims.free(own)

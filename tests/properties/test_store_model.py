@@ -24,6 +24,7 @@ from engine.tvol.check import check_file
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.file import TvolFile
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES
+from engine.tvol.partials import PARTIAL_SCALAR
 from tests.support.map_leaves import resident_leaves
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
@@ -238,17 +239,22 @@ class Model:
     def nobody_else_has_what_is_written_in_place(self) -> None:
         """The in-place rule, as the hot path asks it, against all maps of the file."""
         family = self.store._core.family
+        claims, partials = family.claims, family.claims.partials
         holders: dict[int, set[tuple[int, int]]] = {}
         for node in family.nodes.values():
             for number, leaf in enumerate(resident_leaves(self.store, node)):
-                chunks = family.claims.chunks_of(leaf.array)
-                for slot in np.flatnonzero(chunks >= FIRST_CHUNK_ENTRY).tolist():
-                    holders.setdefault(int(chunks[slot]), set()).add((node.id, number * LEAF_ENTRIES + slot))
+                for slot in np.flatnonzero(leaf.array >= FIRST_CHUNK_ENTRY).tolist():
+                    named = claims.chunks_of(claims.of_entries(leaf.array[slot : slot + 1]))
+                    for chunk in named.tolist():
+                        holders.setdefault(chunk, set()).add((node.id, number * LEAF_ENTRIES + slot))
         for volume in self.volumes.values():
             node = volume.head.node
             leaves = resident_leaves(self.store, node)
             for index in range(-(-node.size_bytes // CHUNK)):
                 entry = leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+                if PARTIAL_SCALAR <= entry < 0:
+                    entry -= PARTIAL_SCALAR
+                    assert partials.mask(entry)
                 if entry >= FIRST_CHUNK_ENTRY and family.births.view[entry] > node.floor:
                     assert holders[entry] == {(node.id, index)}
 

@@ -19,6 +19,7 @@ from engine.tvol.head import Epoch, NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.journal import Journal
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, RecordType
+from engine.tvol.plan import Planner
 from engine.tvol.store import NativeStore
 from engine.tvol.tree import Family
 from tests.simulation.directed import (
@@ -135,9 +136,8 @@ def _publish_before_the_data_is_written(original):
         core = self._core
         await core.make_room()
         await self.ready(admission.epoch, offset, len(data))
-        plan = self._plan(admission.epoch.node, offset, data, redirect=redirect)
-        for index, chunk in plan.published:
-            core.publish(admission.epoch.node, index, chunk)
+        plan = self._planner.plan(admission.epoch.node, offset, data, redirect=redirect)
+        core.publish_planned(admission.epoch.node, plan.published, together=redirect)
         core.end_pass()
         await core.env.workers.run(lambda: plan.carry_out(core.file))
 
@@ -284,8 +284,8 @@ def _atomic_writes_in_place(original):
 
 
 def _a_record_for_each_chunk(original):
-    def publish(self, node, index, entry):
-        original(self, node, index, entry)
+    def publish(self, *change):
+        original(self, *change)
         self.end_pass()
 
     return publish
@@ -383,7 +383,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "in-place-rule": Mutation(
         "in place only where no snapshot sees the chunk",
-        ((NativeHead, "_plan_chunk", _in_place_whatever_snapshots_there_are),),
+        ((Planner, "_plan_chunk", _in_place_whatever_snapshots_there_are),),
     ),
     "in-place-rule-fast-tier": Mutation(
         "a flip ends in-place writing of the fast tier at once",
@@ -391,11 +391,11 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "atomic-writes-redirect": Mutation(
         "an atomic write goes to new chunks, whoever may write in place",
-        ((NativeHead, "_plan", _atomic_writes_in_place),),
+        ((Planner, "plan", _atomic_writes_in_place),),
     ),
     "atomic-writes-in-one-record": Mutation(
         "one map record publishes all chunks of an atomic write",
-        ((Core, "publish", _a_record_for_each_chunk),),
+        ((Core, "publish", _a_record_for_each_chunk), (Core, "publish_partial", _a_record_for_each_chunk)),
     ),
     # Snapshots
     "seal-waits-for-old-epoch": Mutation(

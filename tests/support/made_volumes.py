@@ -92,6 +92,8 @@ def make_volume(*, closed: bool = True, shared: bool = False) -> MadeVolume:
         await scribble(head, 12)
         await store.snapshot(head, "one")
         await scribble(head, 8)
+        if shared:
+            await head.write(0, memoryview(rng.randbytes(6 * CHUNK)))  # no slot names a partial chunk
         two = await store.snapshot(head, "two")
         await scribble(head, 8)
         copy = await store.clone(two, "copy")

@@ -76,6 +76,11 @@ def leaf_of(made, name):
     return node.leaves[0]
 
 
+def newest(entries, below=layout.SLOT_BIT):
+    """The highest chunk (or slot, below ``PARTIAL``) that entries name."""
+    return int(entries[entries < below].max())
+
+
 def test_the_helper_alone_damages_nothing():
     made = make_volume()
     (page,) = made.pages("births")
@@ -86,7 +91,7 @@ def test_the_helper_alone_damages_nothing():
 
 def test_a_named_chunk_that_is_free():
     made = make_volume()
-    chunk = int(leaf_of(made, "vol").entries.max())
+    chunk = newest(leaf_of(made, "vol").entries)
     change_page(made, made.pages("births")[0], words_changed(lambda words: words.__setitem__(chunk, 0)))
     assert "names a chunk that is free" in findings(made)
 
@@ -94,14 +99,15 @@ def test_a_named_chunk_that_is_free():
 def test_a_chunk_that_nothing_names():
     made = make_volume()
     leaf = leaf_of(made, "vol")
-    at = int(leaf.entries.argmax())
+    chunk = newest(leaf.entries)
+    at = int(np.flatnonzero(leaf.entries == chunk)[0])
     change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(at, 0)))
-    assert f"nothing refers to them, first {leaf.entries[at]}" in findings(made)
+    assert f"nothing refers to them, first {chunk}" in findings(made)
 
 
 def test_a_chunk_from_the_future():
     made = make_volume()
-    chunk = int(leaf_of(made, "vol").entries.max())
+    chunk = newest(leaf_of(made, "vol").entries)
     change_page(made, made.pages("births")[0], words_changed(lambda words: words.__setitem__(chunk, 99)))
     assert "born in generation 99" in findings(made)
 
@@ -109,15 +115,15 @@ def test_a_chunk_from_the_future():
 def test_a_chunk_named_twice_in_one_map():
     made = make_volume()
     leaf = leaf_of(made, "copy")
-    newest = int(leaf.entries[:20].max())
-    other = int(np.flatnonzero(leaf.entries[:20] != newest)[0])
-    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(other, newest)))
-    assert f"names chunk {newest} twice" in findings(made)
+    chunk = newest(leaf.entries)
+    other = int(np.flatnonzero(leaf.entries[:20] != chunk)[0])
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(other, chunk)))
+    assert f"names chunk {chunk} twice" in findings(made)
 
 
 def test_a_chunk_of_a_volume_named_by_its_clone():
     made = make_volume()
-    chunk = int(leaf_of(made, "vol").entries[:20].max())
+    chunk = newest(leaf_of(made, "vol").entries)
     leaf = leaf_of(made, "copy")
     change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(0, chunk)))
     assert "belongs to another node" in findings(made)
@@ -152,6 +158,74 @@ def test_a_wrong_count_in_a_node(field):
     for page in made.pages("nodes, page"):
         change_page(made, page, lambda data: data.__setitem__(slice(None), data.replace(right, wrong, 1)))
     assert "its map has" in findings(made)
+
+
+def partial_of(made, name):
+    """A partial chunk that a node names: (leaf, index, chunk, base, mask)."""
+    leaf = leaf_of(made, name)
+    at = int(np.flatnonzero(leaf.entries >= layout.PARTIAL)[0])
+    chunk = int(leaf.entries[at]) - layout.PARTIAL
+    return leaf, at, chunk, *made.image().partials[chunk].tolist()
+
+
+def row_changed(made, chunk, base, mask):
+    page = made.pages("partial chunks")[0]
+    change_page(made, page, words_changed(lambda words: words.reshape(-1, 2).__setitem__(chunk, (base, mask))))
+
+
+def test_a_volume_with_partial_chunks_is_sound():
+    made = make_volume()
+    report = check_file(PATH, files=made.files)
+    assert report.findings == []
+    assert report.counts["partial_chunks"] >= 3
+
+
+def test_a_partial_chunk_without_a_row():
+    made = make_volume()
+    _, _, chunk, _, _ = partial_of(made, "vol")
+    row_changed(made, chunk, 0, 0)
+    assert "names a partial chunk that is none" in findings(made)
+    with pytest.raises(StoreCorrupt, match="partial chunk that is none"):
+        made.run(made.read_back)
+
+
+@pytest.mark.parametrize("what", ["metadata", "another chunk", "itself"])
+def test_a_partial_chunk_over_a_base_that_is_not_its_own(what):
+    made = make_volume()
+    _, _, chunk, base, mask = partial_of(made, "vol")
+    image = made.image()
+    pages = int(np.flatnonzero(image.births == layout.BIRTH_METADATA)[-1])
+    other = next(c for c in np.flatnonzero(image.births == 1).tolist() if c != base)
+    row_changed(made, chunk, {"metadata": pages, "another chunk": other, "itself": chunk}[what], mask)
+    said = {
+        "metadata": "names a chunk of metadata",
+        "another chunk": "is shared, but not the parent's at this place",
+        "itself": "twice",
+    }
+    assert said[what] in findings(made)
+
+
+def test_a_row_of_a_chunk_that_is_named_by_its_bare_number():
+    made = make_volume()
+    chunk = newest(leaf_of(made, "vol").entries)
+    row_changed(made, chunk, partial_of(made, "vol")[3], 1)
+    assert f"partial chunks: chunk {chunk} is named by its bare number" in findings(made)
+
+
+def test_a_row_that_nothing_names():
+    made = make_volume()
+    leaf, at, chunk, base, _ = partial_of(made, "copy")
+    change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(at, base)))
+    assert f"partial chunks: chunk {chunk} is not named as a partial chunk" in findings(made)
+
+
+def test_a_mask_that_is_too_wide():
+    made = make_volume()
+    _, _, chunk, base, _ = partial_of(made, "vol")
+    row_changed(made, chunk, base, 1 << 16 | 1)
+    assert "partial chunks: chunk" in findings(made)
+    with pytest.raises(StoreCorrupt, match="of the partial chunks"):
+        made.run(made.read_back)
 
 
 def slots_of(made):
@@ -205,7 +279,7 @@ def test_an_entry_that_names_a_free_slot():
 def test_a_slot_named_twice():
     made = make_volume(shared=True)
     leaf = leaf_of(made, "copy")
-    slot = int(leaf.entries.max())
+    slot = newest(leaf.entries, layout.PARTIAL)
     change_page(made, leaf.page, words_changed(lambda words: words.__setitem__(0, slot)))
     assert f"names slot {slot - layout.SLOT_BIT} twice" in findings(made)
 

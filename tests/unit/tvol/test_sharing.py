@@ -272,12 +272,12 @@ async def test_programs_without_the_feature_refuse_the_file(env, store, path, mo
     head = store.volume("v")
     await fill(head, 0, 1)
     source = await store.snapshot(head, "s")
-    assert features() == [0, 0]
+    assert features() == [1, 1]
     await store.share(source, 0, head, CHUNK, CHUNK)
-    assert features() == [4, 4]  # though no checkpoint was asked for since
+    assert features() == [5, 5]  # though no checkpoint was asked for since
     await store.close()
     monkeypatch.setattr(superblock, "KNOWN_FEATURES", 0)
-    with pytest.raises(NotSupported, match="0x4"):
+    with pytest.raises(NotSupported, match="0x5"):
         await TvolFile.open(env, path)
 
 
