@@ -185,7 +185,7 @@ def test_a_partial_chunk_without_a_row():
     _, _, chunk, _, _ = partial_of(made, "vol")
     row_changed(made, chunk, 0, 0)
     assert "names a partial chunk that is none" in findings(made)
-    with pytest.raises(StoreCorrupt, match="partial chunk that is none"):
+    with pytest.raises(MediumError, match="partial chunk that is none"):
         made.run(made.read_back)
 
 
