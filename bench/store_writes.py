@@ -4,8 +4,9 @@ No iSCSI: a loop calls ``try_write`` and ``end_pass`` as the target's receive pa
 
 * *frozen*: one 4 KiB write to each of N chunks that a snapshot shares, none twice, in random order, then a flush;
   against the same on chunks that nothing shares.
-* *sequential*: 256 KiB writes in order over a written volume, against ``pwrite`` to a written file; and the same after a
-  snapshot, which needs new space, against ``pwrite`` to a new file. Without a sync (each contender's dirty pages are written back between rounds) and with one at the end.
+* *sequential*: 256 KiB writes in order over a written volume, against ``pwrite`` to a written file; and the same after
+  a snapshot, which needs new space, against ``pwrite`` to a new file. Without a sync (each contender's dirty pages are
+  written back between rounds) and with one at the end.
 * *random*: 4 KiB writes at random places of a written volume and a flush after every 32, against ``pwrite`` and
   ``fdatasync``.
 

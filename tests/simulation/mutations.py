@@ -52,6 +52,7 @@ from tests.simulation.mutations_of_digests import DIGESTS
 from tests.simulation.mutations_of_flatten import DIRECTED_FLATTEN, FLATTEN
 from tests.simulation.mutations_of_maps import MAPS
 from tests.simulation.mutations_of_notes import NOTES
+from tests.simulation.mutations_of_partials import PARTIALS
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.simulation.mutations_of_space import DIRECTED_SPACE, SPACE
 from tests.support.sim_files import SimBlockFile, SimFileSystem
@@ -448,6 +449,7 @@ MUTATIONS: dict[str, Mutation] = {
         ((SimBlockFile, "truncate", _file_is_not_cut_at_open),),
     ),
     **SHARING,
+    **PARTIALS,
     **SPACE,
     **DIGESTS,
     **NOTES,
