@@ -18,7 +18,9 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.copy_job import CopyOptions, copy_extents
 from engine.files import StoreEnv, real_env
+from engine.movers import ThreadMover
 from engine.stores import ExtentState
 from engine.tvol.check import check_file
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
@@ -125,6 +127,17 @@ class Model:
         frozen = await self.store.snapshot(volume.head, f"s{next(self.names)}", guid=guid)
         assert frozen.guid == guid
         self.snapshots[guid] = Snapshot(frozen, bytes(volume.data), volume_id)
+
+    async def flatten(self, pick: int) -> None:
+        """What a volume inherits becomes its own; it hangs on others only as long as its snapshots do."""
+        head = list(self.volumes.values())[pick % len(self.volumes)].head
+        while (shared := await self.store.inherited(head)) is not None:
+            mover = ThreadMover(self.env.workers)
+            await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+        if await self.store.separate(head):
+            assert self.store.origin(head) is None
+        else:
+            assert self.store.snapshots(head.volume_id)
 
     async def clone(self, pick: int) -> None:
         origin = self.snapshot_of(pick)
@@ -402,7 +415,7 @@ async def test_random_operations_on_the_real_file_system(tmp_path):
         return rng.randrange(MAX_SECTORS), rng.choice((1, 8, 128, rng.randint(1, 300)))
 
     for step in range(300):
-        kind = rng.randrange(13)
+        kind = rng.randrange(14)
         if kind < 4:
             atomic = rng.random() < 0.1
             await model.write(pick(), *extent(), rng.randint(1, 255), fua=rng.random() < 0.1, atomic=atomic)
@@ -424,6 +437,8 @@ async def test_random_operations_on_the_real_file_system(tmp_path):
             await model.changed(pick(), pick())
         elif kind == 12:
             await model.share(pick(), pick(), pick(), pick(), rng.randint(1, 6))
+        elif kind == 13:
+            await model.flatten(pick())
         if step % 20 == 0:
             await model.compare()
     await model.compare()
