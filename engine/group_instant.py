@@ -32,7 +32,7 @@ from engine.errors import EngineError, InvalidState, NotSupported, TimedOut
 from engine.stores import GroupStore
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from engine.files import Clock
     from engine.stores import Flip, Frozen
@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 
 FLIP_TRIES = 100
 """Rounds of making room in one file after the other; more than one is needed only while others fill a journal."""
+
+
+def _nothing(*_: object) -> None:
+    """Nobody wants to know."""
 
 
 class Decisions(Protocol):
@@ -155,12 +159,13 @@ class GroupInstants:
 
     # --- delete -----------------------------------------------------------------------------------------------
 
-    async def delete(self, row: GroupSnapshotRow) -> None:
-        """Remove a group snapshot with all its members' snapshots; nobody sees it from the first step on.
+    async def delete(self, row: GroupSnapshotRow, decided: Callable[[], None] = _nothing) -> None:
+        """Remove a group snapshot with all its members' snapshots. ``decided`` is called once it does not exist.
 
-        Raises StoreFailed and the like of a member's file: it goes on when that is opened again.
+        Raises, after that, StoreFailed and the like of a member's file: it goes on when that is opened again.
         """
         await self._decisions.doom_group_snapshot(row.guid)
+        decided()
         await self._finish_delete(row.points)
 
     async def _finish_delete(self, points: Sequence[Point]) -> None:
@@ -188,9 +193,16 @@ class GroupInstants:
 
     # --- rollback ---------------------------------------------------------------------------------------------
 
-    async def roll_back(self, row: GroupSnapshotRow, volumes: Sequence[Volume], keep_as: str) -> GroupSnapshotRow:
+    async def roll_back(
+        self,
+        row: GroupSnapshotRow,
+        volumes: Sequence[Volume],
+        keep_as: str,
+        kept_is_there: Callable[[GroupSnapshotRow], None] = _nothing,
+    ) -> GroupSnapshotRow:
         """All of ``volumes`` read as in the group snapshot from now on; what they hold becomes one named ``keep_as``,
         which is returned. Whoever reads or writes meanwhile waits, then initiators get their unit attentions.
+        ``kept_is_there`` is called as soon as it is, whatever follows.
 
         Raises as ``snapshot``, and InvalidState (a mirror runs from a member), before anything is decided. Raises
         StoreFailed afterwards: the member whose file failed is rolled back when that is opened again.
@@ -203,6 +215,7 @@ class GroupInstants:
                 if volume.taps:
                     raise InvalidState(f"volume {volume.name}", "the source of a mirror", "its mirrors fractured first")
             kept = await self.snapshot(row.group, keep_as, volumes)
+            kept_is_there(kept)
             rows = [RollbackRow(point.volume_id, targets[point.volume_id], point.guid) for point in kept.points]
             await self._decisions.begin_rollback(rows)
             await self._finish_rollback(rows)

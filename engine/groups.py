@@ -196,15 +196,24 @@ class Groups:
         """Whoever uses a member's snapshot was asked before. Raises NotFound (it was deleted meanwhile)."""
 
         async def work() -> None:
-            if self._snapshots.pop(row.guid, None) is None:
+            if row.guid not in self._snapshots:
                 raise NotFound("group snapshot", f"{row.group}@{row.name}")
-            self._going |= {point.guid for point in row.points}
+            guids = {point.guid for point in row.points}
+
+            def decided() -> None:
+                del self._snapshots[row.guid]
+                for guid in guids:
+                    del self._points[guid]
+                self._going.update(guids)
+
             try:
-                await self._instants.delete(row)
+                await self._instants.delete(row, decided)
             except EngineError as error:
+                if row.guid in self._snapshots:
+                    raise
                 log.error("group snapshot %s@%s: %s; the rest goes at the next start", row.group, row.name, error)
-            for point in row.points:
-                del self._points[point.guid]
+            else:
+                self._going -= guids
 
         await self._run(work())
 
@@ -223,9 +232,7 @@ class Groups:
                 if find_point(volume, guid) is None:
                     raise InvalidState(f"group snapshot {group}@{name}", "not complete", "a snapshot of every member")
                 volume.require_usable()
-            kept = await self._instants.roll_back(target, volumes, self._free_name(group, volumes))
-            self._keep(kept)
-            return kept
+            return await self._instants.roll_back(target, volumes, self._free_name(group, volumes), self._keep)
 
         return await self._run(work())
 

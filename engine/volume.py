@@ -143,6 +143,8 @@ class Volume:
         self.try_write: Callable[[int, memoryview], bool]
         self.end_pass: Callable[[], None]
         self._head = head
+        self._told_bytes = head.size_bytes
+        """The size that initiators know; a rolled back head is the same object with another size."""
         self._read_only = read_only
         self._taps: list[WriteTap] = []
         self._sequence = 0
@@ -202,10 +204,10 @@ class Volume:
         assert head.volume_id == self.volume_id
         if self._taps:
             raise InvalidState(f"volume {self.name}", "the source of a mirror", "its mirrors fractured first")
-        resized = head.size_bytes != self._head.size_bytes
         self._head = head
         self._bind()
-        if resized:
+        if head.size_bytes != self._told_bytes:
+            self._told_bytes = head.size_bytes
             self._tell(VolumeEvent.RESIZED)
         self._tell(VolumeEvent.CONTENT_REPLACED)
 
@@ -311,6 +313,7 @@ class Volume:
             if self._taps:
                 raise InvalidState(f"volume {self.name}", "the source of a mirror", "its mirrors detached first")
             await self._head.resize(size_bytes)
+            self._told_bytes = size_bytes
         self._tell(VolumeEvent.RESIZED)
 
     async def _change(

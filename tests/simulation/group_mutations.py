@@ -70,7 +70,7 @@ def _remembered(original):
 
 
 def _members_first(original):
-    async def delete(self, row):
+    async def delete(self, row, decided=None):
         for point in row.points:
             await self._delete_point(point)
         await self._decisions.doom_group_snapshot(row.guid)
@@ -87,7 +87,7 @@ def _not_recorded(original):
 
 
 def _each_for_itself(original):
-    async def roll_back(self, row, volumes, keep_as):
+    async def roll_back(self, row, volumes, keep_as, kept_is_there=None):
         kept = await self.snapshot(row.group, keep_as, volumes)
         targets = {point.volume_id: point.guid for point in row.points}
         from engine.catalog_groups import RollbackRow

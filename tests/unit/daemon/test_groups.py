@@ -207,6 +207,25 @@ async def test_rollback_of_all_members_keeps_what_was(engine):
     assert (again.name, await read(engine, "a")) == ("before-rollback-2", "2")
 
 
+async def test_rollback_to_another_size_tells_it(engine):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    await engine.api.snapshot_create("b", "small")
+    await engine.api.group_snapshot_create("g", "s")
+    for name in "ab":
+        await engine.api.volume_resize(name, 2 * MIB)
+    events: list = []
+    for name in "ab":
+        engine.pool.volume(name).subscribe(lambda event, name=name: events.append((name, event.name)))
+    await engine.api.group_rollback("g", "s")
+    assert [engine.pool.volume(name).size_bytes for name in "ab"] == [MIB, MIB]
+    assert events == [(name, each) for name in "ab" for each in ("RESIZED", "CONTENT_REPLACED")]
+    await engine.api.volume_resize("b", 2 * MIB)
+    events.clear()
+    await engine.api.snapshot_rollback("b", "small")
+    assert events == [("b", "RESIZED"), ("b", "CONTENT_REPLACED")]
+
+
 async def test_rollback_under_sessions_needs_force(engine):
     await engine.api.volume_create("a", MIB, expose=True)
     await make(engine, "b")
@@ -296,7 +315,7 @@ async def test_a_damaged_member_can_be_taken_out_and_removed(tmp_path: Path):
         assert await engine.pool.catalog.groups.group_snapshots() == []
 
 
-@pytest.mark.parametrize("method", ["add_group_snapshot", "begin_rollback", "add_group"])
+@pytest.mark.parametrize("method", ["add_group_snapshot", "doom_group_snapshot", "begin_rollback", "add_group"])
 async def test_a_catalogue_that_cannot_be_written_leaves_nothing_half_done(engine, method, monkeypatch):
     await make(engine, "a", "b")
     await engine.api.group_create("g", ["a", "b"])
@@ -312,10 +331,16 @@ async def test_a_catalogue_that_cannot_be_written_leaves_nothing_half_done(engin
         with pytest.raises(MediumError):
             await engine.api.group_snapshot_create("g", "t")
         assert [each.name for each in await engine.api.snapshot_list("a")] == ["s"]
+    elif method == "doom_group_snapshot":
+        with pytest.raises(MediumError):
+            await engine.api.group_snapshot_delete("g", "s")
+        assert [each.state for each in await engine.api.group_snapshot_list("g")] == ["ok"]
+        assert [each.group for each in await engine.api.snapshot_list("a")] == ["g@s"]
     elif method == "begin_rollback":
         with pytest.raises(MediumError):
             await engine.api.group_rollback("g", "s")
         assert [await read(engine, name) for name in "ab"] == ["2", "2"]
+        assert [each.name for each in await engine.api.group_snapshot_list("g")] == ["s", "before-rollback-1"]
         await write(engine, "3", "a", "b")  # nobody waits for ever
     else:
         with pytest.raises(MediumError):
