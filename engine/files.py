@@ -37,6 +37,7 @@ from engine.room import BOUNDLESS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from engine.control_files import ControlFiles
     from engine.movers import Mover
     from engine.room import Room
 
@@ -146,16 +147,23 @@ class StoreEnv:
     """The machine as a store sees it.
 
     ``copier``: moves the bytes of copies, where something better than ``workers`` is there for what no initiator
-    waits for. ``room``: asked before a file takes more space.
+    waits for. ``control``: opens ledgers; where none are kept, None. ``room``: asked before a file takes more space.
     """
 
     files: FileSystem
     workers: Workers
     clock: Clock
     copier: Mover | None = None
+    control: ControlFiles | None = None
     room: Room = BOUNDLESS
     cached_leaves: int = 1024
     """Map leaves (16 KiB each) of snapshots that one open file keeps in memory: 256 GiB of them at 64 KiB chunks."""
+
+    @property
+    def control_files(self) -> ControlFiles:
+        """Where ledgers are."""
+        assert self.control is not None
+        return self.control
 
     @property
     def mover(self) -> Mover:
@@ -402,7 +410,10 @@ class SystemClock:
 
 def real_env(threads: int = 8) -> StoreEnv:
     """The host's files, ``threads`` worker threads, the host's clock, and a copying process that starts on demand."""
-    from engine.copy_process import CopyProcess  # which needs this module
+    from engine.control_files import AioControlFiles  # which need this module
+    from engine.copy_process import CopyProcess
 
     workers, standing_in = ThreadWorkers(threads), ThreadWorkers(COPY_THREADS, niceness=COPY_NICENESS)
-    return StoreEnv(RealFileSystem(), workers, SystemClock(), CopyProcess(ThreadMover(standing_in), workers))
+    return StoreEnv(
+        RealFileSystem(), workers, SystemClock(), CopyProcess(ThreadMover(standing_in), workers), AioControlFiles()
+    )

@@ -243,7 +243,7 @@ class _Export:
             await file.close()
             await ledger.remove()
         else:
-            await Ledger.discard(self._pool.env.files, self._pool.env.workers, self._ledger_path)
+            await Ledger.discard(self._pool.env.control_files, self._ledger_path)
         file = await StreamFile.create(self._part, size_bytes)
         try:
             await self._sync_folder()
@@ -255,7 +255,7 @@ class _Export:
     async def _ledger(self, point: Frozen, about: str, file: StreamFile) -> Ledger:
         found = await file.stat()
         key = LedgerKey(point.guid, f"{about} {found.st_dev}:{found.st_ino}", str(self._path), point.size_bytes)
-        return await Ledger.open(self._pool.env.files, self._pool.env.workers, self._ledger_path, key)
+        return await Ledger.open(self._pool.env.control_files, self._ledger_path, key)
 
     async def _to_qcow2(self, job: Job) -> None:
         """Make the raw part a qcow2 one, which is compared with it, and durable."""
@@ -276,7 +276,7 @@ class _Export:
 
     async def _remove_all(self) -> None:
         """The ledger first: it must never be beside a part that it is not about."""
-        await Ledger.discard(self._pool.env.files, self._pool.env.workers, self._ledger_path)
+        await Ledger.discard(self._pool.env.control_files, self._ledger_path)
         with contextlib.suppress(OSError):
             await aiofiles.os.unlink(self._part)
         if self._snapshot is None and (point := self._kept_point()) is not None:
@@ -296,12 +296,12 @@ async def interrupted_exports(pool: Pool) -> dict[str, Path]:
     """The exports that can go on: name of the hidden snapshot and where to. What has lost its part is removed."""
     found = {}
     for ledger in await asyncio.to_thread(lambda: sorted(pool.ledgers.glob(f"{HIDDEN_PREFIX}*.ledger"))):
-        key = await Ledger.key_at(pool.env.files, pool.env.workers, ledger)
+        key = await Ledger.key_at(pool.env.control_files, ledger)
         path = None if key is None else Path(key.target)
         if path in pool.exporting:
             continue
         if path is None or not await aiofiles.os.path.exists(part_of(path)):
-            await Ledger.discard(pool.env.files, pool.env.workers, ledger)
+            await Ledger.discard(pool.env.control_files, ledger)
             continue
         found[ledger.stem] = path
     return found

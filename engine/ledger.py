@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from engine.files import BlockFile, FileSystem, Workers
+    from engine.control_files import ControlFile, ControlFiles
     from engine.stores import Extent
 
 INTERVAL_BYTES = 64 * MIB
@@ -93,53 +93,53 @@ class Ledger:
     ``tree`` holds the digests of everything recorded; ``done_bytes`` is how much that is.
     """
 
-    def __init__(self, files: FileSystem, workers: Workers, path: Path, key: LedgerKey) -> None:
+    def __init__(self, files: ControlFiles, path: Path, key: LedgerKey) -> None:
         self.path = path
         self.key = key
         self.tree = HashTree(key.size_bytes)
         self.done_bytes = 0
         self.resumed = False
         self._files = files
-        self._workers = workers
-        self._file: BlockFile | None = None
+        self._file: ControlFile | None = None
         self._done = bytearray(self.tree.leaves)
         self._end = 0
         self._chain = 0
 
     @classmethod
-    async def open(cls, files: FileSystem, workers: Workers, path: Path, key: LedgerKey) -> Ledger:
+    async def open(cls, files: ControlFiles, path: Path, key: LedgerKey) -> Ledger:
         """Continue the ledger at ``path`` if it is this key's, else begin a new one there, durably."""
-        ledger = cls(files, workers, path, key)
-        await workers.run(ledger._open)
+        ledger = cls(files, path, key)
+        try:
+            await ledger._open()
+        except BaseException:
+            await ledger.close()
+            raise
         return ledger
 
     @classmethod
-    async def discard(cls, files: FileSystem, workers: Workers, path: Path) -> None:
+    async def discard(cls, files: ControlFiles, path: Path) -> None:
         """Remove whatever ledger is at ``path``, durably. Also right when there is none."""
-        await workers.run(lambda: _remove(files, path))
+        try:
+            await files.remove(path)
+        except NotFound:
+            return
+        await files.sync_directory(path.parent)
 
     @classmethod
-    async def key_at(cls, files: FileSystem, workers: Workers, path: Path) -> LedgerKey | None:
+    async def key_at(cls, files: ControlFiles, path: Path) -> LedgerKey | None:
         """Whose ledger is at ``path``; None: nobody's."""
-
-        def call() -> LedgerKey | None:
-            try:
-                file = files.open(path, writable=False)
-            except NotFound:
+        try:
+            file = await files.open(path, writable=False)
+        except NotFound:
+            return None
+        try:
+            magic, kind, _, length, checksum = _HEADER.unpack(await file.read(0, _HEADER.size))
+            if magic != _MAGIC or kind != _KEY or length > MAX_PAYLOAD_BYTES:
                 return None
-            try:
-                header = bytearray(_HEADER.size)
-                file.read_into([memoryview(header)], 0)
-                magic, kind, _, length, checksum = _HEADER.unpack(header)
-                if magic != _MAGIC or kind != _KEY or length > MAX_PAYLOAD_BYTES:
-                    return None
-                payload = bytearray(length)
-                file.read_into([memoryview(payload)], _HEADER.size)
-                return LedgerKey.parse(bytes(payload)) if checksum == _checksum(0, kind, bytes(payload)) else None
-            finally:
-                file.close()
-
-        return await workers.run(call)
+            payload = await file.read(_HEADER.size, length)
+            return LedgerKey.parse(payload) if checksum == _checksum(0, kind, payload) else None
+        finally:
+            await file.close()
 
     def is_done(self, offset: int, length: int) -> bool:
         """Whether all leaves of a range are recorded."""
@@ -155,70 +155,67 @@ class Ledger:
         if not ranges:
             return
         payload = b"".join([_RANGE.pack(extent.offset, len(digests)) + digests for extent, digests in ranges])
-        await self._workers.run(lambda: self._append(_RANGES, payload))
+        await self._append(_RANGES, payload)
         self._take(payload)
 
     async def remove(self) -> None:
         """The copy is complete, or given up: close the file and remove it, durably."""
         await self.close()
-        await Ledger.discard(self._files, self._workers, self.path)
+        await Ledger.discard(self._files, self.path)
 
     async def close(self) -> None:
         """Close the file, which stays for the next attempt."""
         file, self._file = self._file, None
         if file is not None:
-            await self._workers.run(file.close)
+            await file.close()
 
-    def _open(self) -> None:
-        """In a worker: read what is there, or begin anew."""
+    async def _open(self) -> None:
+        """Read what is there, or begin anew."""
         try:
-            self._file = self._files.open(self.path, writable=True)
+            self._file = await self._files.open(self.path, writable=True)
         except NotFound:
-            self._begin()
+            await self._begin()
             return
-        if self._read(self._file):
+        if await self._read(self._file):
             self.resumed = True
             return
-        self._file.close()
-        _remove(self._files, self.path)
-        self._begin()
+        await self.remove()
+        await self._begin()
 
-    def _begin(self) -> None:
-        self._file = self._files.create(self.path)
-        self._append(_KEY, self.key.serialize())
-        self._files.sync_directory(self.path.parent)
+    async def _begin(self) -> None:
+        self._file = await self._files.create(self.path)
+        await self._append(_KEY, self.key.serialize())
+        await self._files.sync_directory(self.path.parent)
 
-    def _read(self, file: BlockFile) -> bool:
+    async def _read(self, file: ControlFile) -> bool:
         """Take over every valid record. False if this is not a ledger of this key."""
-        size, first = file.size(), True
+        size, first = await file.size(), True
         while self._end + _HEADER.size <= size:
-            header = bytearray(_HEADER.size)
-            file.read_into([memoryview(header)], self._end)
-            magic, kind, _, length, checksum = _HEADER.unpack(header)
+            magic, kind, _, length, checksum = _HEADER.unpack(await file.read(self._end, _HEADER.size))
             if magic != _MAGIC or length > MAX_PAYLOAD_BYTES or self._end + _HEADER.size + length > size:
                 break
-            payload = bytearray(length)
-            file.read_into([memoryview(payload)], self._end + _HEADER.size)
-            if checksum != _checksum(self._chain, kind, bytes(payload)):
+            payload = await file.read(self._end + _HEADER.size, length)
+            if checksum != _checksum(self._chain, kind, payload):
                 break
-            if first and (kind != _KEY or bytes(payload) != self.key.serialize()):
+            if first and (kind != _KEY or payload != self.key.serialize()):
                 return False
             if kind == _RANGES:
-                self._take(bytes(payload))
+                self._take(payload)
             first = False
             self._chain = checksum
             self._end += _HEADER.size + length
         return not first
 
-    def _append(self, kind: int, payload: bytes) -> None:
+    async def _append(self, kind: int, payload: bytes) -> None:
+        """Durably. One that is cancelled or fails leaves nothing that the next one does not write over."""
         assert self._file is not None
         assert len(payload) <= MAX_PAYLOAD_BYTES
         checksum = _checksum(self._chain, kind, payload)
-        header = _HEADER.pack(_MAGIC, kind, 0, len(payload), checksum)
-        self._file.write([memoryview(header), memoryview(payload)], self._end)
-        self._file.sync_data()
+        record = _HEADER.pack(_MAGIC, kind, 0, len(payload), checksum) + payload
+        await self._file.write(self._end, record)
+        await self._file.sync()
         self._chain = checksum
-        self._end += len(header) + len(payload)
+        self._end += len(record)
 
     def _take(self, payload: bytes) -> None:
         at = 0
@@ -236,11 +233,3 @@ class Ledger:
 
 def _checksum(chain: int, kind: int, payload: bytes) -> int:
     return int(google_crc32c.value(struct.pack("<IHI", chain, kind, len(payload)) + payload))
-
-
-def _remove(files: FileSystem, path: Path) -> None:
-    try:
-        files.remove(path)
-    except NotFound:
-        return
-    files.sync_directory(path.parent)

@@ -264,7 +264,7 @@ class Mirror:
         """
         self._ended = True
         await self._stop(CopyEvent.FRACTURE, "detached")
-        await Ledger.discard(self._env.files, self._env.workers, self._ledger_path)
+        await Ledger.discard(self._env.control_files, self._ledger_path)
         await self.link.abort_staging()
         await self.link.keep_points(())
         await self._keep_source_points(set())
@@ -446,7 +446,7 @@ class Mirror:
         source = self._resumable(state)
         resumed = source is not None
         if source is None:
-            await Ledger.discard(self._env.files, self._env.workers, self._ledger_path)
+            await Ledger.discard(self._env.control_files, self._ledger_path)
             await self.link.abort_staging()
             guid = str(uuid.uuid4())
             self._stream = MirrorStream(
@@ -468,7 +468,7 @@ class Mirror:
         await self._ship(source, common, resumed=resumed)
         await self.link.commit_staging(source.guid)
         await self._advance(source.guid)
-        await Ledger.discard(self._env.files, self._env.workers, self._ledger_path)
+        await Ledger.discard(self._env.control_files, self._ledger_path)
         return self._stream
 
     async def _ship(self, source: Frozen, common: str | None, *, resumed: bool) -> None:
@@ -489,7 +489,7 @@ class Mirror:
         written = [] if base == common else await self.link.changed(common, base)
         extents += [extent for extent in written if extent.offset < source.size_bytes]
         key = LedgerKey(source.guid, base or "", self.link.target_name, source.size_bytes)
-        ledger = await Ledger.open(self._env.files, self._env.workers, self._ledger_path, key)
+        ledger = await Ledger.open(self._env.control_files, self._ledger_path, key)
         self._control = CopyControl()
         options = CopyOptions(blank_target=base is None, compare_first=bool(written))
         try:

@@ -1,4 +1,4 @@
-"""Files of users as streams: images that are imported or exported, through aiofiles.
+"""Files as streams, through aiofiles: images that are imported or exported, and control files.
 
 ``StreamFile`` is one open file, read and written at any offset by several coroutines at once: it keeps a few handles,
 each with a position of its own, and gives a caller the one that stands at its offset already, so that a run of reads
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Mode: TypeAlias = Literal["rb", "r+b", "x+b"]
+Opener: TypeAlias = "Callable[[str, int], int]"
 
 HANDLES_MAX = 8
 """Of one file: more readers than this wait."""
@@ -71,6 +72,30 @@ def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
 
 
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+
+
+async def remove(path: Path) -> None:
+    """Raises NotFound, PermissionDenied."""
+    with translated(path):
+        await aiofiles.os.unlink(path)
+
+
+async def sync_directory(path: Path) -> None:
+    """Names made or removed in a folder are durable afterwards. Raises MediumError."""
+
+    def call() -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    with translated(path):
+        await aiofiles.os.wrap(call)()
+
+
 class StreamFile:
     """See the module. Made by ``open`` and ``create``; ended by ``close``."""
 
@@ -89,11 +114,14 @@ class StreamFile:
         return await cls._open(path, mode, mode)
 
     @classmethod
-    async def create(cls, path: Path, size_bytes: int) -> StreamFile:
-        """A new file, all hole, durably empty; one of that name is gone. Raises OutOfSpace, PermissionDenied."""
-        with translated(path), contextlib.suppress(FileNotFoundError):
-            await aiofiles.os.unlink(path)
-        file = await cls._open(path, "x+b", "r+b")
+    async def create(cls, path: Path, size_bytes: int, *, private: bool = False) -> StreamFile:
+        """A new file, all hole, durably empty; one of that name is gone. Raises OutOfSpace, PermissionDenied.
+
+        ``private``: for its owner only.
+        """
+        with contextlib.suppress(NotFound):
+            await remove(path)
+        file = await cls._open(path, "x+b", "r+b", _private_opener if private else _opener)
         try:
             await file.truncate(size_bytes)
             await file.sync()
@@ -103,8 +131,8 @@ class StreamFile:
         return file
 
     @classmethod
-    async def _open(cls, path: Path, first_mode: Mode, mode: Mode) -> StreamFile:
-        file = cls(path, mode, await to_its_end(_handle(path, first_mode)))
+    async def _open(cls, path: Path, first_mode: Mode, mode: Mode, opener: Opener | None = None) -> StreamFile:
+        file = cls(path, mode, await to_its_end(_handle(path, first_mode, opener or _opener)))
         try:
             kind = (await file.stat()).st_mode
             if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
@@ -248,9 +276,9 @@ class StreamFile:
         return 0, await _handle(Path(f"/proc/self/fd/{self._descriptor}"), self._mode)
 
 
-async def _handle(path: Path, mode: Mode) -> AsyncFileIO:
+async def _handle(path: Path, mode: Mode, opener: Opener | None = None) -> AsyncFileIO:
     with translated(path):
         try:
-            return await aiofiles.open(path, mode, buffering=0, opener=_opener)
+            return await aiofiles.open(path, mode, buffering=0, opener=opener or _opener)
         except IsADirectoryError:
             raise InvalidArgument(f"{path} is a folder") from None

@@ -52,4 +52,4 @@ async def begin_copy(
 
 async def _ledger(pool: Pool, unfinished: UnfinishedVolume, key_of: Callable[[str], LedgerKey]) -> Ledger:
     key = key_of(unfinished.head.volume_id)
-    return await Ledger.open(pool.env.files, pool.env.workers, unfinished.ledger_path, key)
+    return await Ledger.open(pool.env.control_files, unfinished.ledger_path, key)

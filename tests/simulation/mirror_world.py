@@ -47,6 +47,7 @@ from engine.tvol.file import TvolFile
 from engine.units import KIB, SECTOR_SIZE
 from engine.volume import Volume
 from tests.support.memory_store import CHUNK, MemoryStore
+from tests.support.sim_control_files import SimControlFiles
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import ProcessDied, SimClock, SimLoop, SimWorkers
 
@@ -173,7 +174,9 @@ class World:
         self.dead = self.ending = False
         self.saving = asyncio.Lock()
         self.loop = SimLoop(turns_max=400_000)
-        self.env = StoreEnv(self.files, SimWorkers(self.loop, rng), SimClock(self.loop))
+        workers = SimWorkers(self.loop, rng)
+        control = SimControlFiles(self.files, workers)
+        self.env = StoreEnv(self.files, workers, SimClock(self.loop), control=control)
         self.trouble: dict[str, float] = {}
         self.pause = rng.choice((0.0, 0.0005, 0.002))
 

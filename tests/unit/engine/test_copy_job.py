@@ -90,7 +90,7 @@ async def test_a_target_that_returns_other_bytes_ends_the_copy_with_both_digests
     source, target = await frozen_source(writes=60), blank_target()
     env = real_env()
     key = LedgerKey(source.guid, "", "t", SIZE)
-    ledger = await Ledger.open(env.files, env.workers, tmp_path / "l", key)
+    ledger = await Ledger.open(env.control_files, tmp_path / "l", key)
     data = next(e for e in await source.extents(0, SIZE) if e.state.value == "data" and e.length > 512)
     with pytest.raises(IntegrityError) as caught:
         await copy_extents(source, Corrupting(target, data.offset + 5), ledger=ledger)
@@ -107,7 +107,7 @@ async def test_a_resumed_copy_reads_nothing_again_that_was_recorded(tmp_path: Pa
     source, target = await frozen_source(writes=60), blank_target()
     env = real_env()
     key = LedgerKey(source.guid, "", "t", SIZE)
-    ledger = await Ledger.open(env.files, env.workers, tmp_path / "l", key)
+    ledger = await Ledger.open(env.control_files, tmp_path / "l", key)
     writes: list[int] = []
 
     async def fail_late(operation, node, offset, length):
@@ -124,7 +124,7 @@ async def test_a_resumed_copy_reads_nothing_again_that_was_recorded(tmp_path: Pa
 
     done_before = ledger.done_bytes
     assert done_before > 0
-    ledger = await Ledger.open(env.files, env.workers, tmp_path / "l", key)
+    ledger = await Ledger.open(env.control_files, tmp_path / "l", key)
     assert ledger.done_bytes == done_before
     writes.clear()
     second = CopyControl()
@@ -170,12 +170,12 @@ async def interrupted_by_a_power_loss(seed: int, tmp_path: Path) -> tuple[bytes,
             raise MediumError("the machine goes down")
 
     target.store.pace = fail_late
-    ledger = await Ledger.open(env.files, env.workers, path, key)
+    ledger = await Ledger.open(env.control_files, path, key)
     with pytest.raises(MediumError):
         await copy_extents(source, target, ledger=ledger)
     await ledger.close()
     again = target.store.crash(rng, power_loss=True).volumes()[0]
-    ledger = await Ledger.open(env.files, env.workers, path, key)
+    ledger = await Ledger.open(env.control_files, path, key)
     await copy_extents(source, again, ledger=ledger)
     await ledger.remove()
     return source.content(0, SIZE), again.content(0, SIZE)

@@ -7,6 +7,7 @@ import pytest
 from engine.hash_tree import LEAF_BYTES, leaf_digests
 from engine.ledger import Ledger, LedgerKey
 from engine.stores import Extent
+from tests.support.sim_control_files import SimControlFiles
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import ProcessDied, SimLoop, SimWorkers
 
@@ -28,13 +29,13 @@ class Machine:
 
     def boot(self) -> None:
         self.loop = SimLoop()
-        self.workers = SimWorkers(self.loop, self.rng)
+        self.control = SimControlFiles(self.files, SimWorkers(self.loop, self.rng))
 
     def run(self, coroutine):
         return self.loop.run_until_complete(coroutine)
 
     def open(self, key: LedgerKey = KEY) -> Ledger:
-        return self.run(Ledger.open(self.files, self.workers, PATH, key))
+        return self.run(Ledger.open(self.control, PATH, key))
 
 
 def test_what_was_recorded_is_found_again_with_its_digests():
@@ -89,7 +90,7 @@ def test_after_a_crash_at_any_operation_the_ledger_holds_what_was_acknowledged_a
         acknowledged: list[int] = []
 
         async def copy(machine=machine, asked=asked, acknowledged=acknowledged) -> None:
-            ledger = await Ledger.open(machine.files, machine.workers, PATH, KEY)
+            ledger = await Ledger.open(machine.control, PATH, KEY)
             for leaf in range(8):
                 asked.append(leaf)
                 await ledger.record([entry(leaf)])

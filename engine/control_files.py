@@ -1,0 +1,66 @@
+"""Control files: small files of the engine's own, such as ledgers, that are appended to and read through once.
+
+A seam like ``engine.files``, whose real side is aiofiles (``engine.streams``); the simulation has its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from engine.streams import StreamFile, remove, sync_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ControlFile(Protocol):
+    """One open control file."""
+
+    async def size(self) -> int: ...
+    async def read(self, offset: int, length: int) -> bytes:
+        """What lies beyond the end is zero. The caller has bounded ``length``."""
+        ...
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Raises OutOfSpace, MediumError."""
+        ...
+
+    async def sync(self) -> None:
+        """Everything written is durable when it returns."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ControlFiles(Protocol):
+    """Opens, makes and removes them."""
+
+    async def open(self, path: Path, /, *, writable: bool) -> ControlFile:
+        """Raises NotFound."""
+        ...
+
+    async def create(self, path: Path, /) -> ControlFile:
+        """A new empty one; its name is durable after ``sync_directory``."""
+        ...
+
+    async def remove(self, path: Path, /) -> None:
+        """Raises NotFound."""
+        ...
+
+    async def sync_directory(self, path: Path, /) -> None: ...
+
+
+class AioControlFiles:
+    """The host's, through aiofiles."""
+
+    async def open(self, path: Path, /, *, writable: bool) -> ControlFile:
+        return await StreamFile.open(path, writable=writable)
+
+    async def create(self, path: Path, /) -> ControlFile:
+        return await StreamFile.create(path, 0, private=True)
+
+    async def remove(self, path: Path, /) -> None:
+        await remove(path)
+
+    async def sync_directory(self, path: Path, /) -> None:
+        await sync_directory(path)
