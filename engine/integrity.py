@@ -252,6 +252,8 @@ class Integrity:
             self._found(volume, finding, quiet=told > MAX_EVENTS)
             if finding.found in (Found.BAD, Found.UNREADABLE):
                 bad[finding.chunk] = finding
+            elif finding.found is Found.MAP_LOST:
+                bad[-1 - finding.offset] = finding
             elif finding.found is Found.REPAIRED:
                 bad.pop(finding.chunk, None)
 
@@ -273,7 +275,7 @@ class Integrity:
         record.state, record.finished_at = FINISHED, self._pool.env.clock.time()
         await self._keep_record(volume, record)
         for first_bad in bad.values():
-            where = f"{len(bad)} chunks of volume {volume.name} are newly marked bad, first one in {first_bad.node}"
+            where = f"{len(bad)} places of volume {volume.name} have rotted, the first in {first_bad.node}"
             raise IntegrityError(where, first_bad.offset, store.chunk_bytes, first_bad.expected, first_bad.actual)
         return {"volume": volume.name, **record.counts}
 
@@ -350,6 +352,7 @@ _TEXTS = {
     Found.UNREADABLE: ("error", "{where} cannot be read by the host: it is marked bad"),
     Found.UNREADABLE_UNKNOWN: ("error", "{where} cannot be read by the host; it has no digest"),
     Found.REPAIRED: ("info", "{where} was bad and has been repaired from a copy"),
+    Found.MAP_LOST: ("error", "{text}: what it maps cannot be read"),
     Found.DIGESTS_LOST: ("error", "{text}; they are made anew from what the chunks hold now"),
 }
 

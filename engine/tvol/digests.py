@@ -204,9 +204,11 @@ class Digests:
         first = page * DIGESTS_PER_PAGE
         chunks = np.arange(first, first + DIGESTS_PER_PAGE, dtype=np.uint32)
         lost = chunks[self.have(chunks)]
-        marked = self.bad & set(lost.tolist())
+        alive = set(lost.tolist())  # its chunks go on: marks stay, and what is being digested
+        marked, held = self.bad & alive, self.held & alive
         self.drop(lost)
         self.bad |= marked
+        self.held |= held
         self.refs[page] = (0, 0)
         self.dirty_refs = True
         self._count()

@@ -63,6 +63,7 @@ class Found(enum.Enum):
     UNREADABLE = "unreadable"  # the host cannot read a chunk that has a digest: marked as well
     UNREADABLE_UNKNOWN = "unreadable, no digest"  # nor one that has none: nothing to mark, the host's error stays
     REPAIRED = "repaired"
+    MAP_LOST = "map lost"  # a page of a map had rotted: what it maps cannot be read
     DIGESTS_LOST = "digests lost"  # a page of digests had rotted; they are made anew
 
 
@@ -213,11 +214,13 @@ class Scrubber:
         return self._core.family.nodes.get(node.id) is not node or bool(node.flags & NodeFlag.RECLAIMING)
 
     async def _own_leaf(self, node: Node, number: int, *, whole: bool = False) -> Leaf | None:
-        """A leaf, unless it cannot be read (which the reader has told), or is the parent's and not ``whole``."""
+        """A leaf, unless it cannot be read, or is the parent's and not ``whole``."""
         try:
             leaf = await self._core.maps.leaf(node, number)
             return await self._core.maps.resident_leaf(node, number) if whole or leaf.birth > node.floor else None
-        except MediumError:
+        except MediumError as error:
+            offset = (number << LEAF_SHIFT) * self._core.chunk_bytes
+            self._report(Finding(Found.MAP_LOST, node.name, offset, 0, text=str(error)))
             return None
 
     async def _sealed(self, node: Node) -> None:
@@ -234,8 +237,11 @@ class Scrubber:
             first, last = start + at, min(stop, start + at + self._batch_chunks)
             if not await self._head.still(base + first, base + last - 1):
                 return
-            if not self._core.maps.ready(node, base, base) or number >= node.map.count:
-                return  # rolled back, or made smaller: the next run sees the rest
+            if number >= node.map.count:
+                return  # made smaller
+            if not self._core.maps.ready(node, base, base):
+                await self._live(number, first, stop, floor)  # rolled back: its map is another one
+                return
             await self._entries(node, number, first, node.map.leaves[number].array[first:last], floor)
 
     def _strips(self, entries: Words) -> list[int]:

@@ -11,7 +11,9 @@ import pytest
 from engine.errors import MediumError
 from engine.hash_tree import digest_of
 from engine.tvol.check import check_file
+from engine.tvol.check_image import Findings, Loader
 from engine.tvol.file import TvolFile
+from engine.tvol.layout import PAGE_SIZE
 from engine.tvol.scrub import Found
 from engine.units import KIB, MIB
 
@@ -256,3 +258,48 @@ async def test_a_deleted_snapshot_leaves_its_digests_to_the_head_which_still_red
     assert entry(head, 0) != before
     counts, findings = await scrub(store)
     assert (counts.verified, counts.made, findings) == (4, 1, [])  # the base of the partial chunk is still there
+
+
+def rot_page(path, env, wanted: str) -> None:
+    """Flip a bit of the first page that is used as ``wanted`` says, in a closed file."""
+    file = env.files.open(path, writable=False)
+    image = Loader(file, Findings()).load()
+    file.close()
+    page = next(page for page, where in image.pages.items() if wanted in where)
+    with path.open("r+b") as raw:
+        raw.seek(page * PAGE_SIZE + 40)
+        byte = raw.read(1)[0]
+        raw.seek(page * PAGE_SIZE + 40)
+        raw.write(bytes([byte ^ 1]))
+
+
+async def test_a_rotten_page_of_digests_is_told_and_its_digests_are_made_anew(store, env, path):
+    await fill(store.volume("v"), 0, 5)
+    await scrub(store)
+    await store.close()
+    rot_page(path, env, "digest page")
+    store = await TvolFile.open(env, path)
+    try:
+        counts, (finding,) = await scrub(store)
+        assert finding.found is Found.DIGESTS_LOST
+        assert (counts.verified, counts.made, counts.bad) == (0, 5, 0)
+        assert (await scrub(store))[1] == []
+    finally:
+        await store.close()
+    assert check_file(path, data=True).findings == []
+
+
+async def test_a_rotten_leaf_of_a_map_is_found_by_the_scrub_and_nothing_is_called_verified(env, path):
+    store = await TvolFile.create(env, path, volume_name="v", size_bytes=SIZE)
+    await fill(store.volume("v"), 0, 5)
+    await scrub(store)
+    await store.close()
+    rot_page(path, env, "map leaf")
+    store = await TvolFile.open(env, path)
+    try:
+        counts, (finding,) = await scrub(store)
+        assert (finding.found, counts.verified) == (Found.MAP_LOST, 0)
+        with pytest.raises(MediumError):
+            await store.volume("v").read(0, memoryview(bytearray(CHUNK)))
+    finally:
+        await store.close()
