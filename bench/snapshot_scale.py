@@ -1,8 +1,14 @@
-"""Does a snapshot's time depend on the size of its volume?  ``python -m bench.snapshot_scale``.
+"""Does what a snapshot costs depend on the size of its volume, or on how many there are?
 
-A map leaf covers 256 MiB (4096 chunks of 64 KiB). One chunk is written in every leaf, so that every leaf of the map is
-dirty and none can be skipped: 4 leaves at 1 GiB, 4096 at 1 TiB. Timed are the snapshot right after that, later ones
-each after one more write, and a linked clone; each call returns when its record is durable.
+``python -m bench.snapshot_scale`` measures in one run, each against its peer:
+
+* snapshot create and linked clone create, durable: volumes of 1 GiB and 1 TiB with one chunk in every map leaf (a leaf
+  is 256 MiB, 4 and 4096 of them), without and with 2,000 older snapshots, one write before each; and the fdatasync of
+  4 KiB on the same disk, taken in turn with them (expected: two of those each);
+* 4 KiB reads of the volume and of a snapshot, 2,000 snapshots against none; the bytes are compared;
+* a fully mapped volume of 1 TiB (``bench.full_volume``): resident memory and opening, in a process of its own;
+* deleting a snapshot that holds 1 million chunks: how fast they can be used again, how fast the host has their space
+  back, and what 4 KiB reads that come in from outside the loop every millisecond see of it, against before.
 """
 
 from __future__ import annotations
@@ -10,76 +16,238 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import asdict, dataclass
+from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from bench.full_volume import map_everything
 from bench.machine import RESULTS, facts
 from engine.files import real_env
 from engine.tvol.file import TvolFile
 from engine.units import GIB, KIB, MIB, TIB
 
+if TYPE_CHECKING:
+    from engine.tvol.device import NativeDevice
+    from engine.tvol.head import NativeHead
+
 LEAF_BYTES = 256 * MIB
+SIZES = {"1 GiB": GIB, "1 TiB": TIB}
+READS = 20_000
+AT_ONCE = 32
+"""Snapshots under way at a time while the older ones are made."""
+RECLAIM_BYTES = 64 * GIB
+"""Of the volume whose snapshot is deleted: 2^20 chunks."""
+
+clock = time.perf_counter
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Times of one size, in milliseconds; medians where there are several."""
-
-    size_bytes: int
-    leaves: int
-    fill_ms: float
-    first_snapshot_ms: float
-    next_snapshot_ms: float
-    clone_ms: float
-    delete_snapshot_ms: float
+def ms(seconds: list[float]) -> float:
+    """The median in milliseconds."""
+    return statistics.median(seconds) * 1e3
 
 
-async def measure(path: Path, size_bytes: int, rounds: int) -> Row:
-    """One volume file of ``size_bytes``, made at ``path``."""
-    clock = time.perf_counter
-    file = await TvolFile.create(real_env(), path, volume_name="scale", size_bytes=size_bytes)
-    head = file.volumes()[0]
-    data = memoryview(b"\x5a" * (64 * KIB))
-    started = clock()
-    for offset in range(0, size_bytes, LEAF_BYTES):
-        await head.write(offset, data)
-    await head.flush()
-    fill = clock() - started
+class Disk:
+    """A file of its own, for the price of an fdatasync at this moment."""
 
-    async def timed_snapshot(name: str) -> float:
+    def __init__(self, folder: Path) -> None:
+        self._fd = os.open(folder / "sync", os.O_RDWR | os.O_CREAT)
+        self._at = 0
+
+    def sync(self) -> float:
         begun = clock()
-        await file.snapshot(head, name)
+        os.pwrite(self._fd, os.urandom(4 * KIB), self._at % (16 * MIB))
+        os.fdatasync(self._fd)
+        self._at += 4 * KIB
         return clock() - begun
 
-    first = await timed_snapshot("first")
-    later = []
+
+def pattern(offset: int) -> bytes:
+    """What a leaf's one chunk holds."""
+    return random.Random(offset).randbytes(4 * KIB)
+
+
+async def creates(file: TvolFile, disk: Disk, rounds: int, series: str) -> dict[str, float]:
+    """Snapshots and clones, each after a write, in turn with fdatasyncs."""
+    head = file.volumes()[0]
+    snapshots, clones, syncs = [], [], []
     for number in range(rounds):
-        await head.write(number * LEAF_BYTES % size_bytes, data)
-        later.append(await timed_snapshot(f"s{number}"))
-    clones, deletions = [], []
-    snapshots = list(file.snapshots())
-    for number in range(min(5, rounds)):
+        syncs.append(disk.sync())
+        offset = number * LEAF_BYTES % head.size_bytes
+        await head.write(offset, memoryview(pattern(offset)))
         begun = clock()
-        await file.clone(snapshots[0], f"clone{number}")
+        snapshot = await file.snapshot(head, f"{series}{number}")
+        snapshots.append(clock() - begun)
+        begun = clock()
+        await file.clone(snapshot, f"{series}-clone{number}")
         clones.append(clock() - begun)
-    for snapshot in snapshots[-5:]:
-        begun = clock()
-        await file.delete_snapshot(snapshot)
-        deletions.append(clock() - begun)
+    return {"sync_ms": ms(syncs), "snapshot_ms": ms(snapshots), "clone_ms": ms(clones)}
+
+
+async def make_older(file: TvolFile, count: int) -> float:
+    """Older snapshots, a write before each; seconds."""
+    head, begun = file.volumes()[0], clock()
+    for first in range(0, count, AT_ONCE):
+        making = []
+        for number in range(first, min(count, first + AT_ONCE)):
+            offset = number * LEAF_BYTES % head.size_bytes
+            await head.write(offset, memoryview(pattern(offset)))
+            making.append(file.snapshot(head, f"old{number}"))
+        await asyncio.gather(*making)
+    return clock() - begun
+
+
+async def reads(device: NativeDevice, count: int = READS) -> float:
+    """4 KiB reads a second, each of a random leaf's chunk; what they return is compared in a pass of its own."""
+    rng = random.Random(1)
+    offsets = [rng.randrange(device.size_bytes // LEAF_BYTES) * LEAF_BYTES for _ in range(count)]
+    view = memoryview(bytearray(4 * KIB))
+    for offset in set(offsets):
+        if not device.try_read(offset, view):
+            await device.read(offset, view)
+        assert bytes(view) == pattern(offset), f"{device.name} holds other bytes at {offset}"
+    begun = clock()
+    for offset in offsets:
+        if not device.try_read(offset, view):
+            await device.read(offset, view)
+    return count / (clock() - begun)
+
+
+async def measure(folder: Path, label: str, older: int, rounds: int) -> list[dict[str, Any]]:
+    """A volume of one size, first without older snapshots, then with them."""
+    env, disk, size = real_env(), Disk(folder), SIZES[label]
+    file = await TvolFile.create(env, folder / f"{size}.tvol", volume_name="scale", size_bytes=size)
+    head = file.volumes()[0]
+    for offset in range(0, size, LEAF_BYTES):
+        await head.write(offset, memoryview(pattern(offset)))
+    await head.flush()
+    await file._core.checkpointer.run()
+    none = {"size": label, "older": 0, "reads_s": await reads(head), **await creates(file, disk, rounds, "first")}
+    made_s = await make_older(file, older)
+    many = {"size": label, "older": older, "reads_s": await reads(head), **await creates(file, disk, rounds, "last")}
+    many |= {"snapshot_reads_s": await reads(file.snapshots()[older // 2], READS // 10), "older_made_s": made_s}
+    many["metadata_bytes"] = file.info().metadata_bytes
+    begun = clock()
     await file.close()
-    median = statistics.median
-    return Row(
-        size_bytes=size_bytes,
-        leaves=size_bytes // LEAF_BYTES,
-        fill_ms=fill * 1e3,
-        first_snapshot_ms=first * 1e3,
-        next_snapshot_ms=median(later) * 1e3,
-        clone_ms=median(clones) * 1e3,
-        delete_snapshot_ms=median(deletions) * 1e3,
+    many["close_s"] = clock() - begun
+    begun = clock()
+    file = await TvolFile.open(env, folder / f"{size}.tvol")
+    many["open_s"] = clock() - begun
+    await file.close()
+    return [none, many]
+
+
+async def full(folder: Path) -> dict[str, float]:
+    """Make a fully mapped volume of 1 TiB, and have another process open it."""
+    path = folder / "full.tvol"
+    env = real_env()
+    file = await TvolFile.create(env, path, volume_name="full", size_bytes=TIB)
+    await map_everything(file, TIB)
+    await file.close()
+    looker = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.full_volume", path, stdout=PIPE)
+    told, _ = await looker.communicate()
+    assert looker.returncode == 0
+    path.unlink()
+    found: dict[str, float] = json.loads(told)
+    return found
+
+
+class Outside:
+    """Reads that a thread asks for every millisecond; seconds from then to the answer, in the loop."""
+
+    def __init__(self, head: NativeHead) -> None:
+        self.latencies: list[float] = []
+        self._head = head
+        self._view = memoryview(bytearray(4 * KIB))
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        while not self._stop.wait(0.001):
+            self._loop.call_soon_threadsafe(self._answer, clock())
+
+    def _answer(self, asked: float) -> None:
+        assert self._head.try_read(0, self._view)
+        self.latencies.append(clock() - asked)
+
+    def take_p99_ms(self) -> float:
+        found, self.latencies = sorted(self.latencies), []
+        return found[len(found) * 99 // 100] * 1e3
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+async def reclaim(folder: Path) -> dict[str, float]:
+    """Map everything, snapshot, map everything anew, delete the snapshot."""
+    env = real_env()
+    file = await TvolFile.create(env, folder / "reclaim.tvol", volume_name="vol", size_bytes=RECLAIM_BYTES)
+    await map_everything(file, RECLAIM_BYTES)
+    head = file.volumes()[0]
+    snapshot = await file.snapshot(head, "doomed")
+    await map_everything(file, RECLAIM_BYTES)
+    await head.write(0, memoryview(pattern(0)))
+    await file._core.checkpointer.run()
+    chunks, allocator = RECLAIM_BYTES // file.chunk_bytes, file._core.allocator
+    outside = Outside(head)
+    await asyncio.sleep(2)
+    quiet = outside.take_p99_ms()
+    begun = clock()
+    await file.delete_snapshot(snapshot)
+    while allocator.free_count + allocator.cleaning < chunks:  # noqa: ASYNC110 - the store has no event for a bench
+        await asyncio.sleep(0.001)
+    usable_s = clock() - begun
+    reclaiming = outside.take_p99_ms()
+    await file.settled()
+    punched_s = clock() - begun
+    punching = outside.take_p99_ms() if outside.latencies else reclaiming
+    outside.stop()
+    await file.close()
+    return {
+        "chunks": chunks,
+        "usable_chunks_s": chunks / usable_s,
+        "punched_chunks_s": chunks / punched_s,
+        "quiet_p99_ms": quiet,
+        "reclaiming_p99_ms": reclaiming,
+        "punching_p99_ms": punching,
+    }
+
+
+def report(rows: list[dict[str, Any]], volume: dict[str, float], deleted: dict[str, float]) -> None:
+    print(f"{'size':>6} {'older':>6} {'fdatasync':>10} {'snapshot ms':>12} {'clone ms':>9} {'syncs':>6} {'reads/s':>9}")
+    for row in rows:
+        print(
+            f"{row['size']:>6} {row['older']:>6} {row['sync_ms']:10.3f} {row['snapshot_ms']:12.3f} "
+            f"{row['clone_ms']:9.3f} {row['snapshot_ms'] / row['sync_ms']:6.2f} {row['reads_s']:9.0f}"
+        )
+    for what in ("snapshot", "clone"):
+        times = [row[f"{what}_ms"] for row in rows]
+        syncs = max(row[f"{what}_ms"] / row["sync_ms"] for row in rows)
+        print(f"{what} create: slowest / fastest {max(times) / min(times):.2f}x, at most {syncs:.2f} fdatasyncs")
+    for none, many in zip(rows[::2], rows[1::2], strict=True):
+        print(
+            f"{many['size']} with {many['older']} snapshots: reads {many['reads_s'] / none['reads_s']:.2f}x, of a "
+            f"snapshot {many['snapshot_reads_s']:.0f}/s; opened in {many['open_s']:.2f} s, "
+            f"{many['metadata_bytes'] / MIB:.0f} MiB of metadata"
+        )
+    print(
+        f"1 TiB fully mapped: opened in {volume['open_s']:.2f} s with {volume['open_bytes'] / MIB:.0f} MiB, all leaves "
+        f"read in {volume['read_leaves_s']:.2f} s, then {volume['all_leaves_bytes'] / MIB:.0f} MiB (VmRSS)"
+    )
+    print(
+        f"{deleted['chunks']} chunks reclaimed: {deleted['usable_chunks_s'] / 1e6:.2f} M/s usable again, "
+        f"{deleted['punched_chunks_s'] / 1e6:.2f} M/s given back to the host; p99 of 4 KiB reads "
+        f"{deleted['quiet_p99_ms']:.2f} ms before, {deleted['reclaiming_p99_ms']:.2f} ms meanwhile, "
+        f"{deleted['punching_p99_ms']:.2f} ms while it is given back"
     )
 
 
@@ -88,26 +256,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.snapshot_scale", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--rounds", type=int, default=21, help="snapshots of each size (21)")
+    parser.add_argument("--rounds", type=int, default=41, help="snapshots and clones of each row (41)")
+    parser.add_argument("--older", type=int, default=2000, help="older snapshots (2000)")
     parser.add_argument("--work", type=Path, default=None, help="folder for the volume files (a temporary one)")
     parser.add_argument("--out", type=Path, default=None, help="result file (bench/results/...)")
     options = parser.parse_args()
-    print(f"{'size':>9} {'leaves':>7} {'first ms':>9} {'next ms':>9} {'clone ms':>9} {'delete ms':>9}")
     rows = []
-    with tempfile.TemporaryDirectory(prefix="twinvol-bench-", dir=options.work) as work:
-        machine = facts(Path(work))
-        for size_bytes in (GIB, TIB):
-            row = asyncio.run(measure(Path(work) / f"{size_bytes}.tvol", size_bytes, options.rounds))
-            rows.append(row)
-            print(
-                f"{size_bytes // GIB:>5} GiB {row.leaves:>7} {row.first_snapshot_ms:9.3f} {row.next_snapshot_ms:9.3f} "
-                f"{row.clone_ms:9.3f} {row.delete_snapshot_ms:9.3f}",
-                flush=True,
-            )
-    print(f"1 TiB / 1 GiB: {rows[1].next_snapshot_ms / rows[0].next_snapshot_ms:.2f}x for 1024x the size")
+    with tempfile.TemporaryDirectory(prefix="twinvol-bench-", dir=options.work) as name:
+        work = Path(name)
+        machine = facts(work)
+        for label in SIZES:
+            rows += asyncio.run(measure(work, label, options.older, options.rounds))
+        volume, deleted = asyncio.run(full(work)), asyncio.run(reclaim(work))
+    report(rows, volume, deleted)
     out = options.out or RESULTS / f"snapshot_scale-{str(machine['commit']).rstrip('+')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"bench": "snapshot_scale", "machine": machine, "rows": [asdict(row) for row in rows]}
+    document = {"bench": "snapshot_scale", "machine": machine, "rows": rows, "full": volume, "reclaim": deleted}
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
 

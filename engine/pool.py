@@ -286,10 +286,21 @@ class Pool:
 
     def snapshot(self, volume: Volume, name: str) -> Frozen:
         """Raises NotFound."""
-        for snapshot in self.snapshots(volume):
-            if snapshot.name == name:
-                return snapshot
-        raise NotFound("snapshot", f"{volume.name}@{name}")
+        try:
+            found = volume.head.store.snapshot_named(volume.volume_id, name)
+        except NotFound:
+            found = None
+        if found is None or found.hidden or self.groups.is_going(found.guid):
+            raise NotFound("snapshot", f"{volume.name}@{name}")
+        return found
+
+    def has_snapshot(self, volume: Volume, name: str) -> bool:
+        """Whether users see one of this name."""
+        try:
+            self.snapshot(volume, name)
+        except NotFound:
+            return False
+        return True
 
     # --- changing ---------------------------------------------------------------------------------------------
 

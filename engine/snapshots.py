@@ -138,7 +138,7 @@ class Snapshots:
     ) -> SnapshotInfo:
         source = self._pool.volume(volume)
         check_name("snapshot", name)
-        if any(snapshot.name == name for snapshot in self._pool.snapshots(source)):
+        if self._pool.has_snapshot(source, name):
             raise AlreadyExists("snapshot", f"{volume}@{name}")
         if expose:
             self._exposure.require_exposable(volume, name)

@@ -334,6 +334,9 @@ class VolumeStore(Protocol):
 
     def volumes(self) -> Sequence[Head]: ...
     def snapshots(self, volume_id: str | None = None) -> Sequence[Frozen]: ...
+    def snapshot_named(self, volume_id: str, name: str) -> Frozen:
+        """Raises NotFound."""
+        ...
 
     async def snapshot(
         self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False, scheduled: bool = False

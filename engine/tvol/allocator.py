@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from engine.room import Room
     from engine.tvol.births import Births
 
+RELEASE_CHUNKS = 1 << 16
+"""Let go of in one turn of the loop (1 ms)."""
 _GROW_BYTES = 16 * MIB
 """The file's size grows by it (no space is taken): a read near the end of the file must not come short."""
 
@@ -135,10 +137,11 @@ class Allocator:
     def has_deferred(self) -> bool:
         return bool(self._deferred)
 
-    def release(self, durable_seq: int, oldest_operation: int | None) -> bool:
-        """Let go of deferred chunks whose record is durable and whose users have ended. True if there were any."""
-        released = False
-        while self._deferred:
+    def release(self, durable_seq: int, oldest_operation: int | None, limit: int = RELEASE_CHUNKS) -> int:
+        """Let go of deferred chunks whose record is durable and whose users have ended; how many. When it is ``limit``
+        or more, there may be others."""
+        released = 0
+        while self._deferred and released < limit:
             seq, operation, ticket, chunks = self._deferred[0]
             if seq > durable_seq or (oldest_operation is not None and oldest_operation <= operation):
                 break
@@ -146,8 +149,8 @@ class Allocator:
             if ticket:
                 self._births.thaw(ticket, np.frombuffer(chunks, np.uint32))
             else:
-                self._dirty.extend(sorted(chunks, reverse=True))
-            released = True
+                self._dirty.frombytes(_descending(chunks))
+            released += len(chunks)
         return released
 
     def next_dirty(self, limit: int) -> array[int]:
@@ -161,7 +164,7 @@ class Allocator:
     def cleaned(self, chunks: array[int], *, zero: bool) -> None:
         """Chunks of ``next_dirty`` may be taken again. ``zero``: they read zero now."""
         self.cleaning -= len(chunks)
-        (self._zero if zero else self._dirty).extend(sorted(chunks, reverse=True))
+        (self._zero if zero else self._dirty).frombytes(_descending(chunks))
 
     @property
     def free_count(self) -> int:
@@ -181,6 +184,10 @@ class Allocator:
     @property
     def dirty_count(self) -> int:
         return len(self._dirty)
+
+
+def _descending(chunks: array[int]) -> bytes:
+    return np.sort(np.frombuffer(chunks, np.uint32))[::-1].tobytes()
 
 
 def runs(chunks: array[int], longest: int) -> list[tuple[int, int]]:

@@ -104,6 +104,15 @@ class Births:
         if self._guarded:
             self.view[chunk] = birth if birth <= MAX_GENERATION else FROZEN
 
+    def set_run(self, first: int, count: int, birth: int) -> None:
+        """Adjacent chunks that nothing named before."""
+        if first + count > self.count:
+            self.extend_to(first + count)
+        self.pages.touch_all(range(first >> _PAGE_SHIFT, ((first + count - 1) >> _PAGE_SHIFT) + 1))
+        self._store[first : first + count] = birth
+        if self._guarded:
+            self._guard[first : first + count] = birth
+
     def of(self, chunks: Words) -> Words:
         return self._store[chunks]
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from engine.tvol.core import Core
+    from engine.tvol.deadlist import Part
     from engine.tvol.layout_encryption import EncryptionRecord
     from engine.tvol.table_pages import TablePages
     from engine.tvol.tree import Family, Node
@@ -112,7 +113,7 @@ class _Capture:
     digests: dict[int, bytes]
     bad: tuple[int, ...]
     has_digests: bool
-    reclaim: list[array[int]]
+    reclaim: list[Part]
     nodes: list[_NodeCapture]
     gone: list[Node]
     notes: list[tuple[RootType, bytes]]
@@ -282,7 +283,7 @@ class Checkpointer:
             digests=digests,
             bad=tuple(sorted(births.digests.bad)),
             has_digests=births.digests.in_use or bool(births.digests.bad),
-            reclaim=list(family.reclaim),
+            reclaim=family.reclaim.parts(),
             nodes=[found for found in map(_capture_node, touched) if found is not None],
             gone=gone,
             notes=family.notes.records(),
@@ -319,8 +320,8 @@ class Checkpointer:
         births, claims = family.births.pages, family.claims.pages
         await _write_table(writer, births, capture.births, capture.births_count, 1)
         await _write_table(writer, claims, capture.slots, capture.slots_count, 2)
-        queued = sum(map(len, capture.reclaim))
-        reclaim = WordsRecord(queued, await writer.add_all(word_pages((part, len(part)) for part in capture.reclaim)))
+        queued = sum(end - start for _, start, end in capture.reclaim)
+        reclaim = WordsRecord(queued, await writer.add_all(word_pages(capture.reclaim)))
         partials = await self._write_partials(writer, family.claims.partials.pages, capture.partials)
         records: list[tuple[RootType, bytes]] = [
             (RootType.FILE, capture.file.serialize()),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import MediumError, NotSupported, OutOfSpace, StoreFailed
 from engine.tvol import layout
-from engine.tvol.allocator import runs
+from engine.tvol.allocator import RELEASE_CHUNKS, runs
 from engine.tvol.checkpoint import TOUCHED_MAX
 from engine.tvol.journal import COMMIT_ROOM
 from engine.tvol.layout import (
@@ -63,6 +63,8 @@ TREE_RECORD_BYTES = 4 * 1024
 """More than any record of a tree operation takes (names are bounded)."""
 PUNCH_BYTES = 4 * 1024 * 1024
 """Longest piece that is punched at once (STORE section 3)."""
+PUNCH_PIECES = 16
+"""So many of them, or single chunks of as many in all, are handed to a worker at a time (64 MiB)."""
 MAX_DIRTY_SLOT_PAGES = 1024
 """Pages of the table of slots (16 MiB, 2 million slots) that one checkpoint copies in one turn of the loop."""
 FREED_WAIT_S = 5.0
@@ -189,8 +191,11 @@ class Core:
             await self._quiet.wait()
 
     def release_freed(self) -> None:
-        if self.allocator.release(self.durable_seq, next(iter(self._operations), None)):
+        released = self.allocator.release(self.durable_seq, next(iter(self._operations), None))
+        if released:
             self.on_work()
+        if released >= RELEASE_CHUNKS:
+            asyncio.get_running_loop().call_soon(self.release_freed)
 
     # --- publication and the pass -------------------------------------------------------------------------------
 
@@ -224,6 +229,12 @@ class Core:
                 self.publish_partial(node, index, chunk, base, mask)
             else:
                 self.publish(node, index, chunk)
+
+    def publish_run(self, node: Node, first: int, count: int, entry: int) -> None:
+        """``publish`` for adjacent indexes and chunks."""
+        self.family.set_run(node, first, count, entry)
+        self._items(RecordType.MAP, node.id).extend((first, count, entry))
+        self._pass_bytes += MAP_ITEM.size
 
     def publish_fill(self, node: Node, first: int, count: int, value: int) -> None:
         """Make a run of indexes EMPTY or ZERO."""
@@ -410,9 +421,9 @@ class Core:
                 await self.punch_some()
 
     async def punch_some(self) -> None:
-        """Punch up to 4 MiB of dirty chunks in a worker; they read zero afterwards."""
+        """Punch some dirty chunks in a worker, in pieces of up to 4 MiB; they read zero afterwards."""
         longest = PUNCH_BYTES // self.chunk_bytes
-        chunks = self.allocator.next_dirty(longest)
+        chunks = self.allocator.next_dirty(PUNCH_PIECES * longest)
         pieces = runs(chunks, longest)
         try:
             await self.env.workers.run(lambda: self._punch(pieces))

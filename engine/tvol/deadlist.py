@@ -6,7 +6,9 @@ leave as a whole, so a checkpoint captures one by its length.
 
 from __future__ import annotations
 
+import itertools
 from array import array
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.tvol.layout import PageRef
+
+    Part = tuple[array[int], int, int]
+    """Words of an array, from the first number up to the second."""
 
 
 class Deadlist:
@@ -72,21 +77,61 @@ class Deadlist:
         return sum(2 + len(bucket) for bucket in self.buckets.values())
 
 
+class ReclaimQueue:
+    """Claims of merged nodes that are still to be freed, in order. A queued array never changes, so a checkpoint
+    captures the queue by its parts."""
+
+    __slots__ = ("_arrays", "_count", "_taken")
+
+    def __init__(self) -> None:
+        self._arrays: deque[array[int]] = deque()
+        self._taken = 0
+        """Of the first array."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Claims that wait."""
+        return self._count
+
+    def append(self, claims: array[int]) -> None:
+        if claims:
+            self._arrays.append(claims)
+            self._count += len(claims)
+
+    def take(self, count: int) -> array[int]:
+        """The first so many, or all, however they are cut into arrays."""
+        found: array[int] = array("I")
+        while self._arrays and len(found) < count:
+            first, start = self._arrays[0], self._taken
+            self._taken = min(len(first), start + count - len(found))
+            found += first[start : self._taken]
+            if self._taken == len(first):
+                self._arrays.popleft()
+                self._taken = 0
+        self._count -= len(found)
+        return found
+
+    def parts(self) -> list[Part]:
+        """All that waits."""
+        starts = itertools.chain((self._taken,), itertools.repeat(0))
+        return [(each, start, len(each)) for each, start in zip(self._arrays, starts, strict=False)]
+
+
 def pack_buckets(captured: list[tuple[int, array[int], int]]) -> Iterator[bytes]:
     """The pages of the stream of uint32 that is stored: (birth, count) of each bucket, then the entries."""
     head = array("I")
     for birth, _, length in captured:
         head.extend((birth, length))
-    yield from word_pages([(head, len(head)), *((bucket, length) for _, bucket, length in captured)])
+    yield from word_pages([(head, 0, len(head)), *((bucket, 0, length) for _, bucket, length in captured)])
 
 
-def word_pages(parts: Iterable[tuple[array[int], int]]) -> Iterator[bytes]:
-    """What the first so many words of each part make one behind the other, cut into pages."""
+def word_pages(parts: Iterable[Part]) -> Iterator[bytes]:
+    """What the words of all parts make one behind the other, cut into pages."""
     page = array("I")
-    for words, length in parts:
-        at = 0
-        while at < length:
-            step = min(WORDS_PER_PAGE - len(page), length - at)
+    for words, start, end in parts:
+        at = start
+        while at < end:
+            step = min(WORDS_PER_PAGE - len(page), end - at)
             page += words[at : at + step]
             at += step
             if len(page) == WORDS_PER_PAGE:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-RECLAIM_STEPS = 4
-"""Steps (of up to 4096 chunks, under 0.2 ms) in one record and one turn of the loop."""
+RECLAIM_STEPS = 2
+"""Steps (of up to 4096 chunks, 0.3 ms) in one record and one turn of the loop."""
 
 GROW_RETRY_S = 1.0
 """On a full disk the reserve is tried again after this time, not with every pass."""
@@ -134,7 +134,7 @@ class Housekeeper:
         freed = False
         while family.reclaim or family.reclaiming:
             if family.reclaim:
-                steps = min(RECLAIM_STEPS, -(-sum(map(len, family.reclaim)) // RECLAIM_STEP_CHUNKS))
+                steps = min(RECLAIM_STEPS, -(-len(family.reclaim) // RECLAIM_STEP_CHUNKS))
             else:
                 steps = await self._read_leaves(family.reclaiming[0])
             await core.make_room(reserved=True)

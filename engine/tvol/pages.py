@@ -171,8 +171,7 @@ class PagePool:
         pages = 8 + self._root_pages + self._root_pages // REFS_PER_INDEX_PAGE
         for node in self._family.changing():
             pages += node_pages(node)
-        queued = sum(map(len, self._family.reclaim))
-        self._base = pages + -(-queued // WORDS_PER_PAGE)
+        self._base = pages + -(-len(self._family.reclaim) // WORDS_PER_PAGE)
 
     def needed(self) -> int:
         """Upper bound of the pages that a checkpoint captured now would write."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +33,7 @@ from engine.files import translate
 from engine.tvol import layout
 from engine.tvol.check import check_file
 from engine.tvol.chunk_map import ABSENT_LEAF
-from engine.tvol.deadlist import Deadlist
+from engine.tvol.deadlist import Deadlist, ReclaimQueue
 from engine.tvol.file import TvolFile
 from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, FIRST_CHUNK_ENTRY, PAGE_SIZE, LayoutError
 from engine.tvol.map_reader import MapSource
@@ -165,7 +164,10 @@ class _Mender:
     def mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
         if self._lost_births and family.reclaiming:
             raise LayoutError("births are lost while a deleted snapshot is being reclaimed")
-        family.reclaim = deque(queue for queue in family.reclaim if all(queue))
+        queued, family.reclaim = family.reclaim.parts(), ReclaimQueue()
+        for claims, start, end in queued:
+            if all(claims[start:end]):  # a lost page reads as zeroes
+                family.reclaim.append(claims[start:end])
         try:
             self._load_maps(family, MapSource(file))
         except MediumError as error:
@@ -224,8 +226,8 @@ class _Mender:
     def _free_what_nobody_names(self, family: Family) -> None:
         births = family.births
         held = self._named.copy()
-        for queue in family.reclaim:
-            claims = np.frombuffer(queue, np.uint32)
+        for queue, start, end in family.reclaim.parts():
+            claims = np.frombuffer(queue, np.uint32)[start:end]
             held[claims[claims < len(held)]] = True
         all_births = births.of(np.arange(births.count, dtype=np.uint32))
         leaked = np.flatnonzero(~held & (all_births != BIRTH_FREE) & (all_births != BIRTH_METADATA))

@@ -105,7 +105,7 @@ async def pending_chunks(core: Core) -> int:
     family = core.family
     pending, ended = core.allocator.deferred_count, ended_by(family, ())
     if not family.claims.used:
-        queued = sum(map(len, family.reclaim)) + sum(node.own for node in family.reclaiming)
+        queued = len(family.reclaim) + sum(node.own for node in family.reclaiming)
         return pending + queued + ended.count()
     found = await _gather(core, ended.claims(core), _anyway(core))
     return pending + await core.env.workers.run(lambda: _whole(*found))
@@ -113,8 +113,8 @@ async def pending_chunks(core: Core) -> int:
 
 async def _anyway(core: Core) -> AsyncIterator[Words]:
     """The claims of merged nodes that are still to be freed."""
-    for queued in list(core.family.reclaim):
-        yield np.array(queued, np.uint32)
+    for queued, start, end in core.family.reclaim.parts():
+        yield np.array(queued[start:end], np.uint32)
     for node in list(core.family.reclaiming):
         async for found in _claims_of_leaves(core, node, node.generation):
             yield found

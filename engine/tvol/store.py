@@ -11,6 +11,7 @@ it except its caller.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ from engine.tvol.notes import NativeNotes
 from engine.tvol.pages import GIVING_MARGIN
 from engine.tvol.scrub import Scrubber
 from engine.tvol.sharing import share
+from engine.tvol.snapshot_table import SnapshotTable
 from engine.tvol.space import freed_by, pending_chunks, spaces
 
 if TYPE_CHECKING:
@@ -74,11 +76,11 @@ class NativeStore:
         self._closed = False
         self._sealing: set[asyncio.Task[None]] = set()
         self._heads: dict[int, NativeHead] = {}
-        self._snapshots: dict[int, NativeSnapshot] = {}
+        self._snapshots = SnapshotTable()
         self.notes = NativeNotes(
             core, SteadyClock(core.env.clock), self._sealed_snapshot, self._native, self._snapshots.__getitem__
         )
-        for node in core.family.nodes.values():
+        for node in sorted(core.family.nodes.values(), key=lambda node: node.generation):
             if node.live:
                 self._add_device(node)
 
@@ -164,15 +166,17 @@ class NativeStore:
 
     def snapshots(self, volume_id: str | None = None) -> list[NativeSnapshot]:
         """The sealed snapshots, hidden ones included, oldest first; of one volume or of all."""
-        found = [s for s in self._snapshots.values() if volume_id in (None, s.volume_id)]
-        return sorted((s for s in found if not s.node.flags & NOT_COMPLETE), key=lambda s: s.node.generation)
+        if volume_id is not None:
+            return [s for s in self._snapshots.of(volume_id) if not s.node.flags & NOT_COMPLETE]
+        found = (s for s in self._snapshots.values() if not s.node.flags & NOT_COMPLETE)
+        return sorted(found, key=lambda s: s.node.generation)
 
     def snapshot_named(self, volume_id: str, name: str) -> NativeSnapshot:
         """Raises NotFound."""
-        for snapshot in self.snapshots(volume_id):
-            if snapshot.name == name:
-                return snapshot
-        raise NotFound("snapshot", name)
+        found = self._snapshots.named(volume_id, name)
+        if found is None or found.node.flags & NOT_COMPLETE:
+            raise NotFound("snapshot", name)
+        return found
 
     async def space(self, node: Frozen | Head) -> Space:
         """Sums that the tree keeps; only in a file with shared chunks the node's own claims are looked at."""
@@ -278,11 +282,11 @@ class NativeStore:
         if node.kind == NodeKind.HEAD:
             self._heads[node.id] = NativeHead(self._core, node, self)
         else:
-            self._snapshots[node.id] = NativeSnapshot(self._core, node)
+            self._snapshots.add(NativeSnapshot(self._core, node))
 
     def _drop_device(self, device: NativeDevice, reason: str = "deleted") -> None:
         self._heads.pop(device.node_id, None)
-        self._snapshots.pop(device.node_id, None)
+        self._snapshots.drop(device.node_id)
         device.retire(reason)
 
     def _new_node(self) -> int:
@@ -338,7 +342,7 @@ class NativeStore:
         fixed = layout.SNAPSHOT_BEGIN.pack(found.node_id, node_id, flags, core.env.clock.time())
         core.log(RecordType.SNAPSHOT_BEGIN, fixed + layout.pack_text(guid or str(uuid.uuid4()), name))
         node = core.family.node(node_id)
-        device = self._snapshots[node_id] = NativeSnapshot(core, node)
+        device = self._snapshots.add(NativeSnapshot(core, node))
         return NativeFlip(device, found.hand_over_epoch(node))
 
     async def seal(self, flip: NativeFlip) -> None:
@@ -357,11 +361,10 @@ class NativeStore:
         self._core.check()
         found = self._head(head)
         check_name(name)
-        for snapshot in self._snapshots.values():
-            if snapshot.volume_id == found.volume_id and snapshot.name == name:
-                raise AlreadyExists("snapshot", name)
-            if guid is not None and snapshot.guid == guid and snapshot.volume_id == found.volume_id:
-                raise AlreadyExists("recovery point", guid)
+        if self._snapshots.named(found.volume_id, name):
+            raise AlreadyExists("snapshot", name)
+        if guid is not None and self._snapshots.with_guid(found.volume_id, guid):
+            raise AlreadyExists("recovery point", guid)
         if guid is not None:
             check_name(guid)
 
@@ -446,7 +449,10 @@ class NativeStore:
         others = self.volumes() if isinstance(found, NativeHead) else self.snapshots(found.volume_id)
         if any(other.name == name and other is not found for other in others):
             raise AlreadyExists("volume" if isinstance(found, NativeHead) else "snapshot", name)
+        before = found.name
         self._core.log(RecordType.RENAME, layout.NODE_ID.pack(found.node_id) + layout.pack_text(name))
+        if isinstance(found, NativeSnapshot):
+            self._snapshots.renamed(found, before)
         await self._core.flush()
 
     async def rollback(self, head: Head, to: Frozen) -> NativeHead:
@@ -458,8 +464,8 @@ class NativeStore:
         found = self._volume(head)
         if self._sealed_snapshot(to).volume_id != found.volume_id:
             raise InvalidArgument(f"{to.name!r} is not a snapshot of {found.name!r}")
-        taken = {snapshot.name for snapshot in self._snapshots.values() if snapshot.volume_id == found.volume_id}
-        number = next(n for n in range(1, len(taken) + 2) if f"before-rollback-{n}" not in taken)
+        taken = self._snapshots.named
+        number = next(n for n in itertools.count(1) if not taken(found.volume_id, f"before-rollback-{n}"))
         self._shut_all([found])
         try:
             await found.drained()
@@ -601,7 +607,7 @@ class NativeStore:
             fixed = layout.STAGING_COMMIT.pack(found.node_id, head.node_id, self._new_node(), core.env.clock.time())
             self._housekeeper.deleted_seq = core.log(RecordType.STAGING_COMMIT, fixed + layout.pack_text(guid, name))
             self._drop_device(found, "committed")
-            point = self._snapshots[found.node_id] = NativeSnapshot(core, found.node)
+            point = self._snapshots.add(NativeSnapshot(core, found.node))
         finally:
             found.reopen()
             head.reopen()

@@ -31,7 +31,7 @@ import numpy as np
 from engine.tvol import layout
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, ChunkMap, Leaf, leaf_count
 from engine.tvol.claims import Claims, expand_share, names_chunk
-from engine.tvol.deadlist import Deadlist
+from engine.tvol.deadlist import Deadlist, ReclaimQueue
 from engine.tvol.layout import (
     BIRTH_METADATA,
     EMPTY,
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     Words = npt.NDArray[np.uint32]
     Places = npt.NDArray[np.intp]
 
+RUN_CHUNKS = 32
+"""A longer run of entries is cheaper to publish at once than one by one."""
 RECLAIM_STEP_CHUNKS = 4096
 """What one RECLAIM step frees at most; also the entries of a leaf."""
 
@@ -147,8 +149,8 @@ class Family:
         self.generation = 1
         self.next_node = 1
         self.nodes: dict[int, Node] = {}
-        self.reclaim: deque[array[int]] = deque()
-        """Claims of merged nodes that are still to be freed, in order; a queued array never changes."""
+        self.reclaim = ReclaimQueue()
+        """Claims of merged nodes that are still to be freed."""
         self.reclaiming: deque[Node] = deque()
         self.deleted: dict[int, Node] = {}
         """Nodes marked as deleted that are still in the tree."""
@@ -399,6 +401,17 @@ class Family:
             drop = value == EMPTY and start == 0 and (stop == LEAF_ENTRIES or first >= total)
             self._put(node, number, slice(start, stop), value, drop=drop)
 
+    def set_run(self, node: Node, first: int, count: int, entry: int) -> None:
+        """``set_entry`` for a run of indexes and one of chunks."""
+        self.births.set_run(entry, count, node.generation or self.generation)
+        end = first + count
+        while first < end:
+            number, start = first >> LEAF_SHIFT, first & LEAF_MASK
+            stop = min(LEAF_ENTRIES, start + end - first)
+            chunks = np.arange(entry, entry + stop - start, dtype=np.uint32)
+            self._put(node, number, slice(start, stop), chunks)
+            first, entry = first + stop - start, entry + stop - start
+
     def _put(self, node: Node, number: int, places: slice | Places, values: Words | int, *, drop: bool = False) -> None:
         """Publish entries of one leaf: EMPTY or ZERO, or an array with slots. ``drop``: all of it is EMPTY then."""
         before = node.map.leaves[number]
@@ -454,7 +467,9 @@ class Family:
             if index + count > limit or entry + count > layout.MAX_CHUNKS:
                 raise LayoutError(f"MAP of node {node_id}: {index}+{count} -> {entry} is out of range")
             self._need(node, index, index + count - 1)
-            if entry >= FIRST_CHUNK_ENTRY:
+            if entry >= FIRST_CHUNK_ENTRY and count > RUN_CHUNKS:
+                self.set_run(node, index, count, entry)
+            elif entry >= FIRST_CHUNK_ENTRY:
                 for step in range(count):
                     self.set_entry(node, index + step, entry + step)
             elif count == 1:
@@ -597,7 +612,8 @@ class Family:
         freed = child.dead.take_above(node.floor)
         child.dead.absorb(node.dead)
         child.own += node.own - sum(map(len, freed))
-        self.reclaim.extend(bucket for bucket in freed if bucket)
+        for bucket in freed:
+            self.reclaim.append(bucket)
         self.dirty_words += sum(map(len, freed)) + child.dead.words()
         self._remove(node)
         child.attach(parent)
@@ -613,15 +629,7 @@ class Family:
                 raise LayoutError("RECLAIM with nothing to reclaim")
 
     def _reclaim_list(self) -> None:
-        """Free the first ``RECLAIM_STEP_CHUNKS`` of the queue, however it is cut into arrays."""
-        claims: array[int] = array("I")
-        while self.reclaim and len(claims) < RECLAIM_STEP_CHUNKS:
-            first = self.reclaim.popleft()
-            room = RECLAIM_STEP_CHUNKS - len(claims)
-            if len(first) > room:
-                self.reclaim.appendleft(first[room:])
-            claims += first[:room]
-        self.claims.free(np.frombuffer(claims, np.uint32))
+        self.claims.free(np.frombuffer(self.reclaim.take(RECLAIM_STEP_CHUNKS), np.uint32))
 
     def own_leaf_from_end(self, node: Node, count: int) -> int:
         """Number of the last leaf below ``count`` of a RECLAIMING node, loaded, that is the node's own; -1 for none.

@@ -301,6 +301,12 @@ class MemoryStore:
     def snapshots(self, volume_id: str | None = None) -> Sequence[MemoryNode]:
         return [n for n in self.nodes if n.kind == "snapshot" and volume_id in (None, n.volume_id)]
 
+    def snapshot_named(self, volume_id: str, name: str) -> MemoryNode:
+        for node in self.snapshots(volume_id):
+            if node.name == name:
+                return node
+        raise NotFound("snapshot", name)
+
     async def snapshot(
         self, head: MemoryNode, name: str, *, guid: str | None = None, hidden: bool = False
     ) -> MemoryNode:
