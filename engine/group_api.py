@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.pool import Pool
     from engine.replicas import Replicas
     from engine.stores import Frozen
+    from engine.views import Views
     from engine.volume import Volume
 
 
@@ -28,6 +29,7 @@ class GroupOperations:
     _pool: Pool
     _exposure: Exposure
     _replicas: Replicas
+    _views: Views
 
     async def group_create(self, name: str, volumes: list[str]) -> GroupInfo:
         info = await self._pool.groups.create(name, volumes)
@@ -74,6 +76,9 @@ class GroupOperations:
         row = self._pool.groups.snapshot_row(group, name)
         members = self._frozen(row)
         luns: list[LunRow] = []
+        views = [view for volume, snapshot in members for view in self._views.of(volume, snapshot)]
+        if views and not force:
+            raise InUse(f"there are writable views ({', '.join(view.name for view in views)}); unexpose them first")
         for volume, snapshot in members:
             label = f"{volume.name}@{snapshot.name}"
             self._pool.jobs.require_unread(label)
@@ -84,6 +89,8 @@ class GroupOperations:
             luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)
         if not force:
             self._exposure.require_idle(luns, f"group snapshot {group}@{name}", hint="use --force")
+        for view in views:
+            await self._views.withdraw(view)
         for volume, snapshot in members:
             await self._exposure.withdraw(volume.name, self._exposure.luns_of(volume.volume_id, snapshot.guid))
         await self._pool.groups.delete_snapshot(row)

@@ -22,6 +22,8 @@ class Upkeep:
 
     def __init__(self, duties: Sequence[Callable[[], Awaitable[None]]]) -> None:
         self._duties = duties
+        self._said: dict[int, str] = {}
+        """By duty: what it last failed with, which is said once."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -31,10 +33,13 @@ class Upkeep:
 
     async def tick(self) -> None:
         """Each duty once. What fails has its next chance with the next tick."""
-        for duty in self._duties:
+        for number, duty in enumerate(self._duties):
             try:
                 await duty()
+                self._said.pop(number, None)
             except EngineError as error:
-                log.warning("upkeep: %s", error)
+                if self._said.get(number) != str(error):
+                    self._said[number] = str(error)
+                    log.warning("upkeep: %s", error)
             except Exception:  # one duty's mistake must not end the others
                 log.exception("upkeep failed by a mistake in twinvol")

@@ -15,7 +15,7 @@ from tests.support.engine import PREFIX, opened
 from twinvol.api.frames import ERRORS, DaemonUnreachable
 from twinvol.api.server import ApiServer, bind
 from twinvol.cli import cli
-from twinvol.cli.command import SCHEMA, size, size_text
+from twinvol.cli.command import SCHEMA, duration, instant, size, size_text
 from twinvol.cli.exit_codes import exit_code_for, exit_code_for_job
 
 MIB = 1 << 20
@@ -388,3 +388,80 @@ def test_every_command_takes_json_and_pool_and_has_help():
         # serve answers with its ready line; demo makes a pool of its own.
         assert "--json" in options or path == "serve", path
         assert "--pool" in options or path == "demo", path
+
+
+async def test_holds_views_schedules_and_pruning(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    made = await shell.ok("snapshot", "create", "disk", "one", "--description", "gold")
+    assert (made["description"], made["scheduled"], made["holds"], made["parent"]) == ("gold", False, [], None)
+    held = await shell.ok("snapshot", "hold", "disk", "one", "backup", "--for", "2h")
+    (hold,) = held["holds"]
+    assert hold["owner"] == "backup"
+    assert hold["expires_at"] == pytest.approx(hold["held_at"] + 7200, abs=60)
+    assert (await shell.json("snapshot", "delete", "disk", "one", "--force"))[0] == 4
+    code, text = await shell.text("snapshot", "list", "disk")
+    assert code == 0
+    assert all(word in text for word in ("BRANCH", "hand", "backup", "gold"))
+    await shell.ok("snapshot", "release", "disk", "one", "backup")
+    assert (await shell.json("snapshot", "release", "disk", "one", "backup"))[0] == 3
+    both = ("--for", "2h", "--until", "2030-01-01T00:00")
+    assert (await shell.text("snapshot", "hold", "disk", "one", "backup", *both))[0] == 2
+    view = await shell.ok("snapshot", "expose", "disk", "one", "--writable")
+    assert (view["view_target"], view["view_lun"], view["target"]) == (f"{PREFIX}:disk.view.one", 0, None)
+    await shell.ok("snapshot", "unexpose", "disk", "one", "--writable")
+    schedule = await shell.ok(
+        "snapshot", "schedule", "set", "disk", "--every", "1d", "--keep-last", "2", "--weekly", "3"
+    )
+    assert (schedule["interval_s"], schedule["keep_last"], schedule["weekly"]) == (86400, 2, 3)
+    assert [each["volume"] for each in (await shell.ok("snapshot", "schedule", "list"))["schedules"]] == ["disk"]
+    plan = await shell.ok("snapshot", "prune", "disk", "--dry-run")
+    assert [(each["name"], each["stays"], each["reasons"]) for each in plan["snapshots"]] == [
+        ("one", True, ["made by hand"])
+    ]
+    await shell.ok("snapshot", "schedule", "remove", "disk")
+    assert (await shell.json("snapshot", "prune", "disk"))[0] == 2
+
+
+async def test_a_branch_is_deleted_as_a_whole(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    for name in ("a", "b", "c"):
+        await shell.ok("snapshot", "create", "disk", name)
+    await shell.ok("snapshot", "rollback", "disk", "a")
+    assert (await shell.text("snapshot", "delete", "disk", "a", "--branch"))[0] == 2
+    await shell.ok("snapshot", "delete", "disk", "b", "--branch")
+    assert [each["name"] for each in (await shell.ok("snapshot", "list", "disk"))["snapshots"]] == ["a"]
+
+
+async def test_a_diff_is_one_object_or_lines_that_end(shell):
+    await shell.ok("volume", "create", "disk", "--size", "1M")
+    await shell.engine.pool.volume("disk").write(0, memoryview(b"x" * 512))
+    await shell.ok("snapshot", "create", "disk", "one")
+    await shell.engine.pool.volume("disk").discard(0, 65536)
+    whole = await shell.ok("volume", "diff", "disk@one", "--digests")
+    (extent,) = whole["extents"]
+    assert (extent["offset"], extent["length"], extent["state"], len(extent["digests"])) == (0, 65536, "data", 1)
+    assert (await shell.ok("volume", "diff", "disk"))["extents"] == []
+    end = await shell.ok("volume", "diff", "disk", "--from", "one", "--progress")
+    assert (end["event"], end["count"], end["size_bytes"], end["changed_bytes"]) == ("end", 1, 1 << 20, 65536)
+    code, text = await shell.text("snapshot", "diff", "disk", "one")
+    assert (code, text.split()[:3]) == (0, ["0", "65536", "hole"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604800), ("2w", 1209600)]
+)
+def test_durations(text, seconds):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "0d", "-1d", "1.5h", "1y"])
+def test_texts_that_are_no_durations(text):
+    with pytest.raises(click.BadParameter):
+        duration(text)
+
+
+def test_instants():
+    assert instant("1970-01-02T00:00") == 86400
+    assert instant("1970-01-02T01:00+01:00") == 86400
+    with pytest.raises(click.BadParameter):
+        instant("tomorrow")

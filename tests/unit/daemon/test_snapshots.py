@@ -364,6 +364,16 @@ async def test_a_view_that_cannot_be_shown_is_not_left_behind(engine):
     await engine.api.snapshot_delete("v", "s")
 
 
+async def test_a_group_snapshot_with_a_view_is_deleted_by_force_only(engine):
+    await engine.api.group_create("g", ["v"])
+    await engine.api.group_snapshot_create("g", "s")
+    await engine.api.snapshot_expose("v", "s", writable=True)
+    with pytest.raises(InUse, match="writable views"):
+        await engine.api.group_snapshot_delete("g", "s")
+    await engine.api.group_snapshot_delete("g", "s", force=True)
+    assert (engine.pool.views(), await names(engine)) == ([], [])
+
+
 async def test_an_exposed_snapshot_is_unexposed(engine):
     await engine.api.snapshot_create("v", "s")
     assert (await engine.api.snapshot_expose("v", "s")).target == f"{PREFIX}:v.snap.s"
