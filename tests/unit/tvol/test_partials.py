@@ -1,0 +1,111 @@
+"""Partial chunks on the real file system: what they cost, where they lie, and when they end."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from engine.files import RealFile, real_env
+from engine.tvol.check import check_file
+from engine.tvol.file import TvolFile
+from engine.tvol.layout import PAGES_OF_CHUNK
+from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
+from engine.units import CHUNK_SIZES, KIB
+
+CHUNKS = 12
+
+
+@pytest.fixture(params=CHUNK_SIZES)
+async def store(request, tmp_path: Path):
+    """A volume that is written and shared with a snapshot, whose writes go through the coroutine."""
+    env, unit = real_env(), request.param
+    path = tmp_path / "v.tvol"
+    made = await TvolFile.create(
+        env, path, volume_name="v", size_bytes=CHUNKS * unit, chunk_bytes=unit, journal_bytes=4 * unit
+    )
+    head = made.volume("v")
+    await head.write(0, memoryview(b"o" * CHUNKS * unit))
+    await made.snapshot(head, "s")
+    yield made
+    await made.close()
+    await env.close()
+    assert not check_file(path).findings
+
+
+def mask(store, index: int) -> int:
+    """Of the partial chunk that the volume has there; 0 for none."""
+    entry = store.volume("v").node.map.lookup(index)
+    return store._core.family.claims.partials.mask(entry & CHUNK_MASK) if PARTIAL_SCALAR <= entry < 0 else 0
+
+
+async def content(device, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    await device.read(offset, memoryview(data))
+    return bytes(data)
+
+
+async def test_a_page_is_written_alone(store, monkeypatch):
+    head, unit = store.volume("v"), store.chunk_bytes
+    page = unit // PAGES_OF_CHUNK
+    written = []
+    write = RealFile.write
+    monkeypatch.setattr(
+        RealFile, "write", lambda self, buffers, at: written.append(sum(map(len, buffers))) or write(self, buffers, at)
+    )
+    await head.write(3 * page, memoryview(b"n" * page))
+    assert max(written) == page
+    assert mask(store, 0) == 1 << 3
+    assert await content(head, 0, unit) == b"o" * 3 * page + b"n" * page + b"o" * (unit - 4 * page)
+    assert await content(store.snapshots()[0], 0, unit) == b"o" * unit
+
+
+async def test_a_sector_takes_the_rest_of_its_page_along(store):
+    head, page = store.volume("v"), store.chunk_bytes // PAGES_OF_CHUNK
+    await head.write(page + 512, memoryview(b"n" * 512))
+    assert mask(store, 0) == 1 << 1
+    assert await content(head, page, page) == b"o" * 512 + b"n" * 512 + b"o" * (page - 1024)
+
+
+async def test_the_last_pages_are_copied_and_the_base_ends(store):
+    head, unit = store.volume("v"), store.chunk_bytes
+    page = unit // PAGES_OF_CHUNK
+    for number in range(11):
+        await head.write(number * page, memoryview(b"n" * page))
+        assert mask(store, 0) == (1 << number + 1) - 1
+    await head.write(11 * page, memoryview(b"n" * page))
+    assert mask(store, 0) == 0
+    assert store._core.family.claims.partials.count == 0
+    assert await content(head, 0, unit) == b"n" * 12 * page + b"o" * 4 * page
+
+
+async def test_a_shared_partial_chunk_hands_its_pages_on(store):
+    head, page = store.volume("v"), store.chunk_bytes // PAGES_OF_CHUNK
+    await head.write(page, memoryview(b"1" * page))
+    second = await store.snapshot(head, "second")
+    await head.write(2 * page, memoryview(b"2" * page))
+    assert mask(store, 0) == 0b110
+    assert await content(head, 0, 4 * page) == b"o" * page + b"1" * page + b"2" * page + b"o" * page
+    assert await content(second, 0, 4 * page) == b"o" * page + b"1" * page + b"o" * 2 * page
+    await store.delete_snapshot(second)
+    await store.settled()
+    assert store._core.family.claims.partials.count == 1
+
+
+async def test_a_sequential_write_lies_contiguously_and_needs_no_base(store):
+    head, unit = store.volume("v"), store.chunk_bytes
+    for offset in range(0, CHUNKS * unit, 256 * KIB):
+        await head.write(offset, memoryview(b"n" * 256 * KIB))
+    entries = [head.node.map.lookup(index) for index in range(CHUNKS)]
+    each = 256 * KIB // unit  # between two writes the file may have grown its metadata
+    for first in range(0, CHUNKS, each):
+        assert entries[first : first + each] == list(range(entries[first], entries[first] + each))
+    assert min(entries) > 1
+
+
+async def test_concurrent_flushes_share_their_syncs(store, monkeypatch):
+    head, syncs = store.volume("v"), []
+    sync = RealFile.sync_data
+    monkeypatch.setattr(RealFile, "sync_data", lambda self: syncs.append(1) or sync(self))
+    await head.write(0, memoryview(b"n" * 4096))
+    await asyncio.gather(*(head.flush() for _ in range(50)))
+    assert len(syncs) <= 4
