@@ -10,7 +10,7 @@ import pytest
 from engine.files import RealFileSystem
 from engine.tvol.allocator import Allocator, runs
 from engine.tvol.births import Births
-from engine.tvol.deadlist import Deadlist, pack_buckets, unpack_buckets
+from engine.tvol.deadlist import Deadlist, ReclaimQueue, pack_buckets, unpack_buckets
 from engine.tvol.journal import Journal, scan
 from engine.tvol.layout import RecordType
 
@@ -62,6 +62,33 @@ def test_births_grow_and_tell_which_pages_changed():
     births.free(np.array([5000], np.uint32))
     assert births.view[5000] == 0
     assert len(births.page_bytes(1)) == (5001 - 4096) * 4
+
+
+def test_a_captured_page_of_a_table_stays_what_it_was():
+    births = Births(np.zeros(3 * 4096, np.uint32))
+    births.set(5, 7)
+    births.set(5000, 7)
+    assert births.pages.capture() == [0, 1]
+    births.free(np.array([5], np.uint32))
+    births.set(6000, 8)
+    births.set_run(4096, 3, 8)
+    first, second = (np.frombuffer(births.pages.take(page), np.uint32) for page in (0, 1))
+    assert first[5] == 7
+    assert (second[5000 - 4096], second[6000 - 4096], second[0]) == (7, 0, 0)
+    assert births.pages.dirty == {0, 1}
+    assert births.view[5] == 0
+
+
+def test_the_reclaim_queue_gives_its_claims_in_order_and_keeps_what_was_captured():
+    queue = ReclaimQueue()
+    queue.append(array("I", range(10)))
+    queue.append(array("I", [90, 91]))
+    assert queue.take(4).tolist() == [0, 1, 2, 3]
+    captured = queue.parts()
+    assert queue.take(7).tolist() == [4, 5, 6, 7, 8, 9, 90]
+    assert [each for words, start, end in captured for each in words[start:end]] == [4, 5, 6, 7, 8, 9, 90, 91]
+    assert queue.take(9).tolist() == [91]
+    assert len(queue) == 0
 
 
 def test_freed_chunks_wait_for_their_record_and_for_who_may_use_them(file):
