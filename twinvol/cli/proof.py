@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.errors import EngineError, InvalidArgument, NotFound
+from engine.errors import EngineError, InvalidArgument
 from engine.stores import Extent
 from twinvol.api.frames import DaemonUnreachable
 from twinvol.cli.command import Output, fail, json_option, volume_point
@@ -42,7 +42,7 @@ def check(
     as_json: bool,
 ) -> None:
     """Does the copy still hold what FILE proves? Ends with 9 when not."""
-    from engine.proof import Proof  # slow: numpy
+    from engine.proof import read_proof  # slow: numpy
 
     output = Output(as_json)
     if [volume, image, url].count(None) != 2:
@@ -52,7 +52,7 @@ def check(
     if volume is not None and pool is None:
         raise click.UsageError("--volume needs --pool DIR or TWINVOL_POOL")
     try:
-        proof = Proof.parse(_read(file))
+        proof = asyncio.run(read_proof(file))
         if volume is not None and pool is not None:
             holder = "@".join(part for part in volume if part)
             root, size_bytes = asyncio.run(_of_volume(pool, output, volume))
@@ -78,15 +78,6 @@ def check(
     )
     if not holds:
         sys.exit(ExitCode.MISMATCH)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except FileNotFoundError:
-        raise NotFound("file", str(file)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{file}: {error}") from error
 
 
 async def _of_volume(pool: Path, output: Output, volume: tuple[str, str | None]) -> tuple[str, int]:

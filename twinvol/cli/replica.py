@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,8 +148,10 @@ async def verify(api: EngineApi, output: Output, name: str, no_wait: bool, progr
 @with_api
 async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     """Verify, and write a document that proves it and can be checked again elsewhere."""
+    from engine.proof import write_proof  # slow: numpy
+
     job = await outcome(api, output, await api.replica_verify(name))
-    await asyncio.to_thread(out.write_text, job.result["proof"])
+    await write_proof(out, job.result["proof"])
     fields = {key: job.result[key] for key in ("identical", "root", "size_bytes")}
     output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
 

@@ -2,7 +2,9 @@ import random
 
 import pytest
 
+from engine.errors import InvalidArgument, NotFound
 from engine.hash_tree import FAN_OUT, LEAF_BYTES, HashTree, leaf_digests
+from engine.proof import read_proof, write_proof
 from engine.stores import Extent
 
 
@@ -59,3 +61,16 @@ def test_the_root_of_a_known_device_does_not_change_between_versions():
     data = bytes(range(256)) * 1024  # four leaves
     assert tree_of_bytes(data, skip_zeroes=True).root().hex() == "ab2d140263a2ae53560d6d25af75d41a"
     assert HashTree(0).root().hex() == "03db95c5228b200de7f6b72d6a5cae06"
+
+
+async def test_a_proof_document_that_is_none_is_refused(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "long").write_text("x" * (1 << 21))
+    (tmp_path / "empty").touch()
+    for name in ("binary", "long", "empty", "."):
+        with pytest.raises(InvalidArgument):
+            await read_proof(tmp_path / name)
+    with pytest.raises(NotFound):
+        await read_proof(tmp_path / "nothing")
+    with pytest.raises(NotFound):
+        await write_proof(tmp_path / "no" / "folder", "{}")
