@@ -14,7 +14,8 @@ Mended is what follows from maps, nodes and slots, all of which must verify:
 * pages of digests, and their bits: those digests are gone, a scrub makes new ones.
 
 Refused is what holds the only word on something: maps, nodes, slots, the root stream, both superblock slots, a journal
-record that a later COMMIT vouches for; and lost births while a deleted node is being reclaimed.
+record that a later COMMIT vouches for; lost births while a deleted node is being reclaimed; and any file that has
+partial chunks, whose claims this module does not follow yet.
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ class _Mender:
         return bytes(PAGE_SIZE)
 
     def mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
+        if family.claims.partials.count:
+            raise LayoutError("files with partial chunks are not mended")
         if self._lost_births and family.reclaiming:
             raise LayoutError("births are lost while a deleted snapshot is being reclaimed")
         queued, family.reclaim = family.reclaim.parts(), ReclaimQueue()
