@@ -105,12 +105,20 @@ class Allocator:
         if first + count > MAX_CHUNKS:
             raise OutOfSpace(f"{self._file.path} has {MAX_CHUNKS} chunks, the most that the format allows")
         if first + count > self._file_chunks:
-            wanted = first + count + _GROW_BYTES // self._chunk_bytes
-            self._file.truncate(wanted * self._chunk_bytes)
-            self._file_chunks = wanted
+            self._file_chunks = self._grow_file(first + count)
         self.end += count
         self._births.extend_to(self.end)
         return first
+
+    def _grow_file(self, chunks: int) -> int:
+        """Make the file so long, or longer; how long it is. Raises OutOfSpace."""
+        try:
+            wanted = chunks + _GROW_BYTES // self._chunk_bytes
+            self._file.truncate(wanted * self._chunk_bytes)
+        except OutOfSpace:  # the host's longest file: up to there, then
+            wanted = chunks
+            self._file.truncate(wanted * self._chunk_bytes)
+        return wanted
 
     def give_back(self, chunks: Iterable[int]) -> None:
         """Chunks that were taken and not published; something may have been written to them."""

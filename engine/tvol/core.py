@@ -67,6 +67,8 @@ PUNCH_PIECES = 16
 """So many of them, or single chunks of as many in all, are handed to a worker at a time (64 MiB)."""
 MAX_DIRTY_SLOT_PAGES = 1024
 """Pages of the table of slots (16 MiB, 2 million slots) that one checkpoint copies in one turn of the loop."""
+GIVING_TRIES = 16
+"""Checkpoints that a deletion or discard waits for on a full disk; others may take what one has returned."""
 FREED_WAIT_S = 5.0
 """How long a write without space waits for the first chunk of a deleted snapshot."""
 _MAP_WORDS = MAX_MAP_ITEMS * MAP_ITEM.size // 4
@@ -358,7 +360,7 @@ class Core:
                 # The disk is full: a checkpoint returns the pages of the state before the last one.
                 if self.pages.headroom() >= pages + floor:
                     return
-                if tries == 2:
+                if tries == (GIVING_TRIES if reserved else 2):
                     raise OutOfSpace(f"{self.path}: no space for metadata; free space on the host")
                 tries += 1
                 await self.checkpointer.run()

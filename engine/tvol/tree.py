@@ -250,10 +250,13 @@ class Family:
         self.gone.append(node)
 
     def changing(self) -> Iterator[Node]:
-        """The nodes whose content may change without a tree operation that says so."""
+        """The nodes whose content may change without a tree operation that says so.
+
+        Not what is deleted and waits: its merge says what it changes. Otherwise many deletions on a full disk would
+        each claim pages, until there were none for a checkpoint.
+        """
         yield from self.heads.values()
         yield from self.unsealed.values()
-        yield from self.deleted.values()
         yield from self.reclaiming
 
     def _need(self, node: Node, first: int, last: int) -> None:
@@ -615,6 +618,7 @@ class Family:
         for bucket in freed:
             self.reclaim.append(bucket)
         self.dirty_words += sum(map(len, freed)) + child.dead.words()
+        self.structure_pages += 2  # the deadlist's and the queue's last pages, which are not full
         self._remove(node)
         child.attach(parent)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine.pool_space import PoolSpace
 from engine.tvol import core as core_module
-from engine.tvol import store as store_module
 from engine.tvol.allocator import Allocator
 from engine.tvol.core import Core
+from engine.tvol.tree import Family
 from tests.simulation.directed_space import (
     a_full_disk_that_snapshots_wear_down,
     a_grant_from_before_the_last_measurement,
@@ -44,6 +44,14 @@ def _old_operation(original):
     return lambda self, operation: operation
 
 
+def _waiting_ones_change(original):
+    def changing(self):
+        yield from original(self)
+        yield from self.deleted.values()
+
+    return changing
+
+
 def _none(original):
     return 0
 
@@ -69,9 +77,13 @@ SPACE: dict[str, Mutation] = {
         "writes leave pages for what gives space back",
         ((core_module, "MARGIN", _none),),
     ),
-    "margin-of-flips": Mutation(
-        "snapshots leave pages for what gives space back",
-        ((store_module, "GIVING_MARGIN", _none),),
+    "waiting-deletions-claim-nothing": Mutation(
+        "what is deleted and waits for its merge claims no page of a checkpoint",
+        ((Family, "changing", _waiting_ones_change),),
+    ),
+    "deletions-are-patient": Mutation(
+        "a deletion on a full disk waits for pages that others took before it",
+        ((core_module, "GIVING_TRIES", _none),),
     ),
 }
 
@@ -81,5 +93,6 @@ DIRECTED_SPACE = {
     "grants-end": a_grant_from_before_the_last_measurement,
     "waiting-write-holds-nothing": a_write_right_after_a_deletion,
     "margin-of-writes": a_map_that_outgrows_the_metadata,
-    "margin-of-flips": a_full_disk_that_snapshots_wear_down,
+    "waiting-deletions-claim-nothing": a_full_disk_that_snapshots_wear_down,
+    "deletions-are-patient": a_full_disk_that_snapshots_wear_down,
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import MediumError, OutOfSpace, StoreFailed
+from engine.errors import MediumError, NotSupported, OutOfSpace, StoreFailed
 from engine.files import RealFile, RealFileSystem, StoreEnv, SystemClock, ThreadWorkers
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
@@ -151,3 +151,54 @@ async def test_after_a_failed_sync_the_next_opening_has_what_was_flushed(made):
     await again.close()
     workers.close()
     assert not check_file(path).findings
+
+
+async def test_where_the_host_cannot_punch_freed_chunks_are_used_again(made, caplog):
+    store, files, path = made
+    head = store.volume("v")
+
+    def cannot(offset, length, /):
+        raise NotSupported("no FALLOC_FL_PUNCH_HOLE here")
+
+    files.file.punch = cannot
+    await head.write(0, memoryview(b"1" * MIB))
+    for number in range(8):
+        await head.discard(0, MIB)
+        await head.flush()
+        await store.settled()
+        await head.write(512 * KIB, memoryview(b"2" * 4096))  # the rest of its chunk must read zero
+        await head.write(0, memoryview(bytes([65 + number]) * (256 * KIB)))
+    data = bytearray(CHUNK)
+    await head.read(512 * KIB, memoryview(data))
+    assert data == b"2" * 4096 + bytes(CHUNK - 4096)
+    space = await store.family_space()
+    assert space.used_bytes + space.free_bytes <= 2 * MIB, "nothing was taken while freed chunks were there"
+    assert space.unpunched_bytes == space.free_bytes
+    assert caplog.text.count("free space is not given back to the host") == 1
+    await store.close()
+    assert not check_file(path).findings
+
+
+async def test_a_file_at_the_hosts_limit_uses_the_last_chunk_below_it(made):
+    """EFBIG: growing in large steps must not give up what is left below the limit."""
+    store, files, _ = made
+    head = store.volume("v")
+    limit = files.file.size() + 20 * CHUNK
+    truncate = files.file.truncate
+
+    def limited(size, /):
+        if size > limit:
+            raise OutOfSpace("simulated EFBIG")
+        truncate(size)
+
+    files.file.truncate = limited
+
+    async def fill() -> None:
+        for number in range(1000):
+            await head.write(number * CHUNK, memoryview(b"1" * CHUNK))
+
+    with pytest.raises(OutOfSpace):
+        await fill()
+    assert store.info().chunks * CHUNK == limit
+    await head.discard(0, 4 * CHUNK)
+    await head.write(999 * CHUNK, memoryview(b"2" * CHUNK))
