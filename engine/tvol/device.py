@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import InvalidState, OutOfRange, WriteProtected
+from engine.errors import InvalidState, MediumError, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
@@ -302,7 +302,11 @@ class NativeSnapshot(NativeDevice):
         if self._node.flags & NodeFlag.UNSEALED:  # late writes may change it
             return await super()._at_hand(offset, length)
         first, last = offset >> self._shift, (offset + max(length, 1) - 1) >> self._shift
-        found = await self._core.maps.see(self._view, self._node, first, last)
+        try:
+            found = await self._core.maps.see(self._view, self._node, first, last)
+        except MediumError:
+            self._check_extent(offset, length)  # the snapshot went while it was read
+            raise
         self._check_extent(offset, length)
         return found
 

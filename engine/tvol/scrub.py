@@ -219,8 +219,9 @@ class Scrubber:
             leaf = await self._core.maps.leaf(node, number)
             return await self._core.maps.resident_leaf(node, number) if whole or leaf.birth > node.floor else None
         except MediumError as error:
-            offset = (number << LEAF_SHIFT) * self._core.chunk_bytes
-            self._report(Finding(Found.MAP_LOST, node.name, offset, 0, text=str(error)))
+            if not self._gone(node):  # else it was read while its snapshot went, and its pages were used again
+                offset = (number << LEAF_SHIFT) * self._core.chunk_bytes
+                self._report(Finding(Found.MAP_LOST, node.name, offset, 0, text=str(error)))
             return None
 
     async def _sealed(self, node: Node) -> None:
