@@ -23,7 +23,7 @@ SIZE = 16 << 20
 BACKUPS = 3
 SEED = int(os.environ.get("TWINVOL_BACKUP_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Writer:

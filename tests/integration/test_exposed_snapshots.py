@@ -27,7 +27,7 @@ MODE_SENSE_6_ALL = bytes.fromhex("1a 00 3f 00 ff 00")  # SPC-4 section 6.11: all
 WRITE_10_ONE_BLOCK = bytes.fromhex("2a 00 00000000 00 0001 00")
 WP = 0x80  # SBC-3 section 6.5.1, device-specific parameter
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 async def disk_of(daemon: Daemon, exposed: dict[str, Any], prefix: str = "") -> IscsiDisk:
