@@ -67,8 +67,8 @@ class Space:
 
     @property
     def shared_bytes(self) -> int:
-        """What other nodes refer to, too."""
-        return self.mapped_bytes - self.unique_bytes
+        """What other nodes refer to, too. A partial chunk is one place of the map, and holds two chunks."""
+        return max(0, self.mapped_bytes - self.unique_bytes)
 
 
 @dataclass(frozen=True, slots=True)
