@@ -84,7 +84,7 @@ LEDGERS_NAME = "ledgers"
 LEFTOVER_WAIT_S, LEFTOVER_PAUSE_S = 10.0, 0.01
 """How long the files of a killed daemon may stay locked by its copying process, and how often that is looked at."""
 
-_ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, LEDGERS_NAME, "lost+found"})
+_ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, LEDGERS_NAME, "catalog.ballast", "lost+found"})
 """What a folder may hold that is to become a pool: what a crash while making one leaves, and an empty ext4's own."""
 
 
