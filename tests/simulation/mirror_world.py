@@ -475,6 +475,7 @@ class NativeWorld(World):
         return [store.volumes()[0] for store in stores]
 
     def content(self, head, *, whole: bool = False) -> bytes:
+        _have_map(head)
         data = bytearray(head.size_bytes if whole else SIZE)
         view = memoryview(data)
         for offset in range(0, len(data), CHUNK):
@@ -503,6 +504,16 @@ class NativeWorld(World):
         self.dead = True
         self.files.kill()
         self.loop.close()
+
+
+def _have_map(head) -> None:
+    """Have a head's map in memory, as its first reader would: ``try_read`` declines what is not."""
+    found, source = head.node.map, head._core.maps._source
+    if not found.loaded:
+        found.load(source.leaves(tuple(found.tops), found.count))
+    for leaf in found.leaves:
+        if not leaf.resident:
+            leaf.hold(source.entries(leaf))
 
 
 def run(seed: int, kind: type[World] = World) -> World:

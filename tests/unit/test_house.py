@@ -26,7 +26,7 @@ def test_alignment_helpers_round_to_whole_units():
 def test_what_a_page_names_is_there(page):
     """Tests, scenarios, modules, decisions and links: a page that names what is gone sends its reader astray."""
     text = page.read_text()
-    here = {path.name for path in ROOT.glob("tests/**/*") if path.is_file()}
+    here = {path.name for folder in ("tests", "bench") for path in (ROOT / folder).glob("**/*") if path.is_file()}
     named = set(re.findall(r"\btest_[a-z0-9_]+\.py\b", text)) | set(re.findall(r"`scenarios/(\w+\.sh)`", text))
     assert named - here == set()
     modules = re.findall(r"`((?:bench|docs|engine|iscsi|tests|twinvol)/[\w./-]+\.\w+)`", text)
