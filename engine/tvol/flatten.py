@@ -8,9 +8,10 @@ asking again, and needs no ledger.
 Rules kept here:
 
 * **The head is in use meanwhile.** A copy holds no place in the order of writes. It counts at its publication, in one
-  step: only where the entry is the one that was read, nothing was frozen or rolled back since, no write is under way
-  (which was planned by the old entry) and the head is not shut. Else the chunk goes back; a later pass copies it, or
-  finds it redirected.
+  step: only where the entry is the one that was read, nothing was frozen or rolled back since, no node above was
+  merged away (then what was inherited may be the head's own, and written in place), no write is under way (which was
+  planned by the old entry) and the head is not shut. Else the chunk goes back; a later pass copies it, or finds it
+  redirected.
 * The entry of a partial chunk says nothing of when its pages were written. One that is the volume's own over a base
   that it inherits is no part of a copy, but is filled, in the order of writes (``NativeHead.settle``).
 * What was found zero becomes ZERO. What was written is published after it was verified, by the copy loop.
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from engine.stores import ReadLease
     from engine.tvol.core import Core
     from engine.tvol.head import NativeHead
+    from engine.tvol.housekeeping import Housekeeper
     from engine.tvol.tree import Family, Node
 
     Words = npt.NDArray[np.uint32]
@@ -211,6 +213,7 @@ class _Lease:
         self._entries = entries
         self._origin = origin
         self._generation = core.family.generation
+        self._floor = head.node.floor
         self._operation = core.begin_operation()  # what the entries name stays while it is read
 
     def place_chunks(self) -> None:
@@ -245,6 +248,7 @@ class _Lease:
         return (
             not _own_partials(self._core.family, entry, self._origin).any()
             and self._core.family.generation == self._generation
+            and head.node.floor == self._floor
             and head.may_redirect(index)
             and head.node.map.lookup(index) == self._entries[number]
         )
@@ -254,10 +258,12 @@ class _Lease:
         self._core.end_operation(self._operation)
 
 
-async def separate(core: Core, head: NativeHead) -> bool:
+async def separate(core: Core, head: NativeHead, keeper: Housekeeper) -> bool:
     """Have a volume leave the one that it was cloned from, durably, if it may. Whether it depends on none any more.
 
-    False: its snapshots, or it itself, still inherit something.
+    A deleted snapshot may be left with one child then. That merge waits for the record as for a DELETE: the child may
+    write in place to what the volume would inherit again after a power loss. False: its snapshots, or it itself, still
+    inherit something.
     """
     while (origin := origin_of(head.node)) is not None:
         generation, node = core.family.generation, head.node
@@ -268,10 +274,14 @@ async def separate(core: Core, head: NativeHead) -> bool:
             return False
         await core.make_room(reserved=True)
         if core.family.generation == generation and node.parent is origin:
-            core.log(RecordType.SEPARATE, layout.NODE_ID.pack(node.id))
-            core.on_work()
+            _log_separation(core, keeper, node)
+            keeper.wake()
     await core.flush()
     return True
+
+
+def _log_separation(core: Core, keeper: Housekeeper, node: Node) -> None:
+    keeper.deleted_seq = core.log(RecordType.SEPARATE, layout.NODE_ID.pack(node.id))
 
 
 async def _inherits_nothing(core: Core, node: Node) -> bool:

@@ -4,7 +4,8 @@ All of it is resumable: what is to be done follows from the state (deleted nodes
 each step is one journal record. Deleting is O(1) for the caller; this is where its cost goes, in bounded steps.
 
 A deleted node is merged only when its DELETE is durable: the merge lowers its child's floor, so that the child may
-write in place to what the deleted node sees; after a power loss that node must not come back.
+write in place to what the deleted node sees; after a power loss that node must not come back, nor another child of it
+that has left (SEPARATE).
 
 No node is merged while another is being reclaimed. The map of that one still names what it inherited; a merge may give
 its older relatives' chunks to somebody who frees and reuses them, and their new births would look like its own.
@@ -45,7 +46,7 @@ class Housekeeper:
         self._again = False
         self._stopped = False
         self.deleted_seq = core.durable_seq
-        """The last record that marked nodes as deleted."""
+        """The last record that marked nodes as deleted, or took a child from one (SEPARATE)."""
         self._grow_at = 0.0
         core.on_work = self.wake
 

@@ -439,7 +439,7 @@ class NativeStore:
 
     async def separate(self, head: Head) -> bool:
         """See ``engine.stores.SeparableStore``. Raises StoreFailed, OutOfSpace."""
-        return await separate(self._core, self._volume(head))
+        return await separate(self._core, self._volume(head), self._housekeeper)
 
     async def rename(self, device: Head | Frozen, name: str) -> None:
         """Give a volume or snapshot another name, durably. Raises AlreadyExists, InvalidArgument."""

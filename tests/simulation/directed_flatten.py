@@ -79,6 +79,34 @@ def a_write_over_what_is_being_copied() -> None:
     _process(SimFileSystem(random.Random(1)), main)
 
 
+def a_write_in_place_to_what_is_being_copied() -> None:
+    """The origin goes while it is copied; what the clone had of it is its own then, and the entry stays the same."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        empty = await store.snapshot(head, "empty")
+        for index in range(CHUNKS):
+            await head.write(index * CHUNK, memoryview(b"a" * CHUNK))
+        origin = await store.snapshot(head, "origin")
+        clone = await store.clone(origin, "clone")
+        await store.rollback(head, empty)
+        (branch,) = (snapshot for snapshot in store.snapshots() if snapshot not in (empty, origin))
+        await store.delete_snapshot(branch)
+        await store.settled()
+
+        async def merge_and_write() -> None:
+            if origin in store.snapshots():
+                await store.delete_snapshot(origin)
+                await store.settled()
+                await clone.write(0, memoryview(b"b" * 512))
+
+        await _flatten(env, store, clone, merge_and_write)
+        await _expect(clone, b"b" * 512)
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
 def a_slow_write_under_a_copy_and_a_flip() -> None:
     """It was planned by the old entry and belongs to a snapshot; the volume has it all the same."""
 
@@ -133,6 +161,40 @@ def a_separated_clone_after_power_loss() -> None:
             raise Violation("a clone hangs on its origin again")
         await _expect(clone, b"")
         await store.close()
+
+    _process(files, main)
+    files.lose_power("everything")
+    _process(files, look)
+
+
+def a_merge_before_the_separation_is_durable() -> None:
+    """Power is lost while a separation is being flushed: what the clone inherits again is what it was."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        head = store.volumes()[0]
+        await store.delete_snapshot(store.snapshots()[0])  # it waits, since two stand on it
+        await store.settled()
+        for index in range(CHUNKS):
+            await clone.write(index * CHUNK, memoryview(b"c" * CHUNK))
+        workers.meant = lambda call: getattr(call, "__name__", "") == "_sync_data_before_commit"
+        separating = asyncio.ensure_future(store.separate(clone))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert workers.held, "the separation does not flush"
+        assert not separating.done()
+        if head.try_write(0, memoryview(b"b" * CHUNK)):
+            head.end_pass()
+
+    async def look(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await TvolFile.open(env, PATH)
+        (clone,) = (head for head in store.volumes() if head.name == "clone")
+        found = bytearray(CHUNK)
+        await clone.read(0, memoryview(found))
+        await store.close()
+        if found not in (b"a" * CHUNK, b"c" * CHUNK):
+            raise Violation("a clone whose separation was not durable inherits what was written since")
 
     _process(files, main)
     files.lose_power("everything")
