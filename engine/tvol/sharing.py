@@ -107,22 +107,24 @@ def _items(
 
 async def _copy_chunk(core: Core, segments: list[tuple[int, int, int]], epoch: Epoch, index: int) -> None:
     """A chunk of the source, as its map has it in this step, read and written to a chunk of its own, then published."""
-    chunk, _ = core.allocator.take(whole=True)
     lease = NativeReadLease(core, segments)
-    buffer = memoryview(bytearray(core.chunk_bytes))
-
-    def copy() -> None:
-        lease.read(0, buffer)
-        core.data.write((buffer,), chunk << core.chunk_shift)
-
+    taken: list[int] = []
     try:
-        await core.env.workers.run(copy)
+        chunk = core.allocator.take(whole=True)[0]
+        taken.append(chunk)
+        await core.env.workers.run(lambda: _copy(core, lease, chunk))
         await core.make_room()
         core.check()
     except BaseException:
-        core.allocator.give_back([chunk])
+        core.allocator.give_back(taken)
         raise
     finally:
         lease.release()
     core.publish(epoch.node, index, chunk)
     core.end_pass()
+
+
+def _copy(core: Core, lease: NativeReadLease, chunk: int) -> None:
+    buffer = memoryview(bytearray(core.chunk_bytes))
+    lease.read(0, buffer)
+    core.data.write((buffer,), chunk << core.chunk_shift)

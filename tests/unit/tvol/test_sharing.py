@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import InvalidArgument, InvalidState, NotFound, NotSupported, OutOfRange
+from engine.errors import InvalidArgument, InvalidState, MediumError, NotFound, NotSupported, OutOfRange
 from engine.stores import Extent, ExtentState
 from engine.tvol import claims, layout, superblock
 from engine.tvol.births import Births
@@ -109,6 +109,22 @@ async def test_another_volume_of_the_family_and_a_share_of_a_share(store):
     await store.share(second, 21 * CHUNK, head, 30 * CHUNK, 2 * CHUNK)
     assert [await chunk_at(clone, 20 + n) for n in range(4)] == [pattern(n) for n in range(4)]
     assert [await chunk_at(head, 30 + n) for n in range(2)] == [pattern(1), pattern(2)]
+
+
+async def test_a_partial_chunk_over_a_bad_one_is_not_shared_and_takes_no_space(store):
+    head = store.volume("v")
+    await fill(head, 0, 1)
+    base = entry(head, 0)
+    await store.snapshot(head, "s")
+    await head.write(0, memoryview(b"p" * 4096))
+    source = await store.snapshot(head, "source")
+    await store._core.begin_sharing()
+    store._core.family.births.mark(base, bad=True)
+    free = store._core.allocator.free_count, store._core.allocator.end
+    with pytest.raises(MediumError):
+        await store.share(source, 0, head, CHUNK, CHUNK)
+    assert (store._core.allocator.free_count, store._core.allocator.end) == free
+    store._core.family.births.mark(base, bad=False)
 
 
 async def test_it_is_there_after_reopening(env, store, path):
