@@ -12,7 +12,8 @@ A piece of a write is planned chunk by chunk (STORE section 2 and 3):
   that it has not: it is filled at once.
 
 When ``FILL_PAGES`` or fewer pages of a partial chunk would be missing, they are copied too, and the chunk needs no base
-any more (``docs/decisions/0013-partial-chunks.md``).
+any more (``docs/decisions/0013-partial-chunks.md``). Not those of a base that is marked bad: what is overwritten page
+by page need not be read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import OutOfSpace
-from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.claims import names_chunk
 from engine.tvol.device import ZEROES
 from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, FULL_MASK, PAGES_OF_CHUNK, SLOT_BIT
@@ -104,7 +105,7 @@ class Planner:
     def plan(self, node: Node, offset: int, data: memoryview, *, redirect: bool = False) -> Plan:
         """Find or take the chunks of a piece. ``redirect``: nothing that is read now is overwritten.
 
-        Raises OutOfSpace, having taken none.
+        Raises OutOfSpace, or ``NOT_THERE`` for a leaf that is not resident, having taken none.
         """
         plan = Plan()
         try:
@@ -114,7 +115,7 @@ class Planner:
                 step = min(chunk_bytes - within, length - at)
                 self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step], redirect)
                 at += step
-        except OutOfSpace:
+        except (OutOfSpace, *NOT_THERE):
             self._allocator.give_back(plan.taken)
             raise
         return plan
@@ -174,7 +175,7 @@ class Planner:
         pieces = [self._whole_pages(plan, within, data, (position, mask, base_position), mask)]
         if touched & ~mask:
             rest = FULL_MASK & ~(mask | touched)
-            if rest.bit_count() <= FILL_PAGES:
+            if self._may_fill(rest, base_position):
                 pieces += self._copy_pages(plan, base_position, rest)
                 touched |= rest
             plan.published.append((index, chunk, base, mask | touched))
@@ -204,12 +205,16 @@ class Planner:
         pieces = [self._whole_pages(plan, within, data, source, 0)]
         if kept:
             pieces += self._copy_pages(plan, position, kept & ~touched)
-        if fill or not reads_zero or rest.bit_count() <= FILL_PAGES:
+        if fill or not reads_zero or self._may_fill(rest, base_position):
             pieces += self._copy_pages(plan, base_position, rest)
             rest = 0
         self._write_pieces(plan, chunk, pieces)
         base = base if rest else EMPTY
         plan.published.append((index, chunk, base & 0xFFFF_FFFF, FULL_MASK & ~rest))
+
+    def _may_fill(self, rest: int, base_position: int) -> bool:
+        """Whether so few pages would be left to the base that they are copied."""
+        return rest.bit_count() <= FILL_PAGES and base_position >> self._shift not in self._births.digests.bad
 
     def _base_of(self, chunk: int) -> int:
         """The chunk that a partial chunk's base stands for."""

@@ -18,6 +18,7 @@ from engine.errors import (
 from engine.stores import Extent, ExtentState
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
+from engine.tvol.layout import LEAF_ENTRIES
 from engine.units import KIB, MIB
 
 CHUNK = 64 * KIB
@@ -343,3 +344,21 @@ async def test_larger_chunks(env, tmp_path):
     assert await content(snapshot, 0, 8 * KIB) == b"\0" * 4 * KIB + b"1" * 4 * KIB
     await store.close()
     assert not [f for f in check_file(tmp_path / "l.tvol").findings if f.severity.name == "DAMAGE"]
+
+
+async def test_a_write_that_the_fast_tier_declines_for_a_leaf_takes_no_chunk(env, path):
+    """It spans two leaves of the map, and after reopening only the first has been read."""
+    boundary = LEAF_ENTRIES * CHUNK
+    store = await TvolFile.create(env, path, volume_name="v", size_bytes=2 * boundary)
+    head = store.volume("v")
+    for offset in (0, boundary):
+        await head.write(offset, memoryview(b"a" * 4096))
+    await store.close()
+    store = await TvolFile.open(env, path)
+    head, allocator = store.volume("v"), store._core.allocator
+    await head.read(0, memoryview(bytearray(4096)))
+    await store.settled()
+    used = allocator.end - allocator.free_count
+    assert not head.try_write(boundary - 4096, memoryview(b"b" * 8192))
+    assert allocator.end - allocator.free_count == used
+    await store.close()

@@ -177,6 +177,20 @@ async def test_a_mark_survives_the_process(store, env, path, tmp_path):
         await other.close()
 
 
+async def test_a_bad_chunk_is_overwritten_page_by_page(store, path):
+    head = store.volume("v")
+    await fill(head, 0, 4)
+    await scrub(store)
+    await head.flush()
+    rot(path, entry(head, 2))
+    await scrub(store)
+    assert store.bad_chunks == 1
+    for at in range(0, CHUNK, 4 * KIB):
+        await head.write(2 * CHUNK + at, memoryview(pattern(2, 1))[at : at + 4 * KIB])
+    assert await read(head, 2) == pattern(2, 1)
+    assert store.bad_chunks == 0
+
+
 class Elsewhere:
     def __init__(self, data: bytes) -> None:
         self.data = data
