@@ -538,8 +538,8 @@ class NativeHead(NativeDevice):
             try:
                 if size_bytes < self._node.size_bytes:
                     await self._clear(admission, size_bytes, self._node.size_bytes, EMPTY)
-                await core.make_room(reserved=True)
                 await self.ready(admission.epoch, size_bytes, 1)
+                await core.make_room(reserved=True)
                 core.log(RecordType.RESIZE, layout.RESIZE.pack(self._node.id, size_bytes))
             finally:
                 self._leave(admission)
