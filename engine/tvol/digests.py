@@ -122,9 +122,12 @@ class Digests:
 
     async def prepare(self, file: BlockFile, workers: Workers, chunks: Iterable[int]) -> None:
         """Have the pages that hold (or will hold) the digests of these chunks in memory, for ``get`` and ``put`` in
-        the same step. Raises LayoutError, naming a page that does not verify: its digests have been dropped."""
+        the same step: whoever waits after it asks ``at_hand``. Raises LayoutError, naming a page that does not verify:
+        its digests have been dropped."""
         for page in sorted({chunk // DIGESTS_PER_PAGE for chunk in chunks}):
-            if page in self._dirty or page in self._writing or page in self._cache or not self._stored(page):
+            if self._in_memory(page):
+                if page in self._cache:
+                    self._cache.move_to_end(page)  # what is read for the others must not displace it
                 continue
             ref = self.refs[page]
             offset, wanted = int(ref["page"]) * PAGE_SIZE, int(ref["checksum"])
@@ -137,6 +140,14 @@ class Digests:
             self._cache[page] = data
         while len(self._cache) > CACHE_PAGES:
             self._cache.popitem(last=False)
+
+    def at_hand(self, chunks: Iterable[int]) -> bool:
+        """Whether ``get`` and ``put`` may be called for all of these, in this step."""
+        return all(self._in_memory(chunk // DIGESTS_PER_PAGE) for chunk in chunks)
+
+    def _in_memory(self, page: int) -> bool:
+        """Also of a page that there never was."""
+        return page in self._dirty or page in self._writing or page in self._cache or not self._stored(page)
 
     def _stored(self, page: int) -> bool:
         return page < len(self.refs) and bool(self.refs[page]["page"])

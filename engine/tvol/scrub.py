@@ -288,8 +288,7 @@ class Scrubber:
         core.check()
         chunks = [chunk for chunk in index_of if chunk not in bad]
         read = await self._read(chunks)
-        await self._pages_of(node, [*read, *bad])
-        made = 0
+        room = await self._ready(node, read)
         for chunk, actual in read.items():
             if chunk not in self._digests.held:
                 continue  # freed meanwhile
@@ -298,20 +297,28 @@ class Scrubber:
                 self.counts.verified += 1
             elif expected is not None:
                 await self._suspect(node, index_of[chunk], chunk, expected)
-                await self._pages_of(node, read)
+                room = await self._ready(node, read)
             elif actual is None:
                 self._tell(Found.UNREADABLE_UNKNOWN, node, index_of[chunk], chunk)
-            elif made or await self._room():
-                if chunk in self._digests.held:
-                    made += 1
-                    self._digests.put(chunk, actual)
+            elif room:
+                self.counts.made += 1
+                self._digests.put(chunk, actual)
             else:
                 self.counts.no_room += 1
-        self.counts.made += made
         for chunk in bad:
+            await self._pages_of(node, [chunk])
             expected = self._digests.get(chunk) if chunk in self._digests.held else None
             if expected is not None:
                 await self._heal(node, index_of[chunk], chunk, expected)
+
+    async def _ready(self, node: Node, read: dict[int, bytes | None]) -> bool:
+        """Have the digests of a batch in memory, and say whether there is room for new ones: both hold in the step in
+        which it returns. What is waited for on the way may take either away again."""
+        while True:
+            room = all(map(self._digests.has, read)) or await self._room()
+            if self._digests.at_hand(read):
+                return room
+            await self._pages_of(node, read)
 
     async def _room(self) -> bool:
         """Room for what a batch adds to the next checkpoint. False on a full disk: then nothing is digested."""

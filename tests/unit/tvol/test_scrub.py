@@ -7,13 +7,15 @@ import os
 import struct
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from engine.errors import MediumError
 from engine.hash_tree import digest_of
+from engine.tvol import digests
 from engine.tvol.check import check_file
 from engine.tvol.check_image import Findings, Loader
 from engine.tvol.file import TvolFile
-from engine.tvol.layout import PAGE_SIZE
+from engine.tvol.layout import DIGESTS_PER_PAGE, PAGE_SIZE
 from engine.tvol.scrub import Found
 from engine.units import KIB, MIB
 
@@ -317,3 +319,40 @@ async def test_a_rotten_leaf_of_a_map_is_found_by_the_scrub_and_nothing_is_calle
             await store.volume("v").read(0, memoryview(bytearray(CHUNK)))
     finally:
         await store.close()
+
+
+async def test_a_checkpoint_between_two_digests_of_a_batch_may_displace_their_pages(env, path, monkeypatch):
+    """As with more pages of digests than the cache has: the batch has them read again."""
+    monkeypatch.setattr(digests, "DIGESTS_PER_PAGE", 1)
+    monkeypatch.setattr(digests, "CACHE_PAGES", 20)
+    monkeypatch.setattr("engine.tvol.scrub.MAX_DIRTY_PAGES", 16)
+    store = await TvolFile.create(env, path, volume_name="v", size_bytes=SIZE)
+    head = store.volume("v")
+    await fill(head, 0, 128)
+    assert (await scrub(store))[0].made == 128
+    await head.discard(0, 64 * CHUNK)
+    await head.flush()
+    await store.settled()
+    for chunk in range(64, 128, 2):  # to the chunks that are free, which come before the others
+        await fill(head, chunk, 1, version=1)
+    counts, findings = await scrub(store)
+    assert (counts.made, counts.verified, findings) == (32, 32, [])
+    counts, findings = await scrub(store)
+    assert (counts.made, counts.verified, findings) == (0, 64, [])
+    await store.close()
+
+
+async def test_a_page_of_digests_that_is_wanted_is_not_displaced_by_another_that_is(env, path, monkeypatch):
+    monkeypatch.setattr(digests, "CACHE_PAGES", 2)
+    pages = [chunk * DIGESTS_PER_PAGE for chunk in range(3)]
+    known, file = digests.Digests(), env.files.create(path)
+    for number, chunk in enumerate(pages):
+        known.put(chunk, bytes([number]) * 16)
+    _, captured = known.capture()
+    for number, data in captured.items():
+        file.write((memoryview(data),), (number + 1) * PAGE_SIZE)
+        known.refs[number] = (number + 1, xxh3_64_intdigest(data))
+    known.written()  # the first of the three is not in memory, and the second is the next to go
+    await known.prepare(file, env.workers, pages[:2])
+    assert [known.get(chunk) for chunk in pages[:2]] == [bytes(16), b"\x01" * 16]
+    file.close()
