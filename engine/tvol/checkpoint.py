@@ -245,15 +245,15 @@ class Checkpointer:
 
     def _sync_pages_before_superblock(self) -> None:
         """Pages, and the data of all captured records, are durable before a superblock refers to them."""
-        self._core.file.sync_data()
+        self._core.sync()
 
     def _sync_first_superblock(self) -> None:
         """The first slot is durable before the second, still the old one, is overwritten."""
-        self._core.file.sync_data()
+        self._core.sync()
 
     def _sync_second_superblock(self) -> None:
         """The second slot is durable before anything that only the old state refers to is reused."""
-        self._core.file.sync_data()
+        self._core.sync()
 
     # --- capture ------------------------------------------------------------------------------------------------
 

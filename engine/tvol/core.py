@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import threading
 from array import array
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,8 @@ class Core:
         """Chunks that were taken for it and are being allocated at the host."""
         self._can_punch = True
         self._punching = asyncio.Lock()
+        self._syncing = threading.Lock()
+        self._has_sync_failed = False
         self._freed: asyncio.Event | None = None
         """Set when chunks are freed; somebody waits for it."""
         self._may_share = family.claims.in_use
@@ -506,16 +509,31 @@ class Core:
             self.check()
             self.became_durable(captured)
 
+    def sync(self) -> None:
+        """In a worker: fdatasync of the file. Raises MediumError, once it has failed always.
+
+        One at a time: of two at once the host tells a failure to one of them only, and what the other one then vouched
+        for (a commit record, a superblock) would be lost.
+        """
+        with self._syncing:
+            if self._has_sync_failed:
+                raise MediumError(f"{self.path}: an earlier sync has failed")
+            try:
+                self.file.sync_data()
+            except BaseException:
+                self._has_sync_failed = True
+                raise
+
     def _sync_data_before_commit(self) -> None:
         """Data and soft records are durable before a commit record that vouches for them exists."""
-        self.file.sync_data()
+        self.sync()
 
     def _write_commit_record(self, covers: int) -> None:
         self.journal.commit(covers)
 
     def _sync_commit_record(self) -> None:
         """The commit record is durable before the flush is answered and before freed chunks are let go."""
-        self.file.sync_data()
+        self.sync()
 
     def became_durable(self, seq: int) -> None:
         """A commit or a checkpoint has made everything up to ``seq`` durable."""

@@ -223,8 +223,8 @@ def _every_free_chunk_reads_zero(original):
 
 
 def _free_chunks_are_zero_at_open(original):
-    def init(self, *arguments):
-        original(self, *arguments)
+    def init(self, *arguments, **named):
+        original(self, *arguments, **named)
         self._zero, self._dirty = self._dirty, self._zero
 
     return init
@@ -317,9 +317,13 @@ def _kill_frees_what_snapshots_see(original):
     return kill
 
 
+def _each_sync_for_itself(original):
+    return lambda self: self.file.sync_data()
+
+
 def _holes_are_zero(original):
-    def init(self, *arguments, holes_read_zero):
-        original(self, *arguments, holes_read_zero=True)
+    def init(self, *arguments, **named):
+        original(self, *arguments, **{**named, "holes_read_zero": True})
 
     return init
 
@@ -345,6 +349,10 @@ MUTATIONS: dict[str, Mutation] = {
     "recovery-stops-at-covers": Mutation(
         "replay after power loss stops at what the last commit covers, not at its place",
         ((recovery, "_last_covered", _commit_counts_to_its_own_place),),
+    ),
+    "no-sync-succeeds-after-a-failed-one": Mutation(
+        "of two syncs at the same time neither vouches for what the other one has lost",
+        ((Core, "sync", _each_sync_for_itself),),
     ),
     "sync-of-in-place-writes": Mutation(
         "a flush without map changes still syncs the data",
