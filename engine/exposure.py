@@ -440,10 +440,10 @@ class Exposure:
         self._exports.add_volume(lun, volume, state)
 
     def _snapshot(self, volume: Volume, guid: str) -> Frozen:
-        for snapshot in volume.head.store.snapshots(volume.volume_id):
-            if snapshot.guid == guid:
-                return snapshot
-        raise NotFound("snapshot", f"{volume.name}@{guid}")
+        snapshot = volume.head.store.snapshot_with(volume.volume_id, guid)
+        if snapshot is None:
+            raise NotFound("snapshot", f"{volume.name}@{guid}")
+        return snapshot
 
     def _row(self, name: str) -> TargetRow:
         row = self._targets.get(self.full_name(name))

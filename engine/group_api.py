@@ -79,13 +79,13 @@ class GroupOperations:
         views = [view for volume, snapshot in members for view in self._views.of(volume, snapshot)]
         if views and not force:
             raise InUse(f"there are writable views ({', '.join(view.name for view in views)}); unexpose them first")
+        self._pool.groups.require_unheld(row)
         for volume, snapshot in members:
             label = f"{volume.name}@{snapshot.name}"
             self._pool.jobs.require_unread(label)
             clones = [each.name for each in map(self._pool.row, self._pool.volumes()) if each.origin == label]
             if clones:
                 raise InUse(f"snapshot {label} has linked clones ({', '.join(clones)}); delete them first")
-            _require_not_held(volume, snapshot)
             luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)
         if not force:
             self._exposure.require_idle(luns, f"group snapshot {group}@{name}", hint="use --force")
@@ -145,10 +145,3 @@ class GroupOperations:
         except EngineError:  # it is not served
             return member
         return replace(member, target=luns[0].target, lun=luns[0].lun) if luns else member
-
-
-def _require_not_held(volume: Volume, snapshot: Frozen) -> None:
-    holds = volume.head.store.notes.holds(snapshot)
-    if holds:
-        owners = ", ".join(hold.owner for hold in holds)
-        raise InUse(f"snapshot {volume.name}@{snapshot.name} is held by {owners}")

@@ -218,9 +218,11 @@ class GroupInstants:
             kept_is_there(kept)
             rows = [RollbackRow(point.volume_id, targets[point.volume_id], point.guid) for point in kept.points]
             await self._decisions.begin_rollback(rows)
-            await self._finish_rollback(rows)
-            for volume in volumes:
-                volume.rebind(volume.head)
+            try:
+                await self._finish_rollback(rows)
+            finally:  # also where a member's file failed: initiators of the others have another content now
+                for volume in volumes:
+                    volume.rebind(volume.head)
         return kept
 
     async def _finish_rollback(self, rows: Sequence[RollbackRow]) -> None:
@@ -330,7 +332,7 @@ class GroupInstants:
 
 def find_point(volume: Volume, guid: str) -> Frozen | None:
     """The snapshot of a volume with that guid."""
-    return next((each for each in volume.head.store.snapshots(volume.volume_id) if each.guid == guid), None)
+    return volume.head.store.snapshot_with(volume.volume_id, guid)
 
 
 def _grouping(volume: Volume) -> GroupStore:

@@ -60,6 +60,9 @@ class Groups:
         """What was decided is completed, what was not is dropped."""
         for row in await self._instants.restore():
             self._keep(row)
+        for row in await self._tables.group_snapshots():
+            if row.doomed:  # a member could not lose its snapshot yet
+                self._going.update(point.guid for point in row.points)
         self._groups = {row.name: row for row in await self._tables.groups()}
 
     async def close(self) -> None:
@@ -112,6 +115,18 @@ class Groups:
                 f"{what} belongs to group snapshot {row.group}@{row.name};"
                 f" delete that as a whole: twinvol group snapshot-delete {row.group} {row.name}"
             )
+
+    def require_unheld(self, row: GroupSnapshotRow) -> None:
+        """Raises InUse when a member's snapshot is held."""
+        for point in row.points:
+            volume = self._pool.find(point.volume_id)
+            snapshot = None if volume is None else find_point(volume, point.guid)
+            if volume is None or snapshot is None:
+                continue
+            holds = volume.head.store.notes.holds(snapshot)
+            if holds:
+                owners = ", ".join(hold.owner for hold in holds)
+                raise InUse(f"snapshot {volume.name}@{snapshot.name} is held by {owners}")
 
     def require_free(self, volume_id: str, name: str) -> None:
         """Raises InUse when a volume is a member of a group, or has a snapshot that belongs to a group snapshot."""
@@ -198,6 +213,7 @@ class Groups:
         async def work() -> None:
             if row.guid not in self._snapshots:
                 raise NotFound("group snapshot", f"{row.group}@{row.name}")
+            self.require_unheld(row)  # once more, now that nothing waits before it is decided
             guids = {point.guid for point in row.points}
 
             def decided() -> None:

@@ -100,6 +100,7 @@ class Integrity:
         self._done: dict[str, dict[int, tuple[int, float]]] = {}
         """By volume, by number of the range: the run that went through it last, and when."""
         self._jobs: dict[str, Job] = {}
+        self._beginning = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._seen: dict[str, _Seen] = {}
         self._events: set[asyncio.Task[None]] = set()
@@ -177,6 +178,10 @@ class Integrity:
 
     async def scrub(self, volume: Volume, rate_bytes_s: int | None) -> Job:
         """Begin a run, or go on with one that was paused. Raises InUse: one is under way."""
+        async with self._beginning:
+            return await self._scrub(volume, rate_bytes_s)
+
+    async def _scrub(self, volume: Volume, rate_bytes_s: int | None) -> Job:
         record = self._record(volume)
         if volume.volume_id in self._jobs:
             raise InUse(f"volume {volume.name} is being scrubbed by job {self._jobs[volume.volume_id].job_id}")
@@ -202,7 +207,9 @@ class Integrity:
         """Raises InvalidArgument."""
         if policy not in (LAZY, ALWAYS):
             raise InvalidArgument(f"{policy!r} is no policy for digests; say {LAZY} or {ALWAYS}")
-        await self._keep_record(volume, replace(self._record(volume), policy=policy))
+        record = self._record(volume)
+        record.policy = policy  # in place: a run that is under way goes on to write this record
+        await self._keep_record(volume, record)
 
     async def _begin(self, volume: Volume) -> Job:
         async def work(job: Job) -> dict[str, Any]:

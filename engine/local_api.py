@@ -46,6 +46,7 @@ from engine.sanitize import SanitizeState
 from engine.schedules import Schedules
 from engine.snapshots import Snapshots
 from engine.space_report import (
+    bytes_on_host,
     deletion_of,
     deletion_of_volume,
     limit_pool,
@@ -102,7 +103,7 @@ class LocalApi(GroupOperations):
     async def status(self) -> StatusInfo:
         volumes = self._pool.volumes()
         files = {self._pool.file_of(volume) for volume in volumes}
-        stored = await asyncio.to_thread(lambda: sum(path.stat().st_blocks * 512 for path in files))
+        stored = await asyncio.to_thread(lambda: sum(map(bytes_on_host, files)))
         space = await pool_space(self._pool)
         reasons = [f"{family.path.name} is not served: {family.reason}" for family in self._pool.damaged()]
         reasons += [
@@ -229,7 +230,7 @@ class LocalApi(GroupOperations):
                     self._pool.groups.require_free(row.volume_id, row.name)
                 await self._delete_damaged(family)
                 return
-        if name in self._pool.interrupted():
+        if name in self._pool.interrupted() and all(volume.name != name for volume in self._pool.volumes()):
             await discard_interrupted(self._pool, name)
             return
         volume = self._pool.volume(name)
@@ -482,7 +483,9 @@ class LocalApi(GroupOperations):
         self._pool.require_new(check_name("volume", name))
         self._replicas.require_new(name)
         row = replace(self._pool.row(volume), name=name, read_only=False, origin="")
-        target = await self._pool.create_volume(row, volume.size_bytes, self._pool.chunk_bytes(volume))
+        key_source = self._pool.key_source(volume)  # what was encrypted stays so, with a data key of its own
+        chunk_bytes = self._pool.chunk_bytes(volume)
+        target = await self._pool.create_volume(row, volume.size_bytes, chunk_bytes, key_source=key_source)
         try:
             return _job_info(await self._replicas.add(name, volume, target))
         except BaseException:

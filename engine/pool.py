@@ -59,7 +59,7 @@ from engine.units import MIB
 from engine.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from engine.errors import StoreFailed
@@ -405,10 +405,11 @@ class Pool:
             await self.note_origin(volume)
 
     def is_alone(self, volume: Volume) -> bool:
-        """Whether the volume is all that users have in its file, which then goes with it."""
+        """Whether the volume is all that users have in its file, which then goes with it. Views go with it, too."""
         store = self._stores[self.row(volume).file]
         of_others = [each for each in store.snapshots() if not each.hidden and each.volume_id != volume.volume_id]
-        return [head.volume_id for head in store.volumes()] == [volume.volume_id] and not of_others
+        heads = [head.volume_id for head in store.volumes() if not is_view(head.name)]
+        return heads == [volume.volume_id] and not of_others
 
     async def delete_volume(self, volume: Volume) -> None:
         """Delete a volume whose exposure and snapshots are gone. Raises InUse: the store says who holds it."""
@@ -543,11 +544,13 @@ class Pool:
         for store in self._stores.values():
             for snapshot in store.snapshots():
                 if snapshot.hidden and snapshot.name.startswith(prefixes) and snapshot.name not in kept:
-                    await store.delete_snapshot(snapshot)
+                    with _put_off(f"{store.path.name}: removing {snapshot.name}"):
+                        await store.delete_snapshot(snapshot)
         shown = {lun.volume_id for target in await self.catalog.targets() for lun in target.luns}
         for view in self.views():
             if view.volume_id not in shown:
-                await self.delete_volume(view)
+                with _put_off(f"removing the view {view.name}"):
+                    await self.delete_volume(view)
 
     async def _resume_sanitizing(self) -> None:
         """What was interrupted begins again; a record of a volume that is gone for good is of no use."""
@@ -629,6 +632,15 @@ async def _watched_space(folder: Path, env: StoreEnv, catalog: Catalog) -> PoolS
     space = PoolSpace(await catalog.space_limits(), env.workers, lambda: measure_space(folder, "*" + FILE_SUFFIX), tell)
     await space.start()
     return space
+
+
+@contextlib.contextmanager
+def _put_off(what: str) -> Iterator[None]:
+    """What one family refuses now is done at the next opening; the others are served."""
+    try:
+        yield
+    except EngineError as error:
+        log.error("%s is put off to the next start: %s", what, error)
 
 
 def _take(path: Path, env: StoreEnv) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from engine.api import HoldInfo, PrunedInfo, PruneInfo, SnapshotInfo
 from engine.errors import AlreadyExists, InUse, NotFound
@@ -22,14 +22,16 @@ from engine.space_report import with_spaces
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from engine.exposure import Exposure
     from engine.pool import Pool
+    from engine.retention import Verdict
     from engine.stores import Frozen, Hold
     from engine.views import Views
     from engine.volume import Volume
 
+T = TypeVar("T")
 
 SNAPSHOTS_PER_TURN = 64
 """Snapshots that are described in one turn of the loop: 1 ms."""
@@ -49,10 +51,7 @@ class Snapshots:
 
     async def all(self, volume: str) -> list[SnapshotInfo]:
         """Oldest first, with the space that they take."""
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(NotFound):  # one was deleted meanwhile, or the volume
-                return await self._all(self._pool.volume(volume))
-        return await self._all(self._pool.volume(volume))
+        return await _settled(lambda: self._all(self._pool.volume(volume)))
 
     async def _all(self, source: Volume) -> list[SnapshotInfo]:
         expiries = await self._views.expiries()
@@ -67,7 +66,10 @@ class Snapshots:
 
     async def one(self, volume: str, name: str) -> SnapshotInfo:
         wanted = self._pool.snapshot(self._pool.volume(volume), name).name
-        return next(info for info in await self.all(volume) if info.name == wanted)
+        for info in await self.all(volume):
+            if info.name == wanted:
+                return info
+        raise NotFound("snapshot", f"{volume}@{name}")  # it was deleted meanwhile
 
     def _info(
         self,
@@ -111,7 +113,7 @@ class Snapshots:
         """The nearest snapshot above that users see, of the volume itself; of its head without ``device``."""
         notes = volume.head.store.notes
         above = notes.parent(volume.head if device is None else device)
-        while above is not None and above.hidden:
+        while above is not None and (above.hidden or self._pool.groups.is_going(above.guid)):
             above = notes.parent(above)
         return above if above is not None and above.volume_id == volume.volume_id else None
 
@@ -255,15 +257,7 @@ class Snapshots:
     async def prune(self, volume: str, retention: Retention, *, manual: bool, dry_run: bool) -> PruneInfo:
         """Delete what a retention does not keep, or (``dry_run``) say what that would be."""
         source = self._pool.volume(volume)
-        notes, snapshots = source.head.store.notes, self._pool.snapshots(source)
-        points = []
-        for each in snapshots:
-            points.append(Point(each.name, each.created_at, notes.is_scheduled(each), self._bound_by(source, each)))
-            if not len(points) % SNAPSHOTS_PER_TURN:
-                await asyncio.sleep(0)
-        verdicts = judge(points, retention, manual=manual)
-        doomed = [each for each, verdict in zip(snapshots, verdicts, strict=True) if not verdict.stays]
-        freed = await source.head.store.freed_by(doomed) if doomed else 0
+        points, verdicts, doomed, freed = await _settled(lambda: self._judged(source, retention, manual=manual))
         kept: dict[str, str] = {} if dry_run else await self._delete_all(source, doomed)
         if doomed and not dry_run:
             await self._event(volume, f"{len(doomed) - len(kept)} snapshots pruned")
@@ -281,6 +275,21 @@ class Snapshots:
                 for point, verdict in zip(points, verdicts, strict=True)
             ],
         )
+
+    async def _judged(
+        self, volume: Volume, retention: Retention, *, manual: bool
+    ) -> tuple[list[Point], list[Verdict], list[Frozen], int]:
+        """The snapshots, what is to become of them, those that are to go, and what that gives back."""
+        notes, snapshots = volume.head.store.notes, self._pool.snapshots(volume)
+        points = []
+        for each in snapshots:
+            points.append(Point(each.name, each.created_at, notes.is_scheduled(each), self._bound_by(volume, each)))
+            if not len(points) % SNAPSHOTS_PER_TURN:
+                await asyncio.sleep(0)
+        verdicts = judge(points, retention, manual=manual)
+        doomed = [each for each, verdict in zip(snapshots, verdicts, strict=True) if not verdict.stays]
+        freed = await volume.head.store.freed_by(doomed) if doomed else 0
+        return points, verdicts, doomed, freed
 
     async def _delete_all(self, volume: Volume, doomed: Sequence[Frozen]) -> dict[str, str]:
         """Delete snapshots, oldest first; those that something bound meanwhile stay: by name, why."""
@@ -318,6 +327,14 @@ class Snapshots:
 
     async def _event(self, volume: str, text: str) -> None:
         await self._pool.catalog.add_event(self._pool.env.clock.time(), "info", f"volume {volume}", text)
+
+
+async def _settled(look: Callable[[], Awaitable[T]]) -> T:
+    """Look at all of a volume's snapshots; again where one was deleted meanwhile. Raises NotFound: the volume was."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(NotFound):
+            return await look()
+    return await look()
 
 
 def _held(holds: Sequence[Hold]) -> str:

@@ -95,7 +95,7 @@ async def volume_space(pool: Pool, volume: Volume) -> SpaceInfo:
         shared_bytes=own.shared_bytes,
         pinned_bytes=await store.freed_by(snapshots),
         reclaimable_bytes=await store.freed_by(everything),
-        file_bytes=await asyncio.to_thread(_on_host, pool.file_of(volume)),
+        file_bytes=await asyncio.to_thread(bytes_on_host, pool.file_of(volume)),
         snapshots=[_snapshot_space(each.name, space) for each, space in zip(snapshots, others, strict=True)],
         family=FamilySpaceInfo(
             used_bytes=family.used_bytes,
@@ -146,5 +146,9 @@ async def deletion_of_volume(pool: Pool, volume: Volume) -> DeletionInfo:
     return DeletionInfo(volume.name, names, freed_bytes=freed, removed_file_bytes=space.file_bytes if alone else None)
 
 
-def _on_host(path: Path) -> int:
-    return path.stat().st_blocks * 512
+def bytes_on_host(path: Path) -> int:
+    """What a file takes there; nothing when it has just been deleted. Blocks."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0

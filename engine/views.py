@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from engine.errors import InvalidArgument
+from engine.errors import EngineError, InvalidArgument
 from engine.names import view_name
 from engine.steady_clock import SteadyClock
 
@@ -64,13 +64,22 @@ class Views:
 
     async def expire(self) -> None:
         """Discard what has expired, ending its sessions."""
+        failed: EngineError | None = None
         for volume_id, expires_at in (await self.expiries()).items():
-            if self._clock.has_reached(expires_at):
-                await self.withdraw(self._pool.by_id(volume_id))
+            view = self._pool.find(volume_id)
+            if view is None or not self._clock.has_reached(expires_at):
+                continue  # without a view: its file is not served; it expires when that is back
+            try:
+                await self.withdraw(view)
+            except EngineError as error:
+                failed = failed or error  # the others expire nevertheless
+        if failed is not None:
+            raise failed
 
     async def withdraw(self, view: Volume) -> None:
         """Take a view from initiators, which discards it."""
         await self._exposure.withdraw(view.name, self._exposure.luns_of(view.volume_id))
+        await self.discard(view.volume_id)  # again, where that had failed after its last LUN was gone
 
     async def discard(self, volume_id: str) -> None:
         """No target shows this volume any more: if it is a view, it goes."""

@@ -338,6 +338,10 @@ class VolumeStore(Protocol):
         """Raises NotFound."""
         ...
 
+    def snapshot_with(self, volume_id: str, guid: str) -> Frozen | None:
+        """The sealed snapshot of a volume that has this identity, hidden or not."""
+        ...
+
     async def snapshot(
         self, head: Head, name: str, *, guid: str | None = None, hidden: bool = False, scheduled: bool = False
     ) -> Frozen:

@@ -171,6 +171,11 @@ class NativeStore:
         found = (s for s in self._snapshots.values() if not s.node.flags & NOT_COMPLETE)
         return sorted(found, key=lambda s: s.node.generation)
 
+    def snapshot_with(self, volume_id: str, guid: str) -> NativeSnapshot | None:
+        """See ``engine.stores.VolumeStore``."""
+        found = self._snapshots.with_guid(volume_id, guid)
+        return None if found is None or found.node.flags & NOT_COMPLETE else found
+
     def snapshot_named(self, volume_id: str, name: str) -> NativeSnapshot:
         """Raises NotFound."""
         found = self._snapshots.named(volume_id, name)

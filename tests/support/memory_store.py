@@ -301,6 +301,9 @@ class MemoryStore:
     def snapshots(self, volume_id: str | None = None) -> Sequence[MemoryNode]:
         return [n for n in self.nodes if n.kind == "snapshot" and volume_id in (None, n.volume_id)]
 
+    def snapshot_with(self, volume_id: str, guid: str) -> MemoryNode | None:
+        return next((node for node in self.snapshots(volume_id) if node.guid == guid), None)
+
     def snapshot_named(self, volume_id: str, name: str) -> MemoryNode:
         for node in self.snapshots(volume_id):
             if node.name == name:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the JSON answers. It changes when a field goes or changes its meaning, not when one is added."""
 
+MAX_DIGITS = 20
+"""Of a number on the command line."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
 
@@ -30,20 +32,27 @@ def size(text: str) -> int:
     """Bytes, or with K, M, G, T, P powers of 1024: 512, 4K, 1G."""
     upper = text.strip().upper()
     digits, unit = (upper[:-1], upper[-1]) if upper and upper[-1] in _UNITS else (upper, "")
-    if not (digits.isascii() and digits.isdigit()):
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > MAX_DIGITS:
         raise click.BadParameter(f"{text!r} is no size; say bytes, or a number with K, M, G or T: 512, 4K, 1G")
     return int(digits) * _UNITS[unit]
 
 
+MAX_SECONDS = 1000 * 365 * 86_400
+"""Of a duration: what is further away is no date that anybody can show."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def duration(text: str) -> float:
     """Seconds from 90s, 30m, 12h, 7d, 2w."""
     digits, unit = text[:-1], text[-1:]
-    if unit not in _SECONDS or not (digits.isascii() and digits.isdigit()) or not int(digits):
+    if unit not in _SECONDS or not (
+        digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS and int(digits)
+    ):
         raise click.BadParameter(f"{text!r} is no time; say a number with s, m, h, d or w: 30m, 12h, 7d")
-    return float(int(digits) * _SECONDS[unit])
+    seconds = int(digits) * _SECONDS[unit]
+    if seconds > MAX_SECONDS:
+        raise click.BadParameter(f"{text!r} is longer than 1000 years")
+    return float(seconds)
 
 
 def instant(text: str) -> float:
@@ -123,7 +132,10 @@ def time_text(seconds: float) -> str:
     """An instant for people, local time."""
     import datetime
 
-    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+    try:
+        return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # another program may have said any number
+        return f"{seconds:.0f} s after 1970"
 
 
 def _cell(key: str, value: Any) -> str:

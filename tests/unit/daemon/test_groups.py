@@ -1,5 +1,6 @@
 """Consistency groups on a real pool in a temporary folder."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from engine.errors import (
     MediumError,
     NotFound,
     StoreCorrupt,
+    StoreFailed,
 )
 from engine.groups import MAX_GROUPS, MAX_MEMBERS
+from engine.tvol.file import TvolFile
 from tests.support.engine import PREFIX, Engine, opened
 
 MIB = 1 << 20
@@ -348,3 +351,65 @@ async def test_a_catalogue_that_cannot_be_written_leaves_nothing_half_done(engin
         assert [volume.name for volume in engine.pool.volumes()] == ["a", "b"]
     monkeypatch.undo()
     await engine.api.group_snapshot_create("g", "u")
+
+
+async def test_what_a_member_could_not_lose_yet_is_seen_by_nobody_after_a_restart_either(tmp_path: Path, monkeypatch):
+    pool = tmp_path / "pool"
+    real = TvolFile.delete_snapshot
+
+    async def refuses(self, snapshot):
+        if self.path.name == "b.tvol":
+            raise MediumError("not now")
+        await real(self, snapshot)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TvolFile, "delete_snapshot", refuses)
+        async with opened(pool) as engine:
+            await make(engine, "a", "b")
+            await engine.api.group_create("g", ["a", "b"])
+            await engine.api.group_snapshot_create("g", "s")
+            await engine.api.group_snapshot_delete("g", "s")
+            assert await engine.api.snapshot_list("b") == []
+        async with opened(pool) as engine:
+            assert await engine.api.snapshot_list("b") == []
+            with pytest.raises(NotFound):
+                await engine.api.clone_create("b", "s", "c")
+    async with opened(pool) as engine:
+        assert engine.pool.volume("b").head.store.snapshots() == []
+        assert await engine.pool.catalog.groups.group_snapshots() == []
+
+
+async def test_a_hold_that_comes_while_a_deletion_waits_its_turn_counts(engine):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    await engine.api.group_snapshot_create("g", "s")
+    async with engine.pool.groups._changing:
+        deletion = asyncio.create_task(engine.api.group_snapshot_delete("g", "s"))
+        await asyncio.sleep(0)
+        await engine.api.snapshot_hold("b", "s", "audit")
+    with pytest.raises(InUse, match="b@s is held by audit"):
+        await deletion
+    assert [info.state for info in await engine.api.group_snapshot_list("g")] == ["ok"]
+    await engine.api.snapshot_release("b", "s", "audit")
+    await engine.api.group_snapshot_delete("g", "s")
+
+
+async def test_initiators_of_a_member_are_told_though_anothers_file_fails_at_the_rollback(engine, monkeypatch):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    await write(engine, "1", "a", "b")
+    await engine.api.group_snapshot_create("g", "s")
+    await write(engine, "2", "a", "b")
+    real = TvolFile.replace_content
+
+    async def fails(self, head, to, kept):
+        if self.path.name == "b.tvol":
+            raise StoreFailed("not now")
+        await real(self, head, to, kept)
+
+    monkeypatch.setattr(TvolFile, "replace_content", fails)
+    events: list[str] = []
+    engine.pool.volume("a").subscribe(lambda event: events.append(event.name))
+    with pytest.raises(StoreFailed):
+        await engine.api.group_rollback("g", "s")
+    assert (await read(engine, "a"), events) == ("1", ["CONTENT_REPLACED"])

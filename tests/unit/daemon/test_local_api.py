@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound, StoreCorrupt
-from tests.support.engine import PREFIX, Engine, opened
+from tests.support.engine import PREFIX, Engine, HeldMover, opened
 
 MIB = 1 << 20
 
@@ -423,6 +423,32 @@ async def test_an_interrupted_full_clone_can_be_discarded(tmp_path: Path):
         assert (await engine.api.status()).interrupted_copies == []
         assert list((pool / "volumes").glob("**/c.*")) == []
         assert (await engine.api.volume_space("v")).snapshots == []
+
+
+async def test_a_volume_that_has_the_name_of_an_interrupted_copy_is_deleted_itself(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool, lambda mover: HeldMover(mover, 1)) as engine:
+        await engine.api.volume_create("v", 64 * MIB)
+        for offset in range(0, 64 * MIB, MIB):
+            await write(engine, "v", offset, b"1" * MIB)
+        await engine.api.clone_copy("v", None, "c")
+        await engine.pool.env.mover.holding.wait()
+    async with opened(pool) as engine:
+        assert (await engine.api.status()).interrupted_copies == ["c"]
+        await engine.api.clone_create("v", None, "c")
+        await engine.api.volume_delete("c")
+        assert [info.name for info in await engine.api.volume_list()] == ["v"]
+        assert (await engine.api.status()).interrupted_copies == ["c"]
+        await engine.api.volume_delete("c")
+        assert (await engine.api.status()).interrupted_copies == []
+
+
+async def test_a_file_that_is_gone_under_the_daemon_takes_nothing_in_status(engine):
+    await engine.api.volume_create("v", MIB)
+    before = (await engine.api.status()).stored_bytes
+    (engine.pool.path / "volumes" / "v.tvol").unlink()
+    assert (before > 0, (await engine.api.status()).stored_bytes) == (True, 0)
+    assert (await engine.api.volume_space("v")).file_bytes == 0
 
 
 async def test_a_copy_of_a_volume_file_is_not_served_beside_its_original(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Synchronous replicas of volumes of one pool, through the engine's API."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -189,3 +190,17 @@ async def test_a_replica_whose_volume_is_damaged_is_shown_with_its_reason(tmp_pa
         await write(engine, "v", 0, bytes(512))
         await engine.api.replica_detach("r")
         assert await engine.api.replica_list() == []
+
+
+async def test_a_replica_of_an_encrypted_volume_is_encrypted(engine, tmp_path: Path):
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(os.urandom(32))
+    await engine.api.volume_create("secret", MIB, key_source=f"file:{key}")
+    await write(engine, "secret", 0, b"what nobody may read" * 1024)
+    await finished(engine, await engine.api.replica_create("secret", "r"))
+    info = await engine.api.volume_show("r")
+    assert info.encryption == f"file:{key}"
+    assert await content(engine, "r") == await content(engine, "secret")
+    await engine.pool.volume("r").flush()
+    assert b"what nobody may read" not in await asyncio.to_thread(Path(info.file).read_bytes)

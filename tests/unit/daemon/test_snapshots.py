@@ -1,12 +1,15 @@
 """Snapshots in the engine's API: holds, branches, schedules, pruning, writable views. The clock is moved by hand."""
 
+import asyncio
 import datetime
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound
+from engine.api import SnapshotInfo
+from engine.errors import AlreadyExists, InUse, InvalidArgument, MediumError, NotFound
+from engine.tvol.file import TvolFile
 from tests.support.engine import PREFIX, Engine, opened
 
 MIB = 1 << 20
@@ -386,3 +389,98 @@ async def test_an_exposed_snapshot_is_unexposed(engine):
         await engine.api.snapshot_unexpose("v", "s")
     with pytest.raises(InvalidArgument):
         await engine.api.snapshot_expose("v", "s", writable=True, expires_at=1.0)
+
+
+async def test_a_view_in_a_family_without_its_key_keeps_no_other_from_expiring(tmp_path: Path, clock):
+    pool, key = tmp_path / "pool", tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(b"k" * 32)
+    async with opened(pool, clock=clock) as engine:
+        await engine.api.volume_create("secret", MIB, key_source=f"file:{key}")
+        await engine.api.volume_create("v", MIB)
+        for volume in ("secret", "v"):
+            await engine.api.snapshot_create(volume, "s")
+            await engine.api.snapshot_expose(volume, "s", writable=True, expires_at=clock.wall + HOUR)
+    hidden = key.rename(tmp_path / "elsewhere")
+    async with opened(pool, clock=clock) as engine:
+        clock.passes(2 * HOUR)
+        await engine.api._views.expire()
+        assert engine.pool.views() == []
+        assert [target.name for target in await engine.api.target_list()] == [f"{PREFIX}:secret.view.s"]
+    hidden.rename(key)
+    async with opened(pool, clock=clock) as engine:
+        assert [view.name for view in engine.pool.views()] == ["secret@s"]
+        clock.passes(2 * HOUR)
+        await engine.api.upkeep.tick()
+        assert engine.pool.views() == []
+
+
+async def test_a_view_that_could_not_be_discarded_is_at_the_next_turn_and_the_others_at_once(
+    engine, clock, monkeypatch
+):
+    for name in ("s", "t"):
+        await engine.api.snapshot_create("v", name)
+        await engine.api.snapshot_expose("v", name, writable=True, expires_at=clock.wall + HOUR)
+    real = engine.pool.delete_volume
+    refused = []
+
+    async def delete_volume(volume):
+        if not refused:
+            refused.append(volume.name)
+            raise MediumError("not now")
+        await real(volume)
+
+    monkeypatch.setattr(engine.pool, "delete_volume", delete_volume)
+    clock.passes(2 * HOUR)
+    await engine.api.upkeep.tick()
+    assert [view.name for view in engine.pool.views()] == refused
+    await engine.api.upkeep.tick()
+    assert engine.pool.views() == []
+
+
+async def test_a_deletion_with_a_view_gives_back_what_was_said(engine):
+    await write(engine, "v", 0, b"x" * 65536)
+    await engine.api.snapshot_create("v", "s")
+    await engine.api.snapshot_expose("v", "s", writable=True)
+    said = await engine.api.volume_delete_preview("v", force=True)
+    assert said.removed_file_bytes == (await engine.api.volume_space("v")).file_bytes
+    await engine.api.volume_delete("v", force=True)
+    assert list((engine.pool.path / "volumes").glob("*.tvol")) == []
+
+
+async def test_a_snapshot_that_goes_while_it_is_looked_at_is_not_found(engine):
+    for number in range(8):
+        await engine.api.snapshot_create("v", f"s{number}")
+        looks = (engine.api.snapshot_show("v", f"s{number}") for _ in range(4))
+        *found, _ = await asyncio.gather(*looks, engine.api.snapshot_delete("v", f"s{number}"), return_exceptions=True)
+        assert {type(each) for each in found} <= {SnapshotInfo, NotFound}, found
+
+
+async def test_pruning_goes_on_when_a_snapshot_goes_meanwhile(engine):
+    for number in range(130):
+        await engine.api.snapshot_create("v", f"s{number}")
+    info, _ = await asyncio.gather(
+        engine.api.snapshot_prune("v", keep_last=1, manual=True, dry_run=True),
+        engine.api.snapshot_delete("v", "s128"),
+    )
+    assert [each.name for each in info.snapshots if each.stays] == ["s129"]
+
+
+async def test_what_a_family_does_not_let_go_at_the_start_keeps_no_pool_closed(tmp_path: Path, monkeypatch):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        for name in ("v", "w"):
+            await engine.api.volume_create(name, 4 * MIB)
+        for number in range(2):
+            await write(engine, "v", number * 2 * MIB, b"x" * 65536)
+        assert (await engine.api.snapshot_diff("v", None, None, limit=1)).point is not None
+
+    async def refuses(*_args):
+        raise MediumError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TvolFile, "delete_snapshot", refuses)
+        async with opened(pool) as engine:
+            assert [info.state for info in await engine.api.volume_list()] == ["ok", "ok"]
+    async with opened(pool) as engine:
+        assert engine.pool.volume("v").head.store.snapshots() == []

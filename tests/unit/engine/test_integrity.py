@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -229,3 +230,15 @@ async def test_an_encrypted_volume_is_checked_without_its_key_and_repaired_from_
         path = engine.pool.file_of(engine.pool.volume("v"))
     report = check_file(path, data=True)
     assert (report.findings, report.counts["verified_chunks"]) == ([], 3)
+
+
+async def test_a_policy_that_is_set_during_a_scrub_stays_and_two_scrubs_at_once_are_one(engine, tmp_path: Path):
+    for number in range(3):
+        await write(engine, number * LEAF // CHUNK, 1)
+    begun = await asyncio.gather(*(engine.api.volume_scrub("v") for _ in range(2)), return_exceptions=True)
+    assert [type(each).__name__ for each in begun] == ["JobInfo", "InUse"]
+    assert (await engine.api.volume_digests("v", "always")).state == "running"
+    assert (await ended(engine, begun[0])).state == "Completed"
+    assert (await engine.api.volume_scrub_show("v")).policy == "always"
+    stored = await engine.pool.catalog.scrubs.records()
+    assert [record["policy"] for record in stored.values()] == ["always"]
