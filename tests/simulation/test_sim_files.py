@@ -184,7 +184,7 @@ def test_waiting_for_nothing_is_reported():
     async def main():
         await loop.create_future()
 
-    with pytest.raises(Deadlock):
+    with pytest.raises(Deadlock, match="main, line"):
         loop.run_until_complete(main())
     loop.close()
 

@@ -171,7 +171,19 @@ class SimLoop(asyncio.AbstractEventLoop):
         elif self._timers:
             self._time = max(self._time, self._timers[0][0])
         else:
-            raise Deadlock("nothing is left to run")
+            raise Deadlock(f"nothing is left to run; errors: {self.errors}; waiting: {self._waiting()}")
+
+    def _waiting(self) -> list[str]:
+        """Who waits, and where."""
+        return [f"{task.get_name()}: {_innermost(task.get_coro())}" for task in self._tasks if not task.done()]
+
+
+def _innermost(coro: Any) -> str:
+    """What a coroutine waits for, as far as coroutines wait for each other, and the line."""
+    while getattr(coro, "cr_await", None) is not None and hasattr(coro.cr_await, "cr_frame"):
+        coro = coro.cr_await
+    frame = getattr(coro, "cr_frame", None)
+    return f"{coro.__qualname__}, line {frame.f_lineno if frame else 0}, for {getattr(coro, 'cr_await', None)}"
 
 
 def _end(coro: Any) -> None:
