@@ -90,14 +90,28 @@ class GroupingStore(NativeStore):
             self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(snapshot.node_id))
 
     async def drop(self, snapshots: Sequence[Frozen]) -> None:
-        """Remove snapshots that were flipped or promised, and not accepted, durably. Raises StoreFailed."""
+        """Remove snapshots that were flipped or promised, and not accepted, durably. Raises StoreFailed.
+
+        It waits for the writes of their epochs: what they write is published there, and reaches the volume through it.
+        """
         undecided = NodeFlag.UNSEALED | NodeFlag.PREPARED
         found = [self._snapshot(snapshot) for snapshot in snapshots]
+        for snapshot in found:
+            await self._late_writes_have_ended(snapshot)
         assert all(snapshot.node.flags & undecided for snapshot in found)
         if found:
             self._delete(list(found))  # small, and takes no pages: it fits always
         await self._core.flush()
         self._housekeeper.wake()
+
+    async def _late_writes_have_ended(self, snapshot: NativeSnapshot) -> None:
+        node = snapshot.node
+        if node.flags & NodeFlag.UNSEALED:
+            while node.children:  # one: nobody clones what is not sealed
+                node = node.children[0]
+            head = self._heads.get(node.id)
+            if head is not None:  # else its content was replaced, when no write was left
+                await head.earlier_epochs_drained()
 
     async def replace_content(self, head: Head, to: Frozen, kept: Frozen) -> None:
         """See ``engine.stores.GroupStore``. Raises InvalidArgument, NotFound, StoreFailed."""

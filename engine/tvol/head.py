@@ -556,6 +556,11 @@ class NativeHead(NativeDevice):
         epoch.node = snapshot
         return epoch
 
+    async def earlier_epochs_drained(self) -> None:
+        """Wait until no write is in flight that belongs to a snapshot."""
+        if self._epoch.before:
+            await self._epoch.before.drained()
+
     @property
     def is_shut(self) -> bool:
         return self._gate is not None

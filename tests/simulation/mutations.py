@@ -51,6 +51,7 @@ from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
 from tests.simulation.mutations_of_digests import DIGESTS
 from tests.simulation.mutations_of_flatten import DIRECTED_FLATTEN, FLATTEN
+from tests.simulation.mutations_of_groups import DIRECTED_GROUPS, GROUPS
 from tests.simulation.mutations_of_maps import MAPS
 from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_partials import PARTIALS
@@ -463,6 +464,7 @@ MUTATIONS: dict[str, Mutation] = {
     **DIGESTS,
     **NOTES,
     **FLATTEN,
+    **GROUPS,
     **MAPS,
     # Checkpoint
     "pages-before-superblock": Mutation(
@@ -529,6 +531,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "source-asked-for-each-batch": a_source_deleted_while_it_is_shared,
     **DIRECTED_SPACE,
     **DIRECTED_FLATTEN,
+    **DIRECTED_GROUPS,
     "leaves-are-verified": a_rotten_leaf,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
