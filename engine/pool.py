@@ -349,6 +349,7 @@ class Pool:
                     chunk_bytes=chunk_bytes,
                     encryption=encryption,
                 )
+                await self.space.measure()  # what it has taken was granted by nobody
             self._unfinished.add(name)
             (head,) = store.volumes()
             return UnfinishedVolume(path, store, head, resumed)

@@ -59,6 +59,7 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
         await pool.jobs.close()
         await replicas.close()
         await pool.close()
+        await env.close()
         env.workers.close()
 
 
