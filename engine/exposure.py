@@ -428,7 +428,8 @@ class Exposure:
                 await self.when_unshown(volume_id)
 
     def _show(self, lun: LunRow) -> None:
-        volume = self._pool.by_id(lun.volume_id)
+        # Where it is not served, its name says why: its file is damaged, or its key is missing.
+        volume = self._pool.find(lun.volume_id) or self._pool.volume(self._pool.name_of(lun.volume_id))
         state = self.access.of(lun)
         if lun.snapshot_guid is not None:
             self._exports.add_snapshot(lun, self._snapshot(volume, lun.snapshot_guid), state)
@@ -480,7 +481,7 @@ class Exposure:
 
     def _lun_info(self, lun: LunRow) -> LunInfo:
         why = self._unserved.get((lun.target, lun.lun))
-        name, snapshot_name, size = lun.volume_id, lun.snapshot_guid, 0
+        name, snapshot_name, size = self._pool.name_of(lun.volume_id), lun.snapshot_guid, 0
         if why is None:
             volume = self._pool.by_id(lun.volume_id)
             name, size = volume.name, volume.size_bytes

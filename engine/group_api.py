@@ -83,7 +83,7 @@ class GroupOperations:
         for volume, snapshot in members:
             label = f"{volume.name}@{snapshot.name}"
             self._pool.jobs.require_unread(label)
-            clones = [each.name for each in map(self._pool.row, self._pool.volumes()) if each.origin == label]
+            clones = self._pool.clones(volume, snapshot)
             if clones:
                 raise InUse(f"snapshot {label} has linked clones ({', '.join(clones)}); delete them first")
             luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)

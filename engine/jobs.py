@@ -139,6 +139,8 @@ class JobRegistry:
         self._catalog = catalog
         self._clock = clock
         self._jobs: dict[int, Job] = {}
+        self._reading: dict[int, Job] = {}
+        """Those that run and read something."""
         self._closing = False
 
     @classmethod
@@ -170,6 +172,8 @@ class JobRegistry:
         job_id = await self._catalog.add_job(kind, subject, running, now)
         job = Job(JobRow(job_id, kind, subject, running, 0, 0, now, None, "", None, {}), self._clock)
         job.reads = reads
+        if reads is not None:
+            self._reading[job_id] = job
         self._jobs[job_id] = job
         while len(self._jobs) > JOB_HISTORY_MAX:
             oldest = next(iter(self._jobs))
@@ -192,8 +196,8 @@ class JobRegistry:
 
     def require_unread(self, what: str) -> None:
         """Raises InUse when a running job reads ``what``: a VOLUME or any snapshot of it, or a VOLUME@SNAPSHOT."""
-        for job in self._jobs.values():
-            if job.reads is not None and not job.state.final and what in (job.reads, job.reads.partition("@")[0]):
+        for job in self._reading.values():
+            if job.reads is not None and what in (job.reads, job.reads.partition("@")[0]):
                 raise InUse(
                     f"{what} is being read by job {job.job_id} ({job.kind});"
                     f" wait for it, or end it: twinvol job cancel {job.job_id}"
@@ -243,5 +247,6 @@ class JobRegistry:
         job.message = message
         job.error = error
         job.finished_at = self._clock.time()
+        self._reading.pop(job.job_id, None)
         log.info("job %d (%s %s) ended: %s %s", job.job_id, job.kind, job.subject, state.name.lower(), message)
         job._show()

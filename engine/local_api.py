@@ -73,6 +73,10 @@ SESSIONS_PER_TURN = 16
 """Sessions that are described in one turn of the loop: 2 ms."""
 
 
+VOLUMES_PER_TURN = 16
+"""Volumes that are described, or snapshots that are judged, in one turn of the loop: 2 ms."""
+
+
 class LocalApi(GroupOperations):
     """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere."""
 
@@ -189,7 +193,7 @@ class LocalApi(GroupOperations):
         return self._volume_info(volume)
 
     async def volume_list(self) -> list[VolumeInfo]:
-        infos = [self._volume_info(volume) for volume in self._pool.volumes()]
+        infos = await self._volume_infos(self._pool.volumes())
         for family in self._pool.damaged():
             infos += _damaged_infos(family)
         return sorted(infos, key=lambda info: info.name)
@@ -256,7 +260,7 @@ class LocalApi(GroupOperations):
         if snapshots and not force:
             names = ", ".join(snapshot.name for snapshot in snapshots[:8])
             raise InUse(f"volume {name} has snapshots ({names}); delete them first, or use --force")
-        clones = [row.name for row in map(self._pool.row, self._pool.volumes()) if row.origin.startswith(f"{name}@")]
+        clones = self._pool.clones(volume)
         if clones:
             raise InUse(f"volume {name} has linked clones ({', '.join(clones)}); delete them first")
         luns = self._exposure.luns_of(volume.volume_id)
@@ -350,8 +354,10 @@ class LocalApi(GroupOperations):
     async def snapshot_delete_preview(self, volume: str, names: list[str], *, force: bool = False) -> DeletionInfo:
         source = self._pool.volume(volume)
         snapshots = named_snapshots(self._pool, source, names)
-        for snapshot in snapshots:
+        for number, snapshot in enumerate(snapshots):
             self._snapshots.require_deletable(source, snapshot, force=force)
+            if not number % VOLUMES_PER_TURN:
+                await asyncio.sleep(0)
         return await deletion_of(source, snapshots)
 
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
@@ -418,7 +424,7 @@ class LocalApi(GroupOperations):
         return _job_info(await start_flatten(self._pool, volume, when_apart=when_apart))
 
     async def clone_list(self) -> list[VolumeInfo]:
-        return [self._volume_info(volume) for volume in self._pool.volumes() if self._pool.row(volume).origin]
+        return await self._volume_infos([volume for volume in self._pool.volumes() if self._pool.row(volume).origin])
 
     # --- raw images and hash trees ----------------------------------------------------------------------------
 
@@ -662,6 +668,16 @@ class LocalApi(GroupOperations):
 
     async def _event(self, subject: str, text: str, severity: str = "info") -> None:
         await self._pool.catalog.add_event(self._pool.env.clock.time(), severity, subject, text)
+
+    async def _volume_infos(self, volumes: list[Volume]) -> list[VolumeInfo]:
+        """Of those that are still there; the data path goes on meanwhile."""
+        infos = []
+        for number, volume in enumerate(volumes):
+            if self._pool.find(volume.volume_id) is volume:
+                infos.append(self._volume_info(volume))
+            if not number % VOLUMES_PER_TURN:
+                await asyncio.sleep(0)
+        return infos
 
     def _volume_info(self, volume: Volume) -> VolumeInfo:
         row = self._pool.row(volume)

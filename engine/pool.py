@@ -204,6 +204,18 @@ class Pool:
         """The writable views (``engine.views``), by name."""
         return [self._volumes[name] for name in sorted(self._volumes) if is_view(name)]
 
+    def view(self, name: str) -> Volume | None:
+        """The writable view of that name."""
+        return self._volumes.get(name) if is_view(name) else None
+
+    def clones(self, volume: Volume, snapshot: Frozen | None = None) -> list[str]:
+        """Names of the linked clones of a volume's snapshots, or of one of them. They are in its file."""
+        heads = self._stores[self.row(volume).file].volumes()
+        rows = [self._rows[head.volume_id] for head in heads if head.volume_id in self._rows and not is_view(head.name)]
+        if snapshot is not None:
+            return sorted(row.name for row in rows if row.origin == f"{volume.name}@{snapshot.name}")
+        return sorted(row.name for row in rows if row.origin.startswith(f"{volume.name}@"))
+
     def damaged(self) -> list[DamagedFamily]:
         return list(self._damaged.values())
 

@@ -40,8 +40,8 @@ class Views:
     def of(self, volume: Volume, snapshot: Frozen | None = None) -> list[Volume]:
         """The views of a volume's snapshots, or of one of them."""
         if snapshot is not None:
-            wanted = view_name(volume.name, snapshot.name)
-            return [view for view in self._pool.views() if view.name == wanted]
+            view = self._pool.view(view_name(volume.name, snapshot.name))
+            return [] if view is None else [view]
         return [view for view in self._pool.views() if view.name.startswith(view_name(volume.name, ""))]
 
     async def make(self, volume: Volume, snapshot: Frozen, expires_at: float | None) -> None:

@@ -499,3 +499,20 @@ async def test_what_cannot_be_shown_leaves_neither_target_nor_lun_behind(tmp_pat
         assert [row.luns for row in await engine.pool.catalog.targets()] == [()]
         (lun,) = (await engine.api.target_lun_add("t", "v")).luns
         assert (lun.lun, lun.state) == (0, "ok")
+
+
+async def test_a_target_of_a_locked_volume_says_its_name_and_why(tmp_path: Path):
+    pool, key = tmp_path / "pool", tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(b"k" * 32)
+    async with opened(pool) as engine:
+        await engine.api.volume_create("secret", MIB, expose=True, key_source=f"file:{key}")
+    key.unlink()
+    async with opened(pool) as engine:
+        (target,) = await engine.api.target_list()
+        assert target.luns[0].volume == "secret"
+        assert target.luns[0].state.startswith("not served: volume secret: encrypted, and no key")
+        assert any(
+            f"{PREFIX}:secret LUN 0 is not served: volume secret" in line
+            for line in (await engine.api.status()).reasons
+        )
