@@ -219,8 +219,10 @@ def _made_in_branch(node: Node, line: dict[int, int]) -> int:
 
 
 async def _claims_of_leaves(core: Core, node: Node, floor: int) -> AsyncIterator[Words]:
-    """The claims of a node's map that were born above ``floor``, in pieces."""
+    """The claims of a node's map that were born above ``floor``, in pieces; no more of them once the node is gone."""
     for number in range(node.map.count):
+        if core.family.nodes.get(node.id) is not node:
+            return  # the pages of its map may be used for something else
         leaf = await core.maps.leaf(node, number)
         if leaf.birth > floor:
             entries = (await core.maps.resident_leaf(node, number)).chunks()

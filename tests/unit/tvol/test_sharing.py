@@ -17,7 +17,8 @@ from engine.tvol.check_image import Findings
 from engine.tvol.check_journal import Replay
 from engine.tvol.chunk_map import ChunkMap
 from engine.tvol.file import TvolFile
-from engine.tvol.layout import LayoutError, NodeKind
+from engine.tvol.layout import LEAF_ENTRIES, LayoutError, NodeKind
+from engine.tvol.space import _claims_of_leaves
 from engine.tvol.tree import Family, Node
 from engine.units import KIB, MIB
 from tests.support.made_volumes import make_volume
@@ -212,6 +213,32 @@ async def test_space_counts_a_shared_chunk_where_its_last_claim_is(store):
     await store.delete_volume(clone)
     await store.settled()
     assert (await store.space(source)).unique_bytes == 4 * CHUNK
+
+
+async def test_a_snapshot_that_goes_while_its_claims_are_gathered_is_no_rot(env, tmp_path):
+    span, path = LEAF_ENTRIES * CHUNK, tmp_path / "wide.tvol"
+    store = await TvolFile.create(env, path, volume_name="v", size_bytes=3 * span)
+    head = store.volume("v")
+
+    async def write_everywhere() -> None:
+        for offset in range(0, 3 * span, span):
+            await head.write(offset, memoryview(pattern(1)))
+
+    await write_everywhere()
+    await store.snapshot(head, "s")
+    await store.close()
+    store = await TvolFile.open(env, path)
+    head, (snapshot,) = store.volume("v"), store.snapshots()
+    gathering = _claims_of_leaves(store._core, snapshot.node, 0)
+    assert len(await anext(gathering)) == 1
+    await store.delete_snapshot(snapshot)
+    await store.settled()
+    for _ in range(8):
+        await write_everywhere()
+        await head.discard(0, 3 * span)
+        await store._core.checkpointer.run()
+    assert [part async for part in gathering] == []
+    await store.close()
 
 
 async def test_changed_compares_chunks_not_their_claims(store):
