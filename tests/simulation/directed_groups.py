@@ -1,4 +1,4 @@
-"""One file's part in a group snapshot that fails, played on purpose."""
+"""One file's part in a group snapshot, played on purpose."""
 
 from __future__ import annotations
 
@@ -57,3 +57,31 @@ def a_dropped_flip_over_a_slow_write() -> None:
     _process(files, main)
     files.restart_process()
     _process(files, look)
+
+
+def a_promise_over_a_slow_write() -> None:
+    """A snapshot that was promised has all that was admitted before its instant, and does not change any more."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        workers.meant = lambda call: True
+        writer = asyncio.ensure_future(head.write(0, memoryview(b"b" * 512)))
+        await asyncio.sleep(0)
+        flip = store.flip(head, "s")
+        preparing = asyncio.ensure_future(store.prepare([flip]))
+        for _ in range(300):
+            await asyncio.sleep(0)
+        too_soon = preparing.done()
+        workers.let_go()
+        await asyncio.gather(writer, preparing)
+        if too_soon:
+            raise Violation("a snapshot was promised while a write of its epoch was in flight")
+        await store.accept([flip.snapshot])
+        found = bytearray(512)
+        await flip.snapshot.read(0, memoryview(found))
+        if found != b"b" * 512:
+            raise Violation("a write admitted before the instant is not in the snapshot")
+
+    _process(SimFileSystem(random.Random(1)), main)

@@ -117,9 +117,6 @@ MUTATIONS = {
         ((GroupInstants, "_prepare", _remembered), (GroupInstants, "_accept", _after_the_commit)),
     ),
     "promise-is-flushed": Mutation("a promise is durable before it counts", _left_out(GroupingStore, "_sync_promises")),
-    "promise-after-old-epoch": Mutation(
-        "a promise waits for the last write of the old epoch", _left_out(GroupingStore, "_old_epoch_has_ended")
-    ),
     "commit-before-accept": Mutation(
         "a group snapshot exists because the catalogue says so", ((GroupTables, "add_group_snapshot", _not_recorded),)
     ),
