@@ -129,7 +129,7 @@ class NativeNotes:
 
     def parent(self, device: Frozen | Head, /) -> Frozen | None:
         above = self._device(device).node.parent
-        while above is not None and (not above.live or above.flags & NodeFlag.UNSEALED):
+        while above is not None and (not above.live or above.flags & (NodeFlag.UNSEALED | NodeFlag.PREPARED)):
             above = above.parent
         return None if above is None else self._of(above.id)
 

@@ -413,3 +413,20 @@ async def test_initiators_of_a_member_are_told_though_anothers_file_fails_at_the
     with pytest.raises(StoreFailed):
         await engine.api.group_rollback("g", "s")
     assert (await read(engine, "a"), events) == ("1", ["CONTENT_REPLACED"])
+
+
+async def test_snapshots_are_listed_while_one_of_a_group_waits_for_its_decision(engine, monkeypatch):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    await engine.api.snapshot_create("a", "own")
+    real = engine.pool.catalog.groups.add_group_snapshot
+    seen = []
+
+    async def decide(row):
+        seen.extend(info.name for info in await engine.api.snapshot_list("a"))
+        await real(row)
+
+    monkeypatch.setattr(engine.pool.catalog.groups, "add_group_snapshot", decide)
+    await engine.api.group_snapshot_create("g", "s")
+    assert seen == ["own"]
+    assert [(info.name, info.parent) for info in await engine.api.snapshot_list("a")] == [("own", None), ("s", "own")]
