@@ -126,7 +126,7 @@ class World:
         """True: it died."""
         loop = SimLoop(turns_max=1_000_000)
         turns_max = self.rng.choice((1, 3, 12, 40))
-        self.workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=turns_max, slow_chance=0.03)
+        self.workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=turns_max, slow_chance=0.2)
         self.files.on_death = loop.die
         self.failed = False
         died = False
@@ -280,7 +280,7 @@ class World:
         self.era.log[writer].append((number, member))
         data = memoryview(NUMBER.pack(number) * (SLOT // NUMBER.size))
         offset = _slot(writer)
-        if rng.random() < 0.6 and volume.try_write(offset, data):
+        if rng.random() < 0.3 and volume.try_write(offset, data):
             volume.end_pass()
         else:
             await volume.write(offset, data, fua=rng.random() < 0.05)
@@ -332,6 +332,9 @@ class World:
         self.tell(f"snapshot {name} is there, issued {self.numbers}")
         if self.rng.random() < 0.6:
             await self._read_snap(snap)
+            for _ in range(self.rng.randrange(60)):
+                await asyncio.sleep(0)
+            await self._read_snap(snap)  # a write that was still under way at the instant has ended
 
     async def _delete(self, snap: Snap) -> None:
         if any(source is snap for source in self.clones.values()):

@@ -22,5 +22,5 @@ def test_no_group_snapshot_has_a_later_write_without_the_earlier_one(first):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_without_the_rule_some_seed_fails(name):
-    rounds, failure = rounds_until_caught(name, seeds=60)
+    rounds, failure = rounds_until_caught(name, seeds=120)
     assert failure is not None, f"{name} survived {rounds} group snapshots"
