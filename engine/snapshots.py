@@ -291,12 +291,14 @@ class Snapshots:
         """Delete snapshots, oldest first; those that something bound meanwhile stay: by name, why."""
         kept: dict[str, str] = {}
         for snapshot in doomed:
-            why = self._bound_by(volume, snapshot)
-            if not why:
-                try:
+            try:
+                why = self._bound_by(volume, snapshot)
+                if not why:
                     await self._delete(volume, snapshot)
-                except (InUse, NotFound) as error:
-                    why = str(error)
+            except InUse as error:
+                why = str(error)
+            except NotFound:
+                continue  # somebody else has deleted it
             if why:
                 kept[snapshot.name] = why
         return kept

@@ -484,3 +484,12 @@ async def test_what_a_family_does_not_let_go_at_the_start_keeps_no_pool_closed(t
             assert [info.state for info in await engine.api.volume_list()] == ["ok", "ok"]
     async with opened(pool) as engine:
         assert engine.pool.volume("v").head.store.snapshots() == []
+
+
+async def test_pruning_goes_on_when_one_that_it_deletes_goes_meanwhile(engine):
+    for number in range(6):
+        await engine.api.snapshot_create("v", f"s{number}")
+    deletions = [engine.api.snapshot_delete("v", f"s{number}") for number in (1, 2, 3)]
+    info, *_ = await asyncio.gather(engine.api.snapshot_prune("v", keep_last=1, manual=True), *deletions)
+    assert [each.name for each in info.snapshots if each.stays] == ["s5"]
+    assert await names(engine) == ["s5"]
