@@ -13,7 +13,7 @@ A piece of a write is planned chunk by chunk (STORE section 2 and 3):
 
 When ``FILL_PAGES`` or fewer pages of a partial chunk would be missing, they are copied too, and the chunk needs no base
 any more (``docs/decisions/0013-partial-chunks.md``). Not those of a base that is marked bad: what is overwritten page
-by page need not be read.
+by page need not be read; the pages that are not there yet are zeroed where it matters what is in them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, FULL_MASK, PAGES_OF_CHU
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from engine.files import BlockFile
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
@@ -175,7 +177,7 @@ class Planner:
         pieces = [self._whole_pages(plan, within, data, (position, mask, base_position), mask)]
         if touched & ~mask:
             rest = FULL_MASK & ~(mask | touched)
-            if self._may_fill(rest, base_position):
+            if rest.bit_count() <= FILL_PAGES and not self._is_bad(base_position):
                 pieces += self._copy_pages(plan, base_position, rest)
                 touched |= rest
             plan.published.append((index, chunk, base, mask | touched))
@@ -205,16 +207,19 @@ class Planner:
         pieces = [self._whole_pages(plan, within, data, source, 0)]
         if kept:
             pieces += self._copy_pages(plan, position, kept & ~touched)
-        if fill or not reads_zero or self._may_fill(rest, base_position):
+        if rest and self._is_bad(base_position):
+            if not reads_zero:
+                pieces += self._zero_pages(rest)
+        elif fill or not reads_zero or rest.bit_count() <= FILL_PAGES:
             pieces += self._copy_pages(plan, base_position, rest)
             rest = 0
         self._write_pieces(plan, chunk, pieces)
         base = base if rest else EMPTY
         plan.published.append((index, chunk, base & 0xFFFF_FFFF, FULL_MASK & ~rest))
 
-    def _may_fill(self, rest: int, base_position: int) -> bool:
-        """Whether so few pages would be left to the base that they are copied."""
-        return rest.bit_count() <= FILL_PAGES and base_position >> self._shift not in self._births.digests.bad
+    def _is_bad(self, position: int) -> bool:
+        """Whether the chunk there is marked bad."""
+        return position >> self._shift in self._births.digests.bad
 
     def _base_of(self, chunk: int) -> int:
         """The chunk that a partial chunk's base stands for."""
@@ -272,17 +277,22 @@ class Planner:
 
     def _copy_pages(self, plan: Plan, position: int, mask: int) -> list[tuple[int, list[memoryview]]]:
         """Pages of a chunk, run by run: (where in the chunk, the buffer that will hold them)."""
-        runs: list[tuple[int, list[memoryview]]] = []
+        return [(start, [plan.copy(position + start, length)]) for start, length in self._runs(mask)]
+
+    def _zero_pages(self, mask: int) -> list[tuple[int, list[memoryview]]]:
+        """The same with zeroes."""
+        return [(start, [memoryview(ZEROES)[:length]]) for start, length in self._runs(mask)]
+
+    def _runs(self, mask: int) -> Iterator[tuple[int, int]]:
+        """(where in the chunk, bytes) of each run of pages."""
         first = 0
         while mask >> first:
             if not mask >> first & 1:
                 first += 1
                 continue
             count = (~(mask >> first) & (mask >> first) + 1).bit_length() - 1
-            start, length = first * self._page_bytes, count * self._page_bytes
-            runs.append((start, [plan.copy(position + start, length)]))
+            yield first * self._page_bytes, count * self._page_bytes
             first += count
-        return runs
 
 
 def _start(piece: tuple[int, list[memoryview]]) -> int:

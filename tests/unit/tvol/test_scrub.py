@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import struct
@@ -179,8 +180,11 @@ async def test_a_mark_survives_the_process(store, env, path, tmp_path):
         await other.close()
 
 
-async def test_a_bad_chunk_is_overwritten_page_by_page(store, path):
+@pytest.mark.parametrize("zeroes_known", [True, False])
+async def test_a_bad_chunk_is_overwritten_page_by_page(store, path, zeroes_known):
+    """Also where no new chunk is known to be zero, as in an encrypted file."""
     head = store.volume("v")
+    store._core.allocator._holes_read_zero = zeroes_known
     await fill(head, 0, 4)
     await scrub(store)
     await head.flush()
@@ -189,6 +193,8 @@ async def test_a_bad_chunk_is_overwritten_page_by_page(store, path):
     assert store.bad_chunks == 1
     for at in range(0, CHUNK, 4 * KIB):
         await head.write(2 * CHUNK + at, memoryview(pattern(2, 1))[at : at + 4 * KIB])
+        with pytest.raises(MediumError) if at < CHUNK - 4 * KIB else contextlib.nullcontext():
+            await read(head, 2)
     assert await read(head, 2) == pattern(2, 1)
     assert store.bad_chunks == 0
 
