@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from engine.catalog import VolumeRow
 from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
 from engine.encryption import check_source
-from engine.errors import InUse, InvalidArgument, NotSupported
+from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
 from engine.flatten import start_flatten
 from engine.group_api import GroupOperations
 from engine.image_formats import RemoteDisks, absolute, open_source
@@ -244,7 +245,8 @@ class LocalApi(GroupOperations):
         await self._snapshots.discard_views(volume)
         await self._exposure.withdraw(name, luns)
         for snapshot in snapshots:
-            await volume.head.store.delete_snapshot(snapshot)
+            with contextlib.suppress(NotFound):  # somebody else has deleted it
+                await volume.head.store.delete_snapshot(snapshot)
         await self._pool.delete_volume(volume)
         await self._exposure.forget([volume.volume_id, *(snapshot.guid for snapshot in snapshots)])
         await self._event(f"volume {name}", "deleted")

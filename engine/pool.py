@@ -425,13 +425,18 @@ class Pool:
         return heads == [volume.volume_id] and not of_others
 
     async def delete_volume(self, volume: Volume) -> None:
-        """Delete a volume whose exposure and snapshots are gone. Raises InUse: the store says who holds it."""
+        """Delete a volume whose exposure and snapshots are gone. Raises InUse: the store says who holds it, or that
+        it has got a snapshot meanwhile."""
         async with self._changing:
             row = self.row(volume)
             store = self._stores[row.file]
+            alone = [head.volume_id for head in store.volumes()] == [volume.volume_id]
+            users_own = [each for each in store.snapshots() if not each.hidden and not self.groups.is_going(each.guid)]
+            late = [each.name for each in users_own if each.volume_id == volume.volume_id]
+            if alone and late:  # a family without a volume would be left
+                raise InUse(f"volume {volume.name} has got snapshots meanwhile ({', '.join(late[:8])}); try again")
             await _stop_sanitizing(volume)
-            users_own = [snapshot for snapshot in store.snapshots() if not snapshot.hidden]
-            if [head.volume_id for head in store.volumes()] == [volume.volume_id] and not users_own:
+            if alone and not users_own:
                 # The last of its family: the file goes as a whole.
                 await self.catalog.begin_deletion(row.file)
                 self._forget(volume)

@@ -375,6 +375,8 @@ async def test_what_a_member_could_not_lose_yet_is_seen_by_nobody_after_a_restar
             with pytest.raises(NotFound):
                 await engine.api.clone_create("b", "s", "c")
     async with opened(pool) as engine:
+        await engine.api.group_delete("g")
+        await engine.api.volume_delete("a")
         assert engine.pool.volume("b").head.store.snapshots() == []
         assert await engine.pool.catalog.groups.group_snapshots() == []
 

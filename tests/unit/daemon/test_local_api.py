@@ -516,3 +516,22 @@ async def test_a_target_of_a_locked_volume_says_its_name_and_why(tmp_path: Path)
             f"{PREFIX}:secret LUN 0 is not served: volume secret" in line
             for line in (await engine.api.status()).reasons
         )
+
+
+async def test_a_volume_goes_though_one_of_its_snapshots_goes_meanwhile(engine):
+    await engine.api.volume_create("v", MIB)
+    for name in ("a", "b", "c"):
+        await engine.api.snapshot_create("v", name)
+    others = [engine.api.snapshot_delete("v", name) for name in ("b", "c")]
+    await asyncio.gather(engine.api.volume_delete("v", force=True), *others)
+    assert list((engine.pool.path / "volumes").glob("*.tvol")) == []
+
+
+async def test_a_snapshot_that_comes_while_its_volume_is_deleted_leaves_no_file_without_a_volume(engine):
+    await engine.api.volume_create("v", MIB)
+    await engine.api.snapshot_create("v", "late")  # as a schedule may, after those that there were have been deleted
+    with pytest.raises(InUse, match="late"):
+        await engine.pool.delete_volume(engine.pool.volume("v"))
+    assert [info.name for info in await engine.api.volume_list()] == ["v"]
+    await engine.api.volume_delete("v", force=True)
+    assert list((engine.pool.path / "volumes").glob("*.tvol")) == []
