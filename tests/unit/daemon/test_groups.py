@@ -375,8 +375,6 @@ async def test_what_a_member_could_not_lose_yet_is_seen_by_nobody_after_a_restar
             with pytest.raises(NotFound):
                 await engine.api.clone_create("b", "s", "c")
     async with opened(pool) as engine:
-        await engine.api.group_delete("g")
-        await engine.api.volume_delete("a")
         assert engine.pool.volume("b").head.store.snapshots() == []
         assert await engine.pool.catalog.groups.group_snapshots() == []
 
@@ -432,3 +430,17 @@ async def test_snapshots_are_listed_while_one_of_a_group_waits_for_its_decision(
     await engine.api.group_snapshot_create("g", "s")
     assert seen == ["own"]
     assert [(info.name, info.parent) for info in await engine.api.snapshot_list("a")] == [("own", None), ("s", "own")]
+
+
+async def test_a_member_that_could_not_lose_its_snapshot_yet_can_be_deleted(engine, monkeypatch):
+    await make(engine, "b")
+    await engine.api.group_create("g", ["b"])
+    await engine.api.group_snapshot_create("g", "s")
+
+    async def refuses(*_args):
+        raise MediumError("not now")
+
+    monkeypatch.setattr(TvolFile, "delete_snapshot", refuses)
+    await engine.api.group_delete("g", force=True)
+    await engine.api.volume_delete("b")
+    assert list((engine.pool.path / "volumes").glob("*.tvol")) == []
