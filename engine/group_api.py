@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from engine.api_part import ApiPart
 from engine.errors import EngineError, InUse
 from engine.group_instant import find_point
 
@@ -15,21 +16,12 @@ if TYPE_CHECKING:
     from engine.api import GroupInfo, GroupMember, GroupSnapshotInfo
     from engine.catalog import LunRow
     from engine.catalog_groups import GroupSnapshotRow
-    from engine.exposure import Exposure
-    from engine.pool import Pool
-    from engine.replicas import Replicas
     from engine.stores import Frozen
-    from engine.views import Views
     from engine.volume import Volume
 
 
-class GroupOperations:
+class GroupOperations(ApiPart):
     """See the module."""
-
-    _pool: Pool
-    _exposure: Exposure
-    _replicas: Replicas
-    _views: Views
 
     async def group_create(self, name: str, volumes: list[str]) -> GroupInfo:
         info = await self._pool.groups.create(name, volumes)

@@ -15,6 +15,7 @@ import logging
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from engine.api import JobInfo
 from engine.catalog import JOB_HISTORY_MAX, JobRow
 from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound
 
@@ -250,3 +251,24 @@ class JobRegistry:
         self._reading.pop(job.job_id, None)
         log.info("job %d (%s %s) ended: %s %s", job.job_id, job.kind, job.subject, state.name.lower(), message)
         job._show()
+
+
+def job_info(job: Job) -> JobInfo:
+    """A job as users see it."""
+    return JobInfo(
+        job=job.job_id,
+        kind=job.kind,
+        subject=job.subject,
+        state=job.state.name.capitalize(),
+        state_number=int(job.state),
+        done_bytes=job.done_bytes,
+        total_bytes=job.total_bytes,
+        rate_bytes_s=job.rate_bytes_s if job.state is JobState.RUNNING else 0.0,
+        eta_s=job.eta_s,
+        created_at=job.created_at,
+        finished_at=job.finished_at,
+        message=job.message,
+        error=job.error,
+        result=job.result,
+        version=job.version,
+    )

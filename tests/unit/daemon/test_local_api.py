@@ -443,6 +443,20 @@ async def test_a_volume_that_has_the_name_of_an_interrupted_copy_is_deleted_itse
         assert (await engine.api.status()).interrupted_copies == []
 
 
+async def test_a_volume_that_goes_while_the_status_is_asked_for(engine, monkeypatch):
+    await engine.api.volume_create("v", MIB)
+    measure = engine.pool.space.measure
+
+    async def measure_late():
+        monkeypatch.undo()
+        await engine.api.volume_delete("v")
+        return await measure()
+
+    monkeypatch.setattr(engine.pool.space, "measure", measure_late)
+    status = await engine.api.status()
+    assert (status.volumes, status.health) == (0, "ok")
+
+
 async def test_a_file_that_is_gone_under_the_daemon_takes_nothing_in_status(engine):
     await engine.api.volume_create("v", MIB)
     before = (await engine.api.status()).stored_bytes
