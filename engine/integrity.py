@@ -292,7 +292,8 @@ class Integrity:
         while True:
             await asyncio.sleep(TICK_S)
             for volume in self._pool.volumes():
-                if self._record(volume).policy == ALWAYS and volume.volume_id not in self._jobs:
+                here = self._pool.find(volume.volume_id) is volume
+                if here and self._record(volume).policy == ALWAYS and volume.volume_id not in self._jobs:
                     try:
                         await self._look(volume)
                     except EngineError as error:

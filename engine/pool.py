@@ -259,7 +259,11 @@ class Pool:
         return list(self._stores.values())
 
     def row(self, volume: Volume) -> VolumeRow:
-        return self._rows[volume.volume_id]
+        """Raises NotFound: the volume was deleted meanwhile."""
+        row = self._rows.get(volume.volume_id)
+        if row is None:
+            raise NotFound("volume", volume.name)
+        return row
 
     def file_of(self, volume: Volume) -> Path:
         return self.path / VOLUMES_NAME / self.row(volume).file
@@ -464,8 +468,10 @@ class Pool:
             await self.env.workers.run(lambda: _remove_unfinished(path))
 
     async def delete_damaged(self, family: DamagedFamily) -> None:
-        """Remove a damaged file, and with it all that it held."""
+        """Remove a damaged file, and with it all that it held. Raises NotFound."""
         async with self._changing:
+            if self._damaged.get(family.path.name) is not family:
+                raise NotFound("damaged file", family.path.name)  # somebody else has removed it
             await self.catalog.begin_deletion(family.path.name)
             await self._delete_file(family.path.name)
             del self._damaged[family.path.name]

@@ -80,7 +80,7 @@ def _snapshot_space(name: str, space: Space) -> SnapshotSpace:
 
 async def volume_space(pool: Pool, volume: Volume) -> SpaceInfo:
     """Of the volume, its snapshots and its family."""
-    store, snapshots = volume.head.store, pool.snapshots(volume)
+    store, snapshots, path = volume.head.store, pool.snapshots(volume), pool.file_of(volume)
     own, *others = await store.spaces(volume.head, snapshots)
     everything: list[Frozen | Head] = [*store.snapshots(volume.volume_id), volume.head]
     staging = store.staging(volume.volume_id)
@@ -95,7 +95,7 @@ async def volume_space(pool: Pool, volume: Volume) -> SpaceInfo:
         shared_bytes=own.shared_bytes,
         pinned_bytes=await store.freed_by(snapshots),
         reclaimable_bytes=await store.freed_by(everything),
-        file_bytes=await asyncio.to_thread(bytes_on_host, pool.file_of(volume)),
+        file_bytes=await asyncio.to_thread(bytes_on_host, path),
         snapshots=[_snapshot_space(each.name, space) for each, space in zip(snapshots, others, strict=True)],
         family=FamilySpaceInfo(
             used_bytes=family.used_bytes,

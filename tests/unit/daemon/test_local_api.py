@@ -443,6 +443,27 @@ async def test_a_volume_that_has_the_name_of_an_interrupted_copy_is_deleted_itse
         assert (await engine.api.status()).interrupted_copies == []
 
 
+async def test_of_two_deletions_one_finds_nothing_any_more(engine):
+    await engine.api.volume_create("v", MIB)
+    await engine.api.snapshot_create("v", "s")
+    outcomes = await asyncio.gather(
+        *(engine.api.volume_delete("v", force=True) for _ in range(2)), return_exceptions=True
+    )
+    assert sorted(type(each).__name__ for each in outcomes) == ["NoneType", "NotFound"]
+
+
+async def test_of_two_deletions_of_a_damaged_file_one_finds_nothing_any_more(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("v", MIB)
+    (pool / "volumes" / "v.tvol").write_bytes(b"no volume")
+    async with opened(pool) as engine:
+        outcomes = await asyncio.gather(
+            *(engine.api.volume_delete("v", force=True) for _ in range(2)), return_exceptions=True
+        )
+        assert sorted(type(each).__name__ for each in outcomes) == ["NoneType", "NotFound"]
+
+
 async def test_a_volume_that_goes_while_the_status_is_asked_for(engine, monkeypatch):
     await engine.api.volume_create("v", MIB)
     measure = engine.pool.space.measure
