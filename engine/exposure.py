@@ -357,12 +357,22 @@ class Exposure:
                     await self._remove_lun(row, lun.lun)
 
     async def forget(self, device_ids: Sequence[str]) -> None:
-        """These volumes (ids) and snapshots (GUIDs) are deleted: so are their persistent reservations."""
+        """These volumes (ids) and snapshots (GUIDs) are deleted: so are their persistent reservations, and the LUNs
+        that were added while the deletion was under way."""
+        gone = set(device_ids)
+        if any(self._late_luns(row, gone) for row in self._targets.values()):
+            async with self._changing:
+                for row in list(self._targets.values()):
+                    for lun in self._late_luns(row, gone):
+                        row = await self._remove_lun(row, lun.lun)
         for device_id in device_ids:
             await self._pool.catalog.save_reservations(device_id, None)
             self._exports.forget(device_id)
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _late_luns(self, row: TargetRow, gone: set[str]) -> list[LunRow]:
+        return [lun for lun in row.luns if lun.volume_id in gone or lun.snapshot_guid in gone]
 
     async def _create(
         self, name: str, access: Sequence[str] = (), groups: Sequence[int] = (), *, lun: LunRow | None = None
@@ -483,11 +493,14 @@ class Exposure:
         why = self._unserved.get((lun.target, lun.lun))
         name, snapshot_name, size = self._pool.name_of(lun.volume_id), lun.snapshot_guid, 0
         if why is None:
-            volume = self._pool.by_id(lun.volume_id)
-            name, size = volume.name, volume.size_bytes
-            if lun.snapshot_guid is not None:
-                snapshot = self._snapshot(volume, lun.snapshot_guid)
-                snapshot_name, size = snapshot.name, snapshot.size_bytes
+            try:
+                volume = self._pool.by_id(lun.volume_id)
+                name, size = volume.name, volume.size_bytes
+                if lun.snapshot_guid is not None:
+                    snapshot = self._snapshot(volume, lun.snapshot_guid)
+                    snapshot_name, size = snapshot.name, snapshot.size_bytes
+            except NotFound as error:  # it is being deleted
+                why = str(error)
         return LunInfo(
             lun=lun.lun,
             volume=name,

@@ -570,3 +570,16 @@ async def test_a_snapshot_that_comes_while_its_volume_is_deleted_leaves_no_file_
     assert [info.name for info in await engine.api.volume_list()] == ["v"]
     await engine.api.volume_delete("v", force=True)
     assert list((engine.pool.path / "volumes").glob("*.tvol")) == []
+
+
+@pytest.mark.parametrize("what", ["volume", "snapshot"])
+async def test_a_lun_that_is_added_while_what_it_shows_is_deleted_goes_with_it(engine, what):
+    await engine.api.volume_create("v", MIB)
+    await engine.api.target_create("t")
+    await engine.api.snapshot_create("v", "s")
+    snapshot = "s" if what == "snapshot" else None
+    deletion = engine.api.snapshot_delete("v", "s") if snapshot else engine.api.volume_delete("v", force=True)
+    await asyncio.gather(deletion, engine.api.target_lun_add("t", "v", snapshot=snapshot), return_exceptions=True)
+    (target,) = await engine.api.target_list()
+    assert target.luns == []
+    assert (await engine.api.status()).health == "ok"
