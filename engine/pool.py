@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from engine.catalog import Catalog, VolumeRow
 from engine.changed_blocks import HIDDEN_PREFIX as DIFF_PREFIX
+from engine.clone import HIDDEN_PREFIX as CLONE_PREFIX
 from engine.encryption import begin as begin_encryption
 from engine.encryption import rewrap
 from engine.errors import (
@@ -563,8 +564,8 @@ class Pool:
 
     async def _drop_leftovers(self) -> None:
         """Remove what the engine kept for something that a crash ended: points of its own, views that nobody sees."""
-        prefixes = (DIFF_PREFIX, EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
-        kept = await interrupted_exports(self)
+        prefixes = (CLONE_PREFIX, DIFF_PREFIX, EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
+        kept = {*await interrupted_exports(self), *(CLONE_PREFIX + name for name in self.interrupted())}
         for store in self._stores.values():
             for snapshot in store.snapshots():
                 if snapshot.hidden and snapshot.name.startswith(prefixes) and snapshot.name not in kept:

@@ -583,3 +583,14 @@ async def test_a_lun_that_is_added_while_what_it_shows_is_deleted_goes_with_it(e
     (target,) = await engine.api.target_list()
     assert target.luns == []
     assert (await engine.api.status()).health == "ok"
+
+
+async def test_the_point_of_a_full_clone_that_is_whole_goes_though_a_crash_came_between(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("v", MIB)
+        head = engine.pool.volume("v").head
+        await head.store.snapshot(head, "full-clone.c", hidden=True)  # what the crash would leave
+        await engine.api.volume_create("c", MIB)
+    async with opened(pool) as engine:
+        assert engine.pool.volume("v").head.store.snapshots() == []
