@@ -416,9 +416,10 @@ class Pool:
 
     async def rollback(self, volume: Volume, snapshot: Frozen) -> None:
         """The volume reads as ``snapshot``; whoever arrives meanwhile waits. Raises InvalidState: it has mirrors."""
-        if volume.taps:
-            raise InvalidState(f"volume {volume.name}", "the source of a running mirror", "its mirrors fractured first")
         async with self._changing, volume.quiesced():
+            if volume.taps:  # asked for here: one may have come while this waited
+                now = "the source of a running mirror"
+                raise InvalidState(f"volume {volume.name}", now, "its mirrors fractured first")
             volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
             await self.note_origin(volume)
 

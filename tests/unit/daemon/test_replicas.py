@@ -204,3 +204,16 @@ async def test_a_replica_of_an_encrypted_volume_is_encrypted(engine, tmp_path: P
     assert await content(engine, "r") == await content(engine, "secret")
     await engine.pool.volume("r").flush()
     assert b"what nobody may read" not in await asyncio.to_thread(Path(info.file).read_bytes)
+
+
+async def test_a_rollback_that_waited_while_its_volume_got_a_mirror_is_refused(engine):
+    await engine.api.snapshot_create("v", "s")
+    await write(engine, "v", 0, b"after!" * 1024)
+    await engine.api.volume_create("r", SIZE)
+    async with engine.pool._changing:
+        rollback = asyncio.create_task(engine.api.snapshot_rollback("v", "s"))
+        await asyncio.sleep(0)
+        await finished(engine, await engine.api.replica_attach("v", "r"))
+    with pytest.raises(InvalidState, match="mirror"):
+        await rollback
+    assert (await content(engine, "v"))[:6] == (await content(engine, "r"))[:6] == b"after!"
