@@ -9,6 +9,7 @@ snapshot, or by a user, deletes: a schedule that stands still loses nothing.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api import ScheduleInfo
@@ -40,14 +41,23 @@ class Schedules:
         row = ScheduleRow(source.volume_id, check_interval(interval_s), retention, slot_of(now, interval_s))
         await self._pool.catalog.schedules.put(row)
         await self._event(source, "info", f"scheduled every {interval_s} s")
-        return self._info(source, row)
+        return self._info(source.name, row)
 
     async def all(self) -> list[ScheduleInfo]:
-        """By name of the volume."""
+        """By name of the volume; those of volumes that are not served too, with the reason."""
         rows = {row.volume_id: row for row in await self._pool.catalog.schedules.all()}
-        return [
-            self._info(volume, rows[volume.volume_id]) for volume in self._pool.volumes() if volume.volume_id in rows
+        infos = [
+            self._info(volume.name, rows[volume.volume_id])
+            for volume in self._pool.volumes()
+            if volume.volume_id in rows
         ]
+        infos += [
+            replace(self._info(each.name, rows[each.volume_id]), problem=f"not served: {family.reason}")
+            for family in self._pool.damaged()
+            for each in family.volumes
+            if each.volume_id in rows
+        ]
+        return sorted(infos, key=lambda info: info.volume)
 
     async def remove(self, volume: str) -> None:
         """What it made stays, and is no longer pruned by itself."""
@@ -95,17 +105,17 @@ class Schedules:
         else:
             self._problems.pop(volume.volume_id, None)
 
-    def _info(self, volume: Volume, row: ScheduleRow) -> ScheduleInfo:
+    def _info(self, volume: str, row: ScheduleRow) -> ScheduleInfo:
         keep = row.retention
         return ScheduleInfo(
-            volume=volume.name,
+            volume=volume,
             interval_s=row.interval_s,
             keep_last=keep.keep_last,
             hourly=keep.hourly,
             daily=keep.daily,
             weekly=keep.weekly,
             next_at=slot_start(row.last_slot + 1, row.interval_s),
-            problem=self._problems.get(volume.volume_id),
+            problem=self._problems.get(row.volume_id),
         )
 
     async def _event(self, volume: Volume, severity: str, text: str) -> None:

@@ -493,3 +493,20 @@ async def test_pruning_goes_on_when_one_that_it_deletes_goes_meanwhile(engine):
     info, *_ = await asyncio.gather(engine.api.snapshot_prune("v", keep_last=1, manual=True), *deletions)
     assert [each.name for each in info.snapshots if each.stays] == ["s5"]
     assert await names(engine) == ["s5"]
+
+
+async def test_the_schedule_of_a_volume_without_its_key_is_listed_with_the_reason(tmp_path: Path, clock):
+    pool, key = tmp_path / "pool", tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(b"k" * 32)
+    async with opened(pool, clock=clock) as engine:
+        await engine.api.volume_create("secret", MIB, key_source=f"file:{key}")
+        await engine.api.schedule_set("secret", 3600, keep_last=2)
+    key.unlink()
+    async with opened(pool, clock=clock) as engine:
+        clock.passes(2 * HOUR)
+        await engine.api.upkeep.tick()
+        (info,) = await engine.api.schedule_list()
+        assert (info.volume, info.keep_last) == ("secret", 2)
+        assert info.problem is not None
+        assert info.problem.startswith("not served: encrypted, and no key")
