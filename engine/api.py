@@ -246,7 +246,7 @@ class PruneInfo:
 @dataclass(frozen=True, slots=True)
 class ScheduleInfo:
     """Every ``interval_s`` a volume has a snapshot made, and what the retention does not keep is pruned. ``problem``:
-    why its last turn failed."""
+    why its last turn failed, or why the volume is not served."""
 
     volume: str
     interval_s: int
