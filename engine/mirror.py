@@ -460,6 +460,9 @@ class Mirror:
             )
             self.source.require_usable()
             await self.source.head.store.prepare_flip()
+            while self.source.is_quiesced:  # its content is being replaced, behind every stream's back
+                await self.source.resumed()
+                await self.source.head.store.prepare_flip()
             self._go_on()  # a stream that was told to leave before it is attached would stay attached for ever
             # One step of the loop: S has every write before it, the stream every one after.
             self.source.attach(self._stream)

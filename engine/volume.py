@@ -245,6 +245,16 @@ class Volume:
             self._bind()
             gate.set()
 
+    @property
+    def is_quiesced(self) -> bool:
+        """Whether somebody is inside ``quiesced``."""
+        return self._gate is not None
+
+    async def resumed(self) -> None:
+        """Wait until nobody is inside ``quiesced``."""
+        while self._gate is not None:
+            await self._gate.wait()
+
     # --- blocks -----------------------------------------------------------------------------------------------
 
     async def read(self, offset: int, view: memoryview, /) -> None:

@@ -217,3 +217,13 @@ async def test_a_rollback_that_waited_while_its_volume_got_a_mirror_is_refused(e
     with pytest.raises(InvalidState, match="mirror"):
         await rollback
     assert (await content(engine, "v"))[:6] == (await content(engine, "r"))[:6] == b"after!"
+
+
+async def test_a_mirror_begins_after_a_switch_of_its_sources_content_not_within(engine):
+    source = engine.pool.volume("v")
+    await engine.api.volume_create("r", SIZE)
+    async with source.quiesced():
+        job = await engine.api.replica_attach("v", "r")
+        job = await engine.api.job_wait(job.job, after_version=job.version, timeout_s=0.5)
+        assert (job.state, source.taps) == ("Running", ())
+    await finished(engine, job)
