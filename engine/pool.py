@@ -25,7 +25,7 @@ import functools
 import logging
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from engine.catalog import Catalog, VolumeRow
 from engine.changed_blocks import HIDDEN_PREFIX as DIFF_PREFIX
@@ -60,12 +60,14 @@ from engine.units import MIB
 from engine.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from engine.errors import StoreFailed
     from engine.files import StoreEnv
     from engine.stores import Frozen, Head, VolumeStore
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -372,7 +374,13 @@ class Pool:
             return UnfinishedVolume(path, store, head, resumed)
 
     async def finish(self, unfinished: UnfinishedVolume, row: VolumeRow) -> Volume:
-        """Publish a volume: from here on it exists. Of ``row`` the policies count."""
+        """Publish a volume: from here on it exists. Of ``row`` the policies count.
+
+        A cancellation comes too late for it and is taken back: half of it would leave a file that no volume has.
+        """
+        return await _uncancelled(self._finish(unfinished, row))
+
+    async def _finish(self, unfinished: UnfinishedVolume, row: VolumeRow) -> Volume:
         async with self._changing:
             name = unfinished.head.name
             path = self.path / VOLUMES_NAME / (name + FILE_SUFFIX)
@@ -704,6 +712,19 @@ def _origin_of(head: Head) -> str:
     """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT; empty: nothing."""
     store = head.store
     return (store.origin(head) if isinstance(store, SeparableStore) else None) or ""
+
+
+async def _uncancelled(work: Coroutine[object, object, T]) -> T:
+    """What ``work`` returns or raises, whoever wants it to end meanwhile."""
+    running = asyncio.ensure_future(work)
+    while not running.done():
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
+    return running.result()
 
 
 async def _open_when_free(env: StoreEnv, path: Path) -> TvolFile:

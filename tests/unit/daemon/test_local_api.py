@@ -382,6 +382,30 @@ async def test_a_cancelled_full_clone_leaves_nothing(engine):
     await engine.api.volume_create("c", MIB)
 
 
+async def test_a_full_clone_cancelled_while_it_is_published_is_whole(engine, monkeypatch: pytest.MonkeyPatch):
+    await engine.api.volume_create("v", MIB)
+    put_volume = engine.pool.catalog.put_volume
+    reached, let_go = asyncio.Event(), asyncio.Event()
+
+    async def held(row) -> None:
+        reached.set()
+        await let_go.wait()
+        await put_volume(row)
+
+    monkeypatch.setattr(engine.pool.catalog, "put_volume", held)
+    job = await engine.api.clone_copy("v", None, "c")
+    await reached.wait()
+    cancelling = asyncio.create_task(engine.api.job_cancel(job.job))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    let_go.set()
+    assert (await cancelling).state == "Completed"
+    assert (await engine.api.volume_show("c")).state == "ok"
+    await engine.api.volume_delete("c")
+    assert list((engine.pool.path / "volumes").glob("**/c.*")) == []
+    await engine.api.volume_create("c", MIB)
+
+
 async def test_an_interrupted_full_clone_goes_on_when_asked_again(tmp_path: Path):
     pool = tmp_path / "pool"
     async with opened(pool) as engine:
