@@ -124,9 +124,19 @@ class NativeDevice:
         """Of one chunk, whose entry names a slot or a partial chunk."""
         if entry < PARTIAL_SCALAR:
             return self._read_now(view, (self._claims.chunk_of(entry) << self._shift) + within)
+        chunk, length = entry & CHUNK_MASK, len(view)
+        row, shift = self._partials.view, self._page_shift
+        mask = row[2 * chunk + 1]
+        wanted = (2 << (max(within, within + length - 1) >> shift)) - (1 << (within >> shift))
+        if not wanted & ~mask:  # usually: one of the two has all of it (0.5 us instead of 1.6 for the lists)
+            return self._read_now(view, (chunk << self._shift) + within)
+        if not wanted & mask:
+            source = row[2 * chunk]
+            source = source if source < SLOT_BIT else self._claims.chunk_of(source)
+            return self._read_now(view, (source << self._shift) + within)
         base: list[tuple[int, int, int]] = []
         pages: list[tuple[int, int, int]] = []
-        self._partial_segments(entry & CHUNK_MASK, within, 0, len(view), base, pages)
+        self._partial_segments(chunk, within, 0, length, base, pages)
         return all(self._read_now(view[at : at + size], position) for at, size, position in base + pages)
 
     def _partial_segments(
