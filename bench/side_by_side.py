@@ -139,6 +139,7 @@ class Bench:
         self, workload: Workload, endpoint: Endpoint, number: int, seconds: float, **login: object
     ) -> Figures:
         settle_disk(list(self.endpoints.values()))
+        endpoint.warm()
         options = {
             **workload.options(),
             **login,

@@ -47,6 +47,13 @@ class Endpoint:
         finally:
             os.close(fd)
 
+    def warm(self) -> None:
+        """Have all of the backing file in the page cache: some hosts take back pages that were not used for a while."""
+        piece = bytearray(1 << 20)
+        with self.backing.open("rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass
+
 
 def free_port() -> int:
     """A TCP port of loopback that was free a moment ago."""
