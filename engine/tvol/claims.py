@@ -85,6 +85,11 @@ class Claims:
         """The chunk that a slot's entry (an int32 below 0) stands for."""
         return self._view[entry & SLOT_MASK, 0]
 
+    def base_of(self, chunk: int) -> int:
+        """The chunk that the base of a partial chunk stands for."""
+        base = self.partials.base(chunk)
+        return base if base < SLOT_BIT else self.chunk_of(base)
+
     def chunks_of(self, entries: Words) -> Words:
         """The same entries with the chunk in place of each slot: what can be compared between maps. A partial chunk
         differs from everything but itself."""

@@ -14,7 +14,7 @@ from engine.errors import InvalidState, MediumError, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PAGES_OF_CHUNK, SLOT_BIT, NodeFlag
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PAGES_OF_CHUNK, NodeFlag
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import KIB, SECTOR_SIZE
 
@@ -125,15 +125,12 @@ class NativeDevice:
         if entry < PARTIAL_SCALAR:
             return self._read_now(view, (self._claims.chunk_of(entry) << self._shift) + within)
         chunk, length = entry & CHUNK_MASK, len(view)
-        row, shift = self._partials.view, self._page_shift
-        mask = row[2 * chunk + 1]
+        mask, shift = self._partials.view[2 * chunk + 1], self._page_shift
         wanted = (2 << (max(within, within + length - 1) >> shift)) - (1 << (within >> shift))
         if not wanted & ~mask:  # usually: one of the two has all of it (0.5 us instead of 1.6 for the lists)
             return self._read_now(view, (chunk << self._shift) + within)
         if not wanted & mask:
-            source = row[2 * chunk]
-            source = source if source < SLOT_BIT else self._claims.chunk_of(source)
-            return self._read_now(view, (source << self._shift) + within)
+            return self._read_now(view, (self._claims.base_of(chunk) << self._shift) + within)
         base: list[tuple[int, int, int]] = []
         pages: list[tuple[int, int, int]] = []
         self._partial_segments(chunk, within, 0, length, base, pages)
@@ -153,8 +150,7 @@ class NativeDevice:
         What the base has goes to ``below``, in one piece from its first page to its last, and the chunk's own pages to
         ``above``: read later, into the same buffer. So a page in the middle costs two reads, not three.
         """
-        row = self._partials.view
-        base, mask = row[2 * chunk], row[2 * chunk + 1]
+        mask = self._partials.view[2 * chunk + 1]
         shift, end = self._page_shift, within + length
         first, last = within >> shift, max(within, end - 1) >> shift
         wanted = (2 << last) - (1 << first)
@@ -162,8 +158,8 @@ class NativeDevice:
         if others:
             begin = max(within, ((others & -others).bit_length() - 1) << shift)
             stop = min(end, others.bit_length() << shift)
-            source = base if base < SLOT_BIT else self._claims.chunk_of(base)
-            below.append((at + begin - within, stop - begin, (source << self._shift) + begin))
+            source = (self._claims.base_of(chunk) << self._shift) + begin
+            below.append((at + begin - within, stop - begin, source))
         while own:
             page = (own & -own).bit_length() - 1
             run = own >> page

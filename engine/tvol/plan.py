@@ -24,7 +24,7 @@ from engine.errors import OutOfSpace
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.claims import names_chunk
 from engine.tvol.device import ZEROES
-from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, FULL_MASK, PAGES_OF_CHUNK, SLOT_BIT
+from engine.tvol.layout import EMPTY, FIRST_CHUNK_ENTRY, FULL_MASK, PAGES_OF_CHUNK
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Planner:
             return plan
         chunk = entry & CHUNK_MASK
         mask, base = self._partials.mask(chunk), self._partials.base(chunk)
-        pieces = self._copy_pages(plan, self._base_of(chunk) << self._shift, FULL_MASK & ~mask)
+        pieces = self._copy_pages(plan, self._claims.base_of(chunk) << self._shift, FULL_MASK & ~mask)
         if self._births.view[chunk] <= node.floor:
             pieces += self._copy_pages(plan, chunk << self._shift, mask)
             chunk, base = self._allocator.take(whole=True)[0], EMPTY
@@ -170,7 +170,7 @@ class Planner:
     ) -> None:
         mask, base = self._partials.mask(chunk), self._partials.base(chunk)
         touched = self._pages(within, len(data))
-        position, base_position = chunk << self._shift, self._base_of(chunk) << self._shift
+        position, base_position = chunk << self._shift, self._claims.base_of(chunk) << self._shift
         if self._births.view[chunk] <= node.floor or (redirect and touched & mask):
             self._plan_over(plan, index, within, data, base, (position, mask, base_position))
             return
@@ -220,11 +220,6 @@ class Planner:
     def _is_bad(self, position: int) -> bool:
         """Whether the chunk there is marked bad."""
         return position >> self._shift in self._births.digests.bad
-
-    def _base_of(self, chunk: int) -> int:
-        """The chunk that a partial chunk's base stands for."""
-        base = self._partials.base(chunk)
-        return base if base < SLOT_BIT else self._claims.chunk_of(base)
 
     def _pages(self, within: int, length: int) -> int:
         """The mask of the pages that a part of a chunk touches."""
