@@ -76,7 +76,7 @@ def target() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
 
             def serve() -> None:
                 peer, _ = listener.accept()
-                with peer, contextlib.suppress(ConnectionError):
+                with peer, contextlib.suppress(OSError):  # reset by the client, or already gone: ENOTCONN of shutdown
                     treat(peer)
                     peer.shutdown(socket.SHUT_WR)
                     while peer.recv(65536):
