@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,23 +51,23 @@ class WrongBytes(Exception):
     """What was read is not what was written."""
 
 
-class Contender:
+class Contender(ABC):
     """Something to write to, which remembers what it should hold."""
 
     def __init__(self, size_bytes: int) -> None:
         self.expected = bytearray(size_bytes)
 
-    async def write(self, offset: int, data: memoryview) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def write(self, offset: int, data: memoryview) -> None: ...
 
-    async def flush(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def flush(self) -> None: ...
 
-    async def read(self, offset: int, length: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> bytes: ...
 
-    async def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def close(self) -> None: ...
 
     async def freeze(self) -> None:
         """Share everything that was written with a snapshot, if it can."""

@@ -6,6 +6,7 @@ target is new, reads zero wherever nothing was written, and is written by nobody
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InvalidArgument, OutOfRange, WriteProtected
@@ -33,7 +34,7 @@ class SourceImage(BlockDevice, Protocol):
     async def close(self) -> None: ...
 
 
-class ImageDevice:
+class ImageDevice(ABC):
     """A ``BlockDevice`` with nothing to do in the loop; see the module.
 
     ``size_bytes``: of the disk in the image, in whole sectors.
@@ -53,8 +54,8 @@ class ImageDevice:
     def end_pass(self) -> None:
         """Nothing is ever written in the loop."""
 
-    async def read(self, offset: int, view: memoryview, /) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def read(self, offset: int, view: memoryview, /) -> None: ...
 
     async def write(self, offset: int, data: memoryview, /, *, fua: bool = False) -> None:
         raise WriteProtected(f"{self.name} is open for reading")
@@ -70,8 +71,8 @@ class ImageDevice:
     async def flush(self) -> None:
         """Of a source there is nothing to flush."""
 
-    async def extents(self, offset: int, length: int, /) -> list[Extent]:
-        raise NotImplementedError
+    @abstractmethod
+    async def extents(self, offset: int, length: int, /) -> list[Extent]: ...
 
     def check(self, offset: int, length: int, *, writing: bool = False) -> None:
         """Raises OutOfRange, WriteProtected."""
