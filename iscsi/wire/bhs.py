@@ -140,7 +140,7 @@ class Pdu(ABC):
     def serialize(self) -> bytes:
         """The header: BHS and AHSs. Data segment, padding and digests are added by ``iscsi.wire.pdu.Framer``."""
 
-    def check(self) -> None:  # noqa: B027 - not every type has something to refuse
+    def check(self) -> None:
         """Refuse values that the RFC forbids in a PDU of this type.
 
         Raises:
