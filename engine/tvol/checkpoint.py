@@ -175,12 +175,12 @@ class Checkpointer:
                     continue
                 try:
                     await self._make()
-                except asyncio.CancelledError:
-                    request.cancel()
-                    raise
                 except Exception as error:
                     request.set_exception(self._core.fail(error))
                     request.exception()
+                except BaseException:  # cancelled, or the program ends: nobody may wait for ever
+                    request.cancel()
+                    raise
                 else:
                     request.set_result(None)
         finally:

@@ -484,12 +484,12 @@ class Core:
                 group, self._next_flush = self._next_flush, None
                 try:
                     await self._commit_group()
-                except asyncio.CancelledError:
-                    group.cancel()
-                    raise
                 except Exception as error:
                     group.set_exception(self.fail(error))
                     group.exception()  # taken, since the callers may all have been cancelled
+                except BaseException:  # cancelled, or the program ends: nobody may wait for ever
+                    group.cancel()
+                    raise
                 else:
                     group.set_result(None)
         finally:

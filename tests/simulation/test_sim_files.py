@@ -189,6 +189,37 @@ def test_waiting_for_nothing_is_reported():
     loop.close()
 
 
+class Outside(BaseException):
+    """As what a time limit raises, wherever the program is."""
+
+
+def raise_outside() -> None:
+    raise Outside
+
+
+@pytest.mark.parametrize("struck", ["a worker's call", "a callback", "a task that others wait for"])
+def test_what_comes_from_outside_ends_the_run_and_is_no_deadlock(struck):
+    loop = SimLoop()
+    answer = loop.create_future()
+
+    async def background():
+        raise_outside()
+        answer.set_result(None)
+
+    async def main():
+        if struck == "a worker's call":
+            await SimWorkers(loop, random.Random(1)).run(raise_outside)
+        elif struck == "a callback":
+            loop.call_soon(raise_outside)
+        else:
+            loop.create_task(background())
+        await answer
+
+    with pytest.raises(Outside):
+        loop.run_until_complete(main())
+    loop.close()
+
+
 def test_a_write_without_room_arrives_in_part_and_a_file_has_a_longest_size():
     files, file = machine()
     write(file, b"a" * PAGE, 0)

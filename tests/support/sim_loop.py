@@ -7,6 +7,9 @@ jumps ahead when nothing else is left to do. One seed therefore fixes everything
 
 A ``ProcessDied`` raised by a simulated file ends the loop at once: no callback runs after it, tasks stay as they
 are, as after ``kill -9``.
+
+What comes from outside and is no ``Exception`` (a test's time limit raises one wherever the program happens to be) ends
+the run as it is: were it left with the callback or task that it struck, all who wait for that one would wait for ever.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._time = 0.0
         self._closed = False
         self._running = False
+        self._outside: BaseException | None = None
+        """What struck a callback and is no Exception."""
         self._tasks: list[asyncio.Task[Any]] = []
 
     # What asyncio's tasks, futures and locks call.
@@ -104,8 +109,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context) -> None:
-        if not self.dead:
-            self.errors.append(context)
+        if self.dead:
+            return
+        error = context.get("exception")
+        if error is not None and not isinstance(error, Exception):
+            self._outside = self._outside or error
+        self.errors.append(context)
 
     def default_exception_handler(self, context) -> None:
         self.call_exception_handler(context)
@@ -123,6 +132,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio._set_running_loop(None)
             self._running = False
+        if task.cancelled():
+            self._raise_what_ended_tasks()
         return task.result()
 
     def die(self) -> None:
@@ -161,6 +172,8 @@ class SimLoop(asyncio.AbstractEventLoop):
                 handle._run()
             if self.dead:
                 raise ProcessDied
+            if self._outside is not None:
+                raise self._outside
 
     def _wait(self) -> None:
         """Nothing is ready: go to the turn, or else to the second, of the next event."""
@@ -171,7 +184,15 @@ class SimLoop(asyncio.AbstractEventLoop):
         elif self._timers:
             self._time = max(self._time, self._timers[0][0])
         else:
+            self._raise_what_ended_tasks()
             raise Deadlock(f"nothing is left to run; errors: {self.errors}; waiting: {self._waiting()}")
+
+    def _raise_what_ended_tasks(self) -> None:
+        """A task that was struck from outside wakes nobody, or cancels who waits."""
+        for task in self._tasks:
+            error = task.exception() if task.done() and not task.cancelled() else None
+            if error is not None and not isinstance(error, Exception):
+                raise error
 
     def _waiting(self) -> list[str]:
         """Who waits, and where."""
