@@ -240,12 +240,12 @@ class _Loader:
         if len(encryption) != bool(superblock.incompatible & Feature.ENCRYPTION):
             raise LayoutError("the root stream does not agree with the superblock on encryption")
         family.encryption = next(iter(encryption), None)
-        family.claims.check_partials()
         family.generation, family.next_node = scalars.generation, scalars.next_node
         reclaim = WordsRecord.parse(records[RootType.RECLAIM][0])
         queued = array("I", self.derivable(reclaim.pages, 4 * reclaim.count, "reclaim queue"))
         if queued:
             family.reclaim.append(queued)
+        family.claims.check_partials(np.frombuffer(queued, np.uint32))
         self._load_nodes(family, list(self._node_records(records)))
         if len(family.nodes) != scalars.node_count:
             raise LayoutError(f"{len(family.nodes)} nodes where {scalars.node_count} are expected")
