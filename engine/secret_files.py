@@ -82,7 +82,7 @@ def write_secret(path: Path, secret: str) -> None:
             file.write(secret.encode())
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise translate(error, f"writing secret file {path}") from error
@@ -99,7 +99,7 @@ class SecretFiles:
         if not self._folder.exists():
             try:
                 self._folder.mkdir(mode=0o700)
-                _sync_folder(self._folder.parent)
+                sync_folder(self._folder.parent)
             except OSError as error:
                 raise translate(error, f"making {self._folder}") from error
         name = secrets.token_hex(8) + _SUFFIX
@@ -118,7 +118,7 @@ class SecretFiles:
             except OSError as error:
                 log.warning("secret file %s stays for now: %s", name, error)
         with contextlib.suppress(OSError):
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
 
     def sweep(self, known: Collection[str]) -> None:
         """Remove the files that a crash left behind: all but the ``known`` ones."""
@@ -128,7 +128,8 @@ class SecretFiles:
             self.remove(left)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was made, renamed or removed in it is durable on return. Blocks. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
