@@ -43,7 +43,7 @@ class ApiPart:
         return infos
 
     def _volume_info(self, volume: Volume) -> VolumeInfo:
-        row = self._pool.row(volume)
+        self._pool.row(volume)  # raises NotFound: it was deleted meanwhile
         luns = self._exposure.luns_of(volume.volume_id)
         state, reason = _volume_state(volume, self._pool.failure(volume))
         return VolumeInfo(
@@ -59,7 +59,7 @@ class ApiPart:
             read_only=volume.read_only,
             removable=volume.removable,
             snapshots=len(self._pool.snapshots(volume)),
-            origin=row.origin or None,
+            origin=self._pool.origin(volume),
             file=str(self._pool.file_of(volume)),
             target=luns[0].target if luns else None,
             lun=luns[0].lun if luns else None,

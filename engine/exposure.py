@@ -22,6 +22,7 @@ from engine.chap import ChapUsers
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound
 from engine.names import check_iscsi_name, check_name
 from engine.pauses import Pauses
+from engine.target_table import TargetTable
 from engine.volume import Identity
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ class Exposure:
         self._pool = pool
         self._exports = exports
         self._prefix = prefix
-        self._targets: dict[str, TargetRow] = {}
+        self._targets = TargetTable()
         self._unserved: dict[tuple[str, int], str] = {}
         self._chap = ChapUsers(pool.path, pool.catalog)
         self._changing = asyncio.Lock()
-        self.access = AccessStates(pool, exports, lambda: self._targets.values())
+        self.access = AccessStates(pool, exports, lambda: self._targets)
         self._pauses = Pauses(pool, exports)
         self._recorded: dict[str, int] = {}
         self.when_unshown: Callable[[str], Awaitable[None]] | None = None
@@ -63,7 +64,7 @@ class Exposure:
         await self._chap.restore()
         self._exports.set_chap(None, self._chap.secrets(None))
         for row in await self._pool.catalog.targets():
-            self._targets[row.name] = row
+            self._targets.put(row)
             self._exports.add_target(row.name, row.initiators, row.portal_groups, row.port_group)
             self._exports.set_chap(row.name, self._chap.secrets(row.name))
             for lun in row.luns:
@@ -93,14 +94,14 @@ class Exposure:
         unserved = [f"target {target} LUN {lun} is not served: {why}" for (target, lun), why in self._unserved.items()]
         unreached = [
             f"target {row.name} is not reached: no portal is in portal group {', '.join(map(str, row.portal_groups))}"
-            for row in self._targets.values()
+            for row in self._targets
             if not self.portals(row.portal_groups)
         ]
         return unserved + unreached + self.access.reasons() + self._chap.reasons()
 
     def targets(self) -> list[TargetInfo]:
         sessions = self._sessions_by_target()
-        return [self._info(self._targets[name], sessions[name]) for name in sorted(self._targets)]
+        return [self._info(row, sessions[row.name]) for row in sorted(self._targets, key=lambda row: row.name)]
 
     def target(self, name: str) -> TargetInfo:
         return self._info(self._row(name))
@@ -123,16 +124,13 @@ class Exposure:
         """Where a volume, or a snapshot of it, is shown as itself: not as a standby path, which nobody can use."""
         return [
             lun
-            for row in self._targets.values()
-            for lun in row.luns
+            for lun in self._targets.luns_about(volume_id)
             if lun.volume_id == volume_id and lun.snapshot_guid == snapshot_guid and lun.standby_of is None
         ]
 
     def all_luns_of(self, volume_id: str) -> list[LunRow]:
         """Where a volume, any snapshot or a standby path of it is shown, or should be."""
-        return [
-            lun for row in self._targets.values() for lun in row.luns if volume_id in (lun.volume_id, lun.standby_of)
-        ]
+        return self._targets.luns_about(volume_id)
 
     def standby_paths(self, volume_id: str) -> list[LunRow]:
         """Where a replica is shown as a standby path of its source."""
@@ -166,7 +164,7 @@ class Exposure:
         async with self._changing:
             row = self._row(target)
             await self._pool.catalog.set_portal_groups(row.name, groups)
-            row = self._targets[row.name] = replace(row, portal_groups=groups)
+            row = self._targets.put(replace(row, portal_groups=groups))
             await self._exports.set_portal_groups(row.name, groups)
             return self._info(row)
 
@@ -216,7 +214,7 @@ class Exposure:
                 raise NotFound("LUN", f"{row.name} {lun}")
             await self._pool.catalog.set_mask(row.name, lun, names)
             luns = tuple(replace(each, initiators=names) if each.lun == lun else each for each in row.luns)
-            row = self._targets[row.name] = replace(row, luns=luns)
+            row = self._targets.put(replace(row, luns=luns))
             if (row.name, lun) not in self._unserved:
                 await self._exports.set_mask(row.name, lun, names)
             return self._info(row)
@@ -262,7 +260,7 @@ class Exposure:
                     " everybody; delete the target, or clear the list if that is meant"
                 )
             await self._pool.catalog.set_access(row.name, access)
-            row = self._targets[row.name] = replace(row, initiators=access)
+            row = self._targets.put(replace(row, initiators=access))
             await self._exports.set_access(row.name, access)
             return self._info(row)
 
@@ -303,9 +301,7 @@ class Exposure:
         """Of each volume and snapshot that is shown, by name."""
         found = []
         devices = self._exports.io()
-        for key, lun in {
-            lun.snapshot_guid or lun.volume_id: lun for row in self._targets.values() for lun in row.luns
-        }.items():
+        for key, lun in {lun.snapshot_guid or lun.volume_id: lun for row in self._targets for lun in row.luns}.items():
             if key in devices:
                 volume = self._pool.by_id(lun.volume_id)
                 snapshot = None if lun.snapshot_guid is None else self._snapshot(volume, lun.snapshot_guid).name
@@ -360,9 +356,9 @@ class Exposure:
         """These volumes (ids) and snapshots (GUIDs) are deleted: so are their persistent reservations, and the LUNs
         that were added while the deletion was under way."""
         gone = set(device_ids)
-        if any(self._late_luns(row, gone) for row in self._targets.values()):
+        if any(self._late_luns(row, gone) for row in self._targets):
             async with self._changing:
-                for row in list(self._targets.values()):
+                for row in list(self._targets):
                     for lun in self._late_luns(row, gone):
                         row = await self._remove_lun(row, lun.lun)
         for device_id in device_ids:
@@ -380,7 +376,7 @@ class Exposure:
         number = self._free_port_group()
         row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), access, groups, number)
         await self._pool.catalog.add_target(row)
-        self._targets[name] = row
+        self._targets.put(row)
         self._exports.add_target(name, access, groups, number)
         if lun is not None:
             try:
@@ -392,7 +388,7 @@ class Exposure:
         return row
 
     def _free_port_group(self) -> int:
-        taken = {row.port_group for row in self._targets.values()}
+        taken = {row.port_group for row in self._targets}
         if len(taken) >= MAX_TARGETS:
             raise InvalidArgument(f"a pool has at most {MAX_TARGETS} targets")
         return next(number for number in range(1, MAX_TARGETS + 1) if number not in taken)
@@ -403,7 +399,7 @@ class Exposure:
             await self.access.forget(each)
         self._pauses.forget(row.name)
         self._recorded.pop(row.name, None)
-        del self._targets[row.name]
+        self._targets.drop(row.name)
         for lun in row.luns:
             self._unserved.pop((row.name, lun.lun), None)
         await self._exports.remove_target(row.name)
@@ -412,7 +408,7 @@ class Exposure:
 
     async def _add_lun(self, row: TargetRow, lun: LunRow) -> TargetRow:
         await self._pool.catalog.add_lun(lun)
-        row = self._targets[row.name] = replace(row, luns=tuple(sorted([*row.luns, lun], key=lambda each: each.lun)))
+        row = self._targets.put(replace(row, luns=tuple(sorted([*row.luns, lun], key=lambda each: each.lun))))
         try:
             self._show(lun)
         except EngineError as error:
@@ -424,7 +420,7 @@ class Exposure:
     async def _remove_lun(self, row: TargetRow, lun: int) -> TargetRow:
         (gone,) = (each for each in row.luns if each.lun == lun)
         await self._pool.catalog.remove_lun(row.name, lun)
-        row = self._targets[row.name] = replace(row, luns=tuple(each for each in row.luns if each.lun != lun))
+        row = self._targets.put(replace(row, luns=tuple(each for each in row.luns if each.lun != lun)))
         if self._unserved.pop((row.name, lun), None) is None:
             await self._exports.remove_lun(row.name, lun)
         if gone.device_id not in {each.device_id for each in row.luns}:

@@ -59,7 +59,6 @@ async def start_flatten(pool: Pool, volume: Volume, *, when_apart: Callable[[str
             copied = await _copy(pool, volume, shared, job, copied)
         independent = await store.separate(volume.head)
         if independent:
-            await pool.note_origin(volume)
             await when_apart(origin)
         held_by = [] if independent else [snapshot.name for snapshot in pool.snapshots(volume)]
         return {"volume": volume.name, "copied_bytes": copied, "independent": independent, "held_by": held_by}

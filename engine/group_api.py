@@ -5,11 +5,12 @@ What is exposed, and who uses it, is asked here, before ``engine.groups`` does t
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api_part import ApiPart
-from engine.errors import EngineError, InUse
+from engine.errors import EngineError, InUse, NotFound
 from engine.group_instant import find_point
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ class GroupOperations(ApiPart):
         return info
 
     async def group_delete(self, name: str, *, force: bool = False) -> None:
-        for info in self._pool.groups.snapshots(name) if force else ():
-            await self.group_snapshot_delete(name, info.name, force=True)
+        names = [info.name for info in self._pool.groups.snapshots(name)] if force else []
+        for each in names:  # all of them before the first one goes
+            self._require_deletable(self._pool.groups.snapshot_row(name, each), force=True)
+        for each in names:
+            await self.group_snapshot_delete(name, each, force=True)
         await self._pool.groups.delete(name)
         await self._group_event(name, "deleted")
 
@@ -66,24 +70,11 @@ class GroupOperations(ApiPart):
 
     async def group_snapshot_delete(self, group: str, name: str, *, force: bool = False) -> None:
         row = self._pool.groups.snapshot_row(group, name)
+        self._require_deletable(row, force=force)
         members = self._frozen(row)
-        luns: list[LunRow] = []
-        views = [view for volume, snapshot in members for view in self._views.of(volume, snapshot)]
-        if views and not force:
-            raise InUse(f"there are writable views ({', '.join(view.name for view in views)}); unexpose them first")
-        self._pool.groups.require_unheld(row)
         for volume, snapshot in members:
-            label = f"{volume.name}@{snapshot.name}"
-            self._pool.jobs.require_unread(label)
-            clones = self._pool.clones(volume, snapshot)
-            if clones:
-                raise InUse(f"snapshot {label} has linked clones ({', '.join(clones)}); delete them first")
-            luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)
-        if not force:
-            self._exposure.require_idle(luns, f"group snapshot {group}@{name}", hint="use --force")
-        for view in views:
-            await self._views.withdraw(view)
-        for volume, snapshot in members:
+            for view in self._views.of(volume, snapshot):
+                await self._views.withdraw(view)
             await self._exposure.withdraw(volume.name, self._exposure.luns_of(volume.volume_id, snapshot.guid))
         await self._pool.groups.delete_snapshot(row)
         await self._exposure.forget([point.guid for point in row.points])
@@ -92,7 +83,7 @@ class GroupOperations(ApiPart):
     async def group_rollback(self, group: str, name: str, *, force: bool = False) -> GroupSnapshotInfo:
         members = [self._pool.volume(member) for member in self._pool.groups.info(group).members]
         for volume in members:
-            self._replicas.require_own_content(volume)
+            volume.require_own_content()
         if not force:
             luns = [lun for volume in members for lun in self._exposure.luns_of(volume.volume_id)]
             self._exposure.require_idle(luns, f"group {group}", hint="use --force to replace its content under them")
@@ -105,15 +96,40 @@ class GroupOperations(ApiPart):
         if expose:
             for member in self._pool.groups.info(group).members:
                 self._exposure.require_exposable(f"{name}.{member}")
-        if snapshot is None:
-            await self.group_snapshot_create(group, name)
-        info = await self._pool.groups.clone(group, snapshot or name, name)
+        made = None if snapshot is not None else await self._pool.groups.snapshot(group, name)
+        try:
+            info = await self._pool.groups.clone(group, snapshot or name, name)
+        except BaseException:
+            if made is not None:  # it was taken for the clones
+                with contextlib.suppress(NotFound, InUse):  # somebody else has found it meanwhile
+                    await self._pool.groups.delete_snapshot(made)
+            raise
+        if made is not None:
+            await self._group_event(group, f"snapshot {name} created")
         for member in info.members if expose else ():
             await self._exposure.expose(self._pool.volume(member))
         await self._group_event(name, f"cloned from {group}@{snapshot or name}")
         return info
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _require_deletable(self, row: GroupSnapshotRow, *, force: bool) -> None:
+        """Raises InUse: who uses a member's snapshot. ``force`` is for sessions and views only."""
+        luns: list[LunRow] = []
+        views: list[Volume] = []
+        self._pool.groups.require_unheld(row)
+        for volume, snapshot in self._frozen(row):
+            label = f"{volume.name}@{snapshot.name}"
+            self._pool.jobs.require_unread(label)
+            clones = self._pool.clones(volume, snapshot)
+            if clones:
+                raise InUse(f"snapshot {label} has linked clones ({', '.join(clones)}); delete them first")
+            luns += self._exposure.luns_of(volume.volume_id, snapshot.guid)
+            views += self._views.of(volume, snapshot)
+        if views and not force:
+            raise InUse(f"there are writable views ({', '.join(view.name for view in views)}); unexpose them first")
+        if not force:
+            self._exposure.require_idle(luns, f"group snapshot {row.group}@{row.name}", hint="use --force")
 
     async def _group_event(self, group: str, text: str) -> None:
         await self._pool.catalog.add_event(self._pool.env.clock.time(), "info", f"group {group}", text)

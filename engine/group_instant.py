@@ -204,8 +204,8 @@ class GroupInstants:
         which is returned. Whoever reads or writes meanwhile waits, then initiators get their unit attentions.
         ``kept_is_there`` is called as soon as it is, whatever follows.
 
-        Raises as ``snapshot``, and InvalidState (a mirror runs from a member), before anything is decided. Raises
-        StoreFailed afterwards: the member whose file failed is rolled back when that is opened again.
+        Raises as ``snapshot``, and InvalidState or InUse (a mirror runs from a member, or to it), before anything is
+        decided. Raises StoreFailed afterwards: the member whose file failed is rolled back when that is opened again.
         """
         targets = {point.volume_id: point.guid for point in row.points}
         async with contextlib.AsyncExitStack() as held:
@@ -214,6 +214,7 @@ class GroupInstants:
             for volume in volumes:
                 if volume.taps:
                     raise InvalidState(f"volume {volume.name}", "the source of a mirror", "its mirrors fractured first")
+                volume.require_own_content()
             kept = await self.snapshot(row.group, keep_as, volumes)
             kept_is_there(kept)
             rows = [RollbackRow(point.volume_id, targets[point.volume_id], point.guid) for point in kept.points]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,15 @@ class JobState(IntEnum):
         return self in (JobState.COMPLETED, JobState.TERMINATED, JobState.EXCEPTION)
 
 
+@dataclass(slots=True, eq=False)
+class _Reader:
+    """What a job reads while it runs. ``job_id``: None until it has a number."""
+
+    kind: str
+    reads: str | None
+    job_id: int | None = None
+
+
 class Job:
     """One piece of long work, as its coroutine and its watchers see it. Loop thread only."""
 
@@ -63,7 +73,7 @@ class Job:
         self.result = row.result
         self.rate_bytes_s = 0.0
         self.version = 1
-        self.reads: str | None = None
+        self.reader: _Reader | None = None
         self._clock = clock
         self._changed = asyncio.Event()
         self._begun = asyncio.Event()
@@ -140,8 +150,8 @@ class JobRegistry:
         self._catalog = catalog
         self._clock = clock
         self._jobs: dict[int, Job] = {}
-        self._reading: dict[int, Job] = {}
-        """Those that run and read something."""
+        self._reading: list[_Reader] = []
+        """Of the jobs that run, or are about to."""
         self._closing = False
 
     @classmethod
@@ -170,11 +180,15 @@ class JobRegistry:
             raise InvalidState("the daemon", "stopping", "a running one")
         now = self._clock.time()
         running = int(JobState.RUNNING)
-        job_id = await self._catalog.add_job(kind, subject, running, now)
+        reader = _Reader(kind, reads)
+        self._reading.append(reader)  # from this step on, not when its record is durable
+        try:
+            job_id = reader.job_id = await self._catalog.add_job(kind, subject, running, now)
+        except BaseException:
+            self._reading.remove(reader)
+            raise
         job = Job(JobRow(job_id, kind, subject, running, 0, 0, now, None, "", None, {}), self._clock)
-        job.reads = reads
-        if reads is not None:
-            self._reading[job_id] = job
+        job.reader = reader
         self._jobs[job_id] = job
         while len(self._jobs) > JOB_HISTORY_MAX:
             oldest = next(iter(self._jobs))
@@ -197,11 +211,13 @@ class JobRegistry:
 
     def require_unread(self, what: str) -> None:
         """Raises InUse when a running job reads ``what``: a VOLUME or any snapshot of it, or a VOLUME@SNAPSHOT."""
-        for job in self._reading.values():
-            if job.reads is not None and what in (job.reads, job.reads.partition("@")[0]):
+        for reader in self._reading:
+            if reader.reads is not None and what in (reader.reads, reader.reads.partition("@")[0]):
+                if reader.job_id is None:
+                    raise InUse(f"{what} is about to be read by a job ({reader.kind}); try again")
                 raise InUse(
-                    f"{what} is being read by job {job.job_id} ({job.kind});"
-                    f" wait for it, or end it: twinvol job cancel {job.job_id}"
+                    f"{what} is being read by job {reader.job_id} ({reader.kind});"
+                    f" wait for it, or end it: twinvol job cancel {reader.job_id}"
                 )
 
     async def cancel(self, job_id: int) -> Job:
@@ -248,7 +264,8 @@ class JobRegistry:
         job.message = message
         job.error = error
         job.finished_at = self._clock.time()
-        self._reading.pop(job.job_id, None)
+        if job.reader is not None:
+            self._reading.remove(job.reader)
         log.info("job %d (%s %s) ended: %s %s", job.job_id, job.kind, job.subject, state.name.lower(), message)
         job._show()
 

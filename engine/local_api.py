@@ -278,7 +278,14 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
             self._exposure.require_exposable(name)
         if snapshot is None:
             await self._snapshots.create(source, name)
-        clone = await self._pool.clone(volume, self._pool.snapshot(volume, snapshot or name), name)
+        frozen = self._pool.snapshot(volume, snapshot or name)
+        try:
+            clone = await self._pool.clone(volume, frozen, name)
+        except BaseException:
+            if snapshot is None:  # it was taken for the clone
+                with contextlib.suppress(NotFound, InUse):  # somebody else has found it meanwhile
+                    await volume.head.store.delete_snapshot(frozen)
+            raise
         if expose:
             await self._exposure.expose(clone)
         await self._event(f"volume {name}", f"cloned from {source}@{snapshot or name}")
@@ -309,7 +316,7 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
         return job_info(await start_flatten(self._pool, volume, when_apart=when_apart))
 
     async def clone_list(self) -> list[VolumeInfo]:
-        return await self._volume_infos([volume for volume in self._pool.volumes() if self._pool.row(volume).origin])
+        return await self._volume_infos([volume for volume in self._pool.volumes() if self._pool.origin(volume)])
 
     # --- replicas ---------------------------------------------------------------------------------------------
 

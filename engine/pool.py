@@ -53,7 +53,7 @@ from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
 from engine.pool_space import PoolSpace, SpaceState
 from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.sanitize import SPREAD_S, Sanitizer
-from engine.stores import PurgingStore, SeparableStore
+from engine.stores import PurgingStore
 from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
 from engine.units import MIB
@@ -213,11 +213,12 @@ class Pool:
 
     def clones(self, volume: Volume, snapshot: Frozen | None = None) -> list[str]:
         """Names of the linked clones of a volume's snapshots, or of one of them. They are in its file."""
-        heads = self._stores[self.row(volume).file].volumes()
-        rows = [self._rows[head.volume_id] for head in heads if head.volume_id in self._rows and not is_view(head.name)]
-        if snapshot is not None:
-            return sorted(row.name for row in rows if row.origin == f"{volume.name}@{snapshot.name}")
-        return sorted(row.name for row in rows if row.origin.startswith(f"{volume.name}@"))
+        heads = self.store_of(volume).clones(volume.head if snapshot is None else snapshot)
+        return sorted(head.name for head in heads if not is_view(head.name))
+
+    def origin(self, volume: Volume) -> str | None:
+        """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT. None: nothing."""
+        return self.store_of(volume).origin(volume.head)
 
     def damaged(self) -> list[DamagedFamily]:
         return list(self._damaged.values())
@@ -417,19 +418,17 @@ class Pool:
             await self.catalog.put_volume(row)
             return volume
 
-    async def note_origin(self, volume: Volume) -> None:
-        """Bring the catalogue's word of what a volume was cloned from in line with its file's."""
-        row = self._rows[volume.volume_id] = replace(self.row(volume), origin=_origin_of(volume.head))
-        await self.catalog.put_volume(row)
-
     async def rollback(self, volume: Volume, snapshot: Frozen) -> None:
-        """The volume reads as ``snapshot``; whoever arrives meanwhile waits. Raises InvalidState: it has mirrors."""
+        """The volume reads as ``snapshot``; whoever arrives meanwhile waits.
+
+        Raises InvalidState: it has mirrors; InUse: it is the target of one.
+        """
         async with self._changing, volume.quiesced():
             if volume.taps:  # asked for here: one may have come while this waited
                 now = "the source of a running mirror"
                 raise InvalidState(f"volume {volume.name}", now, "its mirrors fractured first")
+            volume.require_own_content()
             volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
-            await self.note_origin(volume)
 
     def is_alone(self, volume: Volume) -> bool:
         """Whether the volume is all that users have in its file, which then goes with it. Views go with it, too."""
@@ -565,7 +564,9 @@ class Pool:
             for head in outcome.volumes():
                 remembered = next((row for row in rows if row.volume_id == head.volume_id), None)
                 default = VolumeRow(volume_id=head.volume_id, name=head.name, file=file)
-                self._add(head, replace(remembered or default, name=head.name, file=file, origin=_origin_of(head)))
+                self._add(
+                    head, replace(remembered or default, name=head.name, file=file, origin=outcome.origin(head) or "")
+                )
         for file in known - files:
             self._keep_damaged(file, f"{folder / file} is missing", rows)
         kept = [row for family in self._damaged.values() for row in family.volumes]
@@ -706,12 +707,6 @@ def _lock(path: Path, env: StoreEnv) -> int:
         os.close(lock)
         raise
     return lock
-
-
-def _origin_of(head: Head) -> str:
-    """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT; empty: nothing."""
-    store = head.store
-    return (store.origin(head) if isinstance(store, SeparableStore) else None) or ""
 
 
 async def _uncancelled(work: Coroutine[object, object, T]) -> T:

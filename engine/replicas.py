@@ -61,9 +61,10 @@ class Replicas:
             except EngineError as error:
                 log.error("replica %s does not run: %s", row.name, error)
                 self._idle[row.name] = str(error)
+                self._protect(row.name)
                 continue
             mirror = self._mirrors[row.name] = self._mirror(row, source, target)
-            self._protect(mirror)
+            self._protect(row.name)
             await mirror.start()
 
     async def close(self) -> None:
@@ -164,12 +165,6 @@ class Replicas:
                 await stack.enter_async_context(mirror.interrupted("its source is resized"))
             yield
 
-    def require_own_content(self, volume: Volume) -> None:
-        """Raises InUse when a running replica decides what is in the volume."""
-        for name, row in self._rows.items():
-            if volume.volume_id == row.target_id and not self._is_fractured(name):
-                raise InUse(f"volume {volume.name} is the target of replica {name}; fracture or detach that first")
-
     def target_id(self, name: str) -> str:
         """The id of a replica's volume. Raises NotFound."""
         return self._row(name).target_id
@@ -200,13 +195,15 @@ class Replicas:
             )
         row = MirrorRow(name, source.volume_id, target.volume_id, SYNC_MODE, MirrorRecord().serialize())
         self._rows[name] = row
+        target.content_owner = name
         try:
             await self._pool.catalog.put_mirror(row)
         except BaseException:
             del self._rows[name]
+            target.content_owner = None
             raise
         mirror = self._mirrors[name] = self._mirror(row, source, target)
-        self._protect(mirror)
+        self._protect(name)
         await mirror.start()
         return await self._synchronizing(mirror, "replica")
 
@@ -218,7 +215,7 @@ class Replicas:
     async def fracture(self, name: str) -> ReplicaInfo:
         mirror = self._get(name)
         await mirror.fracture()
-        self._protect(mirror)
+        self._protect(name)
         return self.info(name)
 
     async def pause(self, name: str) -> ReplicaInfo:
@@ -235,10 +232,11 @@ class Replicas:
         mirror = self._get(name)
         target = self._pool.by_id(self._rows[name].target_id)
         target.set_read_only(True)
+        target.content_owner = name
         try:
             await mirror.resync()
         finally:
-            self._protect(mirror)
+            self._protect(name)
         return await self._synchronizing(mirror, "resync")
 
     async def detach(self, name: str) -> None:
@@ -253,6 +251,7 @@ class Replicas:
         del self._rows[name]
         with contextlib.suppress(NotFound):
             target = self._pool.by_id(row.target_id)
+            target.content_owner = None
             target.set_read_only(self._pool.row(target).read_only)
 
     async def verify(self, name: str) -> Job:
@@ -302,14 +301,19 @@ class Replicas:
 
         return tell
 
-    def _protect(self, mirror: Mirror) -> None:
-        """The target's write protection by the mirror's state."""
-        target = self._pool.by_id(self._rows[mirror.name].target_id)
-        target.set_read_only(not self._is_fractured(mirror.name) or self._pool.row(target).read_only)
-
-    def _is_fractured(self, name: str) -> bool:
-        mirror = self._mirrors.get(name)
-        return mirror is not None and mirror.standing.state is CopyState.FRACTURED
+    def _protect(self, name: str) -> None:
+        """Whose the target's content is, and its write protection, by the state of the mirror or, where it does not
+        run, by its record."""
+        row, mirror = self._rows[name], self._mirrors.get(name)
+        target = self._pool.find(row.target_id)
+        if target is None:
+            return
+        if mirror is not None:
+            is_fractured = mirror.standing.state is CopyState.FRACTURED
+        else:
+            is_fractured = MirrorRecord.parse(row.state).wanted == "fractured"
+        target.content_owner = None if is_fractured else name
+        target.set_read_only(not is_fractured or self._pool.row(target).read_only)
 
     async def _synchronizing(self, mirror: Mirror, kind: str) -> Job:
         """A job that ends when ``mirror`` is synchronized, or at rest in another state."""

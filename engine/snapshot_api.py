@@ -98,7 +98,7 @@ class SnapshotOperations(ApiPart):
     async def snapshot_rollback(self, volume: str, name: str, *, force: bool = False) -> VolumeInfo:
         source = self._pool.volume(volume)
         snapshot = self._pool.snapshot(source, name)
-        self._replicas.require_own_content(source)
+        source.require_own_content()
         if not force:
             luns = self._exposure.luns_of(source.volume_id)
             self._exposure.require_idle(luns, f"volume {volume}", hint="use --force to replace its content under them")

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from engine.errors import InvalidState, OutOfRange, WriteProtected
+from engine.errors import InUse, InvalidState, OutOfRange, WriteProtected
 from engine.sanitize import SanitizeState
 from engine.stores import AtomicTarget
 from engine.units import SECTOR_SIZE
@@ -139,6 +139,8 @@ class Volume:
         self.removable = removable
         self.sanitizer: Sanitizer | None = None
         """Set by whoever keeps the records of its operations; None: the volume cannot be sanitized."""
+        self.content_owner: str | None = None
+        """The mirror that alone decides what the volume holds; None: whoever may write to it."""
         self.try_read: Callable[[int, memoryview], bool]
         self.try_write: Callable[[int, memoryview], bool]
         self.end_pass: Callable[[], None]
@@ -226,6 +228,13 @@ class Volume:
         """Raises InvalidState while a sanitize operation runs or has failed: nothing may keep what it is to erase."""
         if self.sanitizer is not None and self.sanitizer.state is not SanitizeState.NONE:
             raise InvalidState(f"volume {self.name}", "being sanitized, or that has failed", "a usable one")
+
+    def require_own_content(self) -> None:
+        """Raises InUse while a mirror decides what the volume holds."""
+        if self.content_owner is not None:
+            raise InUse(
+                f"volume {self.name} is the target of replica {self.content_owner}; fracture or detach that first"
+            )
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:

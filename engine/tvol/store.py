@@ -438,6 +438,15 @@ class NativeStore:
         names = [other.name for other in self.volumes() if other.volume_id == above.volume_id]
         return f"{names[0] if names else above.volume_id}@{above.name}"
 
+    def clones(self, device: Frozen | Head) -> list[NativeHead]:
+        """The volumes that hang on a snapshot, or on any of a volume's."""
+        node = self._native(device).node
+        if node.kind is NodeKind.HEAD:
+            others = [head for head in self.volumes() if head.volume_id != node.volume_id]
+            return [each for each in others if (found := origin_of(each.node)) and found.volume_id == node.volume_id]
+        below = {child.volume_id for child in node.children} - {node.volume_id}
+        return [each for each in self.volumes() if each.volume_id in below and origin_of(each.node) is node]
+
     async def inherited(self, head: Head) -> Inherited | None:
         """See ``engine.stores.SeparableStore``."""
         return await find_inherited(self._core, self._volume(head))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.copy_job import STRIP_BYTES
-from engine.errors import InUse, InvalidState
+from engine.errors import InUse, InvalidState, OutOfSpace
 from engine.tvol.check import check_file
+from engine.tvol.file import TvolFile
 from tests.support.engine import HeldMover, opened
 
 if TYPE_CHECKING:
@@ -262,3 +264,33 @@ async def test_a_clone_leaves_its_family_by_a_mirror(engine):
     assert (own.origin, own.read_only) == (None, False)
     assert await content(engine, "own") == expected
     await scribble(engine, "own", 12, times=3)
+
+
+async def test_a_clone_is_flattened_by_one_job_at_a_time(engine):
+    await family(engine)
+    outcomes = await asyncio.gather(*(engine.api.clone_flatten("c") for _ in range(2)), return_exceptions=True)
+    (job,) = [each for each in outcomes if not isinstance(each, Exception)]
+    (error,) = [each for each in outcomes if isinstance(each, Exception)]
+    assert isinstance(error, InUse)
+    assert (await finished(engine, job)).result["independent"]
+
+
+async def test_what_a_job_is_about_to_read_is_not_deleted(engine):
+    await family(engine)
+    starting = asyncio.create_task(engine.api.clone_flatten("c"))
+    await asyncio.sleep(0)
+    with pytest.raises(InUse, match="flatten"):
+        await engine.api.volume_delete("c")
+    assert (await finished(engine, await starting)).result["independent"]
+
+
+async def test_a_clone_that_fails_leaves_no_snapshot(engine, monkeypatch):
+    await engine.api.volume_create("a", SIZE)
+
+    async def full(*arguments, **options):
+        raise OutOfSpace("no space for metadata")
+
+    monkeypatch.setattr(TvolFile, "clone", full)
+    with pytest.raises(OutOfSpace):
+        await engine.api.clone_create("a", None, "c")
+    assert await engine.api.snapshot_list("a") == []

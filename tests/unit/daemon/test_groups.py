@@ -444,3 +444,63 @@ async def test_a_member_that_could_not_lose_its_snapshot_yet_can_be_deleted(engi
     await engine.api.group_delete("g", force=True)
     await engine.api.volume_delete("b")
     assert list((engine.pool.path / "volumes").glob("*.tvol")) == []
+
+
+async def test_a_group_rolled_back_to_before_its_member_left_its_family_is_a_clone_again(engine):
+    await make(engine, "a", "x")
+    await engine.api.snapshot_create("a", "s")
+    await engine.api.clone_create("a", "s", "c")
+    await engine.api.group_create("g", ["c"])
+    await engine.api.group_snapshot_create("g", "old")
+    job = await engine.api.replica_attach("x", "c", name="r")  # with the first round c has a content of its own
+    while job.finished_at is None:
+        job = await engine.api.job_wait(job.job, after_version=job.version)
+    await engine.api.replica_detach("r")
+    assert (await engine.api.volume_show("c")).origin is None
+    assert await engine.api.clone_list() == []
+    await engine.api.group_rollback("g", "old")
+    assert (await engine.api.volume_show("c")).origin == "a@s"
+    with pytest.raises(InUse, match="linked clones"):
+        await engine.api.volume_delete("a", force=True)
+    assert [each.name for each in await engine.api.snapshot_list("a")] == ["s"], "nothing went before it was refused"
+
+
+async def test_a_group_rollback_that_waited_while_a_member_became_a_target_is_refused(engine):
+    await make(engine, "a", "b", "x")
+    await engine.api.group_create("g", ["a", "b"])
+    await engine.api.group_snapshot_create("g", "s")
+    await write(engine, "2", "a", "b", "x")
+    async with engine.pool.volume("b").quiesced():
+        rollback = asyncio.create_task(engine.api.group_rollback("g", "s"))
+        for _ in range(8):
+            await asyncio.sleep(0)
+        assert engine.pool.volume("a").is_quiesced
+        await engine.api.replica_attach("x", "a", name="r")
+    with pytest.raises(InUse, match="target of replica r"):
+        await rollback
+    await engine.api.replica_detach("r")
+
+
+async def test_a_group_that_cannot_be_deleted_keeps_all_its_snapshots(engine):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    for name in ("one", "two"):
+        await engine.api.group_snapshot_create("g", name)
+    await engine.api.snapshot_hold("b", "two", "audit")
+    with pytest.raises(InUse, match="audit"):
+        await engine.api.group_delete("g", force=True)
+    assert [each.name for each in await engine.api.group_snapshot_list("g")] == ["one", "two"]
+
+
+async def test_group_clones_that_fail_leave_no_snapshot(engine, monkeypatch):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+
+    async def full(*arguments):
+        raise MediumError("the pool's catalogue cannot be written")
+
+    monkeypatch.setattr(engine.pool.catalog.groups, "add_group", full)
+    with pytest.raises(MediumError):
+        await engine.api.group_clone("g", None, "now")
+    assert await engine.api.group_snapshot_list("g") == []
+    assert await engine.api.snapshot_list("a") == []

@@ -227,3 +227,31 @@ async def test_a_mirror_begins_after_a_switch_of_its_sources_content_not_within(
         job = await engine.api.job_wait(job.job, after_version=job.version, timeout_s=0.5)
         assert (job.state, source.taps) == ("Running", ())
     await finished(engine, job)
+
+
+async def test_a_rollback_that_waited_while_its_volume_became_a_target_is_refused(engine):
+    await engine.api.volume_create("r", SIZE)
+    await engine.api.snapshot_create("r", "s")
+    async with engine.pool._changing:
+        rollback = asyncio.create_task(engine.api.snapshot_rollback("r", "s"))
+        await asyncio.sleep(0)
+        await finished(engine, await engine.api.replica_attach("v", "r"))
+    with pytest.raises(InUse, match="target of replica r"):
+        await rollback
+    assert await content(engine, "v") == await content(engine, "r")
+
+
+async def test_the_target_of_a_replica_that_cannot_run_is_still_its_own(tmp_path: Path):
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine:
+        await engine.api.volume_create("v", SIZE)
+        await finished(engine, await engine.api.replica_create("v", "r"))
+        await engine.api.snapshot_create("r", "s")
+    (pool / "volumes" / "v.tvol").write_bytes(bytes(4096))
+    async with opened(pool) as engine:
+        with pytest.raises(InUse, match="target of replica r"):
+            await engine.api.snapshot_rollback("r", "s")
+        with pytest.raises(WriteProtected):
+            await write(engine, "r", 0, b"x" * 512)
+        await engine.api.replica_detach("r")
+        await write(engine, "r", 0, b"x" * 512)
