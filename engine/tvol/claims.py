@@ -107,6 +107,10 @@ class Claims:
         table = self._table[: self.count]
         return np.unique(table[table[:, 1] != BIRTH_FREE, 0])
 
+    def used_slots(self) -> Words:
+        """The slots in use, ascending."""
+        return np.flatnonzero(self._table[: self.count, 1]).astype(np.uint32)
+
     def of_entries(self, entries: Words) -> Words:
         """The claims of map entries that name something: of a partial chunk two, of any other entry itself."""
         return self.partials.of_entries(entries)

@@ -7,15 +7,15 @@ it, as NAME.damaged.
 Mended is what follows from maps, nodes and slots, all of which must verify:
 
 * a superblock slot (the other one has the same state);
-* births: a chunk that a map names was born in the generation of the oldest node that has it at that place, or before,
-  but after that node's parent; so that node's generation does;
+* births: a chunk that a map names, by itself or as the base of a partial chunk, was born in the generation of the
+  oldest node that has it at that place, or before, but after that node's parent; so that node's generation does. What
+  only a node that is being reclaimed names is its own;
 * deadlists and counters: computed as ``check.py`` computes them;
-* the reclaim queue, and chunks that nothing names: they are free;
+* the reclaim queue: what is allocated, and claimed by no map, waits there;
 * pages of digests, and their bits: those digests are gone, a scrub makes new ones.
 
-Refused is what holds the only word on something: maps, nodes, slots, the root stream, both superblock slots, a journal
-record that a later COMMIT vouches for; lost births while a deleted node is being reclaimed; and any file that has
-partial chunks, whose claims this module does not follow yet.
+Refused is what holds the only word on something: maps, nodes, slots, the rows of partial chunks, the root stream, both
+superblock slots, a journal record that a later COMMIT vouches for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,9 +35,18 @@ from engine.files import translate
 from engine.tvol import layout
 from engine.tvol.check import check_file
 from engine.tvol.chunk_map import ABSENT_LEAF
+from engine.tvol.claims import SLOT_MASK
 from engine.tvol.deadlist import Deadlist, ReclaimQueue
 from engine.tvol.file import TvolFile
-from engine.tvol.layout import BIRTH_FREE, BIRTH_METADATA, BIRTH_SHARED, FIRST_CHUNK_ENTRY, PAGE_SIZE, LayoutError
+from engine.tvol.layout import (
+    BIRTH_FREE,
+    BIRTH_METADATA,
+    BIRTH_SHARED,
+    FIRST_CHUNK_ENTRY,
+    PAGE_SIZE,
+    SLOT_BIT,
+    LayoutError,
+)
 from engine.tvol.map_reader import MapSource
 
 if TYPE_CHECKING:
@@ -90,8 +100,10 @@ async def repair_file(env: StoreEnv, path: Path) -> Repaired | None:
         after = await env.workers.run(lambda: check_file(copy, env.files))
         if after.damaged:
             raise StoreCorrupt(str(path), "mending was not enough: " + "; ".join(map(str, after.findings[:3])))
-    except BaseException:
+    except BaseException as error:
         await env.workers.run(copy.unlink)
+        if isinstance(error, StoreCorrupt):  # it speaks of the copy, which nobody knows
+            raise StoreCorrupt(error.where.replace(str(copy), str(path)), error.reason) from error
         raise
     await env.workers.run(lambda: _swap(env, path, original, copy))
     return Repaired(before, after, original, mender.mended)
@@ -151,7 +163,8 @@ class _Mender:
         self.mended: list[str] = []
         self._lost_births: list[int] = []
         self._named: npt.NDArray[np.bool_] = np.zeros(0, bool)
-        """Chunks that a map or a slot names."""
+        """Chunks that maps name by their number."""
+        self._named_slots: npt.NDArray[np.bool_] = np.zeros(0, bool)
         self._maps: dict[int, list[Words]] = {}
         """By node: the entries of each leaf; a leaf that nodes share is one array."""
 
@@ -163,14 +176,6 @@ class _Mender:
         return bytes(PAGE_SIZE)
 
     def mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
-        if family.claims.partials.count:
-            raise LayoutError("files with partial chunks are not mended")
-        if self._lost_births and family.reclaiming:
-            raise LayoutError("births are lost while a deleted snapshot is being reclaimed")
-        queued, family.reclaim = family.reclaim.parts(), ReclaimQueue()
-        for claims, start, end in queued:
-            if all(claims[start:end]):  # a lost page reads as zeroes
-                family.reclaim.append(claims[start:end])
         try:
             self._load_maps(family, MapSource(file))
         except MediumError as error:
@@ -178,7 +183,8 @@ class _Mender:
         per_chunk = superblock.chunk_bytes // PAGE_SIZE
         reserved = range(layout.JOURNAL_FIRST_CHUNK + superblock.journal_chunks)
         self._births(family, {*reserved, *(page // per_chunk for page in pages)})
-        self._free_what_nobody_names(family)
+        self._queue(family)
+        family.claims.check_partials(_queued(family))
         for node in family.nodes.values():
             if node not in family.reclaiming:
                 self._node(family, node)
@@ -194,6 +200,7 @@ class _Mender:
             for leaf in leaves:
                 if leaf.page not in known:
                     known[leaf.page] = source.entries(leaf)
+                    family.claims.check_entries(known[leaf.page])
             self._maps[node.id] = [known[leaf.page] for leaf in leaves]
 
     # --- births -------------------------------------------------------------------------------------------------
@@ -204,40 +211,53 @@ class _Mender:
         for page in self._lost_births:
             unknown[page * layout.BIRTHS_PER_PAGE : (page + 1) * layout.BIRTHS_PER_PAGE] = True
         self._named = np.zeros(births.count, bool)
-        for node in sorted(family.nodes.values(), key=_depth):  # who has it at that place first, owns it
+        self._named_slots = np.zeros(family.claims.count, bool)
+        wrong = 0
+        for node in sorted(family.nodes.values(), key=lambda node: _order(family, node)):
+            born = family.generation if node in family.reclaiming else node.generation or family.generation
             for number, entries in enumerate(self._maps[node.id]):
-                family.claims.check_entries(entries)
                 named = family.claims.of_entries(entries[entries >= FIRST_CHUNK_ENTRY])
-                chunks = named[named < layout.SLOT_BIT]
+                self._named_slots[named[named >= SLOT_BIT] & np.uint32(SLOT_MASK)] = True
+                chunks = named[named < SLOT_BIT]
                 if len(chunks) and int(chunks.max()) >= births.count:
                     raise LayoutError(f"map leaf {number} of node {node.id} names a chunk beyond the end")
                 self._named[chunks] = True
-                mine = chunks[unknown[chunks] | (births.of(chunks) == BIRTH_FREE)]
+                mine = chunks[unknown[chunks] | np.isin(births.of(chunks), (BIRTH_FREE, BIRTH_SHARED))]
+                wrong += len(mine) - int(np.count_nonzero(unknown[mine]))
                 for chunk in mine.tolist():
-                    births.set(chunk, node.generation or family.generation)
+                    births.set(chunk, born)
                 unknown[mine] = False
         shared = family.claims.named_chunks()
         for chunk in shared[unknown[shared]].tolist():
             births.set(chunk, BIRTH_SHARED)
         unknown[shared] = False
-        self._named[shared] = True
+        unshared = np.setdiff1d(births.with_birth(BIRTH_SHARED), shared)
+        unknown[unshared] = True
+        if wrong or len(unshared):
+            self.mended.append(f"births of {wrong + len(unshared)} chunks")
+        queued = _queued(family)
+        unknown[queued[queued < births.count]] = False  # whatever their births: they are about to be freed
         for chunk in np.flatnonzero(unknown).tolist():
             births.set(chunk, BIRTH_METADATA if chunk in metadata else BIRTH_FREE)
-        freed = births.of(np.arange(births.count, dtype=np.uint32)) == BIRTH_FREE
-        births.digests.drop(np.flatnonzero(freed).astype(np.uint32))
+        freed = births.with_birth(BIRTH_FREE)
+        births.digests.drop(freed)
+        family.claims.partials.freed(freed)
 
-    def _free_what_nobody_names(self, family: Family) -> None:
-        births = family.births
-        held = self._named.copy()
-        for queue, start, end in family.reclaim.parts():
-            claims = np.frombuffer(queue, np.uint32)[start:end]
-            held[claims[claims < len(held)]] = True
-        all_births = births.of(np.arange(births.count, dtype=np.uint32))
-        leaked = np.flatnonzero(~held & (all_births != BIRTH_FREE) & (all_births != BIRTH_METADATA))
+    def _queue(self, family: Family) -> None:
+        """The reclaim queue: what of it verified, in its order, then every other claim that no map has."""
+        claims, births = family.claims, family.births
+        unnamed = np.flatnonzero(~self._named).astype(np.uint32)
+        lost = unnamed[~np.isin(births.of(unnamed), (BIRTH_FREE, BIRTH_SHARED, BIRTH_METADATA))]
+        slots = claims.used_slots()
+        lost = np.concatenate([lost, slots[~self._named_slots[slots]] | np.uint32(SLOT_BIT)])
+        queued = _queued(family)
+        kept = queued[np.isin(queued, lost)]
+        kept = kept[np.sort(np.unique(kept, return_index=True)[1])]
+        leaked = np.setdiff1d(lost, kept)
         if len(leaked):
-            self.mended.append(f"{len(leaked)} chunks that nothing refers to: free")
-            family.claims.partials.freed(leaked.astype(np.uint32))
-            births.free(leaked.astype(np.uint32))
+            self.mended.append(f"{len(leaked)} claims that nothing refers to: free")
+        family.reclaim = ReclaimQueue()
+        family.reclaim.append(array("I", np.concatenate([kept, leaked]).tobytes()))
 
     # --- nodes --------------------------------------------------------------------------------------------------
 
@@ -272,11 +292,19 @@ class _Mender:
                 self.mended.append(f"digest page {number}: {lost} chunks have no digest any more")
 
 
-def _depth(node: Node) -> int:
-    depth = 0
-    while node.parent is not None:
-        node, depth = node.parent, depth + 1
-    return depth
+def _order(family: Family, node: Node) -> tuple[bool, int]:
+    """Who has a chunk first in this order owns it: parents before children, at last what is being reclaimed."""
+    depth, above = 0, node.parent
+    while above is not None:
+        above, depth = above.parent, depth + 1
+    return node in family.reclaiming, depth
+
+
+def _queued(family: Family) -> Words:
+    """The claims in the reclaim queue, in order, without the zeroes of a lost page."""
+    parts = [np.frombuffer(claims, np.uint32)[start:end] for claims, start, end in family.reclaim.parts()]
+    queued = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+    return queued[queued >= FIRST_CHUNK_ENTRY]
 
 
 def _page(file: BlockFile, page: int) -> bytes:

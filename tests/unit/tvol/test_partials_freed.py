@@ -26,7 +26,7 @@ async def _stop_in_the_middle_of_reclaiming(env: StoreEnv) -> None:
     await head.discard(0, CHUNKS * CHUNK)
     for snapshot in store.snapshots():
         await store.delete_snapshot(snapshot)
-    while len(family.reclaim) != CHUNKS:  # of twice as many, the older ones first
+    while len(family.reclaim) != CHUNKS:  # noqa: ASYNC110 - the store tells nobody; of twice as many, older ones first
         await asyncio.sleep(0)
     await store._core.checkpointer.run()
 

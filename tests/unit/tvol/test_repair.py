@@ -27,7 +27,7 @@ def env(env):
 
 @pytest.fixture
 async def made(env, path):
-    """A closed file with snapshots, a clone, a deadlist, shared chunks and digests."""
+    """A closed file with snapshots, a clone, a deadlist, shared chunks, partial chunks over both kinds, and digests."""
     store = await TvolFile.create(env, path, volume_name="v", size_bytes=16 * MIB, journal_bytes=256 * KIB)
     head = store.volume("v")
     await fill(head, 0, 40)
@@ -38,6 +38,14 @@ async def made(env, path):
     await store.share(a, 0, head, 100 * CHUNK, 4 * CHUNK)
     clone = await store.clone(a, "c")
     await fill(clone, 0, 3, version=3)
+    for index in (5, 12, 17, 20, 101):
+        await head.write(index * CHUNK + 8 * KIB, memoryview(b"p" * 4096))
+    await store.snapshot(head, "d")
+    for index in (5, 17, 30):
+        await head.write(index * CHUNK + 16 * KIB, memoryview(b"q" * 4096))
+    await fill(head, 12, 1, version=4)
+    await clone.write(7 * CHUNK, memoryview(b"r" * 4096))
+    assert store._core.family.claims.partials.count == 7
     await scrub(store)
     await store.close()
     assert check_file(path, data=True).findings == []
@@ -91,7 +99,9 @@ async def test_what_the_rest_of_the_file_says_is_mended_and_the_original_kept(en
     assert not made.with_name(made.name + ".repair").exists()
 
 
-@pytest.mark.parametrize("wanted", ["map leaf", "map top", "root stream", "root index", "slots", "index of digests"])
+@pytest.mark.parametrize(
+    "wanted", ["map leaf", "map top", "root stream", "root index", "slots", "index of digests", "partial"]
+)
 async def test_what_has_the_only_word_is_refused_and_the_file_left_alone(env, made, wanted):
     rot(made, page_of(env, made, wanted) * PAGE + 40)
     damaged = made.read_bytes()
