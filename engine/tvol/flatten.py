@@ -8,7 +8,8 @@ asking again, and needs no ledger.
 Rules kept here:
 
 * **The head is in use meanwhile.** A copy holds no place in the order of writes. It counts at its publication, in one
-  step: only where the entry is the one that was read, nothing was frozen or rolled back since, no node above was
+  step: only where the entry is the one that was read, still inherits (a chunk of the head's own, which a write has put
+  there since the pass was planned, is written in place under an entry that stays), nothing was frozen or rolled back since, no node above was
   merged away (then what was inherited may be the head's own, and written in place), no write is under way (which was
   planned by the old entry) and the head is not shut. Else the chunk goes back; a later pass copies it, or finds it
   redirected.
@@ -70,6 +71,12 @@ def inherits(family: Family, entries: Words, generation: int) -> Flags:
     places = np.concatenate([places, places[entries[places] >= PARTIAL]])  # the bases come last
     found[places[family.claims.births_of(claims) <= generation]] = True
     return found
+
+
+def _is_inherited(family: Family, entry: int, generation: int) -> bool:
+    """Whether nothing of what an entry names is written in place."""
+    entries = np.array([entry]).astype(np.uint32)
+    return bool((inherits(family, entries, generation) & ~_own_partials(family, entries, generation)).all())
 
 
 def _own_partials(family: Family, entries: Words, generation: int) -> Flags:
@@ -244,9 +251,8 @@ class _Lease:
     def _is_as_read(self, number: int) -> bool:
         """Whether the copy still stands for what the head has there, and nobody goes by the old entry."""
         head, index = self._head, self._first + number
-        entry = np.array([self._entries[number]]).astype(np.uint32)
         return (
-            not _own_partials(self._core.family, entry, self._origin).any()
+            _is_inherited(self._core.family, self._entries[number], self._origin)
             and self._core.family.generation == self._generation
             and head.node.floor == self._floor
             and head.may_redirect(index)

@@ -79,6 +79,25 @@ def a_write_over_what_is_being_copied() -> None:
     _process(SimFileSystem(random.Random(1)), main)
 
 
+def a_chunk_of_its_own_where_a_pass_expects_an_inherited_one() -> None:
+    """A write came between the plan and the copy; the next one goes in place, and no copy may replace what it wrote."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        shared = await store.inherited(clone)
+        assert shared is not None
+        await clone.write(0, memoryview(b"b" * CHUNK))
+
+        async def write() -> None:
+            await clone.write(512, memoryview(b"c" * 512))
+
+        mover = _Interrupted(env.workers, write)
+        await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+        await _expect(clone, (b"b" * 512 + b"c" * 512).ljust(CHUNK, b"b"))
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
 def a_write_in_place_to_what_is_being_copied() -> None:
     """The origin goes while it is copied; what the clone had of it is its own then, and the entry stays the same."""
 

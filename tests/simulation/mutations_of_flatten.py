@@ -9,6 +9,7 @@ from engine.tvol import store as store_module
 from engine.tvol.head import NativeHead
 from engine.tvol.layout import RecordType
 from tests.simulation.directed_flatten import (
+    a_chunk_of_its_own_where_a_pass_expects_an_inherited_one,
     a_clone_that_still_inherits_and_its_origin_goes,
     a_merge_before_the_separation_is_durable,
     a_separated_clone_after_power_loss,
@@ -59,6 +60,10 @@ FLATTEN: dict[str, Mutation] = {
         "it does not count where a write is under way",
         ((NativeHead, "may_redirect", _always),),
     ),
+    "copied-only-while-inherited": Mutation(
+        "a copy of what a clone inherits does not count where the clone has a chunk of its own by now",
+        ((flatten, "_is_inherited", _always),),
+    ),
     "separated-only-without-inheritance": Mutation(
         "a clone leaves its origin only when it inherits nothing",
         ((flatten, "_inherits_nothing", lambda original: _nothing_is_inherited),),
@@ -80,6 +85,7 @@ FLATTEN: dict[str, Mutation] = {
 DIRECTED_FLATTEN: dict[str, Callable[[], None]] = {
     "copied-only-where-unchanged": a_write_over_what_is_being_copied,
     "copied-only-where-no-write-is-under-way": a_slow_write_under_a_copy_and_a_flip,
+    "copied-only-while-inherited": a_chunk_of_its_own_where_a_pass_expects_an_inherited_one,
     "separated-only-without-inheritance": a_clone_that_still_inherits_and_its_origin_goes,
     "copied-only-with-the-same-floor": a_write_in_place_to_what_is_being_copied,
     "separated-before-merged": a_merge_before_the_separation_is_durable,
