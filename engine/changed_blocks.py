@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from engine.api import DiffInfo, ExtentInfo
 from engine.errors import InvalidArgument, InvalidState, NotFound
 from engine.hash_tree import DIGEST_BYTES, LEAF_BYTES
+from engine.names import DIFF_PREFIX
 from engine.stores import BulkSource, Extent, ExtentState
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from engine.stores import Frozen
     from engine.volume import Volume
 
-HIDDEN_PREFIX = "diff."
 IDLE_S = 300.0
 MAX_POINTS = 16
 """Diffs of volumes as they are now, in a pool at a time."""
@@ -132,7 +132,7 @@ class ChangedBlocks:
         volume.require_usable()
         store = volume.head.store
         taken = {snapshot.name for snapshot in store.snapshots(volume.volume_id)}
-        name = next(name for n in self._numbers if (name := f"{HIDDEN_PREFIX}{n}") not in taken)
+        name = next(name for n in self._numbers if (name := f"{DIFF_PREFIX}{n}") not in taken)
         frozen = await store.snapshot(volume.head, name, hidden=True)
         self._points[name] = _Point(volume, frozen, self._pool.env.clock.monotonic())
         return name

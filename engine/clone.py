@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.copy_job import CopyControl, CopyOptions, CopyProgress, copy_extents
 from engine.ledger import LedgerKey
+from engine.names import CLONE_PREFIX
 from engine.unfinished import begin_copy
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from engine.pool import Pool, UnfinishedVolume
     from engine.stores import Frozen
     from engine.volume import Volume
-
-HIDDEN_PREFIX = "full-clone."
-"""Of the snapshot that is taken when a volume, not one of its snapshots, is cloned; it goes when the clone is whole."""
 
 
 async def start_full_clone(
@@ -41,7 +39,7 @@ async def start_full_clone(
 
     The job's result names the ``volume`` and the ``root`` of its hash tree. Raises AlreadyExists, OutOfSpace.
     """
-    frozen = snapshot or await _point(pool, source, HIDDEN_PREFIX + name, resumable=name in pool.interrupted())
+    frozen = snapshot or await _point(pool, source, CLONE_PREFIX + name, resumable=name in pool.interrupted())
 
     def key_of(volume_id: str) -> LedgerKey:
         return LedgerKey(frozen.guid, "", volume_id, frozen.size_bytes)
@@ -81,7 +79,7 @@ async def start_full_clone(
 async def discard_interrupted(pool: Pool, name: str) -> None:
     """Remove what an interrupted copy called ``name`` left: its file, and the point that it was made of."""
     await pool.discard_interrupted(name)
-    for volume, snapshot in _points(pool, HIDDEN_PREFIX + name):
+    for volume, snapshot in _points(pool, CLONE_PREFIX + name):
         await volume.head.store.delete_snapshot(snapshot)
 
 

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiofiles.os
@@ -29,13 +28,15 @@ from engine.image_device import RawImage
 from engine.image_formats import EXPORT_FORMATS
 from engine.ledger import Ledger, LedgerKey
 from engine.migration import MovingSource, settle
+from engine.names import EXPORT_PREFIX
 from engine.qemu_img import Qcow2Image, convert, require_program
 from engine.streams import StreamFile, translated
-from engine.unfinished import begin_copy
+from engine.unfinished import SCRATCH_SUFFIX, begin_copy, part_of
 from engine.vhdx.writer import Layout, VhdxTarget
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from engine.catalog import VolumeRow
     from engine.copy_job import CopyResult
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
     from engine.pool import Pool, UnfinishedVolume
     from engine.stores import BlockDevice, Frozen
     from engine.volume import Volume
-
-HIDDEN_PREFIX = "export."
-"""Of the snapshot that is taken when a volume, not one of its snapshots, is exported, and of an export's ledger."""
-SCRATCH_SUFFIX = ".raw"
-"""Of what ``qemu-img`` makes of a qcow2 image, beside the volume that is being made."""
 
 
 # --- import -------------------------------------------------------------------------------------------------------
@@ -173,7 +169,7 @@ class _Export:
         self._format = image_format
         self._replace_it = replace_it
         self._part = part_of(path)
-        self._hidden = HIDDEN_PREFIX + hashlib.sha256(bytes(path)).hexdigest()[:32]
+        self._hidden = EXPORT_PREFIX + hashlib.sha256(bytes(path)).hexdigest()[:32]
         self._ledger_path = pool.ledgers / f"{self._hidden}.ledger"
 
     async def run(self, job: Job) -> dict[str, Any]:
@@ -285,26 +281,6 @@ class _Export:
     async def _sync_folder(self) -> None:
         folder = self._path.parent
         await self._pool.env.workers.run(lambda: self._pool.env.files.sync_directory(folder))
-
-
-def part_of(path: Path) -> Path:
-    """Under which name the export to ``path`` grows."""
-    return path.with_name(f".{path.name}.twinvol-part")
-
-
-async def interrupted_exports(pool: Pool) -> dict[str, Path]:
-    """The exports that can go on: name of the hidden snapshot and where to. What has lost its part is removed."""
-    found = {}
-    for ledger in await asyncio.to_thread(lambda: sorted(pool.ledgers.glob(f"{HIDDEN_PREFIX}*.ledger"))):
-        key = await Ledger.key_at(pool.env.control_files, ledger)
-        path = None if key is None else Path(key.target)
-        if path in pool.exporting:
-            continue
-        if path is None or not await aiofiles.os.path.exists(part_of(path)):
-            await Ledger.discard(pool.env.control_files, ledger)
-            continue
-        found[ledger.stem] = path
-    return found
 
 
 async def _copy(pool: Pool, source: BlockDevice, target: BlockDevice, ledger: Ledger, job: Job) -> CopyResult:

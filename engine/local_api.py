@@ -26,7 +26,6 @@ from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
 from engine.flatten import start_flatten
 from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
-from engine.interchange import interrupted_exports
 from engine.jobs import job_info
 from engine.names import check_choice, check_chunk, check_name, check_size, is_view
 from engine.pool_space import SpaceLimits, SpaceState
@@ -41,6 +40,7 @@ from engine.space_report import (
     volume_space,
 )
 from engine.target_api import TargetOperations
+from engine.unfinished import interrupted_exports
 from engine.upkeep import Upkeep
 from engine.views import Views
 from engine.volume import Identity

@@ -1,4 +1,4 @@
-"""Rules for the names and sizes that users choose."""
+"""Rules for the names and sizes that users choose, and the names that the engine chooses itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from engine.errors import InvalidArgument
 from engine.units import CHUNK_SIZES, SECTOR_SIZE
 
 NAME_MAX = 64
+
+CLONE_PREFIX, DIFF_PREFIX, EXPORT_PREFIX = "full-clone.", "diff.", "export."
+OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX = "offload.", "root.", "token."
+HIDDEN_PREFIXES = (CLONE_PREFIX, DIFF_PREFIX, EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
+"""How hidden snapshots are called that are taken when a volume, not one of its snapshots, is copied, compared,
+exported, read for an offloaded copy, digested, or held by a token. What a crash leaves of them is removed."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _ISCSI_NAME = re.compile(

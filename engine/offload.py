@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, NotFound
+from engine.names import OFFLOAD_PREFIX
 from engine.stores import Extent, ExtentState
 from engine.units import KIB, MIB, align_down, align_up
 from engine.volume import Volume
@@ -57,9 +58,6 @@ WINDOW_BYTES = 64 * MIB
 
 SHARE_LIVE_BYTES = 4 * MIB
 """From here on a live volume is frozen to share its chunks: copying less takes no longer than the snapshot's syncs."""
-
-HIDDEN_PREFIX = "offload."
-"""Of the snapshots that copies take of live volumes."""
 
 
 class Offload:
@@ -185,7 +183,7 @@ async def _frozen(source: BlockDevice, target: Volume, length: int) -> AsyncIter
 
 async def _snapshot(store: VolumeStore, volume: Volume) -> Frozen | None:
     try:
-        return await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{uuid.uuid4()}", hidden=True)
+        return await store.snapshot(volume.head, f"{OFFLOAD_PREFIX}{uuid.uuid4()}", hidden=True)
     except EngineError as error:
         log.info("%s is copied by moving its data: %s", volume.name, error)
         return None

@@ -28,8 +28,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from engine.catalog import Catalog, VolumeRow
-from engine.changed_blocks import HIDDEN_PREFIX as DIFF_PREFIX
-from engine.clone import HIDDEN_PREFIX as CLONE_PREFIX
 from engine.encryption import begin as begin_encryption
 from engine.encryption import rewrap
 from engine.errors import (
@@ -45,17 +43,13 @@ from engine.errors import (
 from engine.files import measure_space, translate
 from engine.groups import Groups
 from engine.integrity import Integrity
-from engine.interchange import HIDDEN_PREFIX as EXPORT_PREFIX
-from engine.interchange import SCRATCH_SUFFIX, interrupted_exports
 from engine.jobs import JobRegistry
-from engine.names import is_view
-from engine.offload import HIDDEN_PREFIX as OFFLOAD_PREFIX
+from engine.names import CLONE_PREFIX, HIDDEN_PREFIXES, is_view
 from engine.pool_space import PoolSpace, SpaceState
-from engine.root_job import HIDDEN_PREFIX as ROOT_PREFIX
 from engine.sanitize import SPREAD_S, Sanitizer
 from engine.stores import PurgingStore
-from engine.tokens import HIDDEN_PREFIX as TOKEN_PREFIX
 from engine.tvol.file import TvolFile
+from engine.unfinished import SCRATCH_SUFFIX, interrupted_exports
 from engine.units import MIB
 from engine.volume import Volume
 
@@ -574,11 +568,10 @@ class Pool:
 
     async def _drop_leftovers(self) -> None:
         """Remove what the engine kept for something that a crash ended: points of its own, views that nobody sees."""
-        prefixes = (CLONE_PREFIX, DIFF_PREFIX, EXPORT_PREFIX, OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX)
         kept = {*await interrupted_exports(self), *(CLONE_PREFIX + name for name in self.interrupted())}
         for store in self._stores.values():
             for snapshot in store.snapshots():
-                if snapshot.hidden and snapshot.name.startswith(prefixes) and snapshot.name not in kept:
+                if snapshot.hidden and snapshot.name.startswith(HIDDEN_PREFIXES) and snapshot.name not in kept:
                     with _put_off(f"{store.path.name}: removing {snapshot.name}"):
                         await store.delete_snapshot(snapshot)
         shown = {lun.volume_id for target in await self.catalog.targets() for lun in target.luns}

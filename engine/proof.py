@@ -12,18 +12,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import aiofiles
-
 from engine.copy_job import STRIP_BYTES, CopyControl, whole_leaves
 from engine.errors import InvalidArgument
 from engine.hash_tree import HASH_NAME, LEAF_BYTES, HashTree, leaf_digests
 from engine.stores import BulkSource, Extent, ExtentState
-from engine.streams import translated
 from engine.strips import PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from engine.movers import Mover
 
@@ -149,28 +145,6 @@ class Proof:
     def holds_for(self, tree: HashTree) -> bool:
         """Whether a device with this tree is what the proof is about."""
         return tree.size_bytes == self.size_bytes and tree.root().hex() == self.source.root == self.target.root
-
-
-async def write_proof(path: Path, document: str) -> None:
-    """Write a document to a file, replacing one of that name. Raises OutOfSpace, PermissionDenied, NotFound."""
-    with translated(path):
-        async with aiofiles.open(path, "w", encoding="utf-8") as file:
-            await file.write(document)
-
-
-async def read_proof(path: Path) -> Proof:
-    """Read one back. Raises NotFound; InvalidArgument: what is there is none."""
-    with translated(path):
-        try:
-            async with aiofiles.open(path, encoding="utf-8") as file:
-                text = await file.read(MAX_DOCUMENT_CHARS + 1)
-        except IsADirectoryError:
-            raise InvalidArgument(f"{path} is a folder") from None
-        except UnicodeDecodeError:
-            raise InvalidArgument(f"{path} is not a proof document: it is no text") from None
-    if len(text) > MAX_DOCUMENT_CHARS:
-        raise InvalidArgument(f"{path} is not a proof document: it is too long")
-    return Proof.parse(text)
 
 
 def compare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.copy_job import CopyControl, CopyProgress
+from engine.names import ROOT_PREFIX
 from engine.proof import tree_of
 
 if TYPE_CHECKING:
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from engine.pool import Pool
     from engine.stores import Frozen
     from engine.volume import Volume
-
-HIDDEN_PREFIX = "root."
-"""Of the snapshot that is taken when a volume, not one of its snapshots, is digested."""
 
 
 async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job:
@@ -27,7 +25,7 @@ async def start_root(pool: Pool, volume: Volume, snapshot: Frozen | None) -> Job
         store = volume.head.store
         if snapshot is None:
             volume.require_usable()
-        point = snapshot or await store.snapshot(volume.head, f"{HIDDEN_PREFIX}{job.job_id}", hidden=True)
+        point = snapshot or await store.snapshot(volume.head, f"{ROOT_PREFIX}{job.job_id}", hidden=True)
         try:
             control = CopyControl(on_progress=report)
             tree = await tree_of(point, control=control, mover=pool.env.mover)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InUse, NotSupported, TokenFault, TokenInvalid
+from engine.names import TOKEN_PREFIX
 from engine.volume import Volume
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HIDDEN_PREFIX = "token."
-"""Of the snapshots that tokens keep; users do not see them."""
 
 MAX_TOKENS = 256
 MAX_TOKENS_PER_OWNER = 64
@@ -136,7 +135,7 @@ class Tokens:
         identifier = self._last
         self._making[owner] += 1
         try:
-            point, snapshot = await _freeze(device, f"{HIDDEN_PREFIX}{identifier:016x}")
+            point, snapshot = await _freeze(device, f"{TOKEN_PREFIX}{identifier:016x}")
         finally:
             self._making[owner] -= 1
             self._making += collections.Counter()  # drops those that are at 0

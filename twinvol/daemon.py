@@ -2,8 +2,8 @@
 
 Order at start: the pool's lock; every asked-for socket bound and listening (connections queue from here on); the
 volume files; the mirrors; all targets with all their LUNs; only then iSCSI accepts. So an initiator that comes back
-during a restart waits for its disks and never hears "target not found". The management process and whatever is slow to
-import come after the ready line.
+during a restart waits for its disks and never hears "target not found". What no login needs is imported and begun after
+the ready line (``twinvol.administration``).
 
 Order at stop: no new logins, sessions end and their commands settle; the management process; the API; jobs; mirrors;
 then every family is checkpointed and closed.
@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 from engine.exposure import Exposure
 from engine.files import real_env
-from engine.local_api import LocalApi
 from engine.pool import Pool
 from engine.replicas import Replicas
 from engine.tokens import Tokens
@@ -34,12 +33,11 @@ from iscsi.server import IscsiServer
 from iscsi.target import TargetRegistry
 from twinvol import __version__, config, sockets, token
 from twinvol.api import server as api_server
-from twinvol.management_process import ManagementProcess
-from twinvol.remote_disks import IscsiDisks
 from twinvol.wiring import IscsiExports
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from engine.files import StoreEnv
     from twinvol.config import Settings
@@ -111,24 +109,14 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         await replicas.restore()
         await exposure.restore()
         await pool.integrity.start()
-        local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks())
-        api = api_server.ApiServer(local_api)
-        ending.push_async_callback(api.close)
-        assert listening.unix is not None
-        await api.start(listening.unix)
-        management = None
-        if listening.api is not None:
-            management = ManagementProcess(path, listening.api)
-            ending.push_async_callback(management.close)
-        upkeep = asyncio.create_task(local_api.upkeep.run(), name="upkeep")
-        ending.push_async_callback(_end, upkeep)
+        administration = await ending.enter_async_context(contextlib.AsyncExitStack())  # ends when iSCSI has
         ending.push_async_callback(iscsi.stop)
         await iscsi.start(listening.iscsi, listening.portal_groups)
         _say_ready(portals, None if listening.api is None else sockets.bound_address(listening.api))
         await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
-        await api.warm()
-        if management is not None:
-            management.start()
+        begin = await asyncio.to_thread(_load_administration)
+        assert listening.unix is not None
+        await begin(administration, pool, exposure, replicas, listening.unix, listening.api)
         gc.freeze()  # what is there now stays; a collection need not look at it again
         await stop.wait()
         log.info("stopping")
@@ -146,9 +134,10 @@ def _traced(env: StoreEnv) -> StoreEnv:
     return replace(env, files=TracedFileSystem(env.files, Path(path)))
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+def _load_administration() -> Callable[..., Awaitable[None]]:
+    from twinvol.administration import begin  # see there
+
+    return begin
 
 
 def _say_ready(iscsi: list[str], api: str | None) -> None:

@@ -42,7 +42,7 @@ def check(
     as_json: bool,
 ) -> None:
     """Does the copy still hold what FILE proves? Ends with 9 when not."""
-    from engine.proof import read_proof  # slow: numpy
+    from engine.proof_files import read_proof  # slow: numpy
 
     output = Output(as_json)
     if [volume, image, url].count(None) != 2:

@@ -148,7 +148,7 @@ async def verify(api: EngineApi, output: Output, name: str, no_wait: bool, progr
 @with_api
 async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     """Verify, and write a document that proves it and can be checked again elsewhere."""
-    from engine.proof import write_proof  # slow: numpy
+    from engine.proof_files import write_proof  # slow: numpy
 
     job = await outcome(api, output, await api.replica_verify(name))
     await write_proof(out, job.result["proof"])

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from engine import offload, tokens
 from engine.errors import NotFound
+from engine.names import OFFLOAD_PREFIX, TOKEN_PREFIX
 from engine.units import MIB
 from iscsi.chap import ChapIdentity
 from iscsi.initiator.chap import ChapCredentials
@@ -134,7 +134,7 @@ async def test_after_a_restart_tokens_are_unknown_and_their_snapshots_gone(tmp_p
         async with await array.disk(one.target) as disk:
             token = await token_of(disk, 8)
         store = volume.head.store
-        for prefix in (tokens.HIDDEN_PREFIX, offload.HIDDEN_PREFIX):
+        for prefix in (TOKEN_PREFIX, OFFLOAD_PREFIX):
             await store.snapshot(volume.head, f"{prefix}left by a crash", hidden=True)
     async with serving(tmp_path / "pool") as array:
         assert array.pool.volume("one").head.store.snapshots() == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.errors import AlreadyExists, InUse, NotSupported
-from engine.interchange import part_of
+from engine.unfinished import part_of
 from engine.units import MIB
 from tests.support.engine import opened
 from tests.unit.daemon.test_interchange import done

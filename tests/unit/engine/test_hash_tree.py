@@ -4,7 +4,7 @@ import pytest
 
 from engine.errors import InvalidArgument, NotFound
 from engine.hash_tree import FAN_OUT, LEAF_BYTES, HashTree, leaf_digests
-from engine.proof import read_proof, write_proof
+from engine.proof_files import read_proof, write_proof
 from engine.stores import Extent
 
 
