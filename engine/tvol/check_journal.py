@@ -6,8 +6,8 @@ claims: nodes that exist, places within a map, chunks that nothing else names.
 
 The chain ends at the first bytes that are not the expected record, as it does for a recovery. ``committed`` are the
 records that a power loss leaves in force, ``soft`` those that only an opening on the same boot takes over. Where the
-chain ends, but a later COMMIT of the same incarnation says that what should stand there was durable, it was damaged.
-(A COMMIT that rots while nothing later vouches for it cannot be told from one that was never written.)
+chain ends, but a later COMMIT of the same incarnation says that what should stand there was durable, it was damaged;
+and so it was where the record that should stand there lies in one sector, which no crash tears (every COMMIT does).
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def read_chain(file: BlockFile, image: Image, findings: Findings) -> tuple[list[
     witness = _later_commit(ring, seq, superblock.incarnation)
     if witness is not None:
         findings.damage("journal", f"record {seq} does not verify, but record {witness} says that it was durable")
+    elif layout.is_rotten(ring, offset, seq, superblock.incarnation, previous):
+        findings.damage("journal", f"record {seq} does not verify, though no crash can tear it")
     committed = sum(record.seq <= covered for record in records)
     return records[:committed], records[committed:]
 

@@ -8,11 +8,11 @@ asking again, and needs no ledger.
 Rules kept here:
 
 * **The head is in use meanwhile.** A copy holds no place in the order of writes. It counts at its publication, in one
-  step: only where the entry is the one that was read, still inherits (a chunk of the head's own, which a write has put
-  there since the pass was planned, is written in place under an entry that stays), nothing was frozen or rolled back since, no node above was
-  merged away (then what was inherited may be the head's own, and written in place), no write is under way (which was
-  planned by the old entry) and the head is not shut. Else the chunk goes back; a later pass copies it, or finds it
-  redirected.
+  step: only where the entry is the one that was read and still inherits (a chunk of the head's own, which a write has
+  put there since the pass was planned, is written in place under an entry that stays), nothing was frozen or rolled
+  back since, no node above was merged away (then what was inherited may be the head's own, and written in place), no
+  write is under way (which was planned by the old entry) and the head is not shut. Else the chunk goes back; a later
+  pass copies it, or finds it redirected.
 * The entry of a partial chunk says nothing of when its pages were written. One that is the volume's own over a base
   that it inherits is no part of a copy, but is filled, in the order of writes (``NativeHead.settle``).
 * What was found zero becomes ZERO. What was written is published after it was verified, by the copy loop.

@@ -602,6 +602,27 @@ def parse_record(ring: memoryview, offset: int, seq: int, incarnation: int, prev
     return Record(kind, seq, checksum, length, bytes(ring[start : start + size]))
 
 
+def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int) -> bool:
+    """Whether the expected record stood at ``offset`` and has changed since, where ``parse_record`` finds none.
+
+    Either it says that it is the expected one, and lies within one sector, as each COMMIT does: a sector is written
+    whole or not at all, so no crash leaves it broken. Or it would verify if it said so.
+    """
+    if offset + RECORD_HEADER.size > len(ring):
+        return False
+    checksum, magic, kind, flags, length, size, found_seq, found_incarnation, reserved, found_previous = (
+        RECORD_HEADER.unpack_from(ring, offset)
+    )
+    if (magic, found_seq, found_incarnation, found_previous) == (RECORD_MAGIC, seq, incarnation, previous):
+        return kind == RecordType.COMMIT or 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT
+    if not RECORD_HEADER.size <= length <= MAX_RECORD_BYTES:
+        return False
+    record = bytearray(ring[offset : offset + length])
+    expected = (checksum, RECORD_MAGIC, kind, flags, length, size, seq, incarnation, reserved, previous)
+    RECORD_HEADER.pack_into(record, 0, *expected)
+    return parse_record(memoryview(record), 0, seq, incarnation, previous) is not None
+
+
 MAP_HEADER = struct.Struct("<II")
 """node, number of items."""
 MAP_ITEM = struct.Struct("<III")

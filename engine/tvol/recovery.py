@@ -412,6 +412,9 @@ def _replay(file: BlockFile, superblock: Superblock, loader: _Loader, *, trusted
             f"journal of {file.path}",
             f"record {end_seq} does not verify, but record {witness} says that it was durable",
         )
+    end, last = (records[-1][1], records[-1][0].checksum) if records else (start[0], superblock.journal_previous)
+    if layout.is_rotten(ring, end, end_seq, superblock.incarnation, last):
+        raise StoreCorrupt(f"journal of {file.path}", f"record {end_seq} does not verify, though no crash can tear it")
     covered = records[-1][0].seq if records and trusted else _last_covered(records)
     offset, previous, replayed = superblock.journal_offset, superblock.journal_previous, 0
     for record, behind in records:

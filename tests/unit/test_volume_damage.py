@@ -10,6 +10,8 @@ from engine.errors import InUse, MediumError, NotSupported, OutOfSpace, StoreCor
 from engine.tvol import layout
 from engine.tvol.check import Severity, check_file
 from engine.tvol.file import TvolFile
+from engine.tvol.journal import scan
+from engine.tvol.recovery import recover
 from tests.support.made_volumes import CHUNK, PATH, SIZE, make_volume
 from tests.support.sim_files import PAGE, Fault, eio, enospc
 
@@ -115,6 +117,26 @@ def test_a_flipped_bit_in_a_committed_journal_record_is_found_and_refused():
     assert report.findings[0].where == "journal"
     with pytest.raises(StoreCorrupt, match="journal"):
         made.run(made.read_back)
+
+
+def test_a_flipped_bit_anywhere_in_the_last_commit_is_found_and_refused():
+    """Nothing later vouches for it; without it what the last flush promised would be gone without a word."""
+    made = make_volume(closed=False)
+    superblock = made.image().superblock
+    journal = layout.JOURNAL_FIRST_CHUNK * CHUNK
+    ring = memoryview(made.files.image(PATH).read(journal, superblock.journal_chunks * CHUNK))
+    chain = (superblock.journal_offset, superblock.journal_seq, superblock.incarnation, superblock.journal_previous)
+    *_, (record, behind) = scan(ring, *chain)
+    assert record.type == layout.RecordType.COMMIT
+    for byte in range(behind - record.length, behind):
+        made.flip(journal + byte, 1 << byte % 8)
+        report = check(made)
+        assert [(item.where, report.exit_code) for item in report.findings] == [("journal", 9)]
+        with pytest.raises(StoreCorrupt, match="no crash can tear it"):
+            recover(made.files.open(PATH, writable=False), made.files.boot_id(), writable=False)
+        made.files.restart_process()
+        made.flip(journal + byte, 1 << byte % 8)
+    assert check(made).findings == []
 
 
 def test_a_file_cut_short_is_found_and_refused():
