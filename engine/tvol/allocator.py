@@ -90,6 +90,13 @@ class Allocator:
             return self._zero.pop(), self._holes_read_zero
         return self.extend(1), self._holes_read_zero
 
+    def take_zero(self) -> int:
+        """A free chunk that reads zero, or 0 where ``take`` would give another one. Raises as ``take``."""
+        if not self._holes_read_zero or not self._is_granted():
+            return 0
+        self._granted -= 1
+        return self._zero.pop() if self._zero else self.extend(1)
+
     def _is_granted(self) -> bool:
         """Whether one more chunk may be taken from the host; asks for a run of them when there is none left."""
         room = self._room

@@ -80,7 +80,8 @@ class Births:
             return
         if count > len(self._store):
             self._grow(max(count, 2 * len(self._store)))
-        self.pages.touch_all(range(self.count >> _PAGE_SHIFT, ((count - 1) >> _PAGE_SHIFT) + 1))
+        if self.count >> _PAGE_SHIFT != (count - 1) >> _PAGE_SHIFT or count >> _PAGE_SHIFT not in self.pages.dirty:
+            self.pages.touch_all(range(self.count >> _PAGE_SHIFT, ((count - 1) >> _PAGE_SHIFT) + 1))
         self.count = count
 
     def _grow(self, size: int) -> None:

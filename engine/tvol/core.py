@@ -285,7 +285,7 @@ class Core:
         self._stamp_freed()
         if self.journal.used * 2 > self.journal.ring_bytes:
             self.checkpointer.start()
-        elif self.pages.headroom() < 2 * MARGIN:
+        elif self.pages.is_low:
             self.on_work()
 
     def _stamp_freed(self) -> None:

@@ -1,19 +1,8 @@
-"""Writing of a head: the hot path and its coroutines.
+"""Writing of a head: the coroutines, and what the store asks of it. The calls that never wait are in ``fast_write.py``.
 
-``try_write`` is the fast tier: flat, no object per call. Measured beyond the system call itself: see its comments.
-
-Order of writes. Every write or discard that may wait is an ``_Admission`` of a range of chunk indexes, in order of the
-calls. It runs when all earlier overlapping ones have ended; ``try_write`` declines a chunk that one of them covers. So
-a chunk has at most one writer, and overlapping writes take effect in order.
-
-Epochs. An admission belongs to the epoch in which it was made. A flip hands the epoch to the snapshot: what was
-admitted before is published in the snapshot (and seen by the head as long as it did not redirect the chunk itself),
-later calls redirect. The snapshot may be sealed when its epoch has no admission left.
-
-Where a write goes (STORE section 2): in place only if the chunk was born above the node's floor, that is, no snapshot
-can see it, and no slot names it (``Births.view`` says both, see ``claims.py``); else into a new chunk, a partial one
-where the write is small (``plan.py``, ``partials.py``). A new chunk, and a page that is new in a partial one, is
-published after its data was written. If writing fails, the new chunks go back and nothing was published.
+Who waits for whom, and which snapshot a write belongs to: ``epoch.py``. Where a write goes: ``plan.py``. A new chunk,
+and a page that is new in a partial one, is published after its data was written. If writing fails, the new chunks go
+back and nothing was published.
 """
 
 from __future__ import annotations
@@ -22,12 +11,14 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, InvalidArgument, OutOfSpace
+from engine.errors import InvalidArgument, OutOfSpace
 from engine.tvol import layout
 from engine.tvol.bulk import NativeWriteLease
-from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, NOT_THERE
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT
 from engine.tvol.claims import names_chunk
-from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, ZEROES, NativeDevice
+from engine.tvol.device import SECTOR_MASK, ZEROES
+from engine.tvol.epoch import Admission, Epoch
+from engine.tvol.fast_write import FastWriter
 from engine.tvol.layout import (
     EMPTY,
     FIRST_CHUNK_ENTRY,
@@ -38,7 +29,6 @@ from engine.tvol.layout import (
     NodeFlag,
     RecordType,
 )
-from engine.tvol.plan import Plan, Planner
 from engine.units import KIB, SECTOR_SIZE, align_down, align_up
 
 if TYPE_CHECKING:
@@ -46,23 +36,9 @@ if TYPE_CHECKING:
 
     from engine.stores import VolumeStore, WriteLease
     from engine.tvol.core import Core
+    from engine.tvol.plan import Plan
     from engine.tvol.tree import Node
 
-NEVER = 1 << 32
-"""As a floor: no chunk is born above it, so the fast tier writes nothing in place."""
-FAST_WRITE_BYTES = 256 * KIB
-"""Longest write that the fast tier takes."""
-FAST_COPY_BYTES = 64 * KIB
-"""The most that the fast tier copies for one write because a snapshot shares it (21 us from the page cache)."""
-SLOW_WRITE_S = 0.002
-"""An in-loop write that took longer held up the loop (STORE section 6)."""
-SLOW_PAUSE_S = 1.0
-"""For so long a head's writes go to workers once its file is found slow."""
-SLOW_AGAIN_S = 0.001
-STUCK_WRITE_S = 0.02
-"""Slow is a file with two slow writes at most ``SLOW_AGAIN_S`` apart, or one of ``STUCK_WRITE_S``. A single one is not
-enough: a thread that loses its processor inside the call looks the same, but then runs on for a whole time slice.
-(Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
 PIECE_BYTES = 256 * KIB
 """What one worker call writes: larger ones delay the loop's own writes to the same file."""
 
@@ -71,50 +47,7 @@ ATOMIC_WRITE_BYTES = PIECE_BYTES
 assert ATOMIC_WRITE_BYTES // (64 * KIB) + 1 <= MAX_MAP_ITEMS
 
 
-class Epoch:
-    """The writes admitted between two flips, and the node that they are published in.
-
-    What the epochs ``before`` still write goes to chunks that later snapshots share: it belongs to those too.
-    """
-
-    __slots__ = ("_drained", "before", "node", "writers")
-
-    def __init__(self, node: Node, before: Epoch | None = None) -> None:
-        self.node = node
-        self.before = before
-        self.writers = 0
-        self._drained: asyncio.Event | None = None
-
-    def leave(self) -> None:
-        self.writers -= 1
-        if not self.writers and self._drained:
-            self._drained.set()
-
-    async def drained(self) -> None:
-        """Wait until the last write admitted in this epoch or before it has ended."""
-        if self.before:
-            await self.before.drained()
-            self.before = None
-        while self.writers:
-            self._drained = self._drained or asyncio.Event()
-            self._drained.clear()
-            await self._drained.wait()
-
-
-class _Admission:
-    """A range of chunk indexes that one write or discard holds."""
-
-    __slots__ = ("done", "epoch", "first", "last", "operation")
-
-    def __init__(self, first: int, last: int, epoch: Epoch, operation: int) -> None:
-        self.first = first
-        self.last = last
-        self.epoch = epoch
-        self.operation = operation
-        self.done = asyncio.Event()
-
-
-class NativeHead(NativeDevice):
+class NativeHead(FastWriter):
     """A writable node."""
 
     read_only = False
@@ -122,23 +55,11 @@ class NativeHead(NativeDevice):
     def __init__(self, core: Core, node: Node, store: VolumeStore) -> None:
         super().__init__(core, node)
         self._store = store
-        self._admissions: list[_Admission] = []
         self._epoch = Epoch(node)
-        self._gate: asyncio.Event | None = None
         self._shut_by = 0
         """Operations that hold the head's writes; the gate opens when the last one has ended."""
-        self._write_cache = True
-        self._paused_until = 0.0
-        self._slow_at = -SLOW_PAUSE_S
-        self._births = core.family.births
-        self._planner = Planner(core)
-        self._write_now = core.data.write
-        self._monotonic = core.env.clock.monotonic
-        self._floor = 0
-        """The node's floor while the fast tier may write in place, else NEVER."""
         core.on_tree_change.append(self.refresh)
         core.on_failure.append(self.refresh)
-        self.refresh()
 
     @property
     def store(self) -> VolumeStore:
@@ -169,97 +90,7 @@ class NativeHead(NativeDevice):
         self._core.on_failure.remove(self.refresh)
         self.refresh()
 
-    def refresh(self) -> None:
-        """Recompute what the fast tier goes by; called after every change of the tree, and on failure."""
-        self._size = 0 if self._closed else self._node.size_bytes
-        shut = self._closed or self._gate or self._core.failed or not self._write_cache or self._paused_until
-        self._floor = NEVER if shut else self._node.floor
-
-    # --- the fast tier ------------------------------------------------------------------------------------------
-
-    def try_write(self, offset: int, data: memoryview, /) -> bool:
-        """Write ``data`` now, or return False having done nothing. ``end_pass`` must follow before the answer."""
-        # 0.4 us over the system call in place (0.05 the map, 0.05 the birth, 0.1 the clock); an idle end_pass 0.05 us.
-        length = len(data)
-        within = offset & self._mask
-        if (
-            self._admissions
-            or within + length > self._chunk_bytes
-            or offset + length > self._size
-            or (offset | length) & REFUSED_BITS
-        ):
-            return self._try_write_new(offset, data)
-        shift = self._shift
-        index = offset >> shift
-        try:
-            entry = self._leaves[index >> 12].view[index & 4095]
-        except NOT_THERE:
-            return False
-        if entry < 2 or self._births.view[entry] <= self._floor:
-            return self._try_write_new(offset, data)
-        started = self._monotonic()
-        try:
-            self._write_now((data,), (entry << shift) + within)
-        except EngineError:
-            return False  # the coroutine meets it again and raises it
-        if self._monotonic() - started > SLOW_WRITE_S:
-            self._was_slow(started)
-        return True
-
-    def _try_write_new(self, offset: int, data: memoryview) -> bool:
-        """Writes that span chunks or need new ones, as far as that is cheap."""
-        length = len(data)
-        if self._floor == NEVER and not self._resume():
-            return False
-        if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size or length > FAST_WRITE_BYTES:
-            return False
-        if not length:
-            return True
-        if self._admissions and self._overlapping(offset >> self._shift, (offset + length - 1) >> self._shift):
-            return False
-        core = self._core
-        if not core.ready_for_change():
-            return False
-        started = self._monotonic()
-        try:
-            plan = self._planner.plan(self._node, offset, data)
-        except (OutOfSpace, *NOT_THERE):
-            return False
-        try:
-            done = plan.copied_bytes <= FAST_COPY_BYTES and plan.carry_out_now(core)
-        except EngineError:
-            done = False
-        if not done:
-            core.allocator.give_back(plan.taken)
-            return False
-        if plan.published:
-            core.publish_planned(self._node, plan.published, together=False)
-        if self._monotonic() - started > SLOW_WRITE_S:
-            self._was_slow(started)
-        return True
-
-    def _was_slow(self, started: float) -> None:
-        now = self._monotonic()
-        if started - self._slow_at < SLOW_AGAIN_S or now - started > STUCK_WRITE_S:
-            self._paused_until = now + SLOW_PAUSE_S
-            self.refresh()
-        self._slow_at = now
-
-    def _resume(self) -> bool:
-        """End the pause if it is over; whether the fast tier may write."""
-        if self._paused_until and self._monotonic() >= self._paused_until:
-            self._paused_until = 0.0
-            self.refresh()
-        return self._floor != NEVER
-
-    def end_pass(self) -> None:
-        """Journal what ``try_write`` changed since the last call. Raises StoreFailed: nothing may be answered."""
-        self._core.end_pass()
-
     # --- admission ----------------------------------------------------------------------------------------------
-
-    def _overlapping(self, first: int, last: int) -> list[_Admission]:
-        return [other for other in self._admissions if other.first <= last and other.last >= first]
 
     async def _admitted(self, offset: int, length: int) -> None:
         """Wait while the head is shut for a rollback or a staging commit, then check the extent."""
@@ -269,11 +100,11 @@ class NativeHead(NativeDevice):
             self._check_extent(offset, length)
         self._core.check()
 
-    async def _turn(self, first: int, last: int) -> _Admission:
+    async def _turn(self, first: int, last: int) -> Admission:
         """Take a place in the order for chunk indexes first..last, in this step of the loop, and wait until all earlier
         ones that overlap have ended. ``_leave`` must follow."""
         earlier = self._overlapping(first, last)
-        admission = _Admission(first, last, self._epoch, self._core.begin_operation())
+        admission = Admission(first, last, self._epoch, self._core.begin_operation())
         self._admissions.append(admission)
         self._epoch.writers += 1
         try:
@@ -284,7 +115,7 @@ class NativeHead(NativeDevice):
             raise
         return admission
 
-    def _leave(self, admission: _Admission) -> None:
+    def _leave(self, admission: Admission) -> None:
         self._admissions.remove(admission)
         admission.done.set()
         admission.epoch.leave()
@@ -321,7 +152,7 @@ class NativeHead(NativeDevice):
         if fua or not self._write_cache:
             await self._core.flush()
 
-    async def _write_range(self, admission: _Admission, offset: int, data: memoryview) -> None:
+    async def _write_range(self, admission: Admission, offset: int, data: memoryview) -> None:
         at, length = 0, len(data)
         while at < length:
             stop = align_down(offset + at + PIECE_BYTES, self._mask + 1) - offset
@@ -330,7 +161,7 @@ class NativeHead(NativeDevice):
             at = stop
 
     async def _write_piece(
-        self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool = False
+        self, admission: Admission, offset: int, data: memoryview, *, redirect: bool = False
     ) -> None:
         """Write, then publish, then journal. Frees space and tries once more when the disk is full."""
         core = self._core
@@ -376,7 +207,7 @@ class NativeHead(NativeDevice):
         """What is published next, up to ``end_pass``, shares its record with nothing else and so is in one record."""
         self._core.end_pass()
 
-    async def _write_plan(self, admission: _Admission, offset: int, data: memoryview, *, redirect: bool) -> Plan:
+    async def _write_plan(self, admission: Admission, offset: int, data: memoryview, *, redirect: bool) -> Plan:
         core = self._core
         core.check()
         await self.ready(admission.epoch, offset, len(data))
@@ -483,7 +314,7 @@ class NativeHead(NativeDevice):
         finally:
             self._leave(admission)
 
-    async def _clear(self, admission: _Admission, offset: int, end: int, value: int) -> None:
+    async def _clear(self, admission: Admission, offset: int, end: int, value: int) -> None:
         chunk_bytes = self._mask + 1
         size = admission.epoch.node.size_bytes
         whole = align_up(offset, chunk_bytes)
@@ -497,7 +328,7 @@ class NativeHead(NativeDevice):
         if stop < end:
             await self._zero_part(admission, stop, end)
 
-    async def _zero_part(self, admission: _Admission, offset: int, end: int) -> None:
+    async def _zero_part(self, admission: Admission, offset: int, end: int) -> None:
         """Zero a part of a chunk by writing, unless it reads zero already."""
         if offset >= end:
             return
@@ -505,7 +336,7 @@ class NativeHead(NativeDevice):
         if names_chunk(admission.epoch.node.map.lookup(offset >> self._shift)):
             await self._write_piece(admission, offset, memoryview(ZEROES)[: end - offset])
 
-    async def _fill(self, admission: _Admission, first: int, end: int, value: int) -> None:
+    async def _fill(self, admission: Admission, first: int, end: int, value: int) -> None:
         """Set the entries of whole chunks, a leaf at a time."""
         core = self._core
         while first < end:

@@ -94,7 +94,7 @@ class Journal:
     def _write(self, kind: RecordType, payload: bytes, length: int) -> int:
         seq = self.next_seq
         record, checksum = layout.pack_record(kind, seq, self.incarnation, self.previous, payload, length)
-        self._file.write((memoryview(record),), self._start + self.offset)
+        self._file.write((record,), self._start + self.offset)
         self.position += length
         self.next_seq += 1
         self.previous = checksum

@@ -571,14 +571,16 @@ class Record:
     payload: bytes
 
 
-def pack_record(kind: int, seq: int, incarnation: int, previous: int, payload: bytes, length: int) -> tuple[bytes, int]:
+def pack_record(
+    kind: int, seq: int, incarnation: int, previous: int, payload: bytes, length: int
+) -> tuple[memoryview, int]:
     """The bytes of a record of ``length`` bytes in all, and its checksum."""
-    body = (
-        RECORD_HEADER.pack(0, RECORD_MAGIC, kind, 0, length, len(payload), seq, incarnation, 0, previous)[8:] + payload
-    )
-    body = body.ljust(length - 8, b"\0")
-    checksum = checksum64(body)
-    return checksum.to_bytes(8, "little") + body, checksum
+    record = memoryview(bytearray(length))
+    RECORD_HEADER.pack_into(record, 0, 0, RECORD_MAGIC, kind, 0, length, len(payload), seq, incarnation, 0, previous)
+    record[RECORD_HEADER.size : RECORD_HEADER.size + len(payload)] = payload
+    checksum = checksum64(record[8:])
+    record[:8] = checksum.to_bytes(8, "little")
+    return record, checksum
 
 
 def record_length(payload_length: int) -> int:

@@ -95,6 +95,8 @@ class PagePool:
         """Of the last checkpoint; tree operations count what they add to it."""
         self._running = 0
         """Of the free pages, the most that the running checkpoint still uses."""
+        self.is_low = False
+        """Whether the reserve should grow, as ``headroom`` was when it was last looked at."""
         self.change(references)
         self._free = self._places.pages()[self._references == 0].tolist()
         self._free.sort()
@@ -176,12 +178,11 @@ class PagePool:
     def needed(self) -> int:
         """Upper bound of the pages that a checkpoint captured now would write."""
         family = self._family
+        table_pages = family.births.page_count() + family.claims.page_count()
         return (
             self._base
-            + family.births.page_count()
-            + family.births.page_count() // 512
-            + family.claims.page_count()
-            + family.claims.page_count() // 512
+            + table_pages
+            + table_pages // 512
             + family.births.digests.pages_needed
             + family.claims.partials.pages_needed
             + family.dirty_leaves
@@ -191,8 +192,9 @@ class PagePool:
 
     def headroom(self) -> int:
         """Free pages beyond what the next checkpoint needs."""
-        free = len(self._free) + len(self._parked or ())
-        return free - self._running - self.needed()
+        found = len(self._free) + len(self._parked or ()) - self._running - self.needed()
+        self.is_low = found < 2 * MARGIN
+        return found
 
     @property
     def chunk_count(self) -> int:

@@ -34,8 +34,14 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.tree import Node
 
+    Place = tuple[int, tuple[int, int, int, int], bool]
+    """Byte position in the file; what to publish when it is written, as in ``Plan.published``, or ``NO_CHANGE``;
+    whether the chunk in it is a new one."""
+
 FILL_PAGES = 4
 """A write that leaves so many pages or fewer to the base copies them."""
+NO_CHANGE = (0, 0, EMPTY, 0)
+"""The map stays as it is."""
 
 
 class Plan:
@@ -103,6 +109,54 @@ class Planner:
         self._shift = core.chunk_shift
         self._mask = core.chunk_bytes - 1
         self._page_bytes = core.chunk_bytes // PAGES_OF_CHUNK
+        self._page_shift = self._page_bytes.bit_length() - 1
+
+    def place(self, node: Node, offset: int, length: int) -> Place | None:
+        """Where a piece goes that needs one place in the file and no copy; None: ``plan`` it, nothing was taken.
+
+        The rules are those of ``plan``; this is the short way for most writes after a snapshot. Raises as ``plan``.
+        """
+        index, within = offset >> self._shift, offset & self._mask
+        entry = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+        end = within + length
+        if end > self._mask + 1:
+            return self._place_adjacent(node, index, within, length)
+        if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor:
+            return (entry << self._shift) + within, NO_CHANGE, False
+        base, mask = EMPTY, FULL_MASK
+        if length > self._mask:
+            chunk = self._allocator.take(whole=True)[0]
+            return chunk << self._shift, (index, chunk, base, mask), True
+        if PARTIAL_SCALAR <= entry < 0:
+            return self._place_in_partial(node, index, entry & CHUNK_MASK, within, end)
+        if names_chunk(entry):
+            base, mask = entry & 0xFFFF_FFFF, self._pages(within, length)
+            if (within | end) & (self._page_bytes - 1) or PAGES_OF_CHUNK - mask.bit_count() <= FILL_PAGES:
+                return None
+        chunk = self._allocator.take_zero()
+        return ((chunk << self._shift) + within, (index, chunk, base, mask), True) if chunk else None
+
+    def _place_adjacent(self, node: Node, index: int, within: int, length: int) -> Place | None:
+        """In chunks of the node's own that lie in the file as they do in the volume."""
+        leaves, births, floor = node.map.leaves, self._births.view, node.floor
+        first = chunk = leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+        for at in range(index, index + ((within + length - 1) >> self._shift) + 1):
+            entry = leaves[at >> LEAF_SHIFT].view[at & LEAF_MASK]
+            if entry != chunk or entry < FIRST_CHUNK_ENTRY or births[entry] <= floor:
+                return None
+            chunk += 1
+        return (first << self._shift) + within, NO_CHANGE, False
+
+    def _place_in_partial(self, node: Node, index: int, chunk: int, within: int, end: int) -> Place | None:
+        if self._births.view[chunk] <= node.floor:
+            return None
+        mask, touched = self._partials.mask(chunk), self._pages(within, end - within)
+        position, after = (chunk << self._shift) + within, mask | touched
+        if after == mask:
+            return position, NO_CHANGE, False
+        if (within | end) & (self._page_bytes - 1) or PAGES_OF_CHUNK - after.bit_count() <= FILL_PAGES:
+            return None
+        return position, (index, chunk, self._partials.base(chunk), after), False
 
     def plan(self, node: Node, offset: int, data: memoryview, *, redirect: bool = False) -> Plan:
         """Find or take the chunks of a piece. ``redirect``: nothing that is read now is overwritten.
@@ -223,8 +277,7 @@ class Planner:
 
     def _pages(self, within: int, length: int) -> int:
         """The mask of the pages that a part of a chunk touches."""
-        first, last = within // self._page_bytes, (within + length - 1) // self._page_bytes
-        return (2 << last) - (1 << first)
+        return (2 << (within + length - 1 >> self._page_shift)) - (1 << (within >> self._page_shift))
 
     def _whole_pages(
         self, plan: Plan, within: int, data: memoryview, source: tuple[int, int, int], there: int

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from engine.tvol.chunk_map import ChunkMap, Leaf
     from engine.tvol.claims import Claims
     from engine.tvol.core import Core
-    from engine.tvol.head import Epoch, NativeHead
+    from engine.tvol.epoch import Epoch
+    from engine.tvol.head import NativeHead
     from engine.tvol.tree import Node
 
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from engine.stores import Frozen, Head
     from engine.tvol.core import Core
-    from engine.tvol.head import Epoch
+    from engine.tvol.epoch import Epoch
     from engine.tvol.scrub import Finding, RepairSource
     from engine.tvol.tree import Node
 

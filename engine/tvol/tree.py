@@ -294,7 +294,12 @@ class Family:
             self.set_entry(node, index, chunk)
             return
         entry, base_claim = partial_entry(chunk), base if base < SLOT_BIT else base - (1 << 32)
-        old = node.map.lookup(index)
+        old = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
+        if old == base_claim:  # the first pages: the only claim goes on
+            self.claims.partials.begin(chunk, base, mask)
+            self._set(node, index, entry)
+            self._bear(node, chunk)
+            return
         claims = self.claims.of_entry(old)
         if base_claim not in claims:
             raise LayoutError(f"PARTIAL of node {node.id}: index {index} does not name {base:#x}")

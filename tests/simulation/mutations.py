@@ -15,7 +15,8 @@ from engine.tvol import layout, recovery
 from engine.tvol.allocator import Allocator
 from engine.tvol.checkpoint import Checkpointer
 from engine.tvol.core import Core
-from engine.tvol.head import Epoch, NativeHead
+from engine.tvol.epoch import Epoch
+from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.journal import Journal
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, NodeFlag, RecordType

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.tvol.allocator import Allocator
 from engine.tvol.claims import Claims
 from engine.tvol.core import Core
 from engine.tvol.layout import FULL_MASK, PARTIAL
@@ -99,7 +100,45 @@ def _partials_are_not_journaled(original):
     return lambda self, node, index, chunk, base, mask: self.family.set_partial(node, index, chunk, base, mask)
 
 
+def _short_way_ignores_snapshots(original):
+    def place(self, node, offset, length):
+        floor, node.floor = node.floor, 0
+        try:
+            return original(self, node, offset, length)
+        finally:
+            node.floor = floor
+
+    return place
+
+
+def _short_way_for_parts_of_pages(original):
+    def place(self, node, offset, length):
+        start = offset - offset % self._page_bytes
+        end = offset + length + -(offset + length) % self._page_bytes
+        if start >> self._shift != (end - 1) >> self._shift:
+            return original(self, node, offset, length)
+        found = original(self, node, start, end - start)
+        return found and (found[0] + offset - start, *found[1:])
+
+    return place
+
+
+def _any_chunk_reads_zero(original):
+    return lambda self: self.take(whole=True)[0]
+
+
 PARTIALS = {
+    "short-way-in-place-rule": Mutation(
+        "what is written at once in one place is the head's own, as in a plan",
+        ((Planner, "place", _short_way_ignores_snapshots),),
+    ),
+    "short-way-whole-pages": Mutation(
+        "a page that is written at once and new in a partial chunk is written whole",
+        ((Planner, "place", _short_way_for_parts_of_pages),),
+    ),
+    "short-way-zero": Mutation(
+        "a chunk that is written in part at once reads zero", ((Allocator, "take_zero", _any_chunk_reads_zero),)
+    ),
     "base-is-kept": Mutation(
         "the claim on the base of a partial chunk goes on", ((Family, "set_partial", _base_ends_with_the_first_page),)
     ),
