@@ -616,7 +616,7 @@ def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previou
         RECORD_HEADER.unpack_from(ring, offset)
     )
     if (magic, found_seq, found_incarnation, found_previous) == (RECORD_MAGIC, seq, incarnation, previous):
-        return kind == RecordType.COMMIT or 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT
+        return bool(kind == RecordType.COMMIT or 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT)
     if not RECORD_HEADER.size <= length <= MAX_RECORD_BYTES:
         return False
     record = bytearray(ring[offset : offset + length])
