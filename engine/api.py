@@ -291,8 +291,13 @@ class DiffInfo:
 class ReplicaInfo:
     """States are the DMTF value names of CIM_Synchronized; ``mode`` is sync, async or adaptive.
 
-    ``lag_seconds``: age of the last complete recovery point, 0 while synchronized, None when there is none. A state
-    that is not Synchronized has a ``reason``, a ``since``, what it ``waits_for`` and the ``next_action``.
+    ``exact``: the target has everything that was acknowledged. ``lag_seconds``: time since the instant that the target
+    has, complete; 0 while it is exact, None when it has none. ``forecast_seconds``: the lag to be expected before the
+    next recovery point is complete; ``promise`` (kept, at risk, broken): how that is with ``rpo_seconds``. None:
+    synchronous, or nothing to tell from. ``point_at``: the instant of the newest recovery point; ``points``: how many
+    there are. A state that is not Synchronized has a ``reason``, a ``since``, what it ``waits_for`` and the
+    ``next_action``. Since the daemon's start: ``switches`` into and out of the synchronous state of an adaptive mirror,
+    ``rounds``, ``resumed_rounds``, ``written_bytes`` to the target in rounds and ``identical_bytes`` found there.
     """
 
     name: str
@@ -311,6 +316,32 @@ class ReplicaInfo:
     since: float | None
     waits_for: str
     next_action: str
+    exact: bool = False
+    forecast_seconds: float | None = None
+    promise: str | None = None
+    latency_budget_seconds: float | None = None
+    points: int = 0
+    point_at: float | None = None
+    switches: int = 0
+    rounds: int = 0
+    resumed_rounds: int = 0
+    written_bytes: int = 0
+    identical_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPointInfo:
+    """A recovery point that is complete at a replica's target. ``created_at``: its instant at the source.
+
+    ``target`` and ``lun``: where it is exposed, read-only.
+    """
+
+    replica: str
+    guid: str
+    created_at: float
+    age_seconds: float
+    target: str | None
+    lun: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -836,12 +867,55 @@ class EngineApi(Protocol):
         """The root of the hash tree of a snapshot, or of the volume as it is now: ``root`` of the job's result."""
         ...
 
-    async def replica_create(self, source: str, name: str, *, mode: str = "sync") -> JobInfo:
-        """Make a volume like the source, and mirror the source to it. The job ends when it is Synchronized."""
+    async def replica_create(
+        self,
+        source: str,
+        name: str,
+        *,
+        mode: str = "sync",
+        rpo_s: float | None = None,
+        points: int | None = None,
+        points_age_s: float | None = None,
+        latency_budget_s: float | None = None,
+        backlog_bytes: int | None = None,
+        hold_down_s: float | None = None,
+    ) -> JobInfo:
+        """Make a volume like the source, and mirror the source to it. The job ends when it is Synchronized.
+
+        ``mode``: sync, async or adaptive. ``rpo_s``: the promise of the latter two. ``points`` and ``points_age_s``:
+        recovery points that stay at the target, the newest counted. ``latency_budget_s``: hosts wait no longer for the
+        target. ``backlog_bytes`` and ``hold_down_s``: adaptive, when it may be synchronous again (``engine.modes``).
+        Raises InvalidArgument.
+        """
         ...
 
-    async def replica_attach(self, source: str, target: str, *, name: str | None = None, mode: str = "sync") -> JobInfo:
-        """Mirror the source to an existing volume of its size, whose content is lost. Raises InUse."""
+    async def replica_attach(
+        self,
+        source: str,
+        target: str,
+        *,
+        name: str | None = None,
+        mode: str = "sync",
+        rpo_s: float | None = None,
+        points: int | None = None,
+        points_age_s: float | None = None,
+        latency_budget_s: float | None = None,
+        backlog_bytes: int | None = None,
+        hold_down_s: float | None = None,
+    ) -> JobInfo:
+        """As ``replica_create``, to an existing volume of the source's size, whose content is lost. Raises InUse."""
+        ...
+
+    async def replica_points(self, name: str) -> list[ReplicaPointInfo]:
+        """Recovery points that are complete at the target, oldest first."""
+        ...
+
+    async def replica_expose(self, name: str, guid: str | None = None) -> ReplicaPointInfo:
+        """Show a recovery point, by default the newest, read-only in a target of its own. It stays while shown."""
+        ...
+
+    async def replica_unexpose(self, name: str, guid: str, *, force: bool = False) -> ReplicaPointInfo:
+        """Show it no more. Raises InUse: sessions are there (without ``force``)."""
         ...
 
     async def replica_list(self) -> list[ReplicaInfo]: ...

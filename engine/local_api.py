@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api import (
@@ -13,7 +12,6 @@ from engine.api import (
     EventInfo,
     JobInfo,
     PoolSpaceInfo,
-    ReplicaInfo,
     SpaceInfo,
     StatusInfo,
     VolumeInfo,
@@ -22,13 +20,14 @@ from engine.catalog import VolumeRow
 from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
 from engine.encryption import check_source
-from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
+from engine.errors import InUse, InvalidArgument, NotFound
 from engine.flatten import start_flatten
 from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
 from engine.jobs import job_info
 from engine.names import check_choice, check_chunk, check_name, check_size, is_view
 from engine.pool_space import SpaceLimits, SpaceState
+from engine.replica_api import ReplicaOperations
 from engine.schedules import Schedules
 from engine.snapshot_api import SnapshotOperations
 from engine.snapshots import Snapshots
@@ -58,7 +57,7 @@ EVENT_LIST_MAX = 10_000
 JOB_WAIT_MAX_S = 60.0
 
 
-class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOperations):
+class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOperations, ReplicaOperations):
     """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere."""
 
     def __init__(
@@ -73,6 +72,7 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
         self._pool = pool
         self._exposure = exposure
         self._replicas = replicas
+        replicas.is_shown = lambda volume_id, guid: bool(exposure.luns_of(volume_id, guid))
         self._version = version
         self._remotes = remotes
         self._started_at = pool.env.clock.time()
@@ -318,62 +318,6 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
     async def clone_list(self) -> list[VolumeInfo]:
         return await self._volume_infos([volume for volume in self._pool.volumes() if self._pool.origin(volume)])
 
-    # --- replicas ---------------------------------------------------------------------------------------------
-
-    async def replica_create(self, source: str, name: str, *, mode: str = "sync") -> JobInfo:
-        _check_mode(mode)
-        volume = self._pool.volume(source)
-        self._pool.require_new(check_name("volume", name))
-        self._replicas.require_new(name)
-        row = replace(self._pool.row(volume), name=name, read_only=False, origin="")
-        key_source = self._pool.key_source(volume)  # what was encrypted stays so, with a data key of its own
-        chunk_bytes = self._pool.chunk_bytes(volume)
-        target = await self._pool.create_volume(row, volume.size_bytes, chunk_bytes, key_source=key_source)
-        try:
-            return job_info(await self._replicas.add(name, volume, target))
-        except BaseException:
-            await self._pool.delete_volume(target)
-            raise
-
-    async def replica_attach(self, source: str, target: str, *, name: str | None = None, mode: str = "sync") -> JobInfo:
-        _check_mode(mode)
-        volume, other = self._pool.volume(source), self._pool.volume(target)
-        self._exposure.require_idle(self._exposure.luns_of(other.volume_id), f"volume {target}", hint="take another")
-        return job_info(await self._replicas.add(check_name("replica", name or target), volume, other))
-
-    async def replica_list(self) -> list[ReplicaInfo]:
-        return self._replicas.all()
-
-    async def replica_show(self, name: str) -> ReplicaInfo:
-        return self._replicas.info(name)
-
-    async def replica_pause(self, name: str) -> ReplicaInfo:
-        return await self._replicas.pause(name)
-
-    async def replica_resume(self, name: str) -> JobInfo:
-        return job_info(await self._replicas.resume(name))
-
-    async def replica_fracture(self, name: str) -> ReplicaInfo:
-        return await self._replicas.fracture(name)
-
-    async def replica_resync(self, name: str) -> JobInfo:
-        target = self._pool.volume(self._replicas.info(name).target)
-        luns = self._exposure.luns_of(target.volume_id)
-        self._exposure.require_idle(luns, f"volume {target.name}", hint="keep the replica fractured")
-        return job_info(await self._replicas.resync(name))
-
-    async def replica_detach(self, name: str) -> None:
-        for lun in self._exposure.standby_paths(self._replicas.target_id(name)):
-            raise InUse(
-                f"replica {name} is shown as a standby path of its source by target {lun.target};"
-                f" remove that first: twinvol target lun remove {lun.target} {lun.lun}"
-            )
-        await self._replicas.detach(name)
-        await self._event(f"replica {name}", "detached")
-
-    async def replica_verify(self, name: str) -> JobInfo:
-        return job_info(await self._replicas.verify(name))
-
     # --- jobs -------------------------------------------------------------------------------------------------
 
     async def job_list(self) -> list[JobInfo]:
@@ -389,13 +333,6 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
 
     async def job_cancel(self, job: int) -> JobInfo:
         return job_info(await self._pool.jobs.cancel(job))
-
-
-def _check_mode(mode: str) -> None:
-    if mode in ("async", "adaptive"):
-        raise NotSupported(f"{mode} mirrors are not supported yet; use --mode sync")
-    if mode != "sync":
-        raise InvalidArgument(f"{mode!r} is no mode; say sync, async or adaptive")
 
 
 def _damaged_infos(family: DamagedFamily) -> list[VolumeInfo]:

@@ -1,27 +1,24 @@
-"""A synchronous mirror: pairing, rounds, resync, fracture, verification.
+"""A mirror: pairing, states, operations, and what its mode makes of rounds.
 
-What the source has and the target has not is brought over in *rounds* (REPLICATION section 5):
+``engine.mirror_round`` brings over what the target has not; ``engine.mirror_stream`` carries later writes while hosts
+wait for them; ``engine.modes`` decides when. What the modes make of that:
 
-    1. a recovery point S of the source, and in the same step of the loop a ``MirrorStream`` for every later write
-    2. the delta to S goes into a hidden staging area of the target, verified chunk by chunk; then S becomes the
-       target's content and a recovery point of both sides in one durable step
-    3. the stream applies its queue strictly in sequence, hosts begin to wait for the target, a target flush covers
-       everything before that: Synchronized
-    4. a stream that overflowed meanwhile is dropped; S is the common point, and the next round begins
+    synchronous   rounds with a stream until it converges (REPLICATION section 5), then ``_watch``. What the target
+                  does not take within the budget breaks the mirror; the source goes on.
+    asynchronous  a round whenever the cadence wants one (section 4), again and again. After a failure it tries again
+                  by itself, for ever.
+    adaptive      synchronous as long as the target keeps the latency budget, else asynchronous; back when the
+                  hold-down time is over and the target has shown that it can follow.
 
-The delta, by REPLICATION section 1, with C the common point (None: nothing in common):
-
-    target head unchanged since C   staging starts as C                    changed(C .. S)
-    target head written since C     staging starts as H, the head frozen   changed(C .. S) united with changed(C .. H)
+*Synchronized* says for the first, and for an adaptive mirror, that the target has everything that was acknowledged.
+For an asynchronous one it says that the target is one instant of the source not older than the RPO
+(docs/decisions/0022).
 
 Invariants:
 
-* C is the GUID in the durable record, and it exists on both sides. It is recorded only after both sides have it
-  durably and no write before it failed on either.
-* Synchronized is recorded before it is claimed, and never restored from the record: each start begins with a round.
+* That the target has everything is recorded before it is claimed, and never restored from the record: each start
+  begins with a round.
 * A demotion is recorded before any host is acknowledged without the target (``MirrorStream``).
-* The ledger of a staging area is removed before the staging area is; the round (S, base, C) is recorded after the
-  staging area exists and before anything is copied to it. So a ledger never speaks of another staging area.
 * Nobody but the mirror writes to the target, unless it is fractured; until then its content is always some prefix
   of what the source acknowledged.
 """
@@ -31,27 +28,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine import proof
-from engine.copy_job import CopyControl, CopyOptions, copy_extents
-from engine.copy_state import CopyEvent, CopyMode, CopyState, ProgressStatus, Standing, SyncType, after, label
-from engine.errors import EngineError, IntegrityError, InvalidState, NotFound, TimedOut
-from engine.ledger import Ledger, LedgerKey
-from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
+from engine.copy_state import CopyEvent, CopyMode, CopyState, SyncType, after
+from engine.errors import EngineError, IntegrityError, InvalidState, TimedOut
+from engine.mirror_record import MirrorPolicy, MirrorRecord
+from engine.mirror_round import Rounds
+from engine.mirror_standing import MirrorStanding
 from engine.mirror_stream import MirrorStream, StreamMode
+from engine.modes import Cadence, ModeSwitch, Promise
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from pathlib import Path
 
+    from engine.copy_job import CopyControl
+    from engine.copy_state import Standing
     from engine.files import StoreEnv
-    from engine.links import LinkState, MirrorLink
-    from engine.stores import Extent, Frozen
+    from engine.links import Ack, MirrorLink
+    from engine.mirror_record import RecoveryPoint
+    from engine.stores import Extent
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
+
+WATCH_SHARE = 0.05
+WATCH_MIN_S, WATCH_MAX_S = 0.1, 10.0
+"""How often the promise of an asynchronous mirror is looked at: in shares of the RPO, within these limits."""
+
+
+def _nobody() -> Collection[str]:
+    return ()
 
 
 class Mirror:
@@ -64,10 +72,10 @@ class Mirror:
         record: as saved last; a new one for a new mirror.
         save: makes a record durable; awaited before what the record says is acted on.
         tell: takes events (severity, text) for the administrator.
+        in_use: GUIDs of recovery points of the target that somebody reads; those stay.
     """
 
     sync_type = SyncType.MIRROR
-    mode = CopyMode.SYNCHRONOUS
 
     def __init__(
         self,
@@ -80,40 +88,40 @@ class Mirror:
         record: MirrorRecord,
         save: Callable[[MirrorRecord], Awaitable[None]],
         tell: Callable[[str, str], None],
+        mode: CopyMode = CopyMode.SYNCHRONOUS,
         policy: MirrorPolicy | None = None,
+        in_use: Callable[[], Collection[str]] = _nobody,
     ) -> None:
         self.name = name
+        self._what = f"replica {name}"
         self.source = source
         self.link = link
+        self.mode = mode
         self.policy = policy or MirrorPolicy()
-        self.rounds = 0
-        self.written_bytes = 0
         self._env = env
-        self._ledger_path = ledger_path
         self._record = record
         self._save_record = save
-        self._tell = tell
-        self._prefix = point_prefix(name)
-        self._control = CopyControl()
+        self._rounds = Rounds(
+            name, source, link, env, ledger_path, self.policy, record=record, save=self._save, in_use=in_use
+        )
+        self._cadence = None if mode is CopyMode.SYNCHRONOUS else Cadence(self.policy.rpo_s)
+        self._switch = ModeSwitch(self.policy.hold_down_s, self.policy.backlog_bytes)
         self._percent_floor = 0
-        self._finished_bytes = 0
         self._lost_rounds = 0
         self._stream: MirrorStream | None = None
-        self._copying: asyncio.Task[Any] | None = None
         self._run_task: asyncio.Task[None] | None = None
         self._stopping: CopyEvent | None = None
+        self._stop_event = asyncio.Event()
         self._retry = False
         self._ended = False
         self._lock = asyncio.Lock()  # one operation on the common point at a time
-        self._pinned: set[str] = set()
-        self._changed = asyncio.Event()
-        self._standing = self._first_standing()
+        self._standing = MirrorStanding(name, mode, env.clock, record.wanted, record.reason, tell)
 
     # --- what it is -----------------------------------------------------------------------------------------------
 
     @property
     def standing(self) -> Standing:
-        return self._standing
+        return self._standing.present
 
     @property
     def common(self) -> str | None:
@@ -121,37 +129,89 @@ class Mirror:
         return self._record.common
 
     @property
+    def points(self) -> Sequence[RecoveryPoint]:
+        """Recovery points that are complete at the target, oldest first."""
+        return self._record.points
+
+    @property
+    def rounds(self) -> int:
+        return self._rounds.count
+
+    @property
+    def rounds_resumed(self) -> int:
+        return self._rounds.resumed
+
+    @property
+    def written_bytes(self) -> int:
+        """Written to the target in rounds."""
+        return self._rounds.written_bytes
+
+    @property
+    def equal_bytes(self) -> int:
+        """Found equal there in rounds, and so not written."""
+        return self._rounds.equal_bytes
+
+    @property
+    def switches(self) -> int:
+        """How often an adaptive mirror has become or stopped being synchronous."""
+        return self._switch.switches
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the target has everything that was acknowledged."""
+        return self._standing.state is CopyState.SYNCHRONIZED and self.mode is not CopyMode.ASYNCHRONOUS
+
+    @property
     def percent_synced(self) -> int:
         """100 only when synchronized; within one resync it never falls."""
         if self._standing.state is CopyState.SYNCHRONIZED:
             return 100
-        progress, size = self._control.progress, self.source.size_bytes
-        if self._copying is not None and size and progress.total_bytes:
-            left = min(size, progress.total_bytes - progress.done_bytes)
-            self._percent_floor = max(self._percent_floor, min(99, 100 * (size - left) // size))
+        left, size = self._rounds.left, self.source.size_bytes
+        if left is not None and size:
+            self._percent_floor = max(self._percent_floor, min(99, 100 * (size - min(size, left[0])) // size))
         return self._percent_floor
 
     @property
     def progress_bytes(self) -> tuple[int, int]:
         """Of all rounds since the last start: done, and known to be to do."""
-        progress, finished = self._control.progress, self._finished_bytes
-        return finished + progress.done_bytes, finished + progress.total_bytes
+        return self._rounds.progress
 
     @property
     def lag_bytes(self) -> int:
         """What is known to be missing at the target: the rest of the round and the queue."""
-        if self._standing.state is CopyState.SYNCHRONIZED:
+        if self.is_exact:
             return 0
-        done, total = self.progress_bytes
-        return total - done + (self._stream.queue_bytes if self._stream is not None else 0)
+        left = self._rounds.left
+        return (left[0] if left is not None else 0) + (self._stream.queue_bytes if self._stream is not None else 0)
 
     @property
     def lag_s(self) -> float | None:
-        """Age of the last complete recovery point; 0 while synchronized, None when there is none."""
-        if self._standing.state is CopyState.SYNCHRONIZED:
+        """Time since the instant that the target has, complete; 0 while it has everything, None when it has none."""
+        if self.is_exact:
             return 0.0
-        point = self._source_point(self._record.common)
-        return None if point is None else max(0.0, self._env.clock.time() - point.created_at)
+        instant = self._rounds.instant
+        return None if instant is None else max(0.0, self._env.clock.boottime() - instant)
+
+    @property
+    def rpo_s(self) -> float | None:
+        """The promise. None: synchronous."""
+        return None if self._cadence is None else self._cadence.rpo_s
+
+    @property
+    def promise(self) -> Promise | None:
+        """How the RPO stands. None: there is none."""
+        return None if self._cadence is None else self._cadence.promise
+
+    @property
+    def forecast_s(self) -> float | None:
+        """What the lag will be at most before the next recovery point is complete. None: nothing to tell from."""
+        instant = self._rounds.instant
+        if self._cadence is None or self.is_exact or instant is None:
+            return None
+        left = self._rounds.left
+        progress = 0.0 if left is None else 1 - left[0] / left[1]
+        now = self._env.clock.boottime()
+        return self._cadence.forecast(now, instant, started=self._rounds.started, progress=progress)
 
     async def wait_synchronized(self, timeout_s: float | None = None) -> None:
         """Return when the mirror is synchronized.
@@ -164,15 +224,10 @@ class Mirror:
             async with asyncio.timeout(timeout_s):
                 while self._standing.state is not CopyState.SYNCHRONIZED:
                     if self._run_task is None or self._run_task.done():
-                        raise InvalidState(self._what, self._state_text(), "Synchronized")
-                    changed = self._changed
-                    turned = asyncio.ensure_future(changed.wait())
-                    try:
-                        await asyncio.wait([turned, self._run_task], return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        turned.cancel()
+                        raise InvalidState(self._what, self._standing.text(), "Synchronized")
+                    await self._standing.turned(self._run_task)
         except TimeoutError:
-            raise TimedOut(f"{self._what} is not synchronized after {timeout_s:g} s: {self._state_text()}") from None
+            raise TimedOut(f"{self._what} is not synchronized after {timeout_s:g} s: {self._standing.text()}") from None
 
     # --- operations -------------------------------------------------------------------------------------------------
 
@@ -216,7 +271,7 @@ class Mirror:
         await self._leave_in_order(CopyEvent.SUSPEND, reason)
         async with self._lock:
             if not self._run_task.done():
-                raise InvalidState(self._what, self._state_text(), "one that is at rest")
+                raise InvalidState(self._what, self._standing.text(), "one that is at rest")
             try:
                 yield
             finally:
@@ -236,16 +291,16 @@ class Mirror:
             if self._stream is not None and self._stream.mode is StreamMode.SYNC:
                 await self._mark(self._stream)
             guid = self._record.common
-            point = self._source_point(guid)
+            point = self._rounds.source_point(guid)
             if guid is None or point is None:
-                raise InvalidState(self._what, self._state_text(), "a completed first copy")
-            self._pinned.add(guid)
+                raise InvalidState(self._what, self._standing.text(), "a completed first copy")
+            self._rounds.pinned.add(guid)
         try:
             target = await self.link.point(guid)
             mover = self._env.mover
             trees = [await proof.tree_of(side, control=control, mover=mover) for side in (point, target)]
         finally:
-            self._pinned.discard(guid)
+            self._rounds.pinned.discard(guid)
         sides = [
             (name, guid, point.created_at, tree)
             for name, tree in zip((self.source.name, self.link.target_name), trees, strict=True)
@@ -264,59 +319,12 @@ class Mirror:
         """
         self._ended = True
         await self._stop(CopyEvent.FRACTURE, "detached")
-        await Ledger.discard(self._env.control_files, self._ledger_path)
-        await self.link.abort_staging()
-        await self.link.keep_points(())
-        await self._keep_source_points(set())
+        await self._rounds.forget()
 
     async def close(self) -> None:
         """The daemon ends: stop, and leave everything for the next start."""
         self._ended = True
         await self._stop(CopyEvent.SUSPEND, "the daemon stops")
-
-    # --- states -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _what(self) -> str:
-        return f"replica {self.name}"
-
-    def _state_text(self) -> str:
-        standing = self._standing
-        return label(standing.state) + (f" ({standing.reason})" if standing.reason else "")
-
-    def _first_standing(self) -> Standing:
-        now = self._env.clock.time()
-        match self._record.wanted:
-            case "fractured":
-                return self._resting(CopyState.FRACTURED, ProgressStatus.REQUIRES_RESYNC, self._record.reason)
-            case "suspended":
-                return self._resting(CopyState.SUSPENDED, ProgressStatus.DORMANT, self._record.reason)
-        return Standing(CopyState.INITIALIZED, ProgressStatus.INITIALIZING, now, "not started yet", "its start")
-
-    def _resting(self, state: CopyState, progress: ProgressStatus, reason: str) -> Standing:
-        verb = "resume" if state is CopyState.SUSPENDED else "resync"
-        return Standing(
-            state,
-            progress,
-            self._env.clock.time(),
-            reason,
-            "the administrator",
-            f"twinvol replica {verb} {self.name}",
-        )
-
-    def _turn(self, event: CopyEvent, reason: str, severity: str = "info") -> None:
-        """Go through the table; say it to the administrator and to whoever waits."""
-        state, progress = after(self._standing.state, event, self._what)
-        if state is CopyState.SYNCHRONIZED:
-            self._standing = Standing(state, progress, self._env.clock.time())
-        elif state is CopyState.UNSYNCHRONIZED:
-            waits = "the copy to catch up with the writes"
-            self._standing = Standing(state, progress, self._env.clock.time(), reason or "copying", waits, "wait")
-        else:
-            self._standing = self._resting(state, progress, reason)
-        self._tell(severity, f"{self._what}: {self._state_text()}")
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     async def _save(self) -> None:
         await self._save_record(self._record)
@@ -324,18 +332,18 @@ class Mirror:
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
     def _begin(self, event: CopyEvent, reason: str) -> None:
+        self._rounds.begin()
         self._percent_floor = 0
-        self._finished_bytes = 0
-        self._control = CopyControl()
         self._stopping = None
-        self._turn(event, reason)
+        self._stop_event.clear()
+        self._standing.turn(event, reason)
         self._run_task = asyncio.get_running_loop().create_task(self._run(), name=self._what)
 
     async def _go(self, event: CopyEvent) -> None:
         async with self._lock:
             after(self._standing.state, event, self._what)
             if self._run_task is not None and not self._run_task.done():
-                raise InvalidState(self._what, self._state_text(), "one that is at rest")
+                raise InvalidState(self._what, self._standing.text(), "one that is at rest")
             self._record.wanted = "active"
             self._record.reason = ""
             await self._save()
@@ -360,7 +368,7 @@ class Mirror:
         await self._stop(event, reason)
         await self._save()
         if self._standing.state is not after(CopyState.UNSYNCHRONIZED, event, self._what)[0]:
-            self._turn(event, reason)
+            self._standing.turn(event, reason)
 
     async def _stop(self, event: CopyEvent, reason: str) -> None:
         """Bring the run to its end at the next safe place; what was copied stays in staging and ledger."""
@@ -368,10 +376,10 @@ class Mirror:
         if task is None or task.done():
             return
         self._stopping = event
+        self._stop_event.set()
         if self._stream is not None:
             self._stream.leave(reason, retry=False)
-        if self._copying is not None:
-            self._copying.cancel()
+        self._rounds.stop()
         await asyncio.wait([task])
 
     async def _demoted(self, reason: str, retry: bool) -> None:
@@ -379,30 +387,135 @@ class Mirror:
         self._record.synchronized = False
         self._retry = retry and self._stopping is None
         if self._standing.state is CopyState.SYNCHRONIZED:
+            self._percent_floor = 0
             if self._stopping is not None:
-                self._turn(self._stopping, reason)
-            elif retry:
-                self._turn(CopyEvent.RESYNC, reason, "warning")
+                self._standing.turn(self._stopping, reason)
+            elif retry or self.mode is CopyMode.ADAPTIVE:
+                self._standing.turn(CopyEvent.RESYNC, reason, "warning")
             else:
-                self._turn(CopyEvent.BREAK, reason, "error")
+                self._standing.turn(CopyEvent.BREAK, reason, "error")
         await self._save()
 
+    # --- what the mode makes of rounds --------------------------------------------------------------------------------
+
     async def _run(self) -> None:
+        """From a start to the next stop."""
+        watching = None
+        if self._cadence is not None:
+            watching = asyncio.get_running_loop().create_task(self._watch_promise(self._cadence))
+        try:
+            if self._cadence is None:
+                await self._run_synchronous()
+            else:
+                await self._run_by_itself(self._cadence)
+        finally:
+            if watching is not None:
+                watching.cancel()
+
+    async def _run_synchronous(self) -> None:
         """Rounds until synchronized, then watch; again after a failure of the source's own."""
         while True:
-            try:
-                await self._synchronize()
-                await self._watch()
-            except Exception as error:
-                if not isinstance(error, EngineError):
-                    log.exception("%s broke by a mistake in twinvol", self._what)
-                reason = await self._end_stream(str(error)) or str(error)
-                if self._stopping is None and not self._retry and self._standing.state is CopyState.UNSYNCHRONIZED:
-                    self._turn(CopyEvent.BREAK, reason, "error")
-            await self._end_stream("the round ended")
-            if self._stopping is not None or not self._retry:
+            reason = await self._attempt(self._be_synchronous())
+            if self._stopping is not None:
+                return
+            if not self._retry:
+                if reason is not None and self._standing.state is CopyState.UNSYNCHRONIZED:
+                    self._standing.turn(CopyEvent.BREAK, reason, "error")
                 return
             self._retry = False
+
+    async def _run_by_itself(self, cadence: Cadence) -> None:
+        """Asynchronous rounds, and synchronous where the mode and the switch allow it; never giving up."""
+        failures = 0
+        while True:
+            synchronous = self.mode is CopyMode.ADAPTIVE and self._switch.may_be_synchronous(self._now())
+            reason = await self._attempt(self._be_synchronous() if synchronous else self._cycle(cadence))
+            if self._stopping is not None:
+                return
+            if synchronous:
+                hold_s = self._switch.left(self._now())
+                text = f"asynchronous for {hold_s:g} s at least ({reason})"
+                self._standing.say("warning", text)
+                failures = 0  # the next round is due at once; it finds out whether the target is there
+            elif reason is None:
+                failures = 0
+            else:
+                failures += 1
+                if self._standing.state is not CopyState.BROKEN:
+                    self._standing.turn(CopyEvent.BREAK, reason, "error")
+                pause_s = min(self.policy.retry_max_s, self.policy.retry_s * 2.0 ** min(failures - 1, 16))
+                await self._pause(self._now() + pause_s)
+
+    async def _attempt(self, work: Awaitable[None]) -> str | None:
+        """Work over one connection, to its end. Returns why it did not do what it was for."""
+        reason = None
+        try:
+            await work
+        except Exception as error:
+            if not isinstance(error, EngineError):
+                log.exception("%s broke by a mistake in twinvol", self._what)
+            reason = str(error)
+        had_stream = self._stream is not None
+        reason = await self._end_stream(reason or "the round ended") or reason
+        if reason is not None and not had_stream:
+            await self.link.disconnect()
+        return reason
+
+    async def _be_synchronous(self) -> None:
+        await self._synchronize()
+        self._switch.returned(self._now())
+        await self._watch()
+
+    async def _cycle(self, cadence: Cadence) -> None:
+        """Wait until the next recovery point is due, and bring it over, if it differs from the last one."""
+        await self._pause(cadence.next_start(self._rounds.instant))
+        self._rounds.go_on()
+        state = await self.link.connect()
+        self._reached()
+        if not await self._rounds.is_current(state):
+            shipped = await self._rounds.run(state)
+            if shipped.interval_s is not None:
+                cadence.observe(shipped.interval_s, self._now() - shipped.instant)
+            self._switch.shipped(shipped.changed_bytes)
+        else:
+            self._switch.shipped(0)
+        lag_s = self.lag_s
+        kept = lag_s is not None and lag_s <= cadence.rpo_s
+        if self.mode is CopyMode.ASYNCHRONOUS and kept and self._standing.state is CopyState.UNSYNCHRONIZED:
+            self._standing.turn(CopyEvent.CONVERGED, "")
+
+    def _reached(self) -> None:
+        """The target answers."""
+        if self._standing.state is CopyState.BROKEN:
+            self._standing.turn(CopyEvent.RESYNC, "the target answers again")
+
+    async def _watch_promise(self, cadence: Cadence) -> None:
+        """Compare lag and forecast with the RPO, all the time, whatever the rounds are doing. Until cancelled."""
+        while True:
+            await asyncio.sleep(min(WATCH_MAX_S, max(WATCH_MIN_S, WATCH_SHARE * cadence.rpo_s)))
+            lag_s, forecast_s = self.lag_s, self.forecast_s
+            if lag_s is None or not cadence.judge(lag_s, forecast_s or 0.0):
+                continue
+            figures = f"lag {lag_s:.1f} s, forecast {forecast_s or 0.0:.1f} s, RPO {cadence.rpo_s:g} s"
+            text = f"the RPO is {cadence.promise.value}: {figures}"
+            severity = {Promise.KEPT: "info", Promise.AT_RISK: "warning", Promise.BROKEN: "error"}[cadence.promise]
+            is_async = self.mode is CopyMode.ASYNCHRONOUS
+            if cadence.promise is Promise.BROKEN and is_async and self._standing.state is CopyState.SYNCHRONIZED:
+                self._percent_floor = 0
+                self._standing.turn(CopyEvent.RESYNC, text, severity)
+            else:
+                self._standing.say(severity, text)
+
+    async def _pause(self, until: float) -> None:
+        """Return at that instant, or when the mirror is to stop."""
+        left = until - self._now()
+        if left > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._stop_event.wait()
+
+    def _now(self) -> float:
+        return self._env.clock.boottime()
 
     async def _end_stream(self, reason: str) -> str | None:
         """The disconnect step: afterwards nothing of the old connection reaches the target.
@@ -417,19 +530,23 @@ class Mirror:
         await self.link.disconnect()
         return stream.reason
 
-    # --- rounds -------------------------------------------------------------------------------------------------------
+    # --- becoming synchronous ----------------------------------------------------------------------------------------
 
     async def _synchronize(self) -> None:
         self._lost_rounds = 0
         for _ in range(self.policy.rounds_max):
-            self._go_on()
-            stream = await self._round()
+            self._rounds.go_on()
+            await self._end_stream("the next round begins")
+            state = await self.link.connect()
+            self._reached()
+            await self._rounds.run(state, self._new_stream)
+            stream = self._stream  # None: an interrupted round went on, whose point is older than any stream
             if stream is not None and await stream.converge():
                 self._record.synchronized = True
                 await self._save()
                 if stream.mode is not StreamMode.SYNC:
                     raise InvalidState(self._what, "left", "synchronized")
-                self._turn(CopyEvent.CONVERGED, "")
+                self._standing.turn(CopyEvent.CONVERGED, "")
                 return
             self._lost_rounds += stream is not None
         lost = self._stream.reason if self._stream is not None else None
@@ -437,125 +554,17 @@ class Mirror:
             self._what, f"behind after {self.policy.rounds_max} rounds ({lost})", "a target as fast as the writes"
         )
 
-    async def _round(self) -> MirrorStream | None:
-        """Steps 1 and 2. Returns the stream since S; None when S is older than any stream (a resumed round)."""
-        await self._end_stream("the next round begins")
-        state = await self.link.connect()
-        self.rounds += 1
-        common = self._common(state)
-        source = self._resumable(state)
-        resumed = source is not None
-        if source is None:
-            await Ledger.discard(self._env.control_files, self._ledger_path)
-            await self.link.abort_staging()
-            guid = str(uuid.uuid4())
-            self._stream = MirrorStream(
-                self.source,
-                self.link,
-                state.ack,
-                budget_s=self.policy.budget_s,
-                demote=self._demoted,
-                queue_bytes=self.policy.queue_bytes,
-                allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._allowance,
-            )
-            self.source.require_usable()
-            await self.source.head.store.prepare_flip()
-            while self.source.is_quiesced:  # its content is being replaced, behind every stream's back
-                await self.source.resumed()
-                await self.source.head.store.prepare_flip()
-            self._go_on()  # a stream that was told to leave before it is attached would stay attached for ever
-            # One step of the loop: S has every write before it, the stream every one after.
-            self.source.attach(self._stream)
-            head = self.source.head
-            source = await head.store.snapshot(head, f"{self._prefix}.{guid}", guid=guid, hidden=True)
-        await self._ship(source, common, resumed=resumed)
-        await self.link.commit_staging(source.guid)
-        await self._advance(source.guid)
-        await Ledger.discard(self._env.control_files, self._ledger_path)
+    def _new_stream(self, ack: Ack) -> MirrorStream:
+        self._stream = MirrorStream(
+            self.source,
+            self.link,
+            ack,
+            budget_s=self.policy.budget_s,
+            demote=self._demoted,
+            queue_bytes=self.policy.queue_bytes,
+            allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._rounds.allowance,
+        )
         return self._stream
-
-    async def _ship(self, source: Frozen, common: str | None, *, resumed: bool) -> None:
-        """The delta to ``source``, verified, into the target's staging area."""
-        store = self.source.head.store
-        extents = [extent async for extent in store.changed(self._source_point(common), source)]
-        if resumed:
-            base = self._record.round_base
-            staging = await self.link.resume_staging()
-        else:
-            base = common
-            if await self.link.changed(common, None):
-                base = str(uuid.uuid4())
-                await self.link.freeze_head(base)
-            staging = await self.link.begin_staging(base, source.size_bytes)
-            self._record.round_source, self._record.round_base = source.guid, base
-            await self._save()
-        written = [] if base == common else await self.link.changed(common, base)
-        extents += [extent for extent in written if extent.offset < source.size_bytes]
-        key = LedgerKey(source.guid, base or "", self.link.target_name, source.size_bytes)
-        ledger = await Ledger.open(self._env.control_files, self._ledger_path, key)
-        self._control = CopyControl()
-        options = CopyOptions(blank_target=base is None, compare_first=bool(written))
-        try:
-            self._go_on()
-            self._copying = asyncio.get_running_loop().create_task(
-                copy_extents(
-                    source,
-                    staging,
-                    extents,
-                    ledger=ledger,
-                    options=options,
-                    control=self._control,
-                    mover=self._env.mover,
-                )
-            )
-            await asyncio.wait([self._copying])
-            if self._copying.cancelled():
-                raise InvalidState(self._what, "stopping", "running")
-            progress = self._copying.result().progress
-            self.written_bytes += progress.written_bytes
-            self._finished_bytes += progress.total_bytes
-            self._control = CopyControl()
-        finally:
-            self._copying = None
-            await ledger.close()
-
-    def _allowance(self) -> int:
-        """Bytes that hosts may have queued by now: three quarters of the queue, in step with the copy."""
-        progress = self._control.progress
-        moved = progress.written_bytes + progress.equal_bytes + progress.zero_bytes
-        return self.policy.queue_bytes * 3 // 4 * moved // max(1, moved, progress.total_bytes)
-
-    def _go_on(self) -> None:
-        if self._stopping is not None:
-            raise InvalidState(self._what, "stopping", "running")
-
-    def _common(self, state: LinkState) -> str | None:
-        """C, if both sides still have it."""
-        record = self._record
-        if record.round_source in state.points and self._source_point(record.round_source) is not None:
-            record.common = record.round_source  # the last round's switch was durable, its record was not
-        common = record.common
-        if common is None or common not in state.points or self._source_point(common) is None:
-            return None
-        return common
-
-    def _resumable(self, state: LinkState) -> Frozen | None:
-        """The interrupted round's S, if its staging area, base and S itself are still there."""
-        record = self._record
-        if not state.staging or record.round_source is None or record.round_source in state.points:
-            return None
-        if record.round_base is not None and record.round_base not in state.points:
-            return None
-        return self._source_point(record.round_source)
-
-    async def _advance(self, guid: str) -> None:
-        """``guid`` is on both sides, durably and the same: it is C now, and older points go."""
-        self._record.common = guid
-        self._record.round_source = self._record.round_base = None
-        await self._save()
-        keep = {guid, *self._pinned}
-        await self.link.keep_points(keep)
-        await self._keep_source_points(keep)
 
     # --- while synchronized ----------------------------------------------------------------------------------------
 
@@ -577,39 +586,14 @@ class Mirror:
                         await self._mark(stream)
 
     async def _mark(self, stream: MirrorStream, then_leave: str | None = None) -> None:
-        """A recovery point at one place in the stream, on both sides; it becomes C.
-
-        The source's is taken in the step in which the stream begins to hold new writes; the target's when all before
-        have arrived, and none after is sent until it is durable. It counts only if none of the writes before it
-        failed on either side.
-        """
-        await self.source.flush()  # here and at the target, so that little is left to do while hosts wait
-        guid = str(uuid.uuid4())
-        await self.source.head.store.prepare_flip()
-        head = self.source.head
-        stream.hold()
-        follow = asyncio.get_running_loop().create_task(self._mark_target(stream, guid, release=then_leave is None))
+        """A recovery point at one place in the stream, on both sides; it becomes C."""
         try:
-            # Still the step of ``hold``: the snapshot has exactly the writes that the stream did not hold back.
-            await head.store.snapshot(head, f"{self._prefix}.{guid}", guid=guid, hidden=True)
-            await follow
+            await self._rounds.mark(stream, release=then_leave is None)
         except BaseException as error:
-            await asyncio.wait([follow])
-            if not follow.cancelled():
-                follow.exception()  # the first error is the one to report
             stream.leave(f"no common point could be taken: {error}", retry=False)
             raise
-        if stream.mode is not (StreamMode.SYNC if then_leave is None else StreamMode.HELD):
-            raise InvalidState(self._what, self._state_text(), "Synchronized")
-        await self._advance(guid)
         if then_leave is not None:
             stream.leave(then_leave, retry=False)
-
-    async def _mark_target(self, stream: MirrorStream, guid: str, *, release: bool) -> None:
-        await stream.drained()
-        await self.link.mark(guid)
-        if release:
-            stream.release()
 
     async def _mismatch(self, document: proof.Proof, differing: list[Extent]) -> None:
         first = differing[0]
@@ -626,25 +610,7 @@ class Mirror:
             self._stream.leave(str(error), retry=False)
             await self._stream.closed.wait()
         else:
+            await self._stop(CopyEvent.BREAK, str(error))
             await self._save()
-            self._turn(CopyEvent.BREAK, str(error), "error")
-
-    # --- recovery points of the source --------------------------------------------------------------------------------
-
-    def _source_point(self, guid: str | None) -> Frozen | None:
-        if guid is None:
-            return None
-        head = self.source.head
-        for point in head.store.snapshots(head.volume_id):
-            if point.guid == guid:
-                return point
-        return None
-
-    async def _keep_source_points(self, guids: set[str]) -> None:
-        head = self.source.head
-        for point in head.store.snapshots(head.volume_id):
-            if point.name.startswith(self._prefix) and point.guid not in guids:
-                try:
-                    await head.store.delete_snapshot(point)
-                except NotFound:
-                    log.debug("%s: point %s is gone already", self._what, point.guid)
+            if self._standing.state is not CopyState.BROKEN:
+                self._standing.turn(CopyEvent.BREAK, str(error), "error")

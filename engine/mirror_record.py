@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from engine.errors import InvalidArgument
 from engine.mirror_stream import QUEUE_BYTES_MAX
+from engine.units import MIB
+
+RPO_MIN_S, RPO_MAX_S = 1.0, 30 * 86_400.0
+POINTS_MAX = 1000
+BUDGET_MIN_S, BUDGET_MAX_S = 0.001, 60.0
+HOLD_DOWN_MAX_S = 86_400.0
+BACKLOG_MAX = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorPolicy:
     """What an administrator may choose.
 
-    ``budget_s``: a host waits at most this long for the target before the mirror breaks. ``rounds_max``: rounds
-    that may overflow before the mirror gives up and says so. ``mark_interval_s``: how often the common point moves
-    forward while synchronized; until then it holds back the space of what was overwritten. ``unpaced_rounds``: so many
-    rounds may overflow before hosts are held back, each write by at most ``budget_s``, so that the next ones do not.
+    ``budget_s``: a host waits at most this long for the target before the mirror leaves the synchronous state.
+    ``rounds_max``: rounds that may overflow before the mirror gives up and says so. ``mark_interval_s``: how often the
+    common point moves forward while synchronized; until then it holds back the space of what was overwritten.
+    ``unpaced_rounds``: so many rounds may overflow before hosts are held back, each write by at most ``budget_s``, so
+    that the next ones do not.
+
+    ``rpo_s``: asynchronous, the promise. ``points_max`` and ``points_age_s``: recovery points that stay at the target,
+    the newest counted, and for how long (None: no limit of age); the newest stays always. ``hold_down_s``,
+    ``backlog_bytes``: adaptive, see ``engine.modes.ModeSwitch``. ``retry_s``, ``retry_max_s``: the first and the
+    longest pause before an asynchronous or adaptive mirror tries again after a failure; it never gives up.
     """
 
     budget_s: float = 5.0
@@ -24,11 +39,59 @@ class MirrorPolicy:
     rounds_max: int = 8
     mark_interval_s: float = 60.0
     unpaced_rounds: int = 2
+    rpo_s: float = 30.0
+    points_max: int = 1
+    points_age_s: float | None = None
+    hold_down_s: float = 30.0
+    backlog_bytes: int = 64 * MIB
+    retry_s: float = 1.0
+    retry_max_s: float = 30.0
+
+    def check(self) -> MirrorPolicy:
+        """Itself, if it makes sense. Raises InvalidArgument."""
+        _within("the RPO", self.rpo_s, RPO_MIN_S, RPO_MAX_S, "seconds")
+        _within("the number of recovery points", self.points_max, 1, POINTS_MAX, "points")
+        _within("the latency budget", self.budget_s, BUDGET_MIN_S, BUDGET_MAX_S, "seconds")
+        _within("the hold-down time", self.hold_down_s, 0, HOLD_DOWN_MAX_S, "seconds")
+        _within("the backlog limit", self.backlog_bytes, MIB, BACKLOG_MAX, "bytes")
+        return self
+
+    def serialize(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> MirrorPolicy:
+        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
+
+
+def _within(what: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:
+        raise InvalidArgument(f"{what} is {value:g}; it may be {low:g} to {high:g} {unit}")
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryPoint:
+    """One that is complete at the target. ``at``: its instant at the source, in seconds since the epoch."""
+
+    guid: str
+    at: float
+
+
+def retained(points: tuple[RecoveryPoint, ...], policy: MirrorPolicy, now: float) -> tuple[RecoveryPoint, ...]:
+    """Those that stay, oldest first: the newest, and of the others what the limits of count and age allow."""
+    youngest = points[-policy.points_max :]
+    if policy.points_age_s is None:
+        return youngest
+    old = now - policy.points_age_s
+    return tuple(point for point in youngest if point.at >= old or point is points[-1])
 
 
 @dataclass(slots=True)
 class MirrorRecord:
-    """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said."""
+    """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said.
+
+    ``points``: recovery points at the target, oldest first; the newest is the common point, if there is one.
+    """
 
     wanted: str = "active"
     synchronized: bool = False
@@ -36,13 +99,16 @@ class MirrorRecord:
     round_source: str | None = None
     round_base: str | None = None
     reason: str = ""
+    points: tuple[RecoveryPoint, ...] = ()
 
     def serialize(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return values | {"points": [[point.guid, point.at] for point in self.points]}
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> MirrorRecord:
-        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
+        known = {name: values[name] for name in cls.__slots__ if name in values}
+        return cls(**known | {"points": tuple(RecoveryPoint(guid, at) for guid, at in known.get("points", ()))})
 
 
 def point_prefix(mirror_name: str) -> str:

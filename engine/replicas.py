@@ -19,25 +19,39 @@ from typing import TYPE_CHECKING, Any
 from engine.api import ReplicaInfo
 from engine.catalog import MirrorRow
 from engine.copy_job import CopyControl
-from engine.copy_state import CopyState, ProgressStatus, label
+from engine.copy_state import CopyMode, CopyState, ProgressStatus, label
 from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, InvalidState, NotFound
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
-from engine.mirror_record import MirrorRecord, point_prefix
+from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
+from engine.modes import Promise
 from engine.pool import LEDGER_SUFFIX, LEDGERS_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from engine.copy_job import CopyProgress
     from engine.jobs import Job
+    from engine.mirror_record import RecoveryPoint
     from engine.pool import Pool
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
 
-SYNC_MODE = "sync"
+MODES = {"sync": CopyMode.SYNCHRONOUS, "async": CopyMode.ASYNCHRONOUS, "adaptive": CopyMode.ADAPTIVE}
+"""As the command line says them."""
+
+POLICY_KEY = "policy"
+"""In the state of a mirror's row, beside the fields of its record."""
+
 PROGRESS_INTERVAL_S = 0.2
+
+
+def mode_of(name: str) -> CopyMode:
+    """Raises InvalidArgument."""
+    if name not in MODES:
+        raise InvalidArgument(f"{name!r} is no mode; say sync, async or adaptive")
+    return MODES[name]
 
 
 class Replicas:
@@ -50,6 +64,8 @@ class Replicas:
         self._rows: dict[str, MirrorRow] = {}
         self._idle: dict[str, str] = {}
         self._events: set[asyncio.Task[None]] = set()
+        self.is_shown: Callable[[str, str], bool] | None = None
+        """Whether initiators see the snapshot of that GUID of the volume of that id. None: not known yet."""
         pool.integrity.copies = self.counterparts
 
     async def restore(self) -> None:
@@ -94,6 +110,10 @@ class Replicas:
         for name, mirror in self._mirrors.items():
             if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
                 lines.append(f"replica {name} is {label(mirror.standing.state)}: {mirror.standing.reason}")
+            elif mirror.promise in (Promise.AT_RISK, Promise.BROKEN):
+                lag_s = mirror.lag_s
+                lag = "no complete recovery point" if lag_s is None else f"lag {lag_s:.0f} s"
+                lines.append(f"replica {name}: its RPO of {mirror.rpo_s:g} s is {mirror.promise.value} ({lag})")
         return lines
 
     def info(self, name: str) -> ReplicaInfo:
@@ -131,13 +151,29 @@ class Replicas:
             percent_synced=mirror.percent_synced,
             lag_seconds=mirror.lag_s,
             lag_bytes=mirror.lag_bytes,
-            rpo_seconds=None,
+            rpo_seconds=mirror.rpo_s,
             peer=None,
             reason=standing.reason,
             since=standing.since,
             waits_for=standing.waits_for,
             next_action=standing.next_action,
+            exact=mirror.is_exact,
+            forecast_seconds=mirror.forecast_s,
+            promise=None if mirror.promise is None else mirror.promise.value,
+            latency_budget_seconds=None if mirror.mode is CopyMode.ASYNCHRONOUS else mirror.policy.budget_s,
+            points=len(mirror.points),
+            point_at=mirror.points[-1].at if mirror.points else None,
+            switches=mirror.switches,
+            rounds=mirror.rounds,
+            resumed_rounds=mirror.rounds_resumed,
+            written_bytes=mirror.written_bytes,
+            identical_bytes=mirror.equal_bytes,
         )
+
+    def points(self, name: str) -> Sequence[RecoveryPoint]:
+        """Recovery points that are complete at the target, oldest first."""
+        mirror = self._mirrors.get(name)
+        return MirrorRecord.parse(self._row(name).state).points if mirror is None else mirror.points
 
     def require_free(self, volume: Volume, verb: str) -> None:
         """Raises InUse when a replica has the volume at one of its ends."""
@@ -165,6 +201,19 @@ class Replicas:
                 await stack.enter_async_context(mirror.interrupted("its source is resized"))
             yield
 
+    def replaces_content(self, mode: CopyMode) -> bool:
+        """Whether a running mirror of that mode replaces its target's content as a matter of course."""
+        return mode is not CopyMode.SYNCHRONOUS
+
+    def require_steady(self, volume: Volume) -> None:
+        """Raises InUse when a running replica replaces the volume's content again and again."""
+        owner = volume.content_owner
+        if owner is not None and self.replaces_content(mode_of(self._row(owner).mode)):
+            raise InUse(
+                f"volume {volume.name} is the target of replica {owner}, which replaces its content with each recovery"
+                f" point; show one of these: twinvol replica expose {owner}"
+            )
+
     def target_id(self, name: str) -> str:
         """The id of a replica's volume. Raises NotFound."""
         return self._row(name).target_id
@@ -178,8 +227,8 @@ class Replicas:
 
     # --- changing ---------------------------------------------------------------------------------------------
 
-    async def add(self, name: str, source: Volume, target: Volume) -> Job:
-        """Make ``target`` a synchronous mirror of ``source``; what it held is lost. The job ends when synchronized.
+    async def add(self, name: str, source: Volume, target: Volume, mode: CopyMode, policy: MirrorPolicy) -> Job:
+        """Make ``target`` a mirror of ``source``; what it held is lost. The job ends when synchronized.
 
         Raises AlreadyExists, InUse (the target is an end of another replica), InvalidArgument (sizes differ).
         """
@@ -193,7 +242,9 @@ class Replicas:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, the source {source.size_bytes}: resize it first"
             )
-        row = MirrorRow(name, source.volume_id, target.volume_id, SYNC_MODE, MirrorRecord().serialize())
+        word = next(word for word, value in MODES.items() if value is mode)
+        state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
+        row = MirrorRow(name, source.volume_id, target.volume_id, word, state)
         self._rows[name] = row
         target.content_owner = name
         try:
@@ -276,8 +327,16 @@ class Replicas:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _mirror(self, row: MirrorRow, source: Volume, target: Volume) -> Mirror:
+        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+
+        def in_use() -> list[str]:
+            guids = [point.guid for point in self.points(row.name)]
+            shown = self.is_shown
+            return guids if shown is None else [guid for guid in guids if shown(row.target_id, guid)]
+
         async def save(record: MirrorRecord) -> None:
-            saved = self._rows[row.name] = replace(self._rows[row.name], state=record.serialize())
+            state = record.serialize() | {POLICY_KEY: policy.serialize()}
+            saved = self._rows[row.name] = replace(self._rows[row.name], state=state)
             await self._pool.catalog.put_mirror(saved)
 
         return Mirror(
@@ -289,6 +348,9 @@ class Replicas:
             record=MirrorRecord.parse(row.state),
             save=save,
             tell=self._teller(row.name),
+            mode=mode_of(row.mode),
+            policy=policy,
+            in_use=in_use,
         )
 
     def _teller(self, name: str) -> Callable[[str, str], None]:

@@ -51,6 +51,8 @@ class TargetOperations(ApiPart):
         frozen = None if snapshot is None else self._pool.snapshot(shown, snapshot)
         if standby and frozen is not None:
             raise InvalidArgument("a snapshot is no path to its volume: a standby path is a replica's")
+        if frozen is None and not standby:
+            self._replicas.require_steady(shown)
         source = self._replicas.source_of(shown) if standby else None
         return await self._exposure.add_lun(target, shown, frozen, lun, initiators or (), source)
 

@@ -123,5 +123,5 @@ class MirrorLink(Protocol):
         ...
 
     async def keep_points(self, guids: Collection[str]) -> None:
-        """Delete every other recovery point that this mirror made."""
+        """Delete every other recovery point that this mirror made, durably, but for those that somebody reads."""
         ...

@@ -244,6 +244,8 @@ class MemoryStore:
     def __init__(self, *, incarnation: int = 1, share_unit: int = 0) -> None:
         """``share_unit``: ``CHUNK`` for a store that can share them. ``share_room``: how many bytes one call shares."""
         self.share_room: int | None = None
+        self.now: Callable[[], float] | None = None
+        """The clock that snapshots are dated by; None: a counter."""
         self.incarnation = incarnation
         self.nodes: list[MemoryNode] = []
         self.durable: dict[MemoryNode, _Durable] = {}
@@ -262,7 +264,7 @@ class MemoryStore:
 
     def tick(self) -> float:
         self._ids += 1
-        return float(self._ids)
+        return float(self._ids) if self.now is None else self.now()
 
     def next_id(self) -> int:
         self._ids += 1

@@ -8,14 +8,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.errors import NotSupported
-from twinvol.cli.command import Output, with_api
+from engine.errors import InvalidArgument, NotSupported
+from twinvol.cli.command import Output, duration, size, with_api
 from twinvol.cli.job import finish, job_options, outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.api import EngineApi, ReplicaInfo
 
-_MODE = click.option("--mode", type=click.Choice(["sync", "async", "adaptive"]), required=True)
+
+def _terms(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that ``create`` and ``attach`` share: how the mirror is to be kept."""
+    options = [
+        click.option("--mode", type=click.Choice(["sync", "async", "adaptive"]), required=True),
+        click.option("--rpo", "rpo_s", type=duration, metavar="TIME", help="async, adaptive: lose no more than that."),
+        click.option("--points", type=int, help="Recovery points that stay at the target (default 1: the newest)."),
+        click.option("--points-age", "points_age_s", type=duration, metavar="TIME", help="None older, but the newest."),
+        click.option(
+            "--latency-budget", type=click.FloatRange(min=0), metavar="MS", help="Hosts wait no longer for the target."
+        ),
+        click.option(
+            "--backlog", "backlog_bytes", type=size, metavar="SIZE", help="adaptive: synchronous again below."
+        ),
+        click.option("--hold-down", "hold_down_s", type=duration, metavar="TIME", help="adaptive: and not before."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _terms_of(latency_budget: float | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, as ``EngineApi`` wants it."""
+    if given["mode"] == "sync" and given["rpo_s"] is not None:
+        raise InvalidArgument("a synchronous mirror has no RPO: nothing that was acknowledged is missing at its target")
+    budget_s = None if latency_budget is None else latency_budget / 1000
+    return {name: value for name, value in (given | {"latency_budget_s": budget_s}).items() if value is not None}
 
 
 @click.group()
@@ -26,8 +54,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @click.argument("name")
-@_MODE
-@click.option("--rpo", help="Of asynchronous mirrors; not supported yet.")
+@_terms
 @click.option("--peer", help="Not supported yet.")
 @job_options
 @with_api
@@ -36,17 +63,16 @@ async def create(
     output: Output,
     source: str,
     name: str,
-    mode: str,
-    rpo: str | None,
+    latency_budget: float | None,
     peer: str | None,
     no_wait: bool,
     progress: bool,
+    **given: Any,
 ) -> None:
     """Make a volume NAME like SOURCE and keep it a mirror; waits until it is Synchronized."""
-    for option, value in (("--rpo", rpo), ("--peer", peer)):
-        if value is not None:
-            raise NotSupported(f"{option} is not supported yet; leave it out")
-    job = await api.replica_create(source, name, mode=mode)
+    if peer is not None:
+        raise NotSupported("--peer is not supported yet; leave it out")
+    job = await api.replica_create(source, name, **_terms_of(latency_budget, given))
     made = functools.partial(api.replica_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 
@@ -54,24 +80,61 @@ async def create(
 @cli.command()
 @click.argument("source")
 @click.argument("target")
-@_MODE
+@_terms
 @click.option("--name", help="By default the target's name.")
 @job_options
 @with_api
 async def attach(
-    api: EngineApi, output: Output, source: str, target: str, mode: str, name: str | None, no_wait: bool, progress: bool
+    api: EngineApi,
+    output: Output,
+    source: str,
+    target: str,
+    latency_budget: float | None,
+    name: str | None,
+    no_wait: bool,
+    progress: bool,
+    **given: Any,
 ) -> None:
     """Keep the volume TARGET a mirror of SOURCE; what it holds is lost."""
-    job = await api.replica_attach(source, target, name=name, mode=mode)
+    job = await api.replica_attach(source, target, name=name, **_terms_of(latency_budget, given))
     made = functools.partial(api.replica_show, name or target)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
+
+
+@cli.command()
+@click.argument("name")
+@with_api
+async def points(api: EngineApi, output: Output, name: str) -> None:
+    """Recovery points that are complete at the target, oldest first."""
+    columns = ["guid", "created_at", "age_seconds", "target", "lun"]
+    output.list("points", await api.replica_points(name), columns)
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("guid", required=False)
+@with_api
+async def expose(api: EngineApi, output: Output, name: str, guid: str | None) -> None:
+    """Show a recovery point, by default the newest, read-only in a target of its own; replication goes on."""
+    info = await api.replica_expose(name, guid)
+    output.object(info, f"recovery point {info.guid} of replica {name}: {info.target} LUN {info.lun}")
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("guid")
+@click.option("--force", is_flag=True, help="End the sessions that are there.")
+@with_api
+async def unexpose(api: EngineApi, output: Output, name: str, guid: str, force: bool) -> None:
+    """Show a recovery point no more."""
+    output.object(await api.replica_unexpose(name, guid, force=force), f"recovery point {guid} is not exposed any more")
 
 
 @cli.command("list")
 @with_api
 async def list_(api: EngineApi, output: Output) -> None:
     """All replicas."""
-    columns = ["name", "source", "target", "mode", "copy_state", "percent_synced", "reason"]
+    columns = ["name", "source", "target", "mode", "copy_state", "percent_synced", "lag_seconds", "promise", "reason"]
     output.list("replicas", await api.replica_list(), columns)
 
 

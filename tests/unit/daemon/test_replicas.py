@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.api import ReplicaInfo
-from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, NotSupported, WriteProtected
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, WriteProtected
 from engine.proof import Proof
 from engine.sanitize import SanitizeMethod, SanitizeOrder
 from engine.tvol.head import NativeHead
@@ -154,7 +154,7 @@ async def test_what_holds_a_replicas_ends_is_refused(engine):
     for attempt, kind in (
         (engine.api.replica_create("v", "r"), AlreadyExists),
         (engine.api.replica_create("nothing", "n"), NotFound),
-        (engine.api.replica_create("v", "n", mode="async"), NotSupported),
+        (engine.api.replica_create("v", "n", mode="async", rpo_s=0.5), InvalidArgument),
         (engine.api.replica_create("v", "n", mode="often"), InvalidArgument),
         (engine.api.replica_create("r", "n"), InUse),
         (engine.api.replica_attach("other", "r"), AlreadyExists),

@@ -1,0 +1,389 @@
+"""One round of a mirror: what the source has and the target has not, brought over. Every mode uses it.
+
+``Rounds.run`` is the route, top to bottom (REPLICATION section 5 steps 1 and 2, and all of section 4):
+
+    1. flip     a recovery point S of the source; where the mirror is to become synchronous, a stream takes every later
+                write from the same step of the loop on
+    2. plan     where the staging area starts, and what differs from there
+    3. copy     into the staging area of the target, hidden, verified chunk by chunk, noted in the ledger
+    4. switch   in one durable step the staging area is the target's content and S a recovery point of both sides
+    5. advance  S is the common point C; older points go, as far as nobody keeps them
+
+The delta, by REPLICATION section 1, with C the common point (None: nothing in common):
+
+    target head unchanged since C   staging starts as C                    changed(C .. S)
+    target head written since C     staging starts as H, the head frozen   changed(C .. S) united with changed(C .. H)
+
+Invariants:
+
+* C is the GUID in the durable record, and it exists on both sides. It is recorded only after both sides have it
+  durably and no write before it failed on either.
+* An interrupted round is resumed only with its own S and base, from its own ledger: the round (S, base) is recorded
+  after the staging area exists and before anything is copied to it, and the ledger is removed before the staging area
+  is. So a ledger never speaks of another staging area.
+* Whoever reads the target's recovery points sees whole ones: nothing but ``switch`` makes one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.copy_job import CopyControl, CopyOptions, copy_extents
+from engine.errors import InvalidState, NotFound
+from engine.ledger import Ledger, LedgerKey
+from engine.mirror_record import RecoveryPoint, point_prefix, retained
+from engine.mirror_stream import StreamMode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+    from pathlib import Path
+
+    from engine.copy_job import CopyResult
+    from engine.files import StoreEnv
+    from engine.links import Ack, LinkState, MirrorLink
+    from engine.mirror_record import MirrorPolicy, MirrorRecord
+    from engine.mirror_stream import MirrorStream
+    from engine.stores import BlockDevice, Extent, Frozen
+    from engine.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a round copies to, and what. ``written``: the target had changed by itself."""
+
+    staging: BlockDevice
+    base: str | None
+    extents: list[Extent]
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A complete round. ``instant``: of S, in seconds of ``Clock.boottime``; ``interval_s``: since the one before."""
+
+    instant: float
+    interval_s: float | None
+    changed_bytes: int
+
+
+class Rounds:
+    """See the module.
+
+    Args:
+        record: the mirror's; this keeps ``common``, ``round_*`` and ``points`` of it.
+        save: makes the record durable.
+        in_use: GUIDs of recovery points that somebody reads at the target, so that they stay.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Volume,
+        link: MirrorLink,
+        env: StoreEnv,
+        ledger_path: Path,
+        policy: MirrorPolicy,
+        *,
+        record: MirrorRecord,
+        save: Callable[[], Awaitable[None]],
+        in_use: Callable[[], Collection[str]],
+    ) -> None:
+        self.count = 0
+        self.resumed = 0
+        self.written_bytes = 0
+        self.equal_bytes = 0
+        self.pinned: set[str] = set()
+        """GUIDs that must stay on both sides for now."""
+        self.started: float | None = None
+        """The instant of the round that is under way."""
+        self._what = f"replica {name}"
+        self._source = source
+        self._link = link
+        self._env = env
+        self._ledger_path = ledger_path
+        self._policy = policy
+        self._record = record
+        self._save = save
+        self._in_use = in_use
+        self._prefix = point_prefix(name)
+        self._control = CopyControl()
+        self._finished_bytes = 0
+        self._copying: asyncio.Task[CopyResult] | None = None
+        self._stopped = False
+        self._instant: float | None = None
+
+    # --- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def common(self) -> str | None:
+        return self._record.common
+
+    @property
+    def instant(self) -> float | None:
+        """Of the last recovery point that is complete at the target, in seconds of ``Clock.boottime``."""
+        if self._instant is None and self._record.common is not None:
+            newest = next((point for point in self._record.points if point.guid == self._record.common), None)
+            if newest is not None:
+                self._instant = self._boot_instant(newest.at)
+        return self._instant
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes of all rounds since ``begin``: done, and known to be to do."""
+        progress = self._control.progress
+        return self._finished_bytes + progress.done_bytes, self._finished_bytes + progress.total_bytes
+
+    @property
+    def left(self) -> tuple[int, int] | None:
+        """Bytes of the copy that is under way: still to do, and in all. None: there is none."""
+        progress = self._control.progress
+        if self._copying is None or not progress.total_bytes:
+            return None
+        return progress.total_bytes - progress.done_bytes, progress.total_bytes
+
+    def allowance(self) -> int:
+        """Bytes that hosts may have queued by now: three quarters of the queue, in step with the copy."""
+        progress = self._control.progress
+        moved = progress.written_bytes + progress.equal_bytes + progress.zero_bytes
+        return self._policy.queue_bytes * 3 // 4 * moved // max(1, moved, progress.total_bytes)
+
+    # --- driven by the mirror ---------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Rounds may run from now on."""
+        self._stopped = False
+        self._finished_bytes = 0
+        self._control = CopyControl()
+
+    def stop(self) -> None:
+        """End the round that is under way at the next safe place; what was copied stays in staging and ledger."""
+        self._stopped = True
+        if self._copying is not None:
+            self._copying.cancel()
+
+    def go_on(self) -> None:
+        """Raises InvalidState after ``stop``."""
+        if self._stopped:
+            raise InvalidState(self._what, "stopping", "running")
+
+    async def run(self, state: LinkState, new_stream: Callable[[Ack], MirrorStream] | None = None) -> Shipped:
+        """One round, over a connection that has just begun.
+
+        Args:
+            state: what ``connect`` found.
+            new_stream: makes the stream of the writes after S. Not called when an interrupted round goes on: its S
+                is older than any stream.
+        """
+        self.count += 1
+        common, before = self._common(state), self.instant
+        source = self._resumable(state)
+        resumed = source is not None
+        if source is None:
+            await self._drop_staging()
+            source = await self._flip(None if new_stream is None else lambda: new_stream(state.ack))
+        else:
+            self.resumed += 1
+            self.started = self._boot_instant(source.created_at)
+        instant = self.started
+        assert instant is not None
+        try:
+            plan = await self._plan(source, common, resumed=resumed)
+            changed_bytes = await self._copy(source, plan)
+            await self._link.commit_staging(source.guid)
+            await self.advance(source, instant)
+            await Ledger.discard(self._env.control_files, self._ledger_path)
+        finally:
+            self.started = None
+        return Shipped(instant, None if common is None or before is None else instant - before, changed_bytes)
+
+    async def is_current(self, state: LinkState) -> bool:
+        """Whether the target still has what the source has, with no round to resume. If so, the common point stands
+        for the instant of this call as well: no copy is needed to say so."""
+        now = self._env.clock.boottime()
+        common = self._common(state)
+        point = self.source_point(common)
+        if common is None or point is None or state.staging or point.size_bytes != self._source.size_bytes:
+            return False
+        if await self._link.changed(common, None):
+            return False
+        async for _ in self._source.head.store.changed(point, self._source.head):
+            return False
+        self._instant = now
+        return True
+
+    async def mark(self, stream: MirrorStream, *, release: bool) -> None:
+        """A recovery point without a round, at one place in the stream of a synchronous mirror.
+
+        The source's is taken in the step in which the stream begins to hold new writes; the target's when all before
+        have arrived, and none after is sent until it is durable. It counts only if none of the writes before it
+        failed on either side. Raises what the stores and the link raise, and InvalidState: the stream has left.
+
+        Args:
+            release: let the stream go on; else it holds, and the caller lets it leave.
+        """
+        await self._source.flush()  # here and at the target, so that little is left to do while hosts wait
+        guid = str(uuid.uuid4())
+        await self._source.head.store.prepare_flip()
+        head, instant = self._source.head, self._env.clock.boottime()
+        stream.hold()
+        follow = asyncio.get_running_loop().create_task(self._mark_target(stream, guid, release=release))
+        try:
+            # Still the step of ``hold``: the snapshot has exactly the writes that the stream did not hold back.
+            point = await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
+            await follow
+        except BaseException:
+            await asyncio.wait([follow])
+            if not follow.cancelled():
+                follow.exception()  # the first error is the one to report
+            raise
+        if stream.mode is not (StreamMode.SYNC if release else StreamMode.HELD):
+            raise InvalidState(self._what, stream.mode.value, "synchronous")
+        await self.advance(point, instant)
+
+    async def _mark_target(self, stream: MirrorStream, guid: str, *, release: bool) -> None:
+        await stream.drained()
+        await self._link.mark(guid)
+        if release:
+            stream.release()
+
+    async def advance(self, point: Frozen, instant: float) -> None:
+        """``point`` is on both sides, durably and the same: it is C now, and older points go."""
+        record, now = self._record, self._env.clock.time()
+        record.common = point.guid
+        record.round_source = record.round_base = None
+        busy = self._in_use()
+        points = (*(p for p in record.points if p.guid != point.guid), RecoveryPoint(point.guid, point.created_at))
+        stay = retained(points, self._policy, now)
+        record.points = tuple(p for p in points if p in stay or p.guid in busy)
+        self._instant = instant
+        await self._save()
+        await self._link.keep_points({p.guid for p in record.points} | self.pinned)
+        await self._keep_source_points({point.guid, *self.pinned})
+
+    async def forget(self) -> None:
+        """The relation ends: remove everything half copied, and the recovery points."""
+        await self._drop_staging()
+        await self._link.keep_points(())
+        await self._keep_source_points(set())
+
+    # --- the parts of a round, in their order -------------------------------------------------------------------------
+
+    async def _drop_staging(self) -> None:
+        await Ledger.discard(self._env.control_files, self._ledger_path)
+        await self._link.abort_staging()
+
+    async def _flip(self, new_stream: Callable[[], MirrorStream] | None) -> Frozen:
+        """S, and in the same step of the loop the stream of all later writes."""
+        guid = str(uuid.uuid4())
+        self._source.require_usable()
+        await self._source.head.store.prepare_flip()
+        while self._source.is_quiesced:  # its content is being replaced, behind every stream's back
+            await self._source.resumed()
+            await self._source.head.store.prepare_flip()
+        self.go_on()  # a stream that was told to leave before it is attached would stay attached for ever
+        # One step of the loop: S has every write before it, the stream every one after.
+        if new_stream is not None:
+            self._source.attach(new_stream())
+        self.started = self._env.clock.boottime()
+        head = self._source.head
+        return await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
+
+    async def _plan(self, source: Frozen, common: str | None, *, resumed: bool) -> Plan:
+        store = self._source.head.store
+        extents = [extent async for extent in store.changed(self.source_point(common), source)]
+        if resumed:
+            base = self._record.round_base
+            staging = await self._link.resume_staging()
+        else:
+            base = common
+            if await self._link.changed(common, None):
+                base = str(uuid.uuid4())
+                await self._link.freeze_head(base)
+            staging = await self._link.begin_staging(base, source.size_bytes)
+            self._record.round_source, self._record.round_base = source.guid, base
+            await self._save()
+        written = [] if base == common else await self._link.changed(common, base)
+        extents += [extent for extent in written if extent.offset < source.size_bytes]
+        return Plan(staging, base, extents, bool(written))
+
+    async def _copy(self, source: Frozen, plan: Plan) -> int:
+        """The delta to ``source``, verified and durable in the staging area; how much it was."""
+        key = LedgerKey(source.guid, plan.base or "", self._link.target_name, source.size_bytes)
+        ledger = await Ledger.open(self._env.control_files, self._ledger_path, key)
+        self._control = CopyControl()
+        options = CopyOptions(blank_target=plan.base is None, compare_first=plan.written)
+        try:
+            self.go_on()
+            self._copying = asyncio.get_running_loop().create_task(
+                copy_extents(
+                    source,
+                    plan.staging,
+                    plan.extents,
+                    ledger=ledger,
+                    options=options,
+                    control=self._control,
+                    mover=self._env.mover,
+                )
+            )
+            await asyncio.wait([self._copying])
+            if self._copying.cancelled():
+                raise InvalidState(self._what, "stopping", "running")
+            progress = self._copying.result().progress
+        finally:
+            self._copying = None
+            await ledger.close()
+        self.written_bytes += progress.written_bytes
+        self.equal_bytes += progress.equal_bytes
+        self._finished_bytes += progress.total_bytes
+        self._control = CopyControl()
+        return progress.total_bytes
+
+    # --- the common point ---------------------------------------------------------------------------------------------
+
+    def _common(self, state: LinkState) -> str | None:
+        """C, if both sides still have it."""
+        record = self._record
+        switched = self.source_point(record.round_source)
+        if switched is not None and switched.guid in state.points and switched.guid != record.common:
+            record.common = switched.guid  # the last round's switch was durable, its record was not
+            record.points += (RecoveryPoint(switched.guid, switched.created_at),)
+            self._instant = None
+        common = record.common
+        if common is None or common not in state.points or self.source_point(common) is None:
+            return None
+        return common
+
+    def _resumable(self, state: LinkState) -> Frozen | None:
+        """The interrupted round's S, if its staging area, base and S itself are still there."""
+        record = self._record
+        if not state.staging or record.round_source is None or record.round_source in state.points:
+            return None
+        if record.round_base is not None and record.round_base not in state.points:
+            return None
+        return self.source_point(record.round_source)
+
+    def _point_name(self, guid: str) -> str:
+        return f"{self._prefix}.{guid}"
+
+    def source_point(self, guid: str | None) -> Frozen | None:
+        """A recovery point of the source."""
+        head = self._source.head
+        return None if guid is None else head.store.snapshot_with(head.volume_id, guid)
+
+    async def _keep_source_points(self, guids: Collection[str]) -> None:
+        """Delete every other recovery point that this mirror made at the source."""
+        head = self._source.head
+        for point in head.store.snapshots(head.volume_id):
+            if point.name.startswith(self._prefix) and point.guid not in guids:
+                try:
+                    await head.store.delete_snapshot(point)
+                except NotFound:
+                    continue  # the other mirror of this name's beginning was faster
+
+    def _boot_instant(self, wall: float) -> float:
+        """When that was by the clock that nobody sets; what lies in the future of the wall clock was just now."""
+        clock = self._env.clock
+        return clock.boottime() - max(0.0, clock.time() - wall)

@@ -1,0 +1,226 @@
+"""Asynchronous and adaptive mirrors as users have them: through the engine's operations, on real volume files."""
+
+import asyncio
+import contextlib
+import random
+from pathlib import Path
+
+import pytest
+
+from engine.errors import InUse, InvalidArgument, MediumError, NotFound, WriteProtected
+from engine.links.local import LocalLink
+from engine.tvol.check import check_file
+from tests.support.engine import PREFIX, opened
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+
+
+@pytest.fixture
+async def engine(tmp_path: Path):
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("a", SIZE)
+        await scribble(engine, 1)
+        yield engine
+
+
+async def done(engine, job):
+    while job.finished_at is None:
+        job = await engine.api.job_wait(job.job, after_version=job.version)
+    assert job.state == "Completed", job.message
+    return job
+
+
+async def scribble(engine, seed: int, writes: int = 20) -> None:
+    rng = random.Random(seed)
+    for _ in range(writes):
+        length = rng.randrange(1, 400) * 512
+        offset = rng.randrange(0, (SIZE - length) // 512) * 512
+        await engine.pool.volume("a").write(offset, memoryview(rng.randbytes(length)))
+
+
+async def content(engine, device) -> bytes:
+    data = bytearray(SIZE)
+    await device.read(0, memoryview(data))
+    return bytes(data)
+
+
+async def until(engine, condition) -> None:
+    """Wait for what the mirror does by itself."""
+    async with asyncio.timeout(60):
+        while not await condition():
+            await engine.pool.volume("a").flush()
+
+
+def shows(engine, **wanted):
+    async def condition() -> bool:
+        info = await engine.api.replica_show("b")
+        return all(getattr(info, name) == value for name, value in wanted.items())
+
+    return condition
+
+
+def equal(engine):
+    async def condition() -> bool:
+        return await content(engine, engine.pool.volume("a")) == await content(engine, engine.pool.volume("b"))
+
+    return condition
+
+
+async def test_an_asynchronous_mirror_follows_by_itself_and_hosts_wait_for_nothing(engine):
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
+    info = await engine.api.replica_show("b")
+    assert (info.mode, info.copy_state, info.exact, info.rpo_seconds, info.promise) == (
+        "async",
+        "Synchronized",
+        False,
+        1.0,
+        "kept",
+    )
+    assert info.lag_seconds is not None
+    assert engine.pool.volume("a").taps == (), "nothing stands in the way of writes"
+    await scribble(engine, 2)
+    await until(engine, equal(engine))
+    assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
+
+
+async def test_a_source_that_is_not_written_costs_no_rounds(engine):
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
+    rounds, snapshots = (await engine.api.replica_show("b")).rounds, engine.pool.volume("a").head.store.snapshots()
+    begun = engine.pool.env.clock.boottime()
+
+    async def two_promises_later() -> bool:
+        return engine.pool.env.clock.boottime() - begun > 2.0
+
+    await until(engine, two_promises_later)
+    info = await engine.api.replica_show("b")
+    assert info.rounds == rounds
+    assert engine.pool.volume("a").head.store.snapshots() == snapshots
+    assert info.lag_seconds < 2.0, "the target has what the source had a moment ago"
+
+
+async def test_recovery_points_stay_are_shown_and_do_not_change_while_replication_goes_on(engine):
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0, points=2))
+    first = (await engine.api.replica_points("b"))[0]
+    shown = await engine.api.replica_expose("b", first.guid)
+    assert shown.target.startswith(f"{PREFIX}:b.snap.mirror-")
+    device = engine.pool.volume("b").head.store.snapshot_with(engine.pool.volume("b").volume_id, first.guid)
+    before = await content(engine, device)
+    for seed in range(3, 7):
+        await scribble(engine, seed)
+        await until(engine, equal(engine))
+    points = await engine.api.replica_points("b")
+    assert [point.guid for point in points].count(first.guid) == 1, "one that is shown stays beyond the limits"
+    assert len(points) <= 3
+    assert await content(engine, device) == before
+    with pytest.raises(WriteProtected):
+        await device.write(0, memoryview(bytes(512)))
+    with pytest.raises(InUse, match="replica unexpose"):
+        await engine.api.replica_detach("b")
+    await engine.api.replica_unexpose("b", first.guid)
+    with pytest.raises(NotFound):
+        await engine.api.replica_unexpose("b", first.guid)
+    with pytest.raises(NotFound):
+        await engine.api.replica_expose("b", "no such point")
+    await engine.api.replica_detach("b")
+    assert await content(engine, engine.pool.volume("b")) == await content(engine, engine.pool.volume("a"))
+
+
+async def test_the_target_itself_is_not_shown_while_its_content_is_replaced(engine):
+    await engine.api.volume_create("b", SIZE, expose=True)
+    with pytest.raises(InUse, match="lun remove"):
+        await engine.api.replica_attach("a", "b", mode="async", rpo_s=1.0)
+    await engine.api.target_delete("b")
+    await done(engine, await engine.api.replica_attach("a", "b", mode="async", rpo_s=1.0))
+    await engine.api.target_create("t")
+    with pytest.raises(InUse, match="replica expose b"):
+        await engine.api.target_lun_add("t", "b")
+    await engine.api.replica_fracture("b")
+    await engine.api.target_lun_add("t", "b")
+    with pytest.raises(InUse, match="lun remove"):
+        await engine.api.replica_resync("b")
+
+
+async def test_it_goes_on_after_a_restart_and_an_exposed_point_is_still_there(tmp_path: Path):
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("a", SIZE)
+        await scribble(engine, 1)
+        await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0, points_age_s=3600.0))
+        point = await engine.api.replica_expose("b")
+        await engine.api.replica_pause("b")
+    async with opened(tmp_path / "pool") as engine:
+        info = await engine.api.replica_show("b")
+        assert (info.copy_state, info.mode, info.rpo_seconds) == ("Suspended", "async", 1.0)
+        await scribble(engine, 2)
+        await done(engine, await engine.api.replica_resume("b"))
+        await until(engine, equal(engine))
+        assert point.guid in [each.guid for each in await engine.api.replica_points("b")]
+    for file in ("a.tvol", "b.tvol"):
+        assert not check_file(tmp_path / "pool" / "volumes" / file).damaged
+
+
+async def test_it_survives_a_target_that_fails_and_goes_on_by_itself(engine, monkeypatch):
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
+
+    async def refused(self):
+        raise MediumError("the way to the target is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLink, "connect", refused)
+        await until(engine, shows(engine, copy_state="Broken"))
+        info = await engine.api.replica_show("b")
+        assert "cut" in info.reason
+        assert "by itself" in info.next_action
+        await scribble(engine, 5)
+        await until(engine, shows(engine, promise="broken"))
+        assert any("RPO" in line or "Broken" in line for line in (await engine.api.status()).reasons)
+    await until(engine, shows(engine, copy_state="Synchronized"))
+    await until(engine, equal(engine))
+    texts = [event.text for event in await engine.api.event_list()]
+    assert any("the RPO is broken: lag" in text for text in texts)
+    assert any("answers again" in text for text in texts)
+
+
+async def test_a_paused_or_resized_source_is_followed(engine):
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
+    await engine.api.volume_resize("a", SIZE + MIB)
+
+    async def larger() -> bool:
+        return engine.pool.volume("b").size_bytes == SIZE + MIB
+
+    await until(engine, larger)
+
+
+async def test_terms_that_make_no_sense_are_refused(engine):
+    for terms in ({"rpo_s": 0.0}, {"rpo_s": 1e9}, {"points": 0}, {"latency_budget_s": 0.0}, {"backlog_bytes": 1}):
+        with pytest.raises(InvalidArgument):
+            await engine.api.replica_create("a", "b", mode="async", **terms)
+    assert [volume.name for volume in await engine.api.volume_list()] == ["a"]
+
+
+async def test_an_adaptive_mirror_leaves_for_a_late_target_and_comes_back(engine, monkeypatch):
+    terms = {"rpo_s": 1.0, "latency_budget_s": 0.2, "hold_down_s": 0.2}
+    await done(engine, await engine.api.replica_create("a", "b", mode="adaptive", **terms))
+    assert (await engine.api.replica_show("b")).exact
+    held = asyncio.Event()
+
+    async def late(self, write):
+        await held.wait()
+        raise MediumError("too late")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLink, "apply_now", lambda self, write: None)
+        patch.setattr(LocalLink, "apply", late)
+        async with asyncio.timeout(30):
+            await engine.pool.volume("a").write(0, memoryview(b"w" * 4096))  # returns, whatever the target does
+        info = await engine.api.replica_show("b")
+        assert (info.copy_state, info.exact) == ("Unsynchronized", False)
+        assert "did not answer within" in info.reason
+    held.set()
+    await until(engine, shows(engine, exact=True))
+    assert await content(engine, engine.pool.volume("b")) == await content(engine, engine.pool.volume("a"))
+    assert (await engine.api.replica_show("b")).switches == 3
+    texts = [event.text for event in await engine.api.event_list()]
+    assert any("asynchronous for 0.2 s at least" in text for text in texts)
+    with contextlib.suppress(asyncio.CancelledError):
+        await engine.api.replica_detach("b")
