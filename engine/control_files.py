@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from engine.streams import StreamFile, remove, sync_directory
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -51,16 +49,24 @@ class ControlFiles(Protocol):
 
 
 class AioControlFiles:
-    """The host's, through aiofiles."""
+    """The host's, through aiofiles: imported with the first of them, since most daemons begin without any."""
 
     async def open(self, path: Path, /, *, writable: bool) -> ControlFile:
+        from engine.streams import StreamFile
+
         return await StreamFile.open(path, writable=writable)
 
     async def create(self, path: Path, /) -> ControlFile:
+        from engine.streams import StreamFile
+
         return await StreamFile.create(path, 0, private=True)
 
     async def remove(self, path: Path, /) -> None:
+        from engine.streams import remove
+
         await remove(path)
 
     async def sync_directory(self, path: Path, /) -> None:
+        from engine.streams import sync_directory
+
         await sync_directory(path)

@@ -10,7 +10,6 @@ chap_algorithms = ["MD5", "SHA-256", "SHA3-256"]   # what CHAP may use; SHA-1 is
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,9 @@ class Settings:
 
 def load(path: Path) -> Settings:
     """The settings in a file. Raises InvalidArgument, naming the file and what is wrong."""
-    from pydantic import TypeAdapter, ValidationError  # slow; a daemon without a file does without
+    import tomllib  # slow, both; a daemon without a file does without
+
+    from pydantic import TypeAdapter, ValidationError
 
     try:
         with path.open("rb") as file:
