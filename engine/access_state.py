@@ -12,6 +12,12 @@ MAX_TARGETS = 4095
 MAX_PORTAL_GROUPS = 16
 """Of one daemon: the ports of a target."""
 
+MAX_RECORDED = 1000
+"""Commands that are remembered of one session at most, about 250 bytes each."""
+
+MAX_PAUSE_S = 3600.0
+"""A pause always ends by itself: an administrator's script that dies must not leave hosts waiting for ever."""
+
 
 class AccessState(enum.IntEnum):
     """SPC-4 table 262. Logical block dependent and offline are not offered; ``TRANSITIONING`` is never asked for."""

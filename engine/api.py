@@ -5,6 +5,9 @@ over the pool's Unix socket. The command line, the management process and the CI
 protocol and know neither. All values are JSON values, lists of them, or frozen dataclasses of them, so that the
 socket's client and server need nothing but the type hints below. Refusals are ``engine.errors``.
 
+The rooms that build these values import them in the functions that do: making the classes takes 20 ms, and no login
+needs one (``tests/unit/daemon/test_start.py``).
+
 Names of volumes and snapshots: 1-64 of ``[a-z0-9.-]``, beginning with a letter or digit. Sizes are bytes, times are
 seconds since the epoch.
 """
@@ -392,12 +395,6 @@ class TargetInfo:
     resumes_at: float | None = None
     recorded: int = 0
 
-
-MAX_RECORDED = 1000
-"""Commands that are remembered of one session at most, about 250 bytes each."""
-
-MAX_PAUSE_S = 3600.0
-"""A pause always ends by itself: an administrator's script that dies must not leave hosts waiting for ever."""
 
 LATENCY_BOUNDS_US = tuple(2**bits / 1000 for bits in range(14, 34, 2))
 """Upper bounds of ``IoInfo.latency_counts``: 16 us to 4.3 s, each four times the one before."""

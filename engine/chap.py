@@ -14,7 +14,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.api import ChapInfo
 from engine.catalog import ChapRow
 from engine.errors import EngineError, InvalidArgument, NotFound
 from engine.secret_files import SecretFiles
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from engine.api import ChapInfo
     from engine.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class ChapUsers:
             self._entries.setdefault(row.target, []).append(entry)
 
     def info(self, target: str | None) -> ChapInfo:
+        from engine.api import ChapInfo  # late: see there
+
         entries = self._entries.get(target, [])
         return ChapInfo(
             required=bool(entries),

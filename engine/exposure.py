@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.access import AccessStates
-from engine.access_state import MAX_TARGETS, AccessState
-from engine.api import MAX_RECORDED, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
+from engine.access_state import MAX_RECORDED, MAX_TARGETS, AccessState
 from engine.catalog import LunRow, TargetRow
 from engine.chap import ChapUsers
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound
@@ -28,7 +27,7 @@ from engine.volume import Identity
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from engine.api import ChapInfo
+    from engine.api import ChapInfo, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
     from engine.exports import Exports
     from engine.pool import Pool
     from engine.stores import Frozen
@@ -470,6 +469,8 @@ class Exposure:
         return Counter(target for target, _ in self._exports.holders())
 
     def _info(self, row: TargetRow, sessions: int | None = None) -> TargetInfo:
+        from engine.api import TargetInfo  # late: see there
+
         paused_until = self._pauses.until(row.name)
         return TargetInfo(
             name=row.name,
@@ -486,6 +487,8 @@ class Exposure:
         )
 
     def _lun_info(self, lun: LunRow) -> LunInfo:
+        from engine.api import LunInfo  # late: see there
+
         why = self._unserved.get((lun.target, lun.lun))
         name, snapshot_name, size = self._pool.name_of(lun.volume_id), lun.snapshot_guid, 0
         if why is None:

@@ -14,7 +14,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from engine.api import GroupInfo, GroupMember, GroupSnapshotInfo
 from engine.catalog_groups import GroupRow, GroupSnapshotRow
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound
 from engine.group_instant import GroupInstants, find_point
@@ -24,6 +23,7 @@ from engine.stores import GroupStore
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
 
+    from engine.api import GroupInfo, GroupSnapshotInfo
     from engine.pool import Pool
     from engine.stores import Frozen
     from engine.volume import Volume
@@ -334,6 +334,8 @@ class Groups:
         return [self._pool.volume(self._pool.name_of(volume_id)) for volume_id in row.members]
 
     def _info(self, row: GroupRow) -> GroupInfo:
+        from engine.api import GroupInfo  # late: see there
+
         missing = [volume_id for volume_id in row.members if self._pool.find(volume_id) is None]
         served = [volume for volume_id in row.members if (volume := self._pool.find(volume_id)) is not None]
         snapshots = sum(each.group == row.name for each in self._snapshots.values())
@@ -348,6 +350,8 @@ class Groups:
         )
 
     def _snapshot_info(self, row: GroupSnapshotRow) -> GroupSnapshotInfo:
+        from engine.api import GroupMember, GroupSnapshotInfo  # late: see there
+
         members, missing, gone, failed = [], [], [], False
         for point in row.points:
             volume, name = self._pool.find(point.volume_id), self._pool.name_of(point.volume_id)

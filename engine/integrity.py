@@ -20,7 +20,6 @@ import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.api import ScrubInfo, ScrubRange
 from engine.errors import EngineError, IntegrityError, InUse, InvalidArgument, InvalidState
 from engine.tvol.scrub import Found, ScrubCounts
 from engine.units import MIB, align_up
@@ -28,6 +27,7 @@ from engine.units import MIB, align_up
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from engine.api import ScrubInfo, ScrubRange
     from engine.files import Clock
     from engine.jobs import Job
     from engine.pool import Pool
@@ -140,6 +140,8 @@ class Integrity:
 
     def ranges(self, volume: Volume) -> list[ScrubRange]:
         """When each range was last verified; of a volume that never was scrubbed, none."""
+        from engine.api import ScrubRange  # late: see there
+
         size, step = volume.size_bytes, self._record(volume).range_bytes
         done = self._done.get(volume.volume_id, {})
         offsets = range(0, size, step) if step else ()
@@ -152,6 +154,8 @@ class Integrity:
         return min(known) if known and len(known) == len(times) else None
 
     def info(self, volume: Volume) -> ScrubInfo:
+        from engine.api import ScrubInfo  # late: see there
+
         record, store = self._record(volume), self._store(volume)
         job = self._jobs.get(volume.volume_id)
         return ScrubInfo(

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from engine.api import JobInfo
 from engine.catalog import JOB_HISTORY_MAX, JobRow
 from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from engine.api import JobInfo
     from engine.catalog import Catalog
     from engine.files import Clock
 
@@ -272,6 +272,8 @@ class JobRegistry:
 
 def job_info(job: Job) -> JobInfo:
     """A job as users see it."""
+    from engine.api import JobInfo  # late: see there
+
     return JobInfo(
         job=job.job_id,
         kind=job.kind,

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.api import MAX_PAUSE_S
+from engine.access_state import MAX_PAUSE_S
 from engine.errors import EngineError, InvalidArgument, InvalidState, TimedOut
 
 if TYPE_CHECKING:

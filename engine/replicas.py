@@ -16,7 +16,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine.api import ReplicaInfo
 from engine.catalog import MirrorRow
 from engine.copy_job import CopyControl
 from engine.copy_state import CopyMode, CopyState, ProgressStatus, label
@@ -30,6 +29,7 @@ from engine.pool import LEDGER_SUFFIX, LEDGERS_NAME
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from engine.api import ReplicaInfo
     from engine.copy_job import CopyProgress
     from engine.jobs import Job
     from engine.mirror_record import RecoveryPoint
@@ -118,6 +118,8 @@ class Replicas:
 
     def info(self, name: str) -> ReplicaInfo:
         """Raises NotFound."""
+        from engine.api import ReplicaInfo  # late: see there
+
         row = self._row(name)
         mirror = self._mirrors.get(name)
         if mirror is None:

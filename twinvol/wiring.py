@@ -19,7 +19,6 @@ from iscsi.scsi.copy_manager import CopyManager
 from iscsi.scsi.lun import LogicalUnit, LunIdentity
 from iscsi.scsi.reservations import Reservations
 from iscsi.target import Target
-from twinvol.observed import command_infos, device_io, session_info
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
@@ -84,6 +83,8 @@ class IscsiExports:
         return list(self._portals)
 
     def sessions(self, target: str | None = None) -> Iterable[SessionInfo]:
+        from twinvol.observed import session_info  # late, these three: it builds values of ``engine.api``
+
         sessions = self._server.sessions(None if target is None else self._target(target))
         return (session_info(session) for session in sessions if session.target is not None)
 
@@ -126,12 +127,16 @@ class IscsiExports:
         self._target(target).record(last)
 
     def commands(self, target: str) -> list[CommandInfo] | None:
+        from twinvol.observed import command_infos
+
         if not self._target(target).recorded:
             return None
         sessions = self._server.sessions(self._target(target))
         return sorted((info for session in sessions for info in command_infos(session)), key=lambda info: info.at)
 
     def io(self) -> dict[str, DeviceIoInfo]:
+        from twinvol.observed import device_io
+
         return {key: device_io(held.unit.stats()) for key, held in self._units.items()}
 
     async def pause_target(self, name: str) -> None:

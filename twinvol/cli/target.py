@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.access_state import SETTABLE
-from engine.api import MAX_PAUSE_S, MAX_RECORDED
+from engine.access_state import MAX_PAUSE_S, MAX_RECORDED, SETTABLE
 from twinvol.cli import chap
 from twinvol.cli.command import Output, time_text, volume_point, with_api
 from twinvol.cli.observed import COMMAND_COLUMNS, command_row, session_lines

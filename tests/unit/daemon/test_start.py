@@ -28,8 +28,22 @@ NOT_BEFORE_READY = frozenset(
         *("aiofiles", "aiohttp", "cryptography", "prometheus_client", "pydantic", "rich", "structlog"),
         *("numpy.ma", "numpy.testing", "tempfile", "tomllib", "unittest", "email", "http", "xml"),
         # what only administration needs
-        *("engine.local_api", "engine.interchange", "engine.image_formats", "engine.qemu_img", "engine.streams"),
-        *("engine.vhdx", "engine.clone", "engine.flatten", "engine.changed_blocks", "engine.schedules"),
+        *(
+            "engine.api",
+            "engine.local_api",
+            "twinvol.observed",
+            "engine.interchange",
+            "engine.image_formats",
+            "engine.qemu_img",
+        ),
+        *(
+            "engine.streams",
+            "engine.vhdx",
+            "engine.clone",
+            "engine.flatten",
+            "engine.changed_blocks",
+            "engine.schedules",
+        ),
         *("iscsi.initiator", "twinvol.administration", "twinvol.api.methods", "twinvol.management"),
     }
 )
