@@ -48,13 +48,13 @@ class Steps:
 
     async def _move_piece(self, piece: Extent, data: memoryview, back: memoryview) -> Moved:
         await self._source.read(piece.offset, data)
-        digests = leaf_digests(data)
+        digests, there = leaf_digests(data), b""
         if self._compare_first:
             await self._target.read(piece.offset, back)
-            if leaf_digests(back) == digests:
-                return Moved(digests, equal_bytes=piece.length)
-        moved = Moved(digests)
-        for run in runs_of(piece, data, digests, LEAF_BYTES):
+            there = leaf_digests(back)
+        runs = runs_of(piece, data, digests, LEAF_BYTES, there)
+        moved = Moved(digests, equal_bytes=piece.length - sum(run.length for run in runs))
+        for run in runs:
             if run.state is not ExtentState.DATA:
                 moved.zeroes.append(run)
                 continue

@@ -15,7 +15,7 @@ Invariants:
   file at that priority**: a write holds the file's lock in the kernel, and who is kept from the processor with it keeps
   the data process from that file. (Measured beside four busy programs on two cores, longest 4 KiB write in ms while
   256 KiB pieces are written to the same file: niceness 0 37, 5 108, 19 940, SCHED_IDLE 1060 to 2460.) So each lane has
-  a thread of ordinary priority that does its writes, of at most 256 KiB each, and sleeps in between.
+  a thread of ordinary priority that does its writes, in calls of at most 256 KiB, and sleeps in between.
 
 It imports little: it is there 60 ms after it was asked for.
 """
@@ -32,13 +32,13 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from engine.errors import IntegrityError
-from engine.file_calls import read_fully, write_fully
+from engine.file_calls import read_fully, start_writeback, write_fully
 from engine.stores import Extent
 from engine.stores.place import Place
 from engine.strips import Buffers, digest_strip, move_strip
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 LANES = 2
 """Strips in work at once: as many as there were copying threads; more gain nothing on few processors."""
@@ -64,22 +64,23 @@ class _Writer:
     """Writes for one lane, in a thread of ordinary priority: made before the lanes give way."""
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[int, Sequence[memoryview], int]] = SimpleQueue()
-        self._outcomes: SimpleQueue[OSError | None] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._outcomes: SimpleQueue[Exception | None] = SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def write(self, fd: int, buffers: Sequence[memoryview], position: int) -> None:
-        self._calls.put((fd, buffers, position))
+    def run(self, call: Callable[[], None]) -> None:
+        """Wait for ``call``, made in that thread; raises what it raises."""
+        self._calls.put(call)
         error = self._outcomes.get()
         if error is not None:
             raise error
 
     def _run(self) -> None:
         while True:
-            fd, buffers, position = self._calls.get()
+            call = self._calls.get()
             try:
-                write_fully(fd, buffers, position)
-            except OSError as error:
+                call()
+            except Exception as error:
                 self._outcomes.put(error)
             else:
                 self._outcomes.put(None)
@@ -88,10 +89,9 @@ class _Writer:
 class _File:
     """``engine.stores.place.ReadWrite`` over the descriptor ``number`` of a request."""
 
-    def __init__(self, number: int, fd: int, writer: _Writer) -> None:
+    def __init__(self, number: int, fd: int) -> None:
         self._number = number
         self._fd = fd
-        self._writer = writer
 
     def read_into(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         try:
@@ -101,19 +101,34 @@ class _File:
 
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         try:
-            self._writer.write(self._fd, buffers, offset)
+            write_fully(self._fd, buffers, offset)
         except OSError as error:
             raise CallFailed("writing", self._number, offset, error) from error
 
+    def begin_writeback(self, offset: int, length: int) -> None:
+        start_writeback(self._fd, offset, length)
+
 
 class _Target(Place[_File]):
-    """A place with the unit in which it may be written."""
+    """A place with the unit in which it may be written, and a thread that does it."""
 
-    __slots__ = ("unit_bytes",)
+    __slots__ = ("_writer", "unit_bytes")
 
-    def __init__(self, place: Place[_File], unit_bytes: int) -> None:
+    def __init__(self, place: Place[_File], unit_bytes: int, writer: _Writer) -> None:
         super().__init__(place.file, place.segments)
         self.unit_bytes = unit_bytes
+        self._writer = writer
+
+    def write(self, at: int, data: memoryview, /) -> None:
+        self._writer.run(lambda: super(_Target, self).write(at, data))
+
+    def written(self) -> None:
+        """All of it was: have the host begin to write it to the medium, so that the next flush finds little to do."""
+        self._writer.run(self._begin_writeback)
+
+    def _begin_writeback(self) -> None:
+        for _, size, position in self.segments:
+            self.file.begin_writeback(position, size)
 
 
 class _Lane:
@@ -145,15 +160,16 @@ class _Lane:
     def _answer(self, message: bytes, fds: list[int]) -> bytes:
         number, offset, length, unit_bytes, extents = marshal.loads(message)
         places = [
-            Place(_File(file, fd, self._writer), segments)
-            for file, (fd, segments) in enumerate(zip(fds, extents, strict=True))
+            Place(_File(file, fd), segments) for file, (fd, segments) in enumerate(zip(fds, extents, strict=True))
         ]
         try:
             if not unit_bytes:
                 return marshal.dumps((number, DONE, digest_strip(length, places[0], self._buffers)))
             source, *present, to = places
-            target = _Target(to, unit_bytes)
+            target = _Target(to, unit_bytes, self._writer)
             moved = move_strip(Extent(offset, length), source, present[0] if present else None, target, self._buffers)
+            if moved.written:
+                target.written()
         except CallFailed as failure:
             return marshal.dumps((number, FAILED, *failure.args))
         except IntegrityError as error:

@@ -97,6 +97,23 @@ class Allocator:
         self._granted -= 1
         return self._zero.pop() if self._zero else self.extend(1)
 
+    def take_whole(self, count: int) -> list[int]:
+        """So many free chunks, to be overwritten whole. Raises OutOfSpace, taking none."""
+        taken: list[int] = []
+        try:
+            while len(taken) < count:
+                if self._dirty or self._zero or not self._is_granted():
+                    taken.append(self.take(whole=True)[0])
+                else:
+                    more = min(count - len(taken), self._granted)
+                    first = self.extend(more)
+                    self._granted -= more
+                    taken.extend(range(first, first + more))
+        except OutOfSpace:
+            self.give_back(taken)
+            raise
+        return taken
+
     def _is_granted(self) -> bool:
         """Whether one more chunk may be taken from the host; asks for a run of them when there is none left."""
         room = self._room

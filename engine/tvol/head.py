@@ -279,18 +279,11 @@ class NativeHead(FastWriter):
 
     def _take_whole(self, node: Node, first: int, last: int) -> list[tuple[int, bool]]:
         """For each index the chunk to overwrite whole, and whether it is a new one. Raises OutOfSpace, taking none."""
-        chunks: list[tuple[int, bool]] = []
-        try:
-            for index in range(first, last + 1):
-                entry = node.map.lookup(index)
-                if entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor:
-                    chunks.append((entry, False))
-                else:
-                    chunks.append((self._core.allocator.take(whole=True)[0], True))
-        except OutOfSpace:
-            self._core.allocator.give_back([chunk for chunk, new in chunks if new])
-            raise
-        return chunks
+        births, floor = self._births.view, node.floor
+        entries = [node.map.lookup(index) for index in range(first, last + 1)]
+        mine = [entry >= FIRST_CHUNK_ENTRY and births[entry] > floor for entry in entries]
+        new = iter(self._core.allocator.take_whole(mine.count(False)))
+        return [(entry, False) if own else (next(new), True) for entry, own in zip(entries, mine, strict=True)]
 
     async def write_zeroes(self, offset: int, length: int, /, *, fua: bool = False) -> None:
         """The extent reads zero afterwards: whole chunks by map entries, the edges by writing. Raises as ``write``."""

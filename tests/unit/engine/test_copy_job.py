@@ -8,7 +8,9 @@ from engine.errors import IntegrityError, InvalidArgument, MediumError
 from engine.files import real_env
 from engine.hash_tree import LEAF_BYTES
 from engine.ledger import Ledger, LedgerKey
+from engine.proof import tree_of
 from engine.stores import Extent
+from engine.tvol.file import TvolFile
 from engine.units import KIB, MIB
 from tests.support.memory_store import MemoryNode, MemoryStore
 
@@ -67,6 +69,27 @@ async def test_compare_first_writes_only_what_differs():
     assert control.progress.written_bytes <= 256 * KIB
     assert control.progress.equal_bytes > 0
     assert result.progress.done_bytes == result.progress.total_bytes
+
+
+async def test_of_a_strip_only_the_units_that_differ_are_written(tmp_path):
+    env, size, rng = real_env(2), 2 * MIB, random.Random(3)
+    files = [await TvolFile.create(env, tmp_path / f"{name}.tvol", volume_name=name, size_bytes=size) for name in "ab"]
+    source, target = (file.volumes()[0] for file in files)
+    data = rng.randbytes(size)
+    for head in (source, target):
+        await head.write(0, memoryview(data))
+    await target.write(5 * LEAF_BYTES, memoryview(b"x" * 512))
+    await target.write(6 * LEAF_BYTES, memoryview(b"x" * 512))
+    await source.write(31 * LEAF_BYTES, memoryview(bytes(LEAF_BYTES)))
+    frozen = await files[0].snapshot(source, "s")
+    for expected, mover in (((2, 1, 29), env.mover), ((0, 0, 32), None)):
+        copied = await copy_extents(frozen, target, options=CopyOptions(compare_first=True), mover=mover)
+        done = copied.progress
+        assert (done.written_bytes, done.zero_bytes, done.equal_bytes) == tuple(n * LEAF_BYTES for n in expected)
+        assert copied.tree.root() == (await tree_of(target)).root() == (await tree_of(frozen)).root()
+    for file in files:
+        await file.close()
+    await env.close()
 
 
 class Corrupting:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.errors import OutOfSpace
 from engine.files import RealFileSystem
 from engine.tvol.allocator import Allocator, runs
 from engine.tvol.births import Births
@@ -112,6 +113,31 @@ def test_a_partial_write_prefers_chunks_that_read_zero(file):
     allocator.cleaned(punched, zero=True)
     assert allocator.take(whole=False) == (4, True)
     assert allocator.take(whole=False) == (5, True), "never used: beyond the end of the file"
+
+
+class Grants:
+    """A room that grants three chunks and no more."""
+
+    epoch = 1
+    left = 3
+
+    def grant(self, wanted, unit):
+        granted, self.left = self.left * unit, 0
+        return granted
+
+    def refusal(self, path):
+        return OutOfSpace(f"{path}: no room")
+
+
+def test_whole_chunks_are_taken_together_or_not_at_all(file):
+    births = Births(np.array([9, 9, 9, 0, 0], np.uint32))
+    allocator = Allocator(file, births, CHUNK, Grants())
+    assert allocator.take_whole(4) == [3, 4, 5, 6], "what is free, then what was never used"
+    with pytest.raises(OutOfSpace):
+        allocator.take_whole(2)
+    assert allocator.take_whole(1) == [7], "given back"
+    with pytest.raises(OutOfSpace):
+        allocator.take_whole(1)
 
 
 def test_runs_are_ascending_and_bounded():
