@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engine.access_state import AccessState
 from engine.ballast import Ballast
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
+from engine.catalog_peers import PEER_SCHEMA, PeerTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
 from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
@@ -87,6 +88,7 @@ CREATE TABLE events (
     + GROUP_SCHEMA
     + SCHEDULE_SCHEMA
     + SCRUB_SCHEMA
+    + PEER_SCHEMA
 )
 
 
@@ -211,6 +213,7 @@ class Catalog:
         self.groups = GroupTables(self._run)
         self.schedules = ScheduleTables(self._run)
         self.scrubs = ScrubTables(self._run)
+        self.peers = PeerTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:

@@ -1,8 +1,9 @@
 """The steps of the copy loop for one strip, with its places at both ends: read, digest, write, read back, compare.
 
-Two ways with one result. Where both devices can lease extents, a ``Mover`` does all steps of a strip in one go, and the
-loop only plans and publishes; a hop to a worker costs more than copying 256 KiB. Everywhere else each read and write is
-a coroutine of its device. What is done with the bytes is in ``engine.strips``.
+Three ways with one result. A target behind a wire brings the strip over itself (``engine.stores.StripTarget``). Where
+both devices can lease extents, a ``Mover`` does all steps of a strip in one go, and the loop only plans and publishes;
+a hop to a worker costs more than copying 256 KiB. Everywhere else each read and write is a coroutine of its device.
+What is done with the bytes is in ``engine.strips``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.hash_tree import LEAF_BYTES, leaf_digests
-from engine.stores import BulkSource, BulkTarget, Extent, ExtentState
+from engine.stores import BulkSource, BulkTarget, Extent, ExtentState, StripTarget
 from engine.strips import Moved, compare, pieces, runs_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Steps:
 
         Raises IntegrityError (the target returned other bytes), and whatever the stores raise.
         """
+        if isinstance(self._target, StripTarget) and isinstance(self._source, BulkSource):
+            return await self._target.bring(strip, self._source, compare_first=self._compare_first)
         if self._bulk is not None:
             moved = await self._move_in_one_go(strip, *self._bulk)
             if moved is not None:

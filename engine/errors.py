@@ -115,6 +115,10 @@ class TimedOut(EngineError):
     """A bounded wait ended without its event."""
 
 
+class PeerUnreachable(EngineError):
+    """There is no connection to a peer, or it broke before the answer."""
+
+
 class JobCancelled(EngineError):
     """The job was cancelled by its user."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine.copy_job import STRIP_BYTES, CopyControl, whole_leaves
 from engine.errors import InvalidArgument
 from engine.hash_tree import HASH_NAME, LEAF_BYTES, HashTree, leaf_digests
-from engine.stores import BulkSource, Extent, ExtentState
+from engine.stores import BulkSource, Extent, ExtentState, SelfDigesting
 from engine.strips import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ async def tree_of(device: Readable, *, control: CopyControl | None = None, mover
         buffer = memoryview(bytearray(PIECE_BYTES))
         for strip in strips:
             await control.passage()
-            if mover is not None and leasing is not None:
+            if isinstance(device, SelfDigesting):
+                digests = await device.digests(strip.offset, strip.length)
+            elif mover is not None and leasing is not None:
                 digests = await _digest_leased(leasing, strip, mover)
             else:
                 digests = await _digest(device, strip, buffer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.addresses import parse_address
 from engine.errors import InvalidArgument
 from engine.names import check_iscsi_name
 from iscsi.chap import Algorithm
@@ -87,18 +88,6 @@ def load(path: Path) -> Settings:
         raise InvalidArgument(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT or [HOST]:PORT. Raises InvalidArgument."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise InvalidArgument(f"{text!r} is no address; say HOST:PORT, such as 127.0.0.1:3260 or [::1]:3260")
-    return host, int(port)
-
-
 def parse_portal(text: str) -> tuple[str, int]:
     """The address (HOST:PORT) and the portal group tag of ADDRESS or ADDRESS,TAG. Raises InvalidArgument."""
     address, comma, tag = text.partition(",")
@@ -108,8 +97,3 @@ def parse_portal(text: str) -> tuple[str, int]:
     if not (tag.isascii() and tag.isdigit()) or int(tag) > MAX_PORTAL_GROUP:
         raise InvalidArgument(f"{text!r}: a portal group tag is a number within 0-{MAX_PORTAL_GROUP}")
     return address, int(tag)
-
-
-def address_text(host: str, port: int) -> str:
-    """The opposite of ``parse_address``."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -7,8 +7,8 @@ import errno
 import resource
 import socket
 
+from engine.addresses import address_text, parse_address
 from engine.errors import EngineError, InUse, InvalidArgument, PermissionDenied
-from twinvol.config import address_text, parse_address
 
 BACKLOG = 256
 

@@ -51,6 +51,17 @@ class LocalLink:
         before = None if older is None else self._point(older)
         return [e async for e in head.store.changed(before, head if newer is None else self._point(newer))]
 
+    async def changed_page(self, older: str | None, newer: str | None, offset: int, limit: int) -> list[Extent]:
+        """The first ``limit`` extents of ``changed`` from ``offset`` on."""
+        head = self._target.head
+        before = None if older is None else self._point(older)
+        found: list[Extent] = []
+        async for extent in head.store.changed(before, head if newer is None else self._point(newer), offset):
+            found.append(extent)
+            if len(found) == limit:
+                break
+        return found
+
     async def freeze_head(self, guid: str) -> None:
         await self._snapshot(guid)
 

@@ -4,8 +4,8 @@
     POOL/peers/next.pem       while a rotation waits for peers to hear of it (``engine.peers.registry``)
 
 A peer is whoever proves to have the key of a certificate that was pinned when it was enrolled. Nobody signs for
-anybody: names and dates in a certificate mean nothing here, so it has none that could be wrong (RFC 5280 section 4.1.2.5
-has the value for "no expiration"). Trust ends by removing the pin.
+anybody: names and dates in a certificate mean nothing here, so it has none that could be wrong (RFC 5280 section
+4.1.2.5 has the value for "no expiration"). Trust ends by removing the pin.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.files import BlockFile
     from engine.stores.place import Place
+    from engine.strips import Moved
 
 
 class ExtentState(enum.Enum):
@@ -244,6 +245,28 @@ class BulkTarget(Protocol):
 
     async def lease_write(self, offset: int, length: int, /) -> WriteLease | None:
         """Take the place of a write to this extent. None: use ``write`` for it."""
+        ...
+
+
+@runtime_checkable
+class StripTarget(Protocol):
+    """A device behind a wire: it brings whole ranges over by itself, and verifies them where they arrive."""
+
+    async def bring(self, strip: Extent, source: BulkSource, /, *, compare_first: bool) -> Moved:
+        """Copy a strip from ``source``: read back there with the digests that it has here, when it returns.
+
+        What is zero is not written but told. ``compare_first``: leave what is equal. Raises IntegrityError, and what
+        either side raises.
+        """
+        ...
+
+
+@runtime_checkable
+class SelfDigesting(Protocol):
+    """A device behind a wire whose digests are made where its data is."""
+
+    async def digests(self, offset: int, length: int, /) -> bytes:
+        """Those of the leaves of an extent that begins with one."""
         ...
 
 

@@ -7,12 +7,12 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any, cast
 
+from engine.errors_json import error_from_json
 from twinvol.api.frames import (
     MAX_ANSWER_BYTES,
     DaemonUnreachable,
     decode,
     encode,
-    error_from_json,
     socket_address,
 )
 from twinvol.api.methods import methods

@@ -1,4 +1,4 @@
-"""Lines of the socket API, its address, and how engine errors travel. Imports nothing slow."""
+"""Lines of the socket API, and its address. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
-
-import engine.errors
-from engine.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,12 +24,6 @@ MAX_CONCURRENT = 64
 
 _SUN_PATH_MAX = 107
 """Bytes of a Unix socket's address, without its terminating zero (unix(7))."""
-
-ERRORS: dict[str, type[EngineError]] = {
-    name: value
-    for name, value in vars(engine.errors).items()
-    if isinstance(value, type) and issubclass(value, EngineError)
-}
 
 
 class DaemonUnreachable(Exception):
@@ -63,19 +54,3 @@ def decode(line: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ValueError("not a JSON object")
     return message
-
-
-def error_to_json(error: EngineError) -> dict[str, Any]:
-    fields = {key: value for key, value in vars(error).items() if isinstance(value, str | int | float | None)}
-    return {"type": type(error).__name__, "message": str(error), "fields": fields}
-
-
-def error_from_json(message: dict[str, Any]) -> EngineError:
-    """The engine error with its type, text and fields; of an unknown type the root of the tree."""
-    kind = ERRORS.get(str(message.get("type")), EngineError)
-    error = kind.__new__(kind)
-    error.args = (str(message.get("message", "")),)
-    fields = message.get("fields")
-    if isinstance(fields, dict):
-        vars(error).update(fields)
-    return error

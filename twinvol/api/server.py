@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, InvalidArgument
+from engine.errors_json import error_to_json
 from twinvol.api.frames import (
     MAX_ANSWER_BYTES,
     MAX_CONCURRENT,
@@ -17,7 +18,6 @@ from twinvol.api.frames import (
     SOCKET_NAME,
     decode,
     encode,
-    error_to_json,
     socket_address,
 )
 

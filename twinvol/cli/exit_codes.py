@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 from engine import errors
-from twinvol.api.frames import ERRORS, DaemonUnreachable
+from engine.errors_json import ERRORS
+from twinvol.api.frames import DaemonUnreachable
 
 
 class ExitCode(IntEnum):

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from engine import errors
+from engine.errors_json import ERRORS
 from engine.jobs import Job
 from tests.support.engine import PREFIX, opened
-from twinvol.api.frames import ERRORS, DaemonUnreachable
+from twinvol.api.frames import DaemonUnreachable
 from twinvol.api.server import ApiServer, bind
 from twinvol.cli import cli
 from twinvol.cli.command import SCHEMA, duration, instant, size, size_text

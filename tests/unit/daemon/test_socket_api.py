@@ -13,15 +13,13 @@ import pytest
 
 from engine.api import EngineApi
 from engine.errors import AlreadyExists, EngineError, IntegrityError, InvalidArgument, NotFound
+from engine.errors_json import ERRORS, error_from_json, error_to_json
 from tests.support.engine import PREFIX, opened
 from twinvol.api.client import open_api
 from twinvol.api.frames import (
-    ERRORS,
     MAX_REQUEST_BYTES,
     SOCKET_NAME,
     DaemonUnreachable,
-    error_from_json,
-    error_to_json,
     socket_address,
 )
 from twinvol.api.methods import methods

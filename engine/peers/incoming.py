@@ -1,0 +1,240 @@
+"""The replicas that this pool holds for peers: which volumes those are, and what their sources may do with them.
+
+A peer may ask only about volumes that were made here as replicas for it; a request names one by its replica id, a UUID
+that the source chose. What a source asks is done by a ``LocalLink`` to the volume, so a target on a peer is what a
+target beside its source is.
+
+Invariants:
+
+* Every request of the stream and of a round carries the connection number that ``connect`` gave; another number is
+  refused. ``connect`` first waits until nothing that an earlier connection began touches the volume any more, so an
+  acknowledgement that comes late belongs to nobody, and so does a write (REPLICATION section 2).
+* A replica is write-protected for everybody but its source, also across restarts, unless its source has fractured it.
+* The row is durable before the volume is made, and has its id before the source hears of it: a crash in between leaves
+  a row without a volume, which the source's next attempt completes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound
+from engine.links.local import LocalLink
+from engine.mirror_record import point_prefix
+from engine.names import check_choice, check_chunk, check_name, check_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.catalog import VolumeRow
+    from engine.catalog_peers import PeerTargetRow
+    from engine.links import Ack, LinkState, MirrorWrite
+    from engine.pool import Pool
+    from engine.stores import Head
+    from engine.volume import Volume
+
+log = logging.getLogger(__name__)
+
+MAX_REPLICAS = 1024
+"""That one peer may have here."""
+
+
+class IncomingReplica:
+    """One volume that a peer's mirror writes. ``report``: what its source last said of the mirror, and when."""
+
+    def __init__(self, row: PeerTargetRow, volume: Volume) -> None:
+        self.row = row
+        self.volume = volume
+        self.fractured = False
+        self.report: dict[str, Any] = {}
+        self.reported_at: float | None = None
+        self._link = LocalLink(volume, point_prefix(row.replica_id))
+        self._connection = 0
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._connecting = asyncio.Lock()
+
+    @property
+    def link(self) -> LocalLink:
+        return self._link
+
+    async def connect(self) -> LinkState:
+        """See ``MirrorLink``. What an earlier connection began has ended when it returns."""
+        async with self._connecting:
+            self._connection = 0
+            await self._idle.wait()
+            state = await self._link.connect()
+            self._connection = state.ack.connection
+            return state
+
+    def disconnect(self, connection: int) -> None:
+        """Requests of that connection are refused from now on."""
+        if connection == self._connection:
+            self._connection = 0
+
+    async def end(self) -> None:
+        """No connection from now on; nothing of one touches the volume any more when it returns."""
+        async with self._connecting:
+            self._connection = 0
+            await self._idle.wait()
+
+    def apply_now(self, connection: int, write: MirrorWrite) -> Ack | None:
+        """See ``MirrorLink``."""
+        self._require(connection)
+        return self._link.apply_now(write)
+
+    @contextlib.contextmanager
+    def working(self, connection: int | None) -> Iterator[None]:
+        """Inside, something of a connection touches the volume. Raises InvalidState: it is not the present one.
+
+        ``connection`` None: of any.
+        """
+        if connection is not None:
+            self._require(connection)
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    def _require(self, connection: int) -> None:
+        if not connection or connection != self._connection:
+            raise InvalidState(f"replica {self.row.name}", f"at connection {self._connection}", f"{connection}")
+
+    def staging(self) -> Head:
+        """Raises NotFound."""
+        head = self.volume.head
+        staging = head.store.staging(head.volume_id)
+        if staging is None:
+            raise NotFound("staging area", self.row.name)
+        return staging
+
+
+class Incoming:
+    """See the module. By replica id."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._rows: dict[str, PeerTargetRow] = {}
+        self._replicas: dict[str, IncomingReplica] = {}
+        self._making = asyncio.Lock()
+
+    async def restore(self) -> None:
+        """Find the volumes again, and protect them."""
+        for row in await self._pool.catalog.peers.targets():
+            self._rows[row.replica_id] = row
+            self._found(row)
+
+    def all(self) -> list[PeerTargetRow]:
+        return sorted(self._rows.values(), key=lambda row: row.name)
+
+    def named(self, name: str) -> PeerTargetRow | None:
+        """The row of the replica of that name."""
+        return next((row for row in self._rows.values() if row.name == name), None)
+
+    def replica_of(self, row: PeerTargetRow) -> IncomingReplica | None:
+        """None: its volume is not served."""
+        return self._replicas.get(row.replica_id)
+
+    def of_volume(self, volume_id: str) -> PeerTargetRow | None:
+        return next((row for row in self._rows.values() if row.volume_id == volume_id), None)
+
+    def is_fractured(self, row: PeerTargetRow) -> bool:
+        replica = self._replicas.get(row.replica_id)
+        return replica is not None and replica.fractured
+
+    def of_peer(self, peer: str) -> list[PeerTargetRow]:
+        return [row for row in self._rows.values() if row.peer == peer]
+
+    def get(self, peer: str, replica_id: str) -> IncomingReplica:
+        """The replica that a peer asks about. Raises NotFound (also for another peer's), InvalidState."""
+        row = self._rows.get(replica_id)
+        if row is None or row.peer != peer:
+            raise NotFound("replica for this peer", replica_id)
+        replica = self._replicas.get(replica_id) or self._found(row)
+        if replica is None or self._pool.find(row.volume_id) is not replica.volume:
+            self._replicas.pop(replica_id, None)
+            raise InvalidState(f"the volume of replica {row.name}", "gone or not served", "one that is served")
+        return replica
+
+    def unit_bytes(self, replica: IncomingReplica) -> int:
+        """Whole units of so many bytes are written without reading anything first."""
+        return self._pool.chunk_bytes(replica.volume)
+
+    async def create(self, row: PeerTargetRow, policies: VolumeRow, size_bytes: int, chunk_bytes: int) -> Volume:
+        """Make the volume of a replica for ``row.peer``; done already when it is said again with the same id.
+
+        Raises AlreadyExists (a volume or replica has the name), InvalidArgument, OutOfSpace.
+        """
+        check_name("replica", row.name)
+        check_size(size_bytes)
+        check_chunk(chunk_bytes)
+        check_choice("physical block size", policies.physical_block_bytes, (512, 4096))
+        async with self._making:
+            known = self._rows.get(row.replica_id)
+            if known is not None:
+                if known.peer != row.peer:
+                    raise AlreadyExists("replica", row.replica_id)
+                if known.volume_id:
+                    return self.get(row.peer, row.replica_id).volume
+            elif self.named(row.name) is not None:
+                raise AlreadyExists("replica", row.name)
+            if len(self.of_peer(row.peer)) >= MAX_REPLICAS:
+                raise InvalidArgument(f"there are {MAX_REPLICAS} replicas for this peer already")
+            if known is None:
+                self._pool.require_new(row.name)
+                await self._put(row)
+            try:
+                volume = await self._pool.create_volume(policies, size_bytes, chunk_bytes)
+            except BaseException:
+                await self._forget(row.replica_id)
+                raise
+            made = replace(row, volume_id=volume.volume_id)
+            await self._put(made)
+            self._found(made)
+            return volume
+
+    async def protect(self, replica: IncomingReplica, *, fractured: bool) -> None:
+        """As its source says: the peer's users may write it while it is fractured."""
+        replica.fractured = fractured
+        self._protect(replica)
+
+    async def detach(self, row: PeerTargetRow) -> None:
+        """The volume is its own from now on, with what it holds. What was half copied goes."""
+        replica = self._replicas.get(row.replica_id)
+        if replica is not None:
+            await replica.end()
+            with contextlib.suppress(EngineError):
+                await replica.link.abort_staging()
+                await replica.link.keep_points(())
+            replica.volume.set_read_only(self._pool.row(replica.volume).read_only)
+        await self._forget(row.replica_id)
+
+    def _found(self, row: PeerTargetRow) -> IncomingReplica | None:
+        volume = self._pool.find(row.volume_id) if row.volume_id else None
+        if volume is None:
+            return None
+        replica = self._replicas[row.replica_id] = IncomingReplica(row, volume)
+        self._protect(replica)
+        return replica
+
+    def _protect(self, replica: IncomingReplica) -> None:
+        volume = replica.volume
+        volume.set_read_only(not replica.fractured or self._pool.row(volume).read_only)
+
+    async def _put(self, row: PeerTargetRow) -> None:
+        await self._pool.catalog.peers.put_target(row)
+        self._rows[row.replica_id] = row
+
+    async def _forget(self, replica_id: str) -> None:
+        await self._pool.catalog.peers.remove_target(replica_id)
+        self._rows.pop(replica_id, None)
+        self._replicas.pop(replica_id, None)

@@ -1,0 +1,394 @@
+"""The target's side of a control connection: what a peer asks of the replicas that it has here.
+
+Writes of the stream begin in the order in which they came, and so do flushes and marks among them: each is begun, or
+its task made, in the step in which its frame was taken (``engine.links``). Everything else runs beside them. What is
+refused is answered with the engine's error; what cannot be understood ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine.catalog import VolumeRow
+from engine.catalog_peers import PeerTargetRow
+from engine.errors import EngineError, NotSupported
+from engine.errors_json import error_to_json
+from engine.hash_tree import LEAF_BYTES, leaf_digests
+from engine.peers.frames import (
+    MAX_DATA_BYTES,
+    FrameError,
+    FrameType,
+    decode_json,
+    encode_json,
+    flag_of,
+    number_of,
+    optional_text,
+    text_of,
+)
+from engine.peers.identity import MAX_CERTIFICATE_BYTES
+from engine.peers.writes import decode_apply, decode_ordered, encode_ack
+from engine.stores import BulkSource
+from engine.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from engine.files import StoreEnv
+    from engine.links import Ack
+    from engine.peers.control import FrameConnection
+    from engine.peers.frames import Frame
+    from engine.peers.incoming import Incoming, IncomingReplica
+    from engine.stores import BlockDevice, Extent
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 45.0
+"""A source that says nothing for so long, not even PING, is taken for gone."""
+
+MAX_UNDER_WAY = 4096
+MAX_UNDER_WAY_BYTES = 64 * MIB
+"""Requests and their data that are in work; above that nothing more is read."""
+
+MAX_EXTENTS = 4096
+EXTENTS_WINDOW_BYTES = 128 * MIB
+"""One answer's extents: at most those of so many bytes, which is ``MAX_EXTENTS`` at worst."""
+
+MAX_DIGESTED_BYTES = 4 * MIB
+MAX_POINTS = 256
+
+
+class CertificateKeeper(Protocol):
+    """Who keeps the certificates of peers."""
+
+    async def knows(self, peer: str, fingerprint: str) -> None:
+        """A peer has taken our next certificate."""
+        ...
+
+    async def take_next(self, peer: str, certificate: str) -> str:
+        """A peer announces its next certificate, which is durable on return. Returns its fingerprint."""
+        ...
+
+
+class ControlSession:
+    """See the module.
+
+    Args:
+        connection: its HELLO was exchanged, and it is ``peer``'s.
+        gate: is told of certificates, the peer's next one and whether it has ours.
+    """
+
+    def __init__(
+        self,
+        connection: FrameConnection,
+        peer: str,
+        incoming: Incoming,
+        env: StoreEnv,
+        gate: CertificateKeeper,
+    ) -> None:
+        self.peer = peer
+        self._gate = gate
+        self._connection = connection
+        self._incoming = incoming
+        self._env = env
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unstarted = 0
+        self._bytes = 0
+        self._watch = self._loop.call_later(IDLE_S, self._look)
+        connection.ended.add_done_callback(lambda _: self._watch.cancel())
+
+    def close(self, reason: EngineError) -> None:
+        self._connection.close(reason)
+
+    async def finished(self) -> None:
+        """Wait until nothing that was asked is in work any more."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def take(self, frame: Frame) -> None:
+        """One frame, in order. Raises FrameError."""
+        match frame.type:
+            case FrameType.PING:
+                self._connection.send(FrameType.PONG, frame.request)
+            case FrameType.APPLY:
+                self._apply_first(frame)
+            case FrameType.ORDERED:
+                self._start(frame, self._ordered(frame))
+            case FrameType.REQUEST:
+                self._start(frame, self._answer(frame))
+            case _:
+                raise FrameError(f"a {frame.type.name} frame has no place here")
+
+    def _look(self) -> None:
+        left = self._connection.heard_at + IDLE_S - self._loop.time()
+        if left <= 0:
+            self._connection.abort(FrameError(f"nothing came for {IDLE_S:g} s"))
+        else:
+            self._watch = self._loop.call_later(left, self._look)
+
+    # --- the stream --------------------------------------------------------------------------------------------------
+
+    def _apply_first(self, frame: Frame) -> None:
+        """Within this step where that is possible; else by a task."""
+        if not self._unstarted:
+            replica_id, connection, write = decode_apply(frame.payload)
+            try:
+                ack = self._replica(str(replica_id)).apply_now(connection, write)
+            except EngineError as error:
+                self._fail(frame, error)
+                return
+            if ack is not None:
+                self._connection.send(FrameType.ACK, frame.request, encode_ack(ack))
+                return
+        self._start(frame, self._apply(frame))
+
+    async def _apply(self, frame: Frame) -> None:
+        replica_id, connection, write = decode_apply(frame.payload)
+        replica = self._replica(str(replica_id))
+        with replica.working(connection):
+            self._acknowledge(frame, await replica.link.apply(write))
+
+    async def _ordered(self, frame: Frame) -> None:
+        replica_id, connection, writes = decode_ordered(frame.payload)
+        replica = self._replica(str(replica_id))
+        with replica.working(connection):
+            self._acknowledge(frame, await replica.link.apply_in_order(writes))
+
+    def _acknowledge(self, frame: Frame, ack: Ack) -> None:
+        self._connection.send(FrameType.ACK, frame.request, encode_ack(ack))
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _start(self, frame: Frame, work: Coroutine[None, None, None]) -> None:
+        self._unstarted += 1
+        self._bytes += len(frame.payload)
+        task = self._loop.create_task(self._run(frame, work))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._done(done, len(frame.payload)))
+        if len(self._tasks) >= MAX_UNDER_WAY or self._bytes >= MAX_UNDER_WAY_BYTES:
+            self._connection.hold("requests in work")
+
+    def _done(self, task: asyncio.Task[None], size: int) -> None:
+        self._tasks.discard(task)
+        self._bytes -= size
+        if len(self._tasks) < MAX_UNDER_WAY // 2 and self._bytes < MAX_UNDER_WAY_BYTES // 2:
+            self._connection.go_on("requests in work")
+
+    async def _run(self, frame: Frame, work: Coroutine[None, None, None]) -> None:
+        self._unstarted -= 1
+        try:
+            await work
+        except FrameError as error:
+            self._connection.close(error)
+        except EngineError as error:
+            self._fail(frame, error)
+        except Exception as error:
+            log.exception("a request of peer %s failed by a mistake in twinvol", self.peer)
+            self._fail(frame, EngineError(f"internal error at the peer: {error!r}"))
+
+    def _fail(self, frame: Frame, error: EngineError) -> None:
+        self._connection.send(FrameType.FAILURE, frame.request, failure_payload(error))
+
+    async def _answer(self, frame: Frame) -> None:
+        message = decode_json(frame.payload)
+        name = text_of(message, "op")
+        operation = _OPERATIONS.get(name)
+        if operation is None:
+            raise NotSupported(f"this peer does not know {name!r}; it may be of an older version")
+        answer = await operation(self, message)
+        if isinstance(answer, bytes):
+            self._connection.send(FrameType.DATA, frame.request, answer)
+        else:
+            self._connection.send(FrameType.ANSWER, frame.request, encode_json(answer or {}))
+
+    def _replica(self, replica_id: str) -> IncomingReplica:
+        return self._incoming.get(self.peer, replica_id)
+
+    @contextlib.contextmanager
+    def _working(self, message: dict[str, Any]) -> Any:
+        replica = self._replica(text_of(message, "replica"))
+        with replica.working(number_of(message, "connection")):
+            yield replica
+
+    async def _create(self, message: dict[str, Any]) -> dict[str, Any]:
+        row = PeerTargetRow(
+            replica_id=text_of(message, "replica", 36),
+            peer=self.peer,
+            name=text_of(message, "name", 64),
+            volume_id="",
+            source=text_of(message, "source", 64),
+            mode=text_of(message, "mode", 16),
+        )
+        policies = VolumeRow(
+            volume_id="",
+            name=row.name,
+            file="",
+            physical_block_bytes=number_of(message, "physical_block_bytes"),
+            write_cache=flag_of(message, "write_cache"),
+            removable=flag_of(message, "removable"),
+        )
+        sizes = number_of(message, "size_bytes"), number_of(message, "chunk_bytes")
+        volume = await self._incoming.create(row, policies, *sizes)
+        return {"volume_id": volume.volume_id}
+
+    async def _connect(self, message: dict[str, Any]) -> dict[str, Any]:
+        state = await self._replica(text_of(message, "replica")).connect()
+        return {
+            "incarnation": state.ack.incarnation,
+            "connection": state.ack.connection,
+            "points": list(state.points)[-MAX_POINTS:],
+            "staging": state.staging,
+        }
+
+    async def _disconnect(self, message: dict[str, Any]) -> None:
+        self._replica(text_of(message, "replica")).disconnect(number_of(message, "connection"))
+
+    async def _changed(self, message: dict[str, Any]) -> dict[str, Any]:
+        with self._working(message) as replica:
+            older, newer = optional_text(message, "older"), optional_text(message, "newer")
+            found = await replica.link.changed_page(older, newer, number_of(message, "offset"), MAX_EXTENTS)
+        rest = found[-1].end if len(found) == MAX_EXTENTS else None
+        return {"extents": [[extent.offset, extent.length] for extent in found], "next": rest}
+
+    async def _freeze_head(self, message: dict[str, Any]) -> None:
+        with self._working(message) as replica:
+            await replica.link.freeze_head(text_of(message, "guid"))
+
+    async def _begin_staging(self, message: dict[str, Any]) -> dict[str, Any]:
+        with self._working(message) as replica:
+            await replica.link.begin_staging(optional_text(message, "base"), number_of(message, "size_bytes"))
+            return self._staging_of(replica)
+
+    async def _resume_staging(self, message: dict[str, Any]) -> dict[str, Any]:
+        with self._working(message) as replica:
+            return self._staging_of(replica)
+
+    def _staging_of(self, replica: IncomingReplica) -> dict[str, Any]:
+        staging = replica.staging()
+        unit = self._incoming.unit_bytes(replica)
+        return {"size_bytes": staging.size_bytes, "unit_bytes": max(LEAF_BYTES, unit)}
+
+    async def _abort_staging(self, message: dict[str, Any]) -> None:
+        replica = self._replica(text_of(message, "replica"))
+        with replica.working(None):
+            await replica.link.abort_staging()
+
+    async def _commit_staging(self, message: dict[str, Any]) -> None:
+        with self._working(message) as replica:
+            await replica.link.commit_staging(text_of(message, "guid"))
+
+    async def _discard_staging(self, message: dict[str, Any]) -> None:
+        with self._working(message) as replica:
+            await replica.staging().discard(number_of(message, "offset"), number_of(message, "length"))
+
+    async def _flush_staging(self, message: dict[str, Any]) -> None:
+        with self._working(message) as replica:
+            await replica.staging().flush()
+
+    async def _flush(self, message: dict[str, Any]) -> dict[str, Any]:
+        with self._working(message) as replica:
+            return _ack_fields(await replica.link.flush())
+
+    async def _mark(self, message: dict[str, Any]) -> dict[str, Any]:
+        with self._working(message) as replica:
+            return _ack_fields(await replica.link.mark(text_of(message, "guid")))
+
+    async def _keep_points(self, message: dict[str, Any]) -> None:
+        guids = message.get("guids")
+        if not isinstance(guids, list) or len(guids) > MAX_POINTS or not all(isinstance(guid, str) for guid in guids):
+            raise FrameError("a message without fitting guids")
+        replica = self._replica(text_of(message, "replica"))
+        with replica.working(None):
+            await replica.link.keep_points(guids)
+
+    async def _point(self, message: dict[str, Any]) -> dict[str, Any]:
+        return {"size_bytes": (await self._device(message)).size_bytes}
+
+    async def _read(self, message: dict[str, Any]) -> bytes:
+        length = number_of(message, "length", MAX_DATA_BYTES)
+        data = memoryview(bytearray(length))
+        await (await self._device(message)).read(number_of(message, "offset"), data)
+        return leaf_digests(data) + bytes(data)
+
+    async def _extents(self, message: dict[str, Any]) -> dict[str, Any]:
+        offset, length = number_of(message, "offset"), number_of(message, "length", EXTENTS_WINDOW_BYTES)
+        found: list[Extent] = await (await self._device(message)).extents(offset, length)
+        return {"extents": [[extent.offset, extent.length, extent.state.value] for extent in found]}
+
+    async def _digests(self, message: dict[str, Any]) -> dict[str, Any]:
+        device = await self._device(message)
+        offset, length = number_of(message, "offset"), number_of(message, "length", MAX_DIGESTED_BYTES)
+        if not isinstance(device, BulkSource):
+            raise NotSupported("this store does not digest")
+        lease = await device.lease_read(offset, length)
+        try:
+            return {"digests": (await self._env.mover.digest(length, lease)).hex()}
+        finally:
+            lease.release()
+
+    async def _device(self, message: dict[str, Any]) -> BlockDevice:
+        """A recovery point (``point``), or the staging area."""
+        replica, guid = self._replica(text_of(message, "replica")), optional_text(message, "point")
+        return replica.staging() if guid is None else await replica.link.point(guid)
+
+    async def _report(self, message: dict[str, Any]) -> None:
+        replica = self._replica(text_of(message, "replica"))
+        replica.report = {key: text_of(message, key, 1000) for key in ("copy_state", "progress_status", "reason")}
+        replica.report["percent_synced"] = number_of(message, "percent_synced", 100)
+        replica.reported_at = self._env.clock.time()
+        await self._incoming.protect(replica, fractured=flag_of(message, "fractured"))
+
+    async def _detach(self, message: dict[str, Any]) -> None:
+        await self._incoming.detach(self._replica(text_of(message, "replica")).row)
+
+    async def _knows(self, message: dict[str, Any]) -> None:
+        await self._gate.knows(self.peer, text_of(message, "fingerprint", 64))
+
+    async def _next(self, message: dict[str, Any]) -> dict[str, Any]:
+        certificate = text_of(message, "certificate", MAX_CERTIFICATE_BYTES)
+        return {"knows": await self._gate.take_next(self.peer, certificate)}
+
+    async def _ping(self, message: dict[str, Any]) -> None:
+        del message
+
+
+_OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict[str, Any] | bytes | None]]] = {
+    "create": ControlSession._create,
+    "connect": ControlSession._connect,
+    "disconnect": ControlSession._disconnect,
+    "changed": ControlSession._changed,
+    "freeze_head": ControlSession._freeze_head,
+    "begin_staging": ControlSession._begin_staging,
+    "resume_staging": ControlSession._resume_staging,
+    "abort_staging": ControlSession._abort_staging,
+    "commit_staging": ControlSession._commit_staging,
+    "discard_staging": ControlSession._discard_staging,
+    "flush_staging": ControlSession._flush_staging,
+    "flush": ControlSession._flush,
+    "mark": ControlSession._mark,
+    "keep_points": ControlSession._keep_points,
+    "point": ControlSession._point,
+    "read": ControlSession._read,
+    "extents": ControlSession._extents,
+    "digests": ControlSession._digests,
+    "report": ControlSession._report,
+    "detach": ControlSession._detach,
+    "knows": ControlSession._knows,
+    "next": ControlSession._next,
+    "ping": ControlSession._ping,
+}
+
+
+def failure_payload(error: EngineError) -> bytes:
+    """An error for the wire; long texts are cut."""
+    message = error_to_json(error)
+    message["message"] = message["message"][:1000]
+    payload = encode_json(message)
+    return payload if len(payload) <= 4096 else encode_json({"type": message["type"], "message": message["message"]})
+
+
+def _ack_fields(ack: Ack) -> dict[str, Any]:
+    return {"incarnation": ack.incarnation, "connection": ack.connection}
