@@ -18,7 +18,8 @@ Invariants:
 
 * That the target has everything is recorded before it is claimed, and never restored from the record: each start
   begins with a round.
-* A demotion is recorded before any host is acknowledged without the target (``MirrorStream``).
+* A demotion is recorded before any host is acknowledged without the target (``MirrorStream``), and before that the
+  target's lease is over (``engine.lease``): it has said that it claims nothing any more, or the lease was waited out.
 * Nobody but the mirror writes to the target, unless it is fractured; until then its content is always some prefix
   of what the source acknowledged.
 """
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING
 from engine import proof
 from engine.copy_state import CopyEvent, CopyMode, CopyState, SyncType, after
 from engine.errors import EngineError, IntegrityError, InvalidState, TimedOut
+from engine.lease import SourceLease, length_s
 from engine.mirror_record import MirrorPolicy, MirrorRecord
 from engine.mirror_round import Rounds
 from engine.mirror_standing import MirrorStanding
@@ -106,6 +108,8 @@ class Mirror:
         )
         self._cadence = None if mode is CopyMode.SYNCHRONOUS else Cadence(self.policy.rpo_s)
         self._switch = ModeSwitch(self.policy.hold_down_s, self.policy.backlog_bytes)
+        self._detect_s = self.policy.budget_s / 2 if link.grants_lease else self.policy.budget_s
+        self._lease = SourceLease(length_s(self.policy.budget_s) if link.grants_lease else 0.0, self._is_late)
         self._percent_floor = 0
         self._lost_rounds = 0
         self._stream: MirrorStream | None = None
@@ -238,6 +242,8 @@ class Mirror:
         before it acknowledges anything that the target does not have.
         """
         if self._record.synchronized:
+            self._lease.assume(self._now())
+            await self._end_lease()
             self._record.synchronized = False
             await self._save()
         if self._record.wanted == "active":
@@ -383,8 +389,8 @@ class Mirror:
         await asyncio.wait([task])
 
     async def _demoted(self, reason: str, retry: bool) -> None:
-        """The stream leaves the synchronous state; returns once that is durable."""
-        self._record.synchronized = False
+        """The stream leaves the synchronous state; returns once nobody claims it any more and that is durable."""
+        self._lease.stop()
         self._retry = retry and self._stopping is None
         if self._standing.state is CopyState.SYNCHRONIZED:
             self._percent_floor = 0
@@ -394,7 +400,24 @@ class Mirror:
                 self._standing.turn(CopyEvent.RESYNC, reason, "warning")
             else:
                 self._standing.turn(CopyEvent.BREAK, reason, "error")
+        await self._end_lease()
+        self._record.synchronized = False
         await self._save()
+
+    async def _end_lease(self) -> None:
+        """Return when the target holds no lease: it says so, or it must be over."""
+        self._lease.stop()
+        if self._lease.over_at <= self._now():
+            return
+        with contextlib.suppress(EngineError, TimeoutError):
+            async with asyncio.timeout(self._lease.over_at - self._now()):
+                await self.link.demote()
+                self._lease.released()
+        while (left := self._lease.over_at - self._now()) > 0:
+            await asyncio.sleep(left)
+
+    def _is_late(self) -> bool:
+        return self._stream is None or self._stream.oldest_wait_s > self._detect_s / 2
 
     # --- what the mode makes of rounds --------------------------------------------------------------------------------
 
@@ -547,6 +570,9 @@ class Mirror:
                 if stream.mode is not StreamMode.SYNC:
                     raise InvalidState(self._what, "left", "synchronized")
                 self._standing.turn(CopyEvent.CONVERGED, "")
+                if self.link.grants_lease:
+                    self._lease.begin()
+                    self.link.serve_lease(self._lease)
                 return
             self._lost_rounds += stream is not None
         lost = self._stream.reason if self._stream is not None else None
@@ -559,7 +585,7 @@ class Mirror:
             self.source,
             self.link,
             ack,
-            budget_s=self.policy.budget_s,
+            budget_s=self._detect_s,
             demote=self._demoted,
             queue_bytes=self.policy.queue_bytes,
             allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._rounds.allowance,

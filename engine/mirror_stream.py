@@ -133,6 +133,12 @@ class MirrorStream:
         self.closed = asyncio.Event()
 
     @property
+    def oldest_wait_s(self) -> float:
+        """How long the host that has waited longest for the target does so."""
+        oldest = next(iter(self._waiting), None)
+        return 0.0 if oldest is None else self._loop.time() - oldest.since
+
+    @property
     def queue_bytes(self) -> int:
         return self._queue_bytes
 

@@ -79,9 +79,10 @@ class Replicas:
                 self._idle[row.name] = str(error)
                 self._protect(row.name)
                 continue
-            mirror = self._mirrors[row.name] = self._mirror(row, source, target)
+            self._mirrors[row.name] = self._mirror(row, source, target)
             self._protect(row.name)
-            await mirror.start()
+        # Each may have to wait until its target claims nothing any more.
+        await asyncio.gather(*(mirror.start() for mirror in self._mirrors.values()))
 
     async def close(self) -> None:
         """Stop all mirrors for the next start."""

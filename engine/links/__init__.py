@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from engine.lease import SourceLease
     from engine.stores import BlockDevice, Extent
     from engine.volume import ChangeKind
 
@@ -114,6 +115,26 @@ class MirrorLink(Protocol):
 
     async def mark(self, guid: str) -> Ack:
         """Recovery point ``guid`` of the target as it is at this place in the stream."""
+        ...
+
+    # The lease (``engine.lease``).
+
+    @property
+    def grants_lease(self) -> bool:
+        """Whether the target can outlive the source, and so may have to claim by itself that it has everything."""
+        ...
+
+    def serve_lease(self, lease: SourceLease, /) -> None:
+        """From now on, when the target asks over the present connection: ``lease.grant`` in the step in which the
+        answer is sent; False is no answer. ``lease`` itself knows when to stop. Only where ``grants_lease``."""
+        ...
+
+    async def demote(self) -> None:
+        """The target claims nothing any more when this returns: it has dropped its lease and what it had asked for.
+
+        Nothing durable is needed at the target, whose lease lives in RAM. Works without ``connect``: also for a source
+        that has just started. Raises when the target did not say so; then the caller waits the lease out.
+        """
         ...
 
     # Recovery points.

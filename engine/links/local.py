@@ -12,6 +12,7 @@ from engine.volume import ChangeKind
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from engine.lease import SourceLease
     from engine.links import MirrorWrite
     from engine.stores import BlockDevice, Extent, Frozen, Head
     from engine.volume import Volume
@@ -130,6 +131,17 @@ class LocalLink:
         ack = self._ack()
         await self._snapshot(guid)
         return ack
+
+    @property
+    def grants_lease(self) -> bool:
+        """A target of the same process ends with its source."""
+        return False
+
+    def serve_lease(self, lease: SourceLease, /) -> None:
+        raise AssertionError("nobody asks for a lease here")
+
+    async def demote(self) -> None:
+        return
 
     async def point(self, guid: str) -> BlockDevice:
         return self._point(guid)
