@@ -226,6 +226,16 @@ class DeletionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class FlattenInfo:
+    """What flattening a linked clone would copy, in whole chunks; its ``snapshots`` leave the origin with it."""
+
+    volume: str
+    origin: str
+    copied_bytes: int
+    snapshots: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class PrunedInfo:
     """A snapshot that pruning looked at. ``reasons``: the rules by which it stays (last, hourly, daily, weekly), and
     what binds it."""
@@ -773,10 +783,13 @@ class EngineApi(Protocol):
         ...
 
     async def clone_flatten(self, name: str) -> JobInfo:
-        """Begin to give a linked clone its own, verified copy of what it shares with its origin, which it then leaves.
-
-        The result says ``independent``, or in ``held_by`` whose snapshots still share. Raises InvalidState (no clone).
+        """Begin to give a linked clone its own, verified copy of what it shares with its origin, which it then leaves
+        with its snapshots. Raises InvalidState (no clone).
         """
+        ...
+
+    async def clone_flatten_preview(self, name: str) -> FlattenInfo:
+        """What ``clone_flatten`` would copy now. Raises InvalidState (no clone)."""
         ...
 
     async def group_create(self, name: str, volumes: list[str]) -> GroupInfo:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engine.api import (
     DeletionInfo,
     EventInfo,
+    FlattenInfo,
     JobInfo,
     PoolSpaceInfo,
     SpaceInfo,
@@ -21,7 +22,7 @@ from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
 from engine.encryption import check_source
 from engine.errors import InUse, InvalidArgument, NotFound
-from engine.flatten import start_flatten
+from engine.flatten import flatten_preview, start_flatten
 from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
 from engine.jobs import job_info
@@ -314,6 +315,9 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
             await self._event(f"volume {name}", f"flattened: it shares nothing with {origin} any more")
 
         return job_info(await start_flatten(self._pool, volume, when_apart=when_apart))
+
+    async def clone_flatten_preview(self, name: str) -> FlattenInfo:
+        return await flatten_preview(self._pool, self._pool.volume(name))
 
     async def clone_list(self) -> list[VolumeInfo]:
         return await self._volume_infos([volume for volume in self._pool.volumes() if self._pool.origin(volume)])

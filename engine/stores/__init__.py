@@ -322,6 +322,15 @@ class SnapshotNotes(Protocol):
         ...
 
 
+class InheritedData(BlockDevice, Protocol):
+    """See ``SeparableStore.inherited``."""
+
+    @property
+    def inherited_bytes(self) -> int:
+        """What is to be copied, in whole chunks."""
+        ...
+
+
 @runtime_checkable
 class SeparableStore(Protocol):
     """A store whose linked clones can get their own copy of all that they share with their origin."""
@@ -330,9 +339,10 @@ class SeparableStore(Protocol):
         """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT. None: nothing."""
         ...
 
-    async def inherited(self, head: Head) -> BlockDevice | None:
-        """What a volume shares with its origin now, as data of a device, to be copied from leases onto itself, as a
-        blank target. Copying makes it the volume's own, where it was not written meanwhile: ask again. None: nothing.
+    async def inherited(self, head: Head) -> InheritedData | None:
+        """What a volume and its snapshots share with its origin now, as data of a device, to be copied from leases onto
+        itself, as a blank target. Copying makes it their own, where it was not written meanwhile: ask again. None:
+        nothing.
         """
         ...
 

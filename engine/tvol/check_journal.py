@@ -128,6 +128,7 @@ class Replay:
             RecordType.DESCRIBE: self._describe,
             RecordType.GROUP_PREPARE: self._group_prepare,
             RecordType.SEPARATE: self._separate,
+            RecordType.ADOPT: self._adopt,
         }
         image.births, image.slots = image.births.copy(), image.slots.copy()
         self._free_unnamed()
@@ -504,6 +505,48 @@ class Replay:
             if (np.concatenate(births) <= floor).any():
                 raise LayoutError(f"separates {node.where}, which inherits chunks")
         self._change(node, parent=0)
+
+    def _adopt(self, record: layout.Record) -> None:
+        """What a node inherits at some places becomes something else in it and in all below that inherit it."""
+        number, items = layout.unpack_map(record.payload)
+        top = self._node(number)
+        floor, size = self._floor(top), -(-top.record.size_bytes // self._image.superblock.chunk_bytes)
+        tree = [top]
+        for node in tree:  # which grows meanwhile
+            tree += self._children(node)
+        for first, count, entry in items:
+            if first + count > size:
+                raise LayoutError(f"maps {first}+{count} of the {size} chunks of {top.where}")
+            if entry >= layout.FIRST_CHUNK_ENTRY:
+                self._place(top, entry, count)
+            for step in range(count):
+                value = entry + step if entry >= layout.FIRST_CHUNK_ENTRY else entry
+                if not [node for node in tree if self._adopt_at(node, first + step, value, floor)]:
+                    raise LayoutError(f"replaces what {top.where} inherits at {first + step}, where it does not")
+
+    def _adopt_at(self, node: Node, index: int, value: int, floor: int) -> bool:
+        """Whether a node inherited something at an index, or did until now."""
+        image, (leaf, slot) = self._image, divmod(index, layout.LEAF_ENTRIES)
+        if leaf not in node.leaves:
+            return False
+        old = int(node.leaves[leaf].entries[slot])
+        chunk = old - layout.PARTIAL
+        if old >= layout.PARTIAL and chunk < len(image.births) and image.births[chunk] > floor:
+            base = int(image.partials[chunk, 0])
+            if base != value and self._birth(base) > floor:
+                return False
+            image.partials[chunk, 0] = value
+            return True
+        if old < layout.FIRST_CHUNK_ENTRY or (old < layout.PARTIAL and self._birth(old) > floor):
+            return False
+        self._entries(node, leaf)[slot] = value
+        return True
+
+    def _birth(self, claim: int) -> int:
+        """Of a chunk or a slot."""
+        slot = claim - layout.SLOT_BIT
+        birth = self._image.slots[slot, 1] if slot >= 0 else self._image.births[claim]
+        return int(birth)
 
     def _rename(self, record: layout.Record) -> None:
         (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)

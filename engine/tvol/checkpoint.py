@@ -37,7 +37,6 @@ from engine.tvol.layout import (
     DigestsRecord,
     Feature,
     FileRecord,
-    NodeFlag,
     NodeKind,
     NodeRecord,
     PageRef,
@@ -47,7 +46,7 @@ from engine.tvol.layout import (
     Superblock,
     WordsRecord,
 )
-from engine.tvol.map_reader import MapSource
+from engine.tvol.map_reader import MAY_CHANGE, MapSource
 from engine.tvol.node_table import StoredNode
 from engine.tvol.pages import PageChanges
 
@@ -70,8 +69,6 @@ _FREED_PER_TURN = 2048
 TOUCHED_MAX = 64
 """More touched nodes than that, and a checkpoint is due: it looks at each of them in one turn of the loop, and a new
 snapshot's list of leaves (32 KiB for each TiB) is in memory until then."""
-MAY_CHANGE = NodeFlag.UNSEALED | NodeFlag.DELETED | NodeFlag.RECLAIMING
-"""Snapshots whose maps stay in memory: late writes of their epoch, or the reclaiming, may still need them."""
 TOP_DTYPE = np.dtype([("page", "<u4"), ("birth", "<u4"), ("checksum", "<u8")])
 assert TOP_DTYPE.itemsize == TOP_ENTRY.size
 

@@ -91,7 +91,7 @@ ABSENT_LEAF = Leaf(_NO_ENTRIES, owner=-1, birth=0)
 class ChunkMap:
     """The leaves of one node and where its top pages are."""
 
-    __slots__ = ("count", "dirty", "leaves", "loaded", "token", "tops", "writing")
+    __slots__ = ("count", "dirty", "leaves", "loaded", "token", "tops", "version", "writing")
 
     def __init__(self, leaves: list[Leaf]) -> None:
         self.leaves = leaves
@@ -100,6 +100,8 @@ class ChunkMap:
         self.count = len(leaves)
         """Leaves, absent ones included."""
         self.token = next(_tokens)
+        self.version = 0
+        """Grows when entries of a sealed snapshot are replaced (``adoption.py``)."""
         self.tops: list[PageRef] = [NO_PAGE] * top_count(self.count)
         """Where each top page is in the last checkpoint."""
         self.dirty: set[int] = set(range(len(self.tops)))

@@ -1,7 +1,7 @@
 """What was killed in a node but is still referenced by an older snapshot, in buckets by birth.
 
-Deleting a snapshot and saying what a delete would give back are sums over buckets, not scans. Buckets only grow or
-leave as a whole, so a checkpoint captures one by its length.
+Deleting a snapshot and saying what a delete would give back are sums over buckets, not scans. A bucket only grows, or
+leaves or is replaced as a whole, so a checkpoint captures one by its length.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.tvol.layout import WORDS_PER_PAGE
+from engine.tvol.layout import WORDS_PER_PAGE, LayoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,6 +62,18 @@ class Deadlist:
         births = sorted(birth for birth in self.buckets if birth > generation)
         self.dirty = self.dirty or bool(births)
         return [self.buckets.pop(birth) for birth in births]
+
+    def remove(self, birth: int, claims: npt.NDArray[np.uint32]) -> None:
+        """These are none of the list any more; the bucket becomes another array, since a checkpoint may have captured
+        it. Linear in its length. Raises LayoutError: they are not all in it."""
+        bucket = np.array(self.buckets.get(birth, array("I")), np.uint32)
+        kept = bucket[~np.isin(bucket, claims)]
+        if len(bucket) - len(kept) != len(claims):
+            raise LayoutError(f"a deadlist has not all of {len(claims)} claims born in {birth}")
+        del self.buckets[birth]
+        if len(kept):
+            self.buckets[birth] = array("I", kept.tobytes())
+        self.dirty = True
 
     def absorb(self, other: Deadlist) -> None:
         """Take over the entries of the node that is merged into this one's."""

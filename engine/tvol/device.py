@@ -301,15 +301,14 @@ class NativeSnapshot(NativeDevice):
 
     def __init__(self, core: Core, node: Node) -> None:
         super().__init__(core, node)
-        self._view: dict[int, Leaf] = {}
-        self._leaves = self._view
+        self._leaves = self._view = node.seen
 
     async def _at_hand(self, offset: int, length: int) -> list[Leaf] | dict[int, Leaf]:
         if self._node.flags & NodeFlag.UNSEALED:  # late writes may change it
             return await super()._at_hand(offset, length)
         first, last = offset >> self._shift, (offset + max(length, 1) - 1) >> self._shift
         try:
-            found = await self._core.maps.see(self._view, self._node, first, last)
+            found = await self._core.maps.see(self._node, first, last)
         except MediumError:
             self._check_extent(offset, length)  # the snapshot went while it was read
             raise

@@ -29,7 +29,7 @@ from engine.tvol.layout import (
     NodeFlag,
     RecordType,
 )
-from engine.units import KIB, SECTOR_SIZE, align_down, align_up
+from engine.units import KIB, align_down, align_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -192,16 +192,6 @@ class NativeHead(FastWriter):
         # In the snapshot, if there was a flip while the data was being written.
         core.publish_planned(epoch.node, plan.published, together=together)
         core.end_pass()
-
-    async def settle(self, index: int) -> None:
-        """Have an index of the head name no partial chunk, with the content that it has. Raises as ``write``."""
-        core = self._core
-        async with self.holding(index << self._shift, SECTOR_SIZE) as epoch:
-            core.check()
-            await self.ready(epoch, index << self._shift, SECTOR_SIZE)
-            plan = self._planner.plan_settling(epoch.node, index)
-            await self._carry_out(plan)
-            await self._publish(plan, epoch, together=False)
 
     def _begin_record(self) -> None:
         """What is published next, up to ``end_pass``, shares its record with nothing else and so is in one record."""

@@ -558,6 +558,7 @@ class RecordType(enum.IntEnum):
     MARK = 40
     GROUP_PREPARE = 32
     SEPARATE = 44
+    ADOPT = 45
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ is the loop's side. Rules (``chunk_map.py`` says what *loaded* and *resident* me
   as it is wrong; the rest of the volume goes on.
 * A change is planned and published with resident leaves only: of its node, and of those that a late write is carried
   down to (``ready``). They stay resident, so waiting in between is allowed.
-* A sealed snapshot never changes, so any of its leaves that was once read is good for as long as the snapshot exists,
-  whatever the cache does; nobody but the cache's views may find it later.
+* A leaf of a sealed snapshot that was once read is good for as long as the snapshot exists and its map keeps its
+  ``version``, whatever the cache does; nobody but the cache's views may find it later. What a replaced leaf named is
+  there as long as an operation lasts that has seen it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpy as np
 from xxhash import xxh3_64_intdigest as checksum64
 
 from engine.errors import MediumError
+from engine.tvol.adoption import tree_of
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT, TOP_SHIFT, Leaf, unpack_top
-from engine.tvol.layout import PAGE_SIZE, TOP_ENTRIES, TOP_ENTRY, LayoutError, NodeKind, PageRef
+from engine.tvol.layout import PAGE_SIZE, TOP_ENTRIES, TOP_ENTRY, LayoutError, NodeFlag, NodeKind, PageRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 CACHED_TOPS = 64
+MAY_CHANGE = NodeFlag.UNSEALED | NodeFlag.DELETED | NodeFlag.RECLAIMING
+"""Snapshots whose maps stay in memory: late writes of their epoch, or the reclaiming, may still need them."""
 READ_LEAVES = 64
 """At most so many pages (1 MiB) are read in one worker call."""
 
@@ -140,6 +144,35 @@ class MapReader:
             raise self._told(node, MediumError(f"page {leaf.page}: {error}")) from error
         leaf.hold(entries)
 
+    # --- the tree of a clone, to be changed at once ---------------------------------------------------------------
+
+    def ready_below(self, top: Node, number: int) -> bool:
+        """Whether a leaf of a node and of all below may be looked at and changed, in this step only."""
+        return all(
+            node.map.loaded and (number >= node.map.count or node.map.leaves[number].resident) for node in tree_of(top)
+        )
+
+    async def fetch_below(self, top: Node, number: int) -> None:
+        """Do something for it to be ``ready_below``: ask again afterwards. Raises MediumError."""
+        read: dict[int, Words] = {}
+        for node in list(tree_of(top)):
+            await self.load(node)
+            leaf = node.map.leaves[number] if node.map.loaded and number < node.map.count else ABSENT_LEAF
+            if not leaf.resident and leaf.page in read:
+                leaf.hold(read[leaf.page])  # nobody changes entries in place that a page has
+            elif not leaf.resident:
+                await self.make_resident(node, [number])
+            if leaf.resident and leaf.page:
+                read[leaf.page] = leaf.array
+
+    def unload_below(self, top: Node) -> None:
+        """The maps of sealed snapshots that are in the file as they are need not be in memory."""
+        for node in tree_of(top):
+            chunk_map = node.map
+            is_settled = not (node.flags & MAY_CHANGE or chunk_map.dirty or chunk_map.writing)
+            if node.kind is NodeKind.SNAPSHOT and chunk_map.loaded and is_settled:
+                chunk_map.unload()
+
     # --- any node, to be looked at only -------------------------------------------------------------------------
 
     async def leaf(self, node: Node, number: int) -> Leaf:
@@ -153,9 +186,12 @@ class MapReader:
         ref = node.map.tops[number >> TOP_SHIFT]
         data = self._tops.get(ref)
         if data is None:
+            version = node.map.version
             try:
                 data = await self._workers.run(lambda: self._source.top(ref))
             except MediumError as error:
+                if node.map.version != version:
+                    return await self.leaf(node, number)  # the page was given up, and is used for something else
                 raise self._told(node, error) from error
             while len(self._tops) >= CACHED_TOPS:
                 del self._tops[next(iter(self._tops))]
@@ -171,10 +207,14 @@ class MapReader:
                 await self.make_resident(node, [number])
                 leaf = node.map.leaves[number] if number < node.map.count else ABSENT_LEAF
                 continue
+            version = node.map.version
             read = functools.partial(self._source.entries, leaf)
             try:
                 entries = await self._workers.run(read)
             except MediumError as error:
+                if node.map.version != version:
+                    leaf = await self.leaf(node, number)
+                    continue
                 raise self._told(node, error) from error
             if not leaf.resident:
                 self._hold(node, leaf, entries)
@@ -185,17 +225,23 @@ class MapReader:
             _LOG.error("%s; what it maps cannot be used, the rest can; run a check", error)
         return MediumError(str(error))
 
-    async def see(self, view: View, node: Node, first: int, last: int) -> View:
-        """The leaves of these indexes of a sealed snapshot, resident; ``view`` has them too, for as long as the cache
-        lets it. Raises MediumError."""
-        found = {}
-        for number in range(first >> LEAF_SHIFT, (last >> LEAF_SHIFT) + 1):
-            leaf = view.get(number)
-            if leaf is None:
-                leaf = await self.resident_leaf(node, number)
-                if number not in view:
-                    self._show(view, number, leaf)
-            found[number] = leaf
+    async def see(self, node: Node, first: int, last: int) -> View:
+        """The leaves of these indexes of a sealed snapshot, resident; ``node.seen`` has them too, for as long as the
+        cache lets it. Raises MediumError."""
+        found: View = {}
+        numbers = range(first >> LEAF_SHIFT, (last >> LEAF_SHIFT) + 1)
+        version = -1
+        while version != node.map.version:  # else what was read first was replaced meanwhile
+            version = node.map.version
+            for number in numbers:
+                leaf = node.seen.get(number)
+                if leaf is None:
+                    leaf = await self.resident_leaf(node, number)
+                    if version != node.map.version:
+                        break
+                    if number not in node.seen:
+                        self._show(node.seen, number, leaf)
+                found[number] = leaf
         return found
 
     def _show(self, view: View, number: int, leaf: Leaf) -> None:

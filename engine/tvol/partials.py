@@ -113,6 +113,11 @@ class Partials:
         self.dirty.add(chunk >> _PAGE_SHIFT)
         return self.view[2 * chunk + 1]
 
+    def rebase(self, chunk: int, base: int) -> None:
+        """A copy takes the place of what the chunk has as its base."""
+        self.view[2 * chunk] = base
+        self.dirty.add(chunk >> _PAGE_SHIFT)
+
     def end(self, chunk: int) -> int:
         """The chunk is no partial one any more. Returns what its base was."""
         base = self.view[2 * chunk]

@@ -176,23 +176,6 @@ class Planner:
             raise
         return plan
 
-    def plan_settling(self, node: Node, index: int) -> Plan:
-        """Nothing of the content changes, but the index names no partial chunk any more: its own is filled, of one that
-        is shared a whole copy is made. Raises as ``plan``."""
-        plan, entry = Plan(), node.map.lookup(index)
-        if not PARTIAL_SCALAR <= entry < 0:
-            return plan
-        chunk = entry & CHUNK_MASK
-        mask, base = self._partials.mask(chunk), self._partials.base(chunk)
-        pieces = self._copy_pages(plan, self._claims.base_of(chunk) << self._shift, FULL_MASK & ~mask)
-        if self._births.view[chunk] <= node.floor:
-            pieces += self._copy_pages(plan, chunk << self._shift, mask)
-            chunk, base = self._allocator.take(whole=True)[0], EMPTY
-            plan.taken.append(chunk)
-        self._write_pieces(plan, chunk, pieces)
-        plan.published.append((index, chunk, base, FULL_MASK))
-        return plan
-
     def _plan_chunk(self, plan: Plan, node: Node, index: int, within: int, data: memoryview, redirect: bool) -> None:
         entry = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
         mine = entry >= FIRST_CHUNK_ENTRY and self._births.view[entry] > node.floor

@@ -45,10 +45,12 @@ async def share(
         await core.begin_sharing()
         while at < end:
             source_at = source_first + at - first
+            version = source().map.version
             wanted = await core.maps.resident_leaf(source(), source_at >> LEAF_SHIFT)
             await head.ready(epoch, at << shift, 1)
             await core.make_room_to_share()
-            source()
+            if source().map.version != version:
+                continue
             node = epoch.node  # the snapshot, if there was a flip since
             items, settled = _items(core.family.claims, wanted, source_at, node.map, at, end - at)
             if items:

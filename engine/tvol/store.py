@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.stores import Frozen, Head
+    from engine.tvol.chunk_map import Leaf
     from engine.tvol.core import Core
     from engine.tvol.epoch import Epoch
     from engine.tvol.scrub import Finding, RepairSource
@@ -224,18 +225,14 @@ class NativeStore:
         """
         new_node = self._native(newer).node
         old_node = self._native(older).node if older is not None else None
-        claims, maps = self._core.family.claims, self._core.maps
+        claims = self._core.family.claims
         found: list[Extent] = []
         for number in range(offset >> self._core.chunk_shift >> LEAF_SHIFT, new_node.map.count):
             if number >= new_node.map.count:
                 break  # a live head was shrunk
-            old = await maps.leaf(old_node, number) if old_node else ABSENT_LEAF
-            new = await maps.leaf(new_node, number)
+            old, new = await self._two_leaves(old_node, new_node, number)
             if new is old or (new.page and new.page == old.page):
                 continue
-            if not (new.resident and old.resident):
-                old = await maps.resident_leaf(old_node, number) if old_node else ABSENT_LEAF
-                new = await maps.resident_leaf(new_node, number)
             states = np.minimum(new.array, FIRST_CHUNK_ENTRY) + 1
             states[claims.chunks_of(new.array) == claims.chunks_of(old.array)] = 0
             for start, count, state in runs_of(states):
@@ -251,6 +248,20 @@ class NativeStore:
                 self._native(older)
         for extent in found:
             yield extent
+
+    async def _two_leaves(self, old_node: Node | None, new_node: Node, number: int) -> tuple[Leaf, Leaf]:
+        """The leaves of two maps, resident unless they are one, from between two changes of sealed snapshots."""
+        maps = self._core.maps
+        while True:
+            versions = (old_node.map.version if old_node else 0, new_node.map.version)
+            old = await maps.leaf(old_node, number) if old_node else ABSENT_LEAF
+            new = await maps.leaf(new_node, number)
+            is_same = new is old or (new.page and new.page == old.page)
+            if not is_same and not (new.resident and old.resident):
+                old = await maps.resident_leaf(old_node, number) if old_node else ABSENT_LEAF
+                new = await maps.resident_leaf(new_node, number)
+            if versions == (old_node.map.version if old_node else 0, new_node.map.version):
+                return old, new
 
     def _native(self, device: Frozen | Head) -> NativeDevice:
         if not isinstance(device, NativeDevice):
@@ -449,7 +460,7 @@ class NativeStore:
 
     async def inherited(self, head: Head) -> Inherited | None:
         """See ``engine.stores.SeparableStore``."""
-        return await find_inherited(self._core, self._volume(head))
+        return await find_inherited(self._core, self._volume(head), self._heads.get)
 
     async def separate(self, head: Head) -> bool:
         """See ``engine.stores.SeparableStore``. Raises StoreFailed, OutOfSpace."""

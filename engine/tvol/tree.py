@@ -14,7 +14,8 @@ Rules kept here (STORE section 3, each with the simulation that fails without it
 * A deleted node keeps its place, and so its child's floor, until MERGE; a MERGE is logged only when the DELETE is
   durable. No child: its own chunks are reclaimed leaf by leaf. One child: the deadlists merge. More: it waits.
 * A freed chunk's birth is 0 at once, but the chunk goes to ``freed``: the store decides when it may be used again.
-* A node that inherits nothing may leave its parent (SEPARATE, ``flatten.py``).
+* What a clone inherits is replaced in all of its nodes at once (ADOPT, ``adoption.py``); a node that inherits nothing
+  may leave its parent (SEPARATE, ``flatten.py``).
 * What entries, deadlists and the reclaim queue hold are *claims* (``claims.py``): chunks, or slots that share one. The
   entry of a partial chunk (``partials.py``) stands for two of them; which of them end with it depends on what follows.
 """
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.tvol import layout
+from engine.tvol.adoption import adopt, tree_of
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, ChunkMap, Leaf, leaf_count
 from engine.tvol.claims import Claims, expand_share, names_chunk
 from engine.tvol.deadlist import Deadlist, ReclaimQueue
@@ -86,6 +88,7 @@ class Node:
         "name",
         "own",
         "parent",
+        "seen",
         "size_bytes",
         "stored",
         "volume_id",
@@ -112,6 +115,8 @@ class Node:
         """Entries that name a chunk."""
         self.own = 0
         """Those of them born above the floor."""
+        self.seen: dict[int, Leaf] = {}
+        """Of a sealed snapshot, the leaves that its readers find in the cache (``MapReader.see``)."""
         self.stored: StoredNode | None = None
         """What the last checkpoint has of it."""
 
@@ -195,6 +200,7 @@ class Family:
             RecordType.GROUP_PREPARE: self._apply_group_prepare,
             RecordType.MARK: self._apply_mark,
             RecordType.SEPARATE: self._apply_separate,
+            RecordType.ADOPT: self._apply_adopt,
         }
 
     def apply(self, kind: int, payload: bytes) -> None:
@@ -220,9 +226,9 @@ class Family:
         if node.kind is NodeKind.HEAD:
             self.heads[node.id] = node
         self.next_node = max(self.next_node, node.id + 1)
-        self._count_structure(node)
+        self.count_structure(node)
 
-    def _count_structure(self, *nodes: Node) -> None:
+    def count_structure(self, *nodes: Node) -> None:
         for node in nodes:
             self.largest_map = max(self.largest_map, node.map.count)
             self.structure_pages += node_pages(node)
@@ -274,6 +280,17 @@ class Family:
                     leaf.hold(entries)
             below = below.children[0] if below.children else None
 
+    def _need_below(self, node: Node, number: int) -> None:
+        """In replay: have a leaf of a node and of all below in memory."""
+        if self.source is not None:
+            for each in tree_of(node):
+                if not each.map.loaded:
+                    each.map.load(self.source.leaves(each.map.tops, each.map.count))
+                if number < each.map.count and not (leaf := each.map.leaves[number]).resident:
+                    entries = self.source.entries(leaf)
+                    self.claims.check_entries(entries)
+                    leaf.hold(entries)
+
     # --- map changes --------------------------------------------------------------------------------------------
 
     def set_entry(self, node: Node, index: int, entry: int) -> None:
@@ -323,7 +340,7 @@ class Family:
         before = node.map.leaves[number]
         slot = index & LEAF_MASK
         old = before.view[slot]
-        leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
+        leaf = before if before.owner == node.map.token else self.own_leaf(node, number)
         leaf.view[slot] = entry
         node.mapped += names_chunk(entry) - names_chunk(old)
         if node.children:
@@ -340,7 +357,7 @@ class Family:
         births.born[chunk] = births.view[chunk] = node.generation or self.generation
         node.own += 1
 
-    def _own_leaf(self, node: Node, number: int) -> Leaf:
+    def own_leaf(self, node: Node, number: int) -> Leaf:
         self.dirty_leaves += 1
         self.touch(node)
         return node.map.own(number, node.generation or self.generation)
@@ -355,7 +372,7 @@ class Family:
             node.dead.add(birth, claim & 0xFFFF_FFFF)
             self.dirty_words += 1
 
-    def _kill_many(self, node: Node, entries: npt.NDArray[np.uint32]) -> None:
+    def kill_many(self, node: Node, entries: npt.NDArray[np.uint32]) -> None:
         """All claims of these entries end in a node."""
         if not len(entries):
             return
@@ -392,7 +409,7 @@ class Family:
                 return
             else:
                 before = leaf
-                after = leaf if leaf.owner == node.map.token else self._own_leaf(node, number)
+                after = leaf if leaf.owner == node.map.token else self.own_leaf(node, number)
                 after.view[slot] = entry
             node.mapped += gain
 
@@ -428,7 +445,7 @@ class Family:
             self.touch(node)
             node.map.drop(number)
         else:
-            leaf = before if before.owner == node.map.token else self._own_leaf(node, number)
+            leaf = before if before.owner == node.map.token else self.own_leaf(node, number)
             leaf.array[places] = values
         if not isinstance(values, int):
             slots = int(np.count_nonzero(values >= FIRST_CHUNK_ENTRY))
@@ -438,7 +455,7 @@ class Family:
             self._put_below(node, number, before, places, old, values)
         named = old[old >= FIRST_CHUNK_ENTRY]
         node.mapped -= len(named)
-        self._kill_many(node, named)
+        self.kill_many(node, named)
 
     def _put_below(
         self, node: Node, number: int, before: Leaf, places: slice | Places, old: Words, values: Words | int
@@ -461,7 +478,7 @@ class Family:
                 if not same.any():
                     return
                 before = leaf
-                after = leaf if leaf.owner == node.map.token else self._own_leaf(node, number)
+                after = leaf if leaf.owner == node.map.token else self.own_leaf(node, number)
                 after.array[places] = np.where(same, values, after.array[places])
             node.mapped -= int(np.count_nonzero(old[same] >= FIRST_CHUNK_ENTRY))
             if not isinstance(values, int):
@@ -573,7 +590,7 @@ class Family:
         head.size_bytes = snapshot.size_bytes
         head.detach()
         head.attach(snapshot)
-        self._count_structure(head)
+        self.count_structure(head)
 
     def _apply_rollback(self, payload: bytes) -> None:
         head_id, target_id = layout.unpack_fields(layout.ROLLBACK, payload)
@@ -612,7 +629,7 @@ class Family:
             node.generation = node.floor
             node.dead = Deadlist()  # what it names belongs to older snapshots
             self.reclaiming.append(node)
-            self._count_structure(node)
+            self.count_structure(node)
             return
         child = node.children.pop()
         self.touch(child)
@@ -671,7 +688,7 @@ class Family:
             self.fill(head, new, old - new, EMPTY)
         head.map.resize(leaf_count(new))
         head.size_bytes = size_bytes
-        self._count_structure(head)
+        self.count_structure(head)
 
     def _apply_rename(self, payload: bytes) -> None:
         (node_id,) = layout.unpack_fields(layout.NODE_ID, payload)
@@ -729,7 +746,20 @@ class Family:
         node.detach()
         node.attach(None)
         node.dead = Deadlist()
-        self._count_structure(node)
+        self.count_structure(node)
+
+    def _apply_adopt(self, payload: bytes) -> None:
+        node_id, items = layout.unpack_map(payload)
+        node = self.node(node_id)
+        limit = node.map.count * LEAF_ENTRIES
+        for index, count, entry in items:
+            if not count or index + count > limit or entry == EMPTY or entry + count > layout.MAX_CHUNKS:
+                raise LayoutError(f"ADOPT of node {node_id}: {index}+{count} -> {entry} is out of range")
+            for number in range(index >> LEAF_SHIFT, (index + count - 1 >> LEAF_SHIFT) + 1):
+                self._need_below(node, number)
+        if not items:
+            raise LayoutError(f"ADOPT of node {node_id} without items")
+        adopt(self, node, items)
 
     def _apply_metadata(self, payload: bytes) -> None:
         first, count = layout.unpack_fields(layout.METADATA, payload)

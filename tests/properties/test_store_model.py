@@ -135,10 +135,8 @@ class Model:
         while (shared := await self.store.inherited(head)) is not None:
             mover = ThreadMover(self.env.workers)
             await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
-        if await self.store.separate(head):
-            assert self.store.origin(head) is None
-        else:
-            assert self.store.snapshots(head.volume_id)
+        assert await self.store.separate(head)
+        assert self.store.origin(head) is None
 
     async def clone(self, pick: int) -> None:
         origin = self.snapshot_of(pick)

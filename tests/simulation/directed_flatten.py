@@ -7,8 +7,11 @@ import random
 from typing import TYPE_CHECKING
 
 from engine.copy_job import CopyOptions, copy_extents
+from engine.errors import StoreFailed
 from engine.movers import ThreadMover
+from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
+from engine.tvol.layout import LayoutError
 from tests.simulation.directed import CHUNK, CHUNKS, PATH, HeldWorkers, _create, _process
 from tests.support.sim_files import SimFileSystem
 from tests.support.volume_oracle import Violation
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engine.files import StoreEnv
+    from engine.tvol.device import NativeSnapshot
+    from engine.tvol.flatten import Inherited
     from engine.tvol.head import NativeHead
 
 
@@ -53,11 +58,18 @@ async def _flatten(
     """One pass."""
     shared = await store.inherited(clone)
     assert shared is not None
+    await _copy(env, shared, between)
+
+
+async def _copy(env: StoreEnv, shared: Inherited, between: Callable[[], Awaitable[None]]) -> None:
     mover = _Interrupted(env.workers, between)
-    await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+    try:
+        await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+    except StoreFailed as error:
+        raise Violation(f"a copy made the store fail: {error}") from error
 
 
-async def _expect(head: NativeHead, expected: bytes) -> None:
+async def _expect(head: NativeHead | NativeSnapshot, expected: bytes) -> None:
     found = bytearray(CHUNKS * CHUNK)
     await head.read(0, memoryview(found))
     if found != expected.ljust(len(found), b"a"):
@@ -91,8 +103,7 @@ def a_chunk_of_its_own_where_a_pass_expects_an_inherited_one() -> None:
         async def write() -> None:
             await clone.write(512, memoryview(b"c" * 512))
 
-        mover = _Interrupted(env.workers, write)
-        await copy_extents(shared, shared, options=CopyOptions(blank_target=True), mover=mover)
+        await _copy(env, shared, write)
         await _expect(clone, (b"b" * 512 + b"c" * 512).ljust(CHUNK, b"b"))
 
     _process(SimFileSystem(random.Random(1)), main)
@@ -138,7 +149,10 @@ def a_slow_write_under_a_copy_and_a_flip() -> None:
         await asyncio.sleep(0)
         await _flatten(env, store, clone)
         workers.let_go()
-        await writer
+        try:
+            await writer
+        except (StoreFailed, LayoutError) as error:
+            raise Violation(f"a write under a copy failed: {error}") from error
         await snapshot
         await _expect(clone, b"b" * 512)
 
@@ -218,3 +232,107 @@ def a_merge_before_the_separation_is_durable() -> None:
     _process(files, main)
     files.lose_power("everything")
     _process(files, look)
+
+
+async def _rewritten(store: TvolFile, head: NativeHead) -> None:
+    """All chunks that are free, and a few, hold something else now."""
+    await store.settled()
+    for value in (b"x", b"y"):
+        for index in range(CHUNKS):
+            await head.write(index * CHUNK, memoryview(value * CHUNK))
+        await head.flush()
+        await store.settled()
+
+
+def a_clone_that_leaves_with_its_snapshots() -> None:
+    """Readers of them had their maps in memory; partial chunks lie over what was inherited; then the origin goes."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        expected, points = bytearray(b"a" * CHUNKS * CHUNK), []
+        for number in range(3):
+            for at in (number * CHUNK, (8 + number) * CHUNK + 4096):
+                length = CHUNK if at % CHUNK == 0 else 4096
+                await clone.write(at, memoryview(b"%d" % number * length))
+                expected[at : at + length] = b"%d" % number * length
+            await clone.write((11 * CHUNK) + 4096 * number, memoryview(b"p" * 4096))
+            expected[11 * CHUNK + 4096 * number : 11 * CHUNK + 4096 * (number + 1)] = b"p" * 4096
+            points.append((await store.snapshot(clone, f"s{number}"), bytes(expected)))
+            await _expect(points[-1][0], points[-1][1])
+        await _flatten(env, store, clone)
+        if not await store.separate(clone):
+            raise Violation("a clone whose snapshots were copied was not separated")
+        (origin,) = (snapshot for snapshot in store.snapshots() if snapshot.name == "origin")
+        await store.delete_snapshot(origin)
+        await _rewritten(store, store.volumes()[0])
+        for snapshot, content in points:
+            await _expect(snapshot, content)
+        await _expect(clone, bytes(expected))
+        for snapshot, _ in (points.pop(1), points.pop(0)):
+            await store.delete_snapshot(snapshot)
+            await _rewritten(store, store.volumes()[0])
+            for other, content in points:
+                await _expect(other, content)
+            await _expect(clone, bytes(expected))
+        await store.close()
+
+    _process(files, main)
+    _check(files)
+
+
+def a_clone_that_was_flattened_in_part_and_its_snapshot_goes() -> None:
+    """What the snapshot had killed, and what was copied for it, is freed once, and by nobody but its last user."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _family(env)
+        snapshot = await store.snapshot(clone, "s")
+        for index in range(4):
+            await clone.write(index * CHUNK, memoryview(b"b" * CHUNK))
+        await _flatten(env, store, clone)
+        await store.delete_snapshot(snapshot)
+        await _rewritten(store, store.volumes()[0])
+        await _expect(clone, b"b" * 4 * CHUNK)
+        await store.close()
+
+    _process(files, main)
+    _check(files)
+
+
+def a_zero_chunk_under_a_partial_one() -> None:
+    """It is copied as zeroes that take space, since nothing else can be a base."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        store._core._can_punch = False  # what is free holds what it held
+        head = store.volumes()[0]
+        for index in range(CHUNKS):
+            await head.write(index * CHUNK, memoryview(bytes(CHUNK)))
+        clone = await store.clone(await store.snapshot(head, "origin"), "clone")
+        await clone.write(4096, memoryview(b"b" * 4096))
+        for index in range(CHUNKS):
+            await head.write(index * CHUNK, memoryview(b"o" * CHUNK))
+        await head.discard(0, CHUNKS * CHUNK)
+        await head.flush()
+        await store.snapshot(clone, "s")
+        await _flatten(env, store, clone)
+        if not await store.separate(clone):
+            raise Violation("a clone with zeroes under a partial chunk was not separated")
+        await store.delete_snapshot(store.snapshots()[0])
+        await _rewritten(store, head)
+        expected = bytearray(CHUNKS * CHUNK)
+        expected[4096:8192] = b"b" * 4096
+        await _expect(clone, bytes(expected))
+        await store.close()
+
+    _process(files, main)
+    _check(files)
+
+
+def _check(files: SimFileSystem) -> None:
+    files.restart_process()
+    report = check_file(PATH, files=files)
+    if report.damaged:
+        raise Violation("check: " + "; ".join(map(str, report.findings[:5])))

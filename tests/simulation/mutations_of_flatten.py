@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.tvol import flatten, layout
+from engine.tvol import adoption, flatten, layout
 from engine.tvol import store as store_module
 from engine.tvol.head import NativeHead
 from engine.tvol.layout import RecordType
 from tests.simulation.directed_flatten import (
     a_chunk_of_its_own_where_a_pass_expects_an_inherited_one,
+    a_clone_that_leaves_with_its_snapshots,
     a_clone_that_still_inherits_and_its_origin_goes,
+    a_clone_that_was_flattened_in_part_and_its_snapshot_goes,
     a_merge_before_the_separation_is_durable,
     a_separated_clone_after_power_loss,
     a_slow_write_under_a_copy_and_a_flip,
-    a_write_in_place_to_what_is_being_copied,
-    a_write_over_what_is_being_copied,
+    a_zero_chunk_under_a_partial_one,
 )
-from tests.simulation.mutation import Mutation
+from tests.simulation.mutation import Mutation, nothing
 from tests.simulation.mutations_of_notes import NeverFlushes
 
 if TYPE_CHECKING:
@@ -28,12 +29,8 @@ def _always(original):
     return lambda *arguments: True
 
 
-def _whatever_the_floor(original):
-    def is_as_read(self, number):
-        self._floor = self._head.node.floor
-        return original(self, number)
-
-    return is_as_read
+async def _no_zeroes(core, chunk):
+    return
 
 
 def _logged_only(original):
@@ -52,10 +49,6 @@ def _separated_without_a_flush(original):
 
 
 FLATTEN: dict[str, Mutation] = {
-    "copied-only-where-unchanged": Mutation(
-        "a copy of what a clone inherits counts only where the clone has not written meanwhile",
-        ((flatten._Lease, "_is_as_read", _always),),
-    ),
     "copied-only-where-no-write-is-under-way": Mutation(
         "it does not count where a write is under way",
         ((NativeHead, "may_redirect", _always),),
@@ -68,9 +61,21 @@ FLATTEN: dict[str, Mutation] = {
         "a clone leaves its origin only when it inherits nothing",
         ((flatten, "_inherits_nothing", lambda original: _nothing_is_inherited),),
     ),
-    "copied-only-with-the-same-floor": Mutation(
-        "it does not count where a merge has made what was inherited the clone's own",
-        ((flatten._Lease, "_is_as_read", _whatever_the_floor),),
+    "copied-in-the-whole-tree": Mutation(
+        "a copy takes the place of what was inherited in the bases of partial chunks, too",
+        ((adoption, "_replace_bases", nothing),),
+    ),
+    "copies-reach-the-deadlists": Mutation(
+        "the deadlist of a node that had killed what was copied names the copy",
+        ((adoption, "_mend_deadlist", nothing),),
+    ),
+    "readers-of-snapshots-are-told": Mutation(
+        "nobody goes by what a snapshot's leaf was before a copy",
+        ((adoption, "_tell_readers", nothing),),
+    ),
+    "zero-bases-are-written": Mutation(
+        "a chunk of zeroes under a partial one is written",
+        ((flatten, "zero_chunk", lambda original: _no_zeroes),),
     ),
     "separated-before-merged": Mutation(
         "a node that a separation left with one child is merged when the separation is durable",
@@ -83,11 +88,13 @@ FLATTEN: dict[str, Mutation] = {
 }
 
 DIRECTED_FLATTEN: dict[str, Callable[[], None]] = {
-    "copied-only-where-unchanged": a_write_over_what_is_being_copied,
     "copied-only-where-no-write-is-under-way": a_slow_write_under_a_copy_and_a_flip,
     "copied-only-while-inherited": a_chunk_of_its_own_where_a_pass_expects_an_inherited_one,
     "separated-only-without-inheritance": a_clone_that_still_inherits_and_its_origin_goes,
-    "copied-only-with-the-same-floor": a_write_in_place_to_what_is_being_copied,
+    "copied-in-the-whole-tree": a_clone_that_leaves_with_its_snapshots,
+    "copies-reach-the-deadlists": a_clone_that_was_flattened_in_part_and_its_snapshot_goes,
+    "readers-of-snapshots-are-told": a_clone_that_leaves_with_its_snapshots,
+    "zero-bases-are-written": a_zero_chunk_under_a_partial_one,
     "separated-before-merged": a_merge_before_the_separation_is_durable,
     "separation-is-flushed": a_separated_clone_after_power_loss,
 }

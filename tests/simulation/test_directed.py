@@ -2,6 +2,10 @@
 
 import pytest
 
+from tests.simulation.directed_flatten import (
+    a_write_in_place_to_what_is_being_copied,
+    a_write_over_what_is_being_copied,
+)
 from tests.simulation.mutations import DIRECTED, MUTATIONS
 from tests.support.volume_oracle import Violation
 
@@ -9,6 +13,11 @@ from tests.support.volume_oracle import Violation
 @pytest.mark.parametrize("name", sorted(DIRECTED))
 def test_a_narrow_race_keeps_the_promise(name):
     DIRECTED[name]()
+
+
+@pytest.mark.parametrize("scene", [a_write_over_what_is_being_copied, a_write_in_place_to_what_is_being_copied])
+def test_a_copy_of_what_is_inherited_replaces_no_write(scene):
+    scene()
 
 
 @pytest.mark.parametrize("name", sorted(DIRECTED))

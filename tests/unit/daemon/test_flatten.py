@@ -92,7 +92,6 @@ async def test_a_flattened_clone_depends_on_nothing_and_its_origin_can_go(engine
         await engine.api.snapshot_delete("a", "s")
     job = await finished(engine, await engine.api.clone_flatten("c"))
     assert job.error is None
-    assert job.result["independent"]
     assert 0 < job.result["copied_bytes"] == job.total_bytes
     assert await content(engine, "c") == before
     assert await frozen_content(engine, "a", "s") == origin
@@ -131,31 +130,65 @@ async def test_its_users_write_on_while_it_is_flattened(engine):
     for snapshot in await engine.api.snapshot_list("c"):
         await engine.api.snapshot_delete("c", snapshot.name)
     await reclaimed(engine, "c")
-    if not job.result["independent"]:
-        assert (await finished(engine, await engine.api.clone_flatten("c"))).result["independent"]
     await engine.api.volume_delete("a", force=True)
     assert await content(engine, "c") == expected
 
 
-async def test_snapshots_of_the_clone_stay_as_they_are_and_keep_the_tie(engine):
+async def test_a_clone_leaves_with_all_its_snapshots_and_what_they_share_is_copied_once(engine):
+    await family(engine)
+    expected = {}
+    for number in range(6):
+        if number == 3:
+            await engine.api.snapshot_rollback("c", "s1")  # a branch stays
+        await engine.api.snapshot_create("c", f"s{number}")
+        expected[f"s{number}"] = await content(engine, "c")
+        await scribble(engine, "c", 20 + number, times=3)
+        for offset in range(0, SIZE - 64 * KIB, 2 * MIB):  # partial chunks over what is inherited
+            await engine.pool.volume("c").write(offset + 4 * KIB * number, memoryview(os.urandom(4 * KIB)))
+    await engine.api.snapshot_delete("c", "s1")  # hidden until one of its two children is left
+    del expected["s1"]
+    now, origin = await content(engine, "c"), await frozen_content(engine, "a", "s")
+    before = await engine.api.clone_flatten_preview("c")
+    assert (before.origin, sorted(before.snapshots)) == ("a@s", ["before-rollback-1", *sorted(expected)])
+    assert 0 < before.copied_bytes <= SIZE + 64 * KIB
+    space = engine.pool.volume("c").head.store.family_space
+    used = (await space()).used_bytes
+    job = await finished(engine, await engine.api.clone_flatten("c"))
+    assert job.error is None
+    assert job.result["copied_bytes"] <= before.copied_bytes
+    assert (await space()).used_bytes - used <= before.copied_bytes, "one copy serves all"
+    assert (await engine.api.volume_show("c")).origin is None
+    assert await content(engine, "c") == now
+    for name, data in expected.items():
+        assert await frozen_content(engine, "c", name) == data
+    assert await frozen_content(engine, "a", "s") == origin
+    with pytest.raises(InvalidState, match="of its own"):
+        await engine.api.clone_flatten_preview("c")
+    await engine.api.volume_delete("a", force=True)
+    await reclaimed(engine, "c")
+    await engine.api.volume_create("other", SIZE)
+    await scribble(engine, "other", 1)
+    for name in ("s0", "s4", "s3"):
+        await engine.api.snapshot_delete("c", name)
+        await reclaimed(engine, "c")
+        del expected[name]
+        for left, data in expected.items():
+            assert await frozen_content(engine, "c", left) == data
+    assert await content(engine, "c") == now
+
+
+async def test_readers_of_its_snapshots_do_not_notice(engine):
+    """What they have in memory of a snapshot's map is replaced under them."""
     await family(engine)
     await engine.api.snapshot_create("c", "old")
-    old = await content(engine, "c")
     await scribble(engine, "c", 9, times=3)
-    now = await content(engine, "c")
-    job = await finished(engine, await engine.api.clone_flatten("c"))
-    assert (job.result["independent"], job.result["held_by"]) == (False, ["old"])
-    assert (await engine.api.volume_show("c")).origin == "a@s"
-    assert await frozen_content(engine, "c", "old") == old
-    assert await content(engine, "c") == now
-    with pytest.raises(InUse):
-        await engine.api.volume_delete("a", force=True)
-    await engine.api.snapshot_delete("c", "old")
-    await reclaimed(engine, "c")
-    again = await finished(engine, await engine.api.clone_flatten("c"))
-    assert (again.result["independent"], again.result["copied_bytes"]) == (True, 0)
+    old = await frozen_content(engine, "c", "old")
+    await finished(engine, await engine.api.clone_flatten("c"))
     await engine.api.volume_delete("a", force=True)
-    assert await content(engine, "c") == now
+    await reclaimed(engine, "c")
+    await engine.api.clone_create("c", None, "d")  # in the same file: it takes what the origin has left
+    await engine.pool.volume("d").write(0, memoryview(os.urandom(SIZE)))
+    assert await frozen_content(engine, "c", "old") == old
 
 
 async def test_a_clone_of_a_clone_of_a_clone(engine):
@@ -167,15 +200,17 @@ async def test_a_clone_of_a_clone_of_a_clone(engine):
         contents[child] = await content(engine, child)
     with pytest.raises(InUse, match="e"):
         await engine.api.volume_delete("d", force=True)
-    assert (await finished(engine, await engine.api.clone_flatten("e"))).result["independent"] is False, "f hangs on it"
-    assert (await engine.api.volume_show("f")).origin == "e@f"
-    assert (await finished(engine, await engine.api.clone_flatten("f"))).result["independent"]
-    await engine.api.snapshot_delete("e", "f")
-    await reclaimed(engine, "e")
-    assert (await finished(engine, await engine.api.clone_flatten("e"))).result["independent"]
+    await finished(engine, await engine.api.clone_flatten("e"))
+    assert (await engine.api.volume_show("e")).origin is None
+    assert (await engine.api.volume_show("f")).origin == "e@f", "f has left with e, whose clone it is"
     await engine.api.volume_delete("d", force=True)
     await engine.api.volume_delete("c", force=True)
     await engine.api.volume_delete("a", force=True)
+    with pytest.raises(InUse, match="linked clones"):
+        await engine.api.snapshot_delete("e", "f")
+    await finished(engine, await engine.api.clone_flatten("f"))
+    await engine.api.snapshot_delete("e", "f")
+    await reclaimed(engine, "e")
     for name in ("e", "f"):
         assert await content(engine, name) == contents[name]
 
@@ -207,7 +242,7 @@ async def test_cancelled_and_interrupted_it_goes_on_with_the_rest(tmp_path):
         assert (await engine.api.job_show(job.job)).state == "Exception"
         job = await finished(engine, await engine.api.clone_flatten("c"))
         assert job.total_bytes <= SIZE - 3 * STRIP_BYTES, "what was copied is not copied again"
-        assert job.result["independent"]
+        assert job.error is None
         assert await content(engine, "c") == before
     async with opened(tmp_path / "pool") as engine:
         assert (await engine.api.volume_show("c")).origin is None
@@ -243,7 +278,7 @@ async def test_a_volume_that_becomes_smaller_meanwhile(tmp_path):
         await held[0].holding.wait()
         await engine.api.volume_resize("c", 10 * MIB + 4 * KIB, shrink=True)
         held[0].let_go()
-        assert (await finished(engine, job)).result["independent"]
+        assert (await finished(engine, job)).error is None
         await engine.api.volume_resize("c", 12 * MIB)
         assert await content(engine, "c") == before[: 10 * MIB + 4 * KIB] + bytes(2 * MIB - 4 * KIB)
     check(tmp_path / "pool")
@@ -272,7 +307,7 @@ async def test_a_clone_is_flattened_by_one_job_at_a_time(engine):
     (job,) = [each for each in outcomes if not isinstance(each, Exception)]
     (error,) = [each for each in outcomes if isinstance(each, Exception)]
     assert isinstance(error, InUse)
-    assert (await finished(engine, job)).result["independent"]
+    assert (await finished(engine, job)).error is None
 
 
 async def test_what_a_job_is_about_to_read_is_not_deleted(engine):
@@ -281,7 +316,7 @@ async def test_what_a_job_is_about_to_read_is_not_deleted(engine):
     await asyncio.sleep(0)
     with pytest.raises(InUse, match="flatten"):
         await engine.api.volume_delete("c")
-    assert (await finished(engine, await starting)).result["independent"]
+    assert (await finished(engine, await starting)).error is None
 
 
 async def test_a_clone_that_fails_leaves_no_snapshot(engine, monkeypatch):
