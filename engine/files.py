@@ -12,6 +12,7 @@ import errno
 import fcntl
 import functools
 import os
+import resource
 import threading
 import time
 import uuid
@@ -126,6 +127,10 @@ class Clock(Protocol):
     def monotonic(self) -> float: ...
     def boottime(self) -> float:
         """CLOCK_BOOTTIME: goes on through a suspend."""
+        ...
+
+    def preemptions(self) -> int:
+        """How often the calling thread has lost its processor without waiting for anything."""
         ...
 
     def time(self) -> float:
@@ -406,6 +411,9 @@ class SystemClock:
 
     def boottime(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def preemptions(self) -> int:
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def real_env(threads: int = 8) -> StoreEnv:

@@ -95,7 +95,13 @@ class Allocator:
         if not self._holes_read_zero or not self._is_granted():
             return 0
         self._granted -= 1
-        return self._zero.pop() if self._zero else self.extend(1)
+        if self._zero:
+            return self._zero.pop()
+        if self.end >= self._file_chunks:
+            return self.extend(1)
+        self.end += 1
+        self._births.extend_to(self.end)
+        return self.end - 1
 
     def take_whole(self, count: int) -> list[int]:
         """So many free chunks, to be overwritten whole. Raises OutOfSpace, taking none."""

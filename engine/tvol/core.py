@@ -264,7 +264,7 @@ class Core:
         return (
             self._pass_bytes < MAX_PASS_BYTES
             and self.journal.has_room(self._pass_bytes + TREE_RECORD_BYTES)
-            and self.pages.headroom() > MARGIN + WRITE_STEP
+            and self.pages.admit_write()
         )
 
     def end_pass(self) -> None:

@@ -39,12 +39,9 @@ FAST_COPY_BYTES = 64 * KIB
 SLOW_WRITE_S = 0.002
 """An in-loop write that took longer held up the loop (STORE section 6)."""
 SLOW_PAUSE_S = 1.0
-"""For so long a head's writes go to workers once its file is found slow."""
-SLOW_AGAIN_S = 0.001
-STUCK_WRITE_S = 0.02
-"""Slow is a file with two slow writes at most ``SLOW_AGAIN_S`` apart, or one of ``STUCK_WRITE_S``. A single one is not
-enough: a thread that loses its processor inside the call looks the same, but then runs on for a whole time slice.
-(Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
+"""After a slow write the next ones are watched for so long: a thread that loses its processor inside the call looks the
+same, and says nothing about the file. One that is slow without having lost it sends the head's writes to workers, for
+as long. (Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
 
 
 class FastWriter(NativeDevice):
@@ -56,21 +53,25 @@ class FastWriter(NativeDevice):
         self._gate: asyncio.Event | None = None
         """While it is there, all new writes wait."""
         self._write_cache = True
-        self._paused_until = 0.0
-        self._slow_at = -SLOW_PAUSE_S
+        self._slow_until = 0.0
+        """Until then writes are watched, or paused; 0: neither."""
+        self._paused = False
         self._births = core.family.births
         self._planner = Planner(core)
         self._write_now = core.data.write
         self._monotonic = core.env.clock.monotonic
+        self._preemptions = core.env.clock.preemptions
+        self._is_shut = False
+        """Everything is declined."""
         self._floor = 0
-        """The node's floor while the fast tier may write in place, else NEVER."""
+        """The node's floor while the first of the ways is open, else NEVER."""
         self.refresh()
 
     def refresh(self) -> None:
         """Recompute what the fast tier goes by; called after every change of the tree, and on failure."""
         self._size = 0 if self._closed else self._node.size_bytes
-        shut = self._closed or self._gate or self._core.failed or not self._write_cache or self._paused_until
-        self._floor = NEVER if shut else self._node.floor
+        self._is_shut = bool(self._closed or self._gate or self._core.failed or not self._write_cache or self._paused)
+        self._floor = NEVER if self._is_shut or self._slow_until else self._node.floor
 
     # --- the fast tier ------------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class FastWriter(NativeDevice):
         except EngineError:
             return False  # the coroutine meets it again and raises it
         if self._monotonic() - started > SLOW_WRITE_S:
-            self._was_slow(started)
+            self._was_slow()
         return True
 
     def _try_write_new(self, offset: int, data: memoryview) -> bool:
@@ -108,6 +109,7 @@ class FastWriter(NativeDevice):
         length = len(data)
         if self._floor == NEVER and not self._resume():
             return False
+        preemptions = self._preemptions() if self._slow_until else -1
         if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size or length > FAST_WRITE_BYTES:
             return False
         if not length:
@@ -123,7 +125,7 @@ class FastWriter(NativeDevice):
         except (OutOfSpace, *NOT_THERE):
             return False
         if done and self._monotonic() - started > SLOW_WRITE_S:
-            self._was_slow(started)
+            self._was_slow(preemptions)
         return done
 
     def _write_at(self, place: Place, data: memoryview) -> bool:
@@ -158,19 +160,20 @@ class FastWriter(NativeDevice):
     def _overlapping(self, first: int, last: int) -> list[Admission]:
         return [other for other in self._admissions if other.first <= last and other.last >= first]
 
-    def _was_slow(self, started: float) -> None:
-        now = self._monotonic()
-        if started - self._slow_at < SLOW_AGAIN_S or now - started > STUCK_WRITE_S:
-            self._paused_until = now + SLOW_PAUSE_S
-            self.refresh()
-        self._slow_at = now
+    def _was_slow(self, preemptions: int = -1) -> None:
+        """A write was; ``preemptions``: before it, if it was watched."""
+        if preemptions >= 0 and preemptions != self._preemptions():
+            return
+        self._paused = preemptions >= 0
+        self._slow_until = self._monotonic() + SLOW_PAUSE_S
+        self.refresh()
 
     def _resume(self) -> bool:
-        """End the pause if it is over; whether the fast tier may write."""
-        if self._paused_until and self._monotonic() >= self._paused_until:
-            self._paused_until = 0.0
+        """End a watch or pause that is over; whether anything may be written."""
+        if self._slow_until and self._monotonic() >= self._slow_until:
+            self._slow_until, self._paused = 0.0, False
             self.refresh()
-        return self._floor != NEVER
+        return not self._is_shut
 
     def end_pass(self) -> None:
         """Journal what ``try_write`` changed since the last call. Raises StoreFailed: nothing may be answered."""

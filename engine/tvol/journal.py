@@ -53,7 +53,7 @@ class Journal:
 
     def has_room(self, length: int) -> bool:
         """Whether a record of ``length`` bytes fits wherever the ring's end falls, and a COMMIT after it."""
-        return self.used + 2 * length + COMMIT_ROOM <= self.ring_bytes
+        return self.position - self.head + 2 * length + COMMIT_ROOM <= self.ring_bytes
 
     def can_ever_hold(self, length: int) -> bool:
         """Whether ``has_room`` of so much can be true: right after a checkpoint, beside what a pass may gather."""
@@ -82,19 +82,19 @@ class Journal:
                 self._append(RecordType.FAILED, b"", RECORD_UNIT)
 
     def _pad(self, length: int) -> None:
-        rest = self.ring_bytes - self.offset
+        rest = self.ring_bytes - self.position % self.ring_bytes
         if rest < length:
             self._write(RecordType.PAD, b"", rest)
 
     def _append(self, kind: RecordType, payload: bytes, length: int) -> int:
-        assert self.used + length <= self.ring_bytes, "the journal is full"
+        assert self.position + length <= self.head + self.ring_bytes, "the journal is full"
         self._pad(length)
         return self._write(kind, payload, length)
 
     def _write(self, kind: RecordType, payload: bytes, length: int) -> int:
         seq = self.next_seq
         record, checksum = layout.pack_record(kind, seq, self.incarnation, self.previous, payload, length)
-        self._file.write((record,), self._start + self.offset)
+        self._file.write((record,), self._start + self.position % self.ring_bytes)
         self.position += length
         self.next_seq += 1
         self.previous = checksum

@@ -95,6 +95,8 @@ class PagePool:
         """Of the last checkpoint; tree operations count what they add to it."""
         self._running = 0
         """Of the free pages, the most that the running checkpoint still uses."""
+        self._admitted = 0
+        """Further changes of the write path that the last look at the reserve has found pages for."""
         self.is_low = False
         """Whether the reserve should grow, as ``headroom`` was when it was last looked at."""
         self.change(references)
@@ -120,6 +122,7 @@ class PagePool:
         """Its state is captured now; it uses ``needed`` of the free pages at most."""
         self._running = self.needed()
         self._parked = []
+        self._admitted = 0
 
     def take(self) -> int:
         """A free page for the running checkpoint."""
@@ -194,7 +197,17 @@ class PagePool:
         """Free pages beyond what the next checkpoint needs."""
         found = len(self._free) + len(self._parked or ()) - self._running - self.needed()
         self.is_low = found < 2 * MARGIN
+        self._admitted = 0  # whoever asks is about to use some of them
         return found
+
+    def admit_write(self) -> bool:
+        """Whether one more change of the write path finds its pages, and leaves the margin."""
+        if self._admitted:
+            self._admitted -= 1
+            return True
+        spare = self.headroom() - MARGIN - WRITE_STEP
+        self._admitted = max(0, spare // WRITE_STEP)
+        return spare > 0
 
     @property
     def chunk_count(self) -> int:

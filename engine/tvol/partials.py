@@ -105,7 +105,9 @@ class Partials:
         self.view[2 * chunk] = base
         self.view[2 * chunk + 1] = mask
         self.count += 1
-        self._touch(chunk >> _PAGE_SHIFT)
+        page = chunk >> _PAGE_SHIFT
+        self.present.add(page)
+        self.dirty.add(page)
 
     def widen(self, chunk: int, mask: int) -> int:
         """These pages are in the chunk now, too. Returns the whole mask."""
@@ -142,10 +144,6 @@ class Partials:
             part = slice(2 * page * PARTIALS_PER_PAGE, 2 * (page + 1) * PARTIALS_PER_PAGE)
             rows[part] = self._rows[part]
         self._rows, self.view = rows, rows.data
-
-    def _touch(self, page: int) -> None:
-        self.present.add(page)
-        self.dirty.add(page)
 
     # --- pages --------------------------------------------------------------------------------------------------
 
@@ -187,8 +185,3 @@ class Partials:
                 self.present.discard(page)
         self.dirty.clear()
         return captured
-
-
-def partial_entry(chunk: int) -> int:
-    """The entry of a partial chunk, as an int32."""
-    return chunk + PARTIAL_SCALAR

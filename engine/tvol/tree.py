@@ -50,7 +50,7 @@ from engine.tvol.layout import (
 )
 from engine.tvol.node_table import NodeTable, StoredNode
 from engine.tvol.notes import Notes
-from engine.tvol.partials import partial_entry
+from engine.tvol.partials import PARTIAL_SCALAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -310,7 +310,7 @@ class Family:
         if base == EMPTY:
             self.set_entry(node, index, chunk)
             return
-        entry, base_claim = partial_entry(chunk), base if base < SLOT_BIT else base - (1 << 32)
+        entry, base_claim = chunk + PARTIAL_SCALAR, base if base < SLOT_BIT else base - (1 << 32)
         old = node.map.leaves[index >> LEAF_SHIFT].view[index & LEAF_MASK]
         if old == base_claim:  # the first pages: the only claim goes on
             self.claims.partials.begin(chunk, base, mask)
@@ -342,7 +342,7 @@ class Family:
         old = before.view[slot]
         leaf = before if before.owner == node.map.token else self.own_leaf(node, number)
         leaf.view[slot] = entry
-        node.mapped += names_chunk(entry) - names_chunk(old)
+        node.mapped += (entry < 0 or entry >= FIRST_CHUNK_ENTRY) - (old < 0 or old >= FIRST_CHUNK_ENTRY)
         if node.children:
             self._set_below(node, number, before, slot, old, entry)
         return old

@@ -278,3 +278,6 @@ class SimClock:
 
     def time(self) -> float:
         return self.EPOCH + self._loop.time()
+
+    def preemptions(self) -> int:
+        return 0

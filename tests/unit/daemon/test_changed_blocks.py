@@ -25,6 +25,9 @@ class HandClock:
 
     monotonic = boottime = time
 
+    def preemptions(self):
+        return 0
+
 
 @pytest.fixture
 def clock():

@@ -33,6 +33,9 @@ class HandClock:
     def time(self):
         return self.wall
 
+    def preemptions(self):
+        return 0
+
     def passes(self, seconds: float) -> None:
         self.wall += seconds
         self.true += seconds
