@@ -10,8 +10,8 @@ Invariants:
 
 * A strip counts as done only after its bytes were read back from the target with the digest of what was read from
   the source. A difference ends the copy with ``IntegrityError``; the strip stays undone and is copied by the next run.
-* With a ledger, progress is what the ledger holds: it never goes backwards, also across restarts. A strip that the
-  ledger holds is not read again.
+* With a ledger, progress is what the ledger holds: it never goes backwards, also across restarts (but for the end of a
+  copy that was complete and not used). A strip that the ledger holds is not read again.
 * What reads zero is never written: it is discarded at the target, unless the target is blank there anyway.
 * Lanes are few and pieces small, so that foreground I/O of the same files keeps its latency (STORE section 6).
 
@@ -33,7 +33,7 @@ from engine.errors import EngineError, InvalidArgument
 from engine.hash_tree import LEAF_BYTES, HashTree, leaf_digests
 from engine.ledger import INTERVAL_BYTES
 from engine.stores import Extent, ExtentState
-from engine.strips import PIECE_BYTES, Buffers, Moved, mismatch, zero_digests
+from engine.strips import PIECE_BYTES, Moved, mismatch, zero_digests
 from engine.units import MIB, align_down, align_up
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ class _Copy:
         self._recorded = asyncio.Event()  # set by the recorder: there is room for more
         self._filled = asyncio.Event()  # set by the lanes: there is something to record
         self._lanes_done = asyncio.Event()
+        self._is_whole = False
+        """The lanes have ended because nothing was left."""
 
     async def run(self) -> CopyResult:
         started = time.monotonic()
@@ -247,14 +249,14 @@ class _Copy:
             async with asyncio.TaskGroup() as group:
                 for _ in range(LANES):
                     group.create_task(self._lane())
+            self._is_whole = True
         finally:
             self._lanes_done.set()
             self._filled.set()
 
     async def _lane(self) -> None:
-        buffers = Buffers()
         while (strip := await self._next_strip()) is not None:
-            moved = await self._steps.move(strip, buffers)
+            moved = await self._steps.move(strip)
             for zero in moved.zeroes:
                 if not self._options.blank_target:
                     await self._clear(zero)
@@ -332,12 +334,16 @@ class _Copy:
         self._unrecorded_bytes = 0
         self._recorded.set()
         await self._target.flush()
-        await ledger.record(batch)
+        if self._is_whole:
+            ledger.complete(batch)
+        else:
+            await ledger.record(batch)
         self._progress.done_bytes = ledger.done_bytes
         self._control.tell()
 
     async def _record_the_rest(self) -> None:
         """The copy has failed or is cancelled; what is verified need not be copied again."""
+        self._is_whole = False
         if self._ledger is not None:
             with contextlib.suppress(EngineError):  # the first error is the one to report
                 await self._record(self._ledger)

@@ -1,9 +1,9 @@
-"""The data process's hold on the copying process: starts it with the first copy, asks it, and does without it.
+"""The data process's hold on the copying process: starts it when there is something to copy, asks it, and does without it.
 
 Invariants:
 
-* It is started on demand, again after it died, and ended by ``close`` or, however this process ends, by the end of its
-  stream (``engine.copy_worker`` says what it does).
+* It is started on demand, when ``START_AFTER_BYTES`` were asked for, again after it died, and ended by ``close`` or,
+  however this process ends, by the end of its stream (``engine.copy_worker`` says what it does).
 * A request is answered, or the stream has ended: then the process is gone with all its threads, and no write of it is
   under way any more. The strip is then done again, by threads of this process; so nothing is lost by its death.
 * At most ``MAX_ASKED`` requests are under way: neither side's queue grows.
@@ -32,6 +32,7 @@ from engine.errors import IntegrityError
 from engine.files import translate
 from engine.stores import Extent
 from engine.strips import Moved
+from engine.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 MAX_ASKED = 4
 """Strips that wait in the socket or are in work there."""
+
+START_AFTER_BYTES = 8 * MIB
+"""So much is done by threads first: a small copy is over before an interpreter would have started (60 ms)."""
 
 MAX_DEATHS = 8
 """So often it is started again; then the threads do it alone."""
@@ -66,12 +70,13 @@ class CopyProcess:
         self._room = asyncio.Semaphore(MAX_ASKED)
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._last_number = 0
+        self._asked_bytes = 0
         self._deaths = 0
         self._closed = False
 
     @property
     def pid(self) -> int | None:
-        """The running process; None before the first copy."""
+        """The running process; None before it was started."""
         return self._pid or None
 
     async def digest(self, length: int, source: ReadLease, /) -> bytes:
@@ -112,7 +117,7 @@ class CopyProcess:
             self._last_number += 1
             number = self._last_number
             message = marshal.dumps((number, strip.offset, strip.length, unit_bytes, extents))
-            if len(message) > MAX_MESSAGE_BYTES or not await self._running():
+            if len(message) > MAX_MESSAGE_BYTES or not await self._running(strip.length):
                 return None
             answered = self._send(number, message, files)
             if answered is None:
@@ -155,7 +160,10 @@ class CopyProcess:
 
     # --- its life -----------------------------------------------------------------------------------------------
 
-    async def _running(self) -> bool:
+    async def _running(self, length: int) -> bool:
+        self._asked_bytes += length
+        if self._asked_bytes <= START_AFTER_BYTES:
+            return False
         async with self._starting:
             if self._link is None and not self._closed and self._deaths < MAX_DEATHS:
                 await self._reap()

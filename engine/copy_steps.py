@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from engine.hash_tree import LEAF_BYTES, leaf_digests
 from engine.stores import BulkSource, BulkTarget, Extent, ExtentState, StripTarget
-from engine.strips import Moved, compare, pieces, runs_of
+from engine.strips import Buffers, Moved, compare, pieces, runs_of
 
 if TYPE_CHECKING:
     from engine.movers import Mover
     from engine.stores import BlockDevice, ReadLease, WriteLease
-    from engine.strips import Buffers
 
 
 class Steps:
@@ -27,14 +26,15 @@ class Steps:
         self._source = source
         self._target = target
         self._compare_first = compare_first
+        self._idle: list[Buffers] = []
         self._bulk: tuple[Mover, BulkSource, BulkTarget, BulkSource | None] | None = None
         """What moves strips in one go: mover, source, target, and the target as something to compare with first."""
         if mover is not None and isinstance(source, BulkSource) and isinstance(target, BulkTarget):
             present = target if compare_first and isinstance(target, BulkSource) else None
             self._bulk = mover, source, target, present
 
-    async def move(self, strip: Extent, buffers: Buffers) -> Moved:
-        """Bring a strip over and verify it. ``buffers`` are the caller's own until this returns.
+    async def move(self, strip: Extent) -> Moved:
+        """Bring a strip over and verify it.
 
         Raises IntegrityError (the target returned other bytes), and whatever the stores raise.
         """
@@ -44,9 +44,10 @@ class Steps:
             moved = await self._move_in_one_go(strip, *self._bulk)
             if moved is not None:
                 return moved
-        moved = Moved()
+        moved, buffers = Moved(), self._idle.pop() if self._idle else Buffers()
         for piece in pieces(strip):
             moved.add(await self._move_piece(piece, buffers.data[: piece.length], buffers.back[: piece.length]))
+        self._idle.append(buffers)
         return moved
 
     async def _move_piece(self, piece: Extent, data: memoryview, back: memoryview) -> Moved:

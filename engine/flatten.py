@@ -38,6 +38,9 @@ class _MapRecord:
         return False
 
     async def record(self, ranges: Sequence[tuple[Extent, bytes]]) -> None:
+        self.complete(ranges)
+
+    def complete(self, ranges: Sequence[tuple[Extent, bytes]]) -> None:
         self.done_bytes += sum(extent.length for extent, _ in ranges)
 
 

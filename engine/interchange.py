@@ -243,7 +243,9 @@ class _Export:
         file = await StreamFile.create(self._part, size_bytes)
         try:
             await self._sync_folder()
-            return file, await self._ledger(point, about, file)
+            ledger = await self._ledger(point, about, file)
+            await ledger.begin()  # by which the part is found after a crash
+            return file, ledger
         except BaseException:
             await file.close()
             raise

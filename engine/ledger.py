@@ -11,6 +11,8 @@ Invariants:
   use of the same bytes never continues a newer chain. Reading stops at the first record that does not verify.
 * ``record`` is called only with ranges that the target has made durable **before** the call: a range that is found
   in a ledger is at the target, whatever crashed since.
+* Its file is made with the first record (or by ``begin``), not before: a copy that is over by then has none, and its
+  last interval is recorded by nobody (``complete``). Whoever uses the copy removes the ledger.
 * A ledger counts only for its own key: same source instant, same base, same target and the same staging area. Any
   other file in its place is removed, durably, before a new one is begun. Whoever discards the target's staging area
   removes the ledger first.
@@ -86,6 +88,10 @@ class Record(Protocol):
         """Note ranges with the digests of their leaves."""
         ...
 
+    def complete(self, ranges: Sequence[tuple[Extent, bytes]]) -> None:
+        """As ``record`` for the last ones, not durably: the copy is at its target, and this record has served."""
+        ...
+
 
 class Ledger:
     """See the module. Made by ``Ledger.open``.
@@ -107,7 +113,7 @@ class Ledger:
 
     @classmethod
     async def open(cls, files: ControlFiles, path: Path, key: LedgerKey) -> Ledger:
-        """Continue the ledger at ``path`` if it is this key's, else begin a new one there, durably."""
+        """Continue the ledger at ``path`` if it is this key's, else remove what is there, durably."""
         ledger = cls(files, path, key)
         try:
             await ledger._open()
@@ -154,9 +160,21 @@ class Ledger:
         """
         if not ranges:
             return
-        payload = b"".join([_RANGE.pack(extent.offset, len(digests)) + digests for extent, digests in ranges])
+        await self.begin()
+        payload = _payload(ranges)
         await self._append(_RANGES, payload)
         self._take(payload)
+
+    def complete(self, ranges: Sequence[tuple[Extent, bytes]]) -> None:
+        """See ``Record``."""
+        self._take(_payload(ranges))
+
+    async def begin(self) -> None:
+        """Have a file, durably, though nothing is recorded yet."""
+        if self._file is None:
+            self._file = await self._files.create(self.path)
+            await self._append(_KEY, self.key.serialize())
+            await self._files.sync_directory(self.path.parent)
 
     async def remove(self) -> None:
         """The copy is complete, or given up: close the file and remove it, durably."""
@@ -170,22 +188,15 @@ class Ledger:
             await file.close()
 
     async def _open(self) -> None:
-        """Read what is there, or begin anew."""
+        """Read what is there."""
         try:
             self._file = await self._files.open(self.path, writable=True)
         except NotFound:
-            await self._begin()
             return
         if await self._read(self._file):
             self.resumed = True
-            return
-        await self.remove()
-        await self._begin()
-
-    async def _begin(self) -> None:
-        self._file = await self._files.create(self.path)
-        await self._append(_KEY, self.key.serialize())
-        await self._files.sync_directory(self.path.parent)
+        else:
+            await self.remove()
 
     async def _read(self, file: ControlFile) -> bool:
         """Take over every valid record. False if this is not a ledger of this key."""
@@ -229,6 +240,10 @@ class Ledger:
             if end == self.tree.leaves and not self._done[-1]:
                 self.done_bytes -= -self.key.size_bytes % LEAF_BYTES  # the last leaf is short
             self._done[first:end] = b"\1" * (end - first)
+
+
+def _payload(ranges: Sequence[tuple[Extent, bytes]]) -> bytes:
+    return b"".join([_RANGE.pack(extent.offset, len(digests)) + digests for extent, digests in ranges])
 
 
 def _checksum(chain: int, kind: int, payload: bytes) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import copy_process
 from engine.copy_job import CopyOptions, copy_extents
 from engine.copy_process import MAX_DEATHS, CopyProcess
 from engine.copy_worker import LANES
@@ -30,6 +31,12 @@ from engine.units import KIB, MIB
 
 SIZE = 24 * MIB + 4096
 UNIT = 64 * KIB
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """The process is started by the first strip."""
+    monkeypatch.setattr(copy_process, "START_AFTER_BYTES", 0)
 
 
 class Lease:
@@ -109,6 +116,19 @@ async def test_it_copies_and_digests_as_the_threads_do(tmp_path):
         again = await copy_extents(frozen, target, options=CopyOptions(compare_first=True), mover=env.mover)
         assert again.progress.written_bytes == 0
         assert again.progress.equal_bytes > SIZE // 2
+
+
+async def test_for_a_little_no_process_is_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(copy_process, "START_AFTER_BYTES", 2 * MIB)
+    (tmp_path / "f").write_bytes(b"x" * MIB)
+    async with process() as mover:
+        lease = Lease(tmp_path / "f", os.O_RDONLY)
+        for _ in range(2):
+            assert await mover.digest(MIB, lease) == leaf_digests(memoryview(b"x" * MIB))
+            assert mover.pid is None
+        assert await mover.digest(MIB, lease) == leaf_digests(memoryview(b"x" * MIB))
+        assert mover.pid is not None
+        lease.release()
 
 
 async def test_it_is_started_by_the_first_copy_and_ends_with_close(tmp_path):

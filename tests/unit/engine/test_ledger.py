@@ -81,6 +81,25 @@ def test_a_removed_ledger_does_not_come_back_after_power_loss():
         assert not machine.files.exists(PATH)
 
 
+def test_what_completes_a_copy_is_not_written():
+    machine = Machine()
+    ledger = machine.open()
+    ledger.complete([entry(0, 40), entry(40)])
+    assert ledger.done_bytes == KEY.size_bytes
+    assert not machine.files.exists(PATH), "no file for a copy that is over before its first record"
+    machine.run(ledger.remove())
+    ledger = machine.open()
+    machine.run(ledger.begin())
+    machine.run(ledger.close())
+    again = machine.open()
+    assert again.resumed
+    assert not again.done_bytes
+    machine.run(again.record([entry(0)]))
+    again.complete([entry(1)])
+    machine.run(again.close())
+    assert machine.open().done_bytes == LEAF_BYTES
+
+
 @pytest.mark.parametrize("power_loss", [False, True])
 def test_after_a_crash_at_any_operation_the_ledger_holds_what_was_acknowledged_and_nothing_else(power_loss):
     for seed in range(120):
