@@ -950,6 +950,15 @@ class EngineApi(Protocol):
         """End the relation; the target stays, as a volume of its own."""
         ...
 
+    async def replica_promote(self, name: str, *, force: bool = False) -> VolumeInfo:
+        """The replica's volume takes the place of its source, as the disk that initiators know: identity, reservations,
+        LUNs, schedule. The relation ends; the source stays, under another identity and shown by nobody.
+
+        Raises InvalidState: it does not have all that the source has acknowledged. InUse: sessions (without ``force``),
+        groups, other replicas or jobs use the source, or the replica is shown itself.
+        """
+        ...
+
     async def replica_verify(self, name: str) -> JobInfo:
         """Compare both sides by hash tree; the job's result has ``identical``, ``root`` and the ``proof`` document."""
         ...

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engine.access_state import AccessState
 from engine.ballast import Ballast
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
+from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
 from engine.catalog_peers import PEER_SCHEMA, PeerTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
@@ -88,6 +89,7 @@ CREATE TABLE events (
     + GROUP_SCHEMA
     + SCHEDULE_SCHEMA
     + SCRUB_SCHEMA
+    + IDENTITY_SCHEMA
     + PEER_SCHEMA
 )
 
@@ -115,7 +117,8 @@ class LunRow:
     """A volume, or one of its snapshots, under a number of a target.
 
     ``initiators``: the only ones that see it; empty: all that the target admits. ``standby_of``: it is shown as a path
-    to the disk of this volume, whose replica it is.
+    to the disk of this volume, whose replica it is. ``identity``: the device id of that volume, where it is not its own
+    (``engine.catalog_identities``).
     """
 
     target: str
@@ -124,11 +127,12 @@ class LunRow:
     snapshot_guid: str | None = None
     initiators: Sequence[str] = ()
     standby_of: str | None = None
+    identity: str | None = None
 
     @property
     def device_id(self) -> str:
-        """The volume id or snapshot GUID that the identity follows from which initiators see."""
-        return self.standby_of or self.snapshot_guid or self.volume_id
+        """The device id or snapshot GUID that the identity follows from which initiators see."""
+        return self.snapshot_guid or self.identity or self.standby_of or self.volume_id
 
     @property
     def initial_state(self) -> AccessState:
@@ -213,6 +217,7 @@ class Catalog:
         self.groups = GroupTables(self._run)
         self.schedules = ScheduleTables(self._run)
         self.scrubs = ScrubTables(self._run)
+        self.identities = IdentityTables(self._run)
         self.peers = PeerTables(self._run)
 
     @classmethod
@@ -314,7 +319,8 @@ class Catalog:
         def work(database: sqlite3.Connection) -> None:
             held = "(SELECT volume_id FROM volumes WHERE file = ?)"
             database.execute(f"DELETE FROM luns WHERE volume_id IN {held}", (file,))
-            database.execute(f"DELETE FROM reservations WHERE device_id IN {held}", (file,))
+            for (volume_id,) in database.execute("SELECT volume_id FROM volumes WHERE file = ?", (file,)).fetchall():
+                forget_reservations(database, volume_id)
             database.execute(f"DELETE FROM sanitizations WHERE volume_id IN {held}", (file,))
             forget_volumes(database, f"IN {held}", (file,))
             forget_scrubs(database, f"IN {held}", file)
@@ -331,7 +337,7 @@ class Catalog:
         """Forget a volume, the LUNs that showed it or its snapshots, and its reservations."""
 
         def work(database: sqlite3.Connection) -> None:
-            database.execute("DELETE FROM reservations WHERE device_id = ?", (volume_id,))
+            forget_reservations(database, volume_id)
             database.execute("DELETE FROM luns WHERE volume_id = ?", (volume_id,))
             database.execute("DELETE FROM sanitizations WHERE volume_id = ?", (volume_id,))
             forget_volumes(database, "= ?", (volume_id,))
@@ -351,10 +357,11 @@ class Catalog:
                 masks.setdefault((name, lun), []).append(initiator)
             luns: dict[str, list[LunRow]] = {}
             for row in database.execute(
-                "SELECT target, lun, volume_id, snapshot_guid, standby_of FROM luns ORDER BY lun"
+                "SELECT target, lun, luns.volume_id, snapshot_guid, standby_of, device_id FROM luns"
+                " LEFT JOIN identities ON identities.volume_id = COALESCE(standby_of, luns.volume_id) ORDER BY lun"
             ):
                 luns.setdefault(row[0], []).append(
-                    LunRow(row[0], row[1], row[2], row[3], tuple(masks.get(row[:2], ())), row[4])
+                    LunRow(row[0], row[1], row[2], row[3], tuple(masks.get(row[:2], ())), row[4], row[5])
                 )
             groups: dict[str, list[int]] = {}
             for name, tag in database.execute("SELECT target, tag FROM target_portal_groups ORDER BY tag"):

@@ -25,7 +25,7 @@ from engine.target_table import TargetTable
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from engine.api import ChapInfo, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
     from engine.exports import Exports
@@ -190,7 +190,8 @@ class Exposure:
             if lun in taken:
                 raise AlreadyExists("LUN", f"{row.name} {lun}")
             guid = None if snapshot is None else snapshot.guid
-            new = LunRow(row.name, lun, volume.volume_id, guid, _names(initiators), standby_of)
+            identity = self._other_identity(standby_of or volume.volume_id)
+            new = LunRow(row.name, lun, volume.volume_id, guid, _names(initiators), standby_of, identity)
             if any(new.device_id == each.device_id and new.standby_of != each.standby_of for each in row.luns):
                 raise InvalidArgument(f"target {row.name} shows this disk itself; a standby path is another target's")
             return self._info(await self._add_lun(row, new))
@@ -331,7 +332,8 @@ class Exposure:
         else:
             name, guid = self.snapshot_target(volume.name, snapshot.name), snapshot.guid
         async with self._changing:
-            await self._create(name, lun=LunRow(name, 0, volume.volume_id, guid))
+            identity = self._other_identity(volume.volume_id)
+            await self._create(name, lun=LunRow(name, 0, volume.volume_id, guid, identity=identity))
 
     def require_exposable(self, volume: str, snapshot: str | None = None) -> None:
         """Raises AlreadyExists when ``expose`` would."""
@@ -351,9 +353,47 @@ class Exposure:
                 else:
                     await self._remove_lun(row, lun.lun)
 
+    @contextlib.asynccontextmanager
+    async def taken_over(self, source: Volume, target: Volume) -> AsyncIterator[Callable[[], None]]:
+        """Inside, initiators see neither ``source`` nor a path to it by ``target``, and nothing runs for them. They see
+        the source again afterwards, or, where what is yielded was called, the target in its place: after the catalogue
+        has recorded that."""
+        async with self._changing:
+            luns = [*self.luns_of(source.volume_id), *self.standby_paths(target.volume_id)]
+            hidden: list[LunRow] = []
+            moved = False
+
+            def move() -> None:
+                nonlocal moved
+                moved = True
+                identity = self._other_identity(target.volume_id)
+                for lun in luns:
+                    row = self._targets[lun.target]
+                    new = replace(lun, volume_id=target.volume_id, standby_of=None, identity=identity)
+                    self._targets.put(replace(row, luns=tuple(new if each == lun else each for each in row.luns)))
+
+            try:
+                for lun in luns:
+                    if (lun.target, lun.lun) not in self._unserved:
+                        hidden.append(lun)
+                        await self._exports.remove_lun(lun.target, lun.lun)
+                yield move
+            finally:
+                for lun in luns if moved else hidden:
+                    (row,) = (each for each in self._targets[lun.target].luns if each.lun == lun.lun)
+                    self._show_again(row)
+
+    def _show_again(self, lun: LunRow) -> None:
+        self._unserved.pop((lun.target, lun.lun), None)
+        try:
+            self._show(lun)
+        except EngineError as error:
+            log.error("target %s LUN %d is not served: %s", lun.target, lun.lun, error)
+            self._unserved[lun.target, lun.lun] = str(error)
+
     async def forget(self, device_ids: Sequence[str]) -> None:
-        """These volumes (ids) and snapshots (GUIDs) are deleted: so are their persistent reservations, and the LUNs
-        that were added while the deletion was under way."""
+        """These volumes (device ids) and snapshots (GUIDs) are deleted: so are their persistent reservations, and the
+        LUNs that were added while the deletion was under way."""
         gone = set(device_ids)
         if any(self._late_luns(row, gone) for row in self._targets):
             async with self._changing:
@@ -367,7 +407,12 @@ class Exposure:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _late_luns(self, row: TargetRow, gone: set[str]) -> list[LunRow]:
-        return [lun for lun in row.luns if lun.volume_id in gone or lun.snapshot_guid in gone]
+        return [lun for lun in row.luns if lun.device_id in gone]
+
+    def _other_identity(self, volume_id: str) -> str | None:
+        """The device id of a volume, where it is not its own id."""
+        device_id = self._pool.device_id(volume_id)
+        return None if device_id == volume_id else device_id
 
     async def _create(
         self, name: str, access: Sequence[str] = (), groups: Sequence[int] = (), *, lun: LunRow | None = None

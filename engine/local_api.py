@@ -28,6 +28,7 @@ from engine.image_api import ImageOperations
 from engine.jobs import job_info
 from engine.names import check_choice, check_chunk, check_name, check_size, is_view
 from engine.pool_space import SpaceLimits, SpaceState
+from engine.promotion import Promotions
 from engine.replica_api import ReplicaOperations
 from engine.schedules import Schedules
 from engine.snapshot_api import SnapshotOperations
@@ -78,6 +79,7 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
         self._remotes = remotes
         self._started_at = pool.env.clock.time()
         self._views = Views(pool, exposure)
+        self._promotions = Promotions(pool, exposure, replicas)
         self._snapshots = Snapshots(pool, exposure, self._views)
         self._schedules = Schedules(pool, self._snapshots)
         self._changed_blocks = ChangedBlocks(pool)
@@ -178,12 +180,12 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
     async def volume_list(self) -> list[VolumeInfo]:
         infos = await self._volume_infos(self._pool.volumes())
         for family in self._pool.damaged():
-            infos += _damaged_infos(family)
+            infos += _damaged_infos(self._pool, family)
         return sorted(infos, key=lambda info: info.name)
 
     async def volume_show(self, name: str) -> VolumeInfo:
         for family in self._pool.damaged():
-            for info in _damaged_infos(family):
+            for info in _damaged_infos(self._pool, family):
                 if info.name == name:
                     return info
         return self._volume_info(self._pool.volume(name))
@@ -230,7 +232,7 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
             with contextlib.suppress(NotFound):  # somebody else has deleted it
                 await volume.head.store.delete_snapshot(snapshot)
         await self._pool.delete_volume(volume)
-        await self._exposure.forget([volume.volume_id, *(snapshot.guid for snapshot in snapshots)])
+        await self._exposure.forget([volume.device_id, *(snapshot.guid for snapshot in snapshots)])
         await self._event(f"volume {name}", "deleted")
 
     def _check_volume_delete(self, volume: Volume, *, force: bool) -> list[LunRow]:
@@ -263,7 +265,7 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
         for row in family.volumes:
             await self._exposure.withdraw(row.name, self._exposure.all_luns_of(row.volume_id))
         await self._pool.delete_damaged(family)
-        await self._exposure.forget([row.volume_id for row in family.volumes])
+        await self._exposure.forget([self._pool.device_id(row.volume_id) for row in family.volumes])
         for row in family.volumes:
             await self._event(f"volume {row.name}", "its damaged file was deleted")
 
@@ -339,11 +341,11 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
         return job_info(await self._pool.jobs.cancel(job))
 
 
-def _damaged_infos(family: DamagedFamily) -> list[VolumeInfo]:
+def _damaged_infos(pool: Pool, family: DamagedFamily) -> list[VolumeInfo]:
     """What is known of the volumes of a file that is not served."""
     infos = []
     for row in [row for row in family.volumes if not is_view(row.name)]:
-        identity = Identity.of(row.volume_id)
+        identity = Identity.of(pool.device_id(row.volume_id))
         infos.append(
             VolumeInfo(
                 name=row.name,

@@ -253,6 +253,21 @@ class Mirror:
         """Let the target go its own way; changes are known by the common point. Hosts of the source do not notice."""
         await self._rest(CopyEvent.FRACTURE, "fractured")
 
+    async def seal(self, reason: str) -> str:
+        """Fracture at a common point of this very moment, and return its GUID. What the administrator wants stays on
+        record: a restart begins a round.
+
+        Raises InvalidState: it was not synchronous, or no such point could be taken.
+        """
+        before = self._record.common
+        if not self.is_exact:
+            raise InvalidState(self._what, self._standing.text(), "synchronous, Synchronized")
+        await self._leave_in_order(CopyEvent.FRACTURE, reason)
+        if self._record.common is None or self._record.common == before:
+            await self.resync()
+            raise InvalidState(self._what, "without a common point of this moment", "a link that holds")
+        return self._record.common
+
     async def suspend(self) -> None:
         """Stop the flow. A copy under way keeps what it has and goes on at ``resume``."""
         await self._rest(CopyEvent.SUSPEND, "suspended")

@@ -54,7 +54,7 @@ from engine.units import MIB
 from engine.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
     from pathlib import Path
 
     from engine.errors import StoreFailed
@@ -125,6 +125,8 @@ class Pool:
         self._volumes: dict[str, Volume] = {}
         self._rows: dict[str, VolumeRow] = {}
         self._damaged: dict[str, DamagedFamily] = {}
+        self._device_ids: dict[str, str] = {}
+        """By volume id, where it is another."""
         self._unfinished: set[str] = set()
         self.groups = Groups(self)
         self.integrity = Integrity(self)
@@ -153,6 +155,7 @@ class Pool:
                 ready = replace(env, room=space)
                 try:
                     pool = cls(path, ready, lock, catalog, await JobRegistry.open(catalog, env.clock), space)
+                    pool._device_ids = await catalog.identities.all()
                     await pool._open_families()
                     await pool.groups.restore()
                     await pool._drop_leftovers()
@@ -251,6 +254,16 @@ class Pool:
         damaged = (row for family in self._damaged.values() for row in family.volumes)
         rows = (row for row in (*self._rows.values(), *damaged) if row.volume_id == volume_id)
         return next((row.name for row in rows), volume_id)
+
+    def device_id(self, volume_id: str) -> str:
+        """What initiators know a volume by, which need not be served."""
+        return self._device_ids.get(volume_id, volume_id)
+
+    def identified(self, device_ids: Mapping[str, str]) -> None:
+        """Volumes have other device ids now; the catalogue has recorded it."""
+        self._device_ids.update(device_ids)
+        for volume_id, device_id in device_ids.items():
+            self.by_id(volume_id).device_id = device_id
 
     def stores(self) -> list[TvolFile]:
         """The families that are open."""
@@ -513,6 +526,7 @@ class Pool:
         if isinstance(head.store, PurgingStore):
             host = _SanitizeHost(volume, self.catalog, self.env)
             volume.sanitizer = Sanitizer(volume, host, name=volume.name, spread_s=SPREAD_S)
+        volume.device_id = self.device_id(volume.volume_id)
         self._volumes[volume.name] = volume
         self._rows[volume.volume_id] = row
         return volume

@@ -18,14 +18,17 @@ from engine.names import check_name
 from engine.replicas import mode_of
 
 if TYPE_CHECKING:
-    from engine.api import JobInfo, ReplicaInfo
+    from engine.api import JobInfo, ReplicaInfo, VolumeInfo
     from engine.copy_state import CopyMode
+    from engine.promotion import Promotions
     from engine.stores import Frozen
     from engine.volume import Volume
 
 
 class ReplicaOperations(ApiPart):
     """See the module."""
+
+    _promotions: Promotions
 
     async def replica_create(
         self,
@@ -115,6 +118,12 @@ class ReplicaOperations(ApiPart):
                 )
         await self._replicas.detach(name)
         await self._event(f"replica {name}", "detached")
+
+    async def replica_promote(self, name: str, *, force: bool = False) -> VolumeInfo:
+        source = self._replicas.info(name).source
+        volume = await self._promotions.promote(name, force=force)
+        await self._event(f"volume {volume.name}", f"promoted: the disk that {source} was is this volume now")
+        return self._volume_info(volume)
 
     async def replica_verify(self, name: str) -> JobInfo:
         return job_info(await self._replicas.verify(name))

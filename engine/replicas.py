@@ -70,6 +70,7 @@ class Replicas:
 
     async def restore(self) -> None:
         """Start the mirrors of the catalogue. One whose volumes are not there waits, with its reason."""
+        await self._drop_orphans()
         for row in await self._pool.catalog.mirrors():
             self._rows[row.name] = row
             try:
@@ -217,6 +218,19 @@ class Replicas:
                 f" point; show one of these: twinvol replica expose {owner}"
             )
 
+    def running(self, name: str) -> Mirror:
+        """Raises NotFound."""
+        return self._get(name)
+
+    def require_only(self, name: str, source: Volume) -> None:
+        """Raises InUse when another replica than that one has the volume at one of its ends."""
+        for row in self._rows.values():
+            if source.volume_id in (row.source_id, row.target_id) and row.name != name:
+                raise InUse(
+                    f"volume {source.name} is an end of replica {row.name}, too; detach that first:"
+                    f" twinvol replica detach {row.name}"
+                )
+
     def target_id(self, name: str) -> str:
         """The id of a replica's volume. Raises NotFound."""
         return self._row(name).target_id
@@ -308,6 +322,15 @@ class Replicas:
             target.content_owner = None
             target.set_read_only(self._pool.row(target).read_only)
 
+    async def ended(self, name: str) -> None:
+        """The relation is over, and the catalogue has recorded it; the target is a volume of its own."""
+        mirror, row = self._mirrors.pop(name), self._rows.pop(name)
+        target = self._pool.by_id(row.target_id)
+        target.content_owner = None
+        target.set_read_only(self._pool.row(target).read_only)
+        await mirror.detach()
+        await self._pool.catalog.identities.forget_mirror(name)
+
     async def verify(self, name: str) -> Job:
         """Compare both sides by hash tree. The job's result has the ``proof`` document."""
         mirror = self._get(name)
@@ -326,6 +349,20 @@ class Replicas:
             }
 
         return await self._pool.jobs.start("verify", name, work)
+
+    async def _drop_orphans(self) -> None:
+        """Remove the recovery points of mirrors that ended right before a crash."""
+        identities = self._pool.catalog.identities
+        for name in await identities.ended_mirrors():
+            try:
+                for store in self._pool.stores():
+                    for point in store.snapshots():
+                        if point.hidden and point.name.startswith(point_prefix(name)):
+                            await store.delete_snapshot(point)
+            except EngineError as error:
+                log.error("recovery points of replica %s, which has ended, stay until the next start: %s", name, error)
+            else:
+                await identities.forget_mirror(name)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What initiators know a disk by. It follows from the volume's UUID alone, so that it travels with the volume."""
+    """What initiators know a disk by. It follows from a UUID alone, the device id, so that it travels with that."""
 
     serial: str
     """16 hexadecimal digits (VPD page 80h)."""
@@ -133,7 +133,8 @@ class Volume:
     ) -> None:
         self.name = head.name
         self.volume_id = head.volume_id
-        self.identity = Identity.of(head.volume_id)
+        self.device_id = head.volume_id
+        """What initiators know the disk by: the volume's own id, or what a promotion has given it."""
         self.physical_block_bytes = physical_block_bytes
         self.write_cache = write_cache
         self.removable = removable
@@ -162,6 +163,10 @@ class Volume:
     def head(self) -> Head:
         """The store's present head of this volume. Kept across an ``await`` it may be an old one."""
         return self._head
+
+    @property
+    def identity(self) -> Identity:
+        return Identity.of(self.device_id)
 
     @property
     def size_bytes(self) -> int:

@@ -193,6 +193,19 @@ async def detach(api: EngineApi, output: Output, name: str) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--force", is_flag=True, help="Even under sessions: they see the disk go and come back.")
+@with_api
+async def promote(api: EngineApi, output: Output, name: str, force: bool) -> None:
+    """Have the replica's volume take the place of its source, as the same disk (serial, NAA, LUNs, reservations).
+
+    The relation ends. The source stays as it was then, under another identity, and no target shows it.
+    """
+    info = await api.replica_promote(name, force=force)
+    output.object(info, f"{info.name} is now the disk with serial {info.serial}")
+
+
+@cli.command()
+@click.argument("name")
 @job_options
 @with_api
 async def verify(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:

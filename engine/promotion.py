@@ -1,0 +1,110 @@
+"""Promotion: a replica of this pool takes the place of its source, as the disk that initiators know.
+
+It gets the source's identity (serial, NAA), with it the persistent reservations, the LUNs with their masks and access
+states, and the schedule. The source stays, as it was at that instant, under an identity of its own, and is shown by
+nobody; the relation ends. So a linked clone leaves its family and stays the same disk.
+
+The order, by REPLICATION section 6:
+
+1. no initiator sees the source any more, and what ran for them has ended; nobody may write to it;
+2. a common recovery point of both sides: nothing that was acknowledged is missing at the target;
+3. one transaction of the catalogue: the source has released its identity, the target has taken it, with a new entry of
+   the lineage. Before it everything is as it was, after it everything is promoted, whatever crashes;
+4. the target is shown.
+
+Between 1 and 4 initiators find no disk: with sessions on it promotion wants ``force``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError, InUse, InvalidState
+
+if TYPE_CHECKING:
+    from engine.exposure import Exposure
+    from engine.mirror import Mirror
+    from engine.pool import Pool
+    from engine.replicas import Replicas
+    from engine.volume import Volume
+
+log = logging.getLogger(__name__)
+
+
+class Promotions:
+    """See the module."""
+
+    def __init__(self, pool: Pool, exposure: Exposure, replicas: Replicas) -> None:
+        self._pool = pool
+        self._exposure = exposure
+        self._replicas = replicas
+
+    async def promote(self, name: str, *, force: bool) -> Volume:
+        """Returns the promoted volume.
+
+        Raises NotFound; InvalidState: the replica does not have everything that the source has acknowledged. InUse: the
+        source is used otherwise (groups, other replicas, jobs, sessions without ``force``), or the target is shown.
+        """
+        mirror, target = self._replicas.running(name), self._pool.by_id(self._replicas.target_id(name))
+        source = mirror.source
+        self._require_promotable(mirror, target, force=force)
+        async with self._exposure.taken_over(source, target) as show:
+            self._require_promotable(mirror, target, force=True)
+            point = await self._seal(mirror)
+            try:
+                ids = await self._pool.catalog.identities.promote(
+                    source.volume_id,
+                    target.volume_id,
+                    name,
+                    point=point,
+                    lossless=True,
+                    at=self._pool.env.clock.time(),
+                )
+            except BaseException:
+                with contextlib.suppress(EngineError):  # the first error is the one to report
+                    await mirror.resync()
+                raise
+            self._pool.identified(ids)
+            await self._end_relation(name)
+            show()
+        return target
+
+    def _require_promotable(self, mirror: Mirror, target: Volume, *, force: bool) -> None:
+        source = mirror.source
+        what = f"volume {source.name}"
+        if not mirror.is_exact:
+            raise InvalidState(f"replica {mirror.name}", "without all that its source has", "synchronous, Synchronized")
+        source.require_usable()
+        self._replicas.require_only(mirror.name, source)
+        self._pool.groups.require_free(source.volume_id, source.name)
+        self._pool.groups.require_free(target.volume_id, target.name)
+        self._pool.jobs.require_unread(source.name)
+        wanted = (source.physical_block_bytes, source.removable)
+        if (target.physical_block_bytes, target.removable) != wanted:
+            raise InvalidState(f"volume {target.name}", "a disk of another kind", "the physical block of its source")
+        points = [None, *(point.guid for point in self._replicas.points(mirror.name))]
+        shown = [lun for guid in points for lun in self._exposure.luns_of(target.volume_id, guid)]
+        if shown:
+            raise InUse(f"replica {mirror.name} is shown by target {shown[0].target}; remove that LUN first")
+        if not force:
+            luns = self._exposure.luns_of(source.volume_id) + self._exposure.standby_paths(target.volume_id)
+            self._exposure.require_idle(luns, what, hint="use --force to move it to the replica under them")
+
+    async def _seal(self, mirror: Mirror) -> str:
+        """The GUID of a recovery point that has all that was written; nothing is written any more."""
+        source = mirror.source
+        source.set_read_only(True)
+        try:
+            async with source.quiesced():
+                pass  # what was admitted before has ended
+            return await mirror.seal("promoted")
+        finally:
+            source.set_read_only(self._pool.row(source).read_only)
+
+    async def _end_relation(self, name: str) -> None:
+        try:
+            await self._replicas.ended(name)
+        except EngineError as error:
+            log.error("replica %s is promoted, but its recovery points go at the next start only: %s", name, error)
