@@ -1,12 +1,6 @@
 """A pool: one folder with volume files, the catalogue and a lock; everything in it that is open.
 
-    POOL/lock             held by the one daemon that has the pool open; holds its process id
-    POOL/catalog.sqlite   see ``engine.catalog``
-    POOL/catalog.ballast  see ``engine.ballast``
-    POOL/volumes/*.tvol   one family of volumes each
-    POOL/ledgers/         what copies under way have verified
-
-Invariants:
+``engine.pool_folder`` says what lies where. Invariants:
 
 * One process has a pool open (flock). The lock is taken before anything in the folder is read.
 * A volume exists from the moment its file, or its node in a file, is durable; its catalogue row follows and is
@@ -20,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import logging
 import os
@@ -34,23 +27,33 @@ from engine.errors import (
     AlreadyExists,
     EngineError,
     InUse,
-    InvalidArgument,
     InvalidState,
     Locked,
     NotFound,
     StoreCorrupt,
 )
-from engine.files import measure_space, translate
 from engine.groups import Groups
 from engine.integrity import Integrity
 from engine.jobs import JobRegistry
 from engine.names import CLONE_PREFIX, HIDDEN_PREFIXES, is_view
-from engine.pool_space import PoolSpace, SpaceState
+from engine.pool_folder import (
+    CATALOG_NAME,
+    FILE_SUFFIX,
+    LEDGER_SUFFIX,
+    LEDGERS_NAME,
+    NEW_FILE_BYTES,
+    UNFINISHED_NAME,
+    VOLUMES_NAME,
+    open_when_free,
+    remove_unfinished,
+    take,
+    watched_space,
+)
 from engine.sanitize import SPREAD_S, Sanitizer
+from engine.sanitize_host import VolumeSanitizeHost, stop_sanitizing
 from engine.stores import PurgingStore
 from engine.tvol.file import TvolFile
 from engine.unfinished import SCRATCH_SUFFIX, interrupted_exports
-from engine.units import MIB
 from engine.volume import Volume
 
 if TYPE_CHECKING:
@@ -59,30 +62,12 @@ if TYPE_CHECKING:
 
     from engine.errors import StoreFailed
     from engine.files import StoreEnv
+    from engine.pool_space import PoolSpace
     from engine.stores import Frozen, Head, VolumeStore
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-CATALOG_NAME = "catalog.sqlite"
-LOCK_NAME = "lock"
-VOLUMES_NAME = "volumes"
-UNFINISHED_NAME = ".unfinished"
-"""Within the volumes' folder: files that are being made, moved out when they are whole. What a crash leaves there is
-removed at the next opening, except a copy that has a ledger: doing the same copy again goes on with it."""
-FILE_SUFFIX = ".tvol"
-LEDGER_SUFFIX = ".ledger"
-NEW_FILE_BYTES = 6 * MIB
-"""What an empty volume's file takes: the journal, and the first metadata chunks."""
-LEDGERS_NAME = "ledgers"
-"""Folder of the ledgers of mirrors and of exports."""
-
-LEFTOVER_WAIT_S, LEFTOVER_PAUSE_S = 10.0, 0.01
-"""How long the files of a killed daemon may stay locked by its copying process, and how often that is looked at."""
-
-_ALLOWED_BEFORE = frozenset({LOCK_NAME, VOLUMES_NAME, LEDGERS_NAME, "catalog.ballast", "lost+found"})
-"""What a folder may hold that is to become a pool: what a crash while making one leaves, and an empty ext4's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +131,12 @@ class Pool:
             InvalidArgument: the folder holds something else than a pool.
             PermissionDenied, StoreCorrupt, NotSupported: the folder or the catalogue cannot be used.
         """
-        lock = await asyncio.to_thread(_take, path, env)
+        lock = await asyncio.to_thread(take, path, env)
         try:
             on_locked()
             catalog = await Catalog.open(path / CATALOG_NAME)
             try:
-                space = await _watched_space(path / VOLUMES_NAME, env, catalog)
+                space = await watched_space(path / VOLUMES_NAME, env, catalog)
                 ready = replace(env, room=space)
                 try:
                     pool = cls(path, ready, lock, catalog, await JobRegistry.open(catalog, env.clock), space)
@@ -178,7 +163,7 @@ class Pool:
         await self.groups.close()
         await self.space.stop()
         for volume in self._volumes.values():
-            await _stop_sanitizing(volume)
+            await stop_sanitizing(volume)
         async with self._changing:
             outcomes = await asyncio.gather(*(store.close() for store in self._stores.values()), return_exceptions=True)
             for name, outcome in zip(self._stores, outcomes, strict=True):
@@ -367,7 +352,7 @@ class Pool:
                 encryption = None
                 if key_source is not None:
                     encryption = await self.env.workers.run(functools.partial(begin_encryption, key_source))
-                await self.env.workers.run(lambda: _remove_unfinished(path))
+                await self.env.workers.run(lambda: remove_unfinished(path))
                 store = await TvolFile.create(
                     self.env,
                     path,
@@ -405,7 +390,7 @@ class Pool:
         """Give up a volume that was begun. ``keep``: leave what is there for a later ``begin`` to resume."""
         await unfinished.store.close()
         if not keep:
-            await self.env.workers.run(lambda: _remove_unfinished(unfinished.path))
+            await self.env.workers.run(lambda: remove_unfinished(unfinished.path))
         self._unfinished.discard(unfinished.head.name)
 
     async def clone(self, source: Volume, snapshot: Frozen, name: str, *, volume_id: str | None = None) -> Volume:
@@ -455,7 +440,7 @@ class Pool:
             late = [each.name for each in users_own if each.volume_id == volume.volume_id]
             if alone and late:  # a family without a volume would be left
                 raise InUse(f"volume {volume.name} has got snapshots meanwhile ({', '.join(late[:8])}); try again")
-            await _stop_sanitizing(volume)
+            await stop_sanitizing(volume)
             if alone and not users_own:
                 # The last of its family: the file goes as a whole.
                 await self.catalog.begin_deletion(row.file)
@@ -481,7 +466,7 @@ class Pool:
             if name not in self.interrupted():
                 raise NotFound("volume", name)
             path = self.path / VOLUMES_NAME / UNFINISHED_NAME / (name + FILE_SUFFIX)
-            await self.env.workers.run(lambda: _remove_unfinished(path))
+            await self.env.workers.run(lambda: remove_unfinished(path))
 
     async def delete_damaged(self, family: DamagedFamily) -> None:
         """Remove a damaged file, and with it all that it held. Raises NotFound."""
@@ -506,7 +491,7 @@ class Pool:
         if not await self.env.workers.run(lambda: path.exists() and ledger.exists()):
             return None
         try:
-            store = await _open_when_free(self.env, path)
+            store = await open_when_free(self.env, path)
         except EngineError as error:
             log.warning("not resuming %s: %s", path, error)
             return None
@@ -524,7 +509,7 @@ class Pool:
             removable=row.removable,
         )
         if isinstance(head.store, PurgingStore):
-            host = _SanitizeHost(volume, self.catalog, self.env)
+            host = VolumeSanitizeHost(volume, self.catalog, self.env)
             volume.sanitizer = Sanitizer(volume, host, name=volume.name, spread_s=SPREAD_S)
         volume.device_id = self.device_id(volume.volume_id)
         self._volumes[volume.name] = volume
@@ -555,7 +540,7 @@ class Pool:
         known = {row.file for row in rows}
         order = sorted(files & known) + sorted(files - known)
         opened = await asyncio.gather(
-            *(_open_when_free(self.env, folder / file) for file in order), return_exceptions=True
+            *(open_when_free(self.env, folder / file) for file in order), return_exceptions=True
         )
         for file, outcome in zip(order, opened, strict=True):
             if isinstance(outcome, BaseException):
@@ -616,66 +601,6 @@ class Pool:
         self._damaged[file] = DamagedFamily(self.path / VOLUMES_NAME / file, reason, held, locked)
 
 
-class _SanitizeHost:
-    """What the sanitizer of a volume needs of the pool."""
-
-    def __init__(self, volume: Volume, catalog: Catalog, env: StoreEnv) -> None:
-        self._volume = volume
-        self._catalog = catalog
-        self._env = env
-
-    def require_alone(self) -> None:
-        volume, store = self._volume, self._volume.head.store
-        keepers = [f"snapshot {snapshot.name}" for snapshot in store.snapshots()]
-        keepers += [f"volume {head.name}" for head in store.volumes() if head.volume_id != volume.volume_id]
-        if store.staging(volume.volume_id) is not None or volume.taps:
-            keepers.append("a mirror")
-        if keepers:
-            raise InvalidState(f"volume {volume.name}", f"shared with {keepers[0]}", "the only one that keeps its data")
-
-    async def purge(self) -> None:
-        store = self._volume.head.store
-        assert isinstance(store, PurgingStore)
-        await store.purge()
-
-    async def record(self, record: str | None) -> None:
-        await self._catalog.put_sanitization(self._volume.volume_id, record)
-
-    async def tell(self, severity: str, text: str) -> None:
-        await self._catalog.add_event(self._env.clock.time(), severity, f"volume {self._volume.name}", text)
-
-    def changed(self) -> None:
-        self._volume.sanitize_changed()
-
-
-async def _stop_sanitizing(volume: Volume) -> None:
-    if volume.sanitizer is not None:
-        await volume.sanitizer.stop()
-
-
-async def _watched_space(folder: Path, env: StoreEnv, catalog: Catalog) -> PoolSpace:
-    """The limits of a pool, being watched; what crosses them is logged and an event."""
-
-    async def tell(state: SpaceState, text: str) -> None:
-        if state is SpaceState.FULL:
-            severity, text = "error", f"full: writes that need new space are refused: {text}"
-        elif state is SpaceState.LOW:
-            severity, text = "warning", f"space is running low: {text}"
-        else:
-            severity, text = "info", f"there is space again: {text}"
-        log.log(logging.getLevelNamesMapping()[severity.upper()], "the pool: %s", text)
-        try:
-            if state is not SpaceState.FULL:
-                await catalog.restock()
-            await catalog.add_event(env.clock.time(), severity, "pool", text)
-        except EngineError as error:  # on a full disk not even this may fit
-            log.warning("no event of it: %s", error)
-
-    space = PoolSpace(await catalog.space_limits(), env.workers, lambda: measure_space(folder, "*" + FILE_SUFFIX), tell)
-    await space.start()
-    return space
-
-
 @contextlib.contextmanager
 def _put_off(what: str) -> Iterator[None]:
     """What one family refuses now is done at the next opening; the others are served."""
@@ -683,37 +608,6 @@ def _put_off(what: str) -> Iterator[None]:
         yield
     except EngineError as error:
         log.error("%s is put off to the next start: %s", what, error)
-
-
-def _take(path: Path, env: StoreEnv) -> int:
-    """Make the folder where it is missing, and lock it. Returns the lock's descriptor."""
-    try:
-        return _lock(path, env)
-    except OSError as error:
-        raise translate(error, f"opening pool {path}") from error
-
-
-def _lock(path: Path, env: StoreEnv) -> int:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    entries = {entry.name for entry in path.iterdir()}
-    if CATALOG_NAME not in entries and entries - _ALLOWED_BEFORE:
-        raise InvalidArgument(f"{path} holds other files and is no pool; name an empty or missing folder")
-    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise InUse(f"pool {path} is open in process {holder}; stop that daemon or use another pool") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        (path / VOLUMES_NAME / UNFINISHED_NAME).mkdir(parents=True, exist_ok=True, mode=0o700)
-        (path / LEDGERS_NAME).mkdir(exist_ok=True, mode=0o700)
-        env.files.sync_directory(path)
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
 
 
 async def _uncancelled(work: Coroutine[object, object, T]) -> T:
@@ -727,25 +621,3 @@ async def _uncancelled(work: Coroutine[object, object, T]) -> T:
             assert current is not None
             current.uncancel()
     return running.result()
-
-
-async def _open_when_free(env: StoreEnv, path: Path) -> TvolFile:
-    """Open a file of the pool, for writing.
-
-    The copying process of a daemon that was killed keeps its files locked until it is gone, too: a moment, or as long
-    as others keep it from the processor.
-    """
-    deadline = env.clock.monotonic() + LEFTOVER_WAIT_S
-    while True:
-        try:
-            return await TvolFile.open(env, path)
-        except InUse:
-            if env.clock.monotonic() > deadline:
-                raise
-            await asyncio.sleep(LEFTOVER_PAUSE_S)
-
-
-def _remove_unfinished(path: Path) -> None:
-    # The ledger first: it must never be beside a file that it is not about.
-    path.with_suffix(LEDGER_SUFFIX).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
 from engine.modes import Promise
-from engine.pool import LEDGER_SUFFIX, LEDGERS_NAME
+from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
