@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 def verify_data(loader: Loader, image: Image, findings: Findings) -> int:
     """Read and compare. Returns how many chunks were right."""
     size = image.superblock.chunk_bytes
-    digested = np.flatnonzero(image.digested[: len(image.births)])
-    births = image.births[digested]
-    chunks = digested[(births != layout.BIRTH_FREE) & (births != layout.BIRTH_METADATA)]
     bad = set(image.bad)
     right = 0
-    for number in np.unique(chunks // layout.DIGESTS_PER_PAGE).tolist():
-        digests = loader.digests_of(image, number)
+    for number in range(len(image.digest_pages)):
         first = number * layout.DIGESTS_PER_PAGE
-        for chunk in chunks[(chunks >= first) & (chunks < first + layout.DIGESTS_PER_PAGE)].tolist():
+        births = image.births[first : first + layout.DIGESTS_PER_PAGE]
+        here = image.digested[first : first + len(births)]
+        chunks = first + np.flatnonzero(here & (births != layout.BIRTH_FREE) & (births != layout.BIRTH_METADATA))
+        digests = loader.digests_of(image, number) if len(chunks) else b""
+        for chunk in chunks.tolist():
             at = (chunk - first) * layout.DIGEST_BYTES
             data = loader.bytes_at(chunk * size, size, f"chunk {chunk}")
             if data is None:

@@ -1,4 +1,7 @@
-"""A volume file as ``twinvol check`` sees it: read once, every reference verified on the way, into plain arrays.
+"""A volume file as ``twinvol check`` sees it: every reference verified on the way, into plain arrays.
+
+In memory is what there is once for each chunk, slot or node; maps (``check_maps``), deadlists and digests are read
+when they are looked at, so that it stays bounded however many snapshots there are.
 
 Nothing here trusts a number from the file: each is held against the file's size and the format's limits before it
 is used. What does not verify becomes a finding and reads as absent, so that one fault does not hide the next.
@@ -11,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from xxhash import xxh3_64_intdigest as checksum64
 
-from engine.errors import EngineError
 from engine.tvol import layout
+from engine.tvol.check_maps import Maps, PageReader, Top
+from engine.tvol.check_pages import PageUses, Use
 from engine.tvol.layout import LayoutError, PageRef, RootType
 from engine.tvol.layout_encryption import EncryptionRecord
 from engine.tvol.layout_notes import HoldRecord, NodeText
@@ -76,24 +79,12 @@ class Findings:
         return any(item.severity is Severity.DAMAGE for item in self.items)
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """``LEAF_ENTRIES`` map entries. ``page`` is 0 for one that only the journal has."""
-
-    page: int
-    birth: int
-    checksum: int
-    entries: Words
-
-
 @dataclass(slots=True)
 class Node:
-    """A node of the family and its map; leaf index -> leaf, absent ones left out."""
+    """A node of the family, and its map."""
 
     record: layout.NodeRecord
-    leaves: dict[int, Leaf]
-    dead: dict[int, Words]
-    """Deadlist: birth -> entries."""
+    tops: list[Top]
 
     @property
     def where(self) -> str:
@@ -116,8 +107,9 @@ class Image:
     """(chunk, birth) of each slot of the table of shared chunks."""
     partials: npt.NDArray[np.uint32]
     """(base, mask) of each chunk; mask 0 of one that is not partial."""
-    pages: dict[int, str]
-    """Every page in use and who uses it."""
+    maps: Maps
+    uses: PageUses
+    """Every page in use and who uses it; those of maps and deadlists once they were looked at."""
     digested: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """For each chunk whether it has a digest that can be read; the file's births may be more."""
     digest_pages: list[PageRef] = field(default_factory=list)
@@ -136,12 +128,10 @@ class Loader:
     """Reads an ``Image``; what it cannot read goes to ``findings``."""
 
     def __init__(self, file: BlockFile, findings: Findings) -> None:
-        self._file = file
         self._findings = findings
-        self._size = file.size()
-        self._leaves: dict[tuple[int, int], Words] = {}
-        self._pages: dict[int, str] = {}
-        self._shared_pages: set[int] = set()
+        self._reader = PageReader(file, findings)
+        self._size = self._reader.size
+        self.uses = PageUses(findings)
 
     def load(self) -> Image | None:
         """None: nothing below the superblocks or the root stream can be reached."""
@@ -154,20 +144,14 @@ class Loader:
             return None
         image = Image(
             superblock, slot, -(-self._size // superblock.chunk_bytes), layout.FileRecord(0, 0, 0),
-            _NO_WORDS, {}, _NO_WORDS, _NO_SLOTS, _NO_SLOTS, self._pages,
+            _NO_WORDS, {}, _NO_WORDS, _NO_SLOTS, _NO_SLOTS, Maps(self._reader), self.uses,
         )  # fmt: skip
         if not self._records(image, stream):
             return None
         return image
 
     def bytes_at(self, offset: int, length: int, where: str) -> bytes | None:
-        buffer = bytearray(length)
-        try:
-            self._file.read_into([memoryview(buffer)], offset)
-        except EngineError as error:
-            self._findings.damage(where, f"cannot be read: {error}")
-            return None
-        return bytes(buffer)
+        return self._reader.bytes_at(offset, length, where)
 
     # Superblocks and root stream
 
@@ -221,12 +205,12 @@ class Loader:
         pages = -(-superblock.root_length // layout.PAGE_SIZE)
         refs: list[PageRef] = []
         for number, ref in enumerate(superblock.root_index):
-            data = self.page(ref, f"root index page {number}")
+            data = self.page(ref, Use.ROOT_INDEX, number)
             if data is None:
                 return None
             count = min(layout.REFS_PER_INDEX_PAGE, pages - len(refs))
             refs.extend(layout.unpack_refs(data, 0, count))
-        parts = [self.page(ref, f"root stream page {number}") for number, ref in enumerate(refs)]
+        parts = [self.page(ref, Use.ROOT, number) for number, ref in enumerate(refs)]
         if any(part is None for part in parts):
             return None
         return b"".join(part for part in parts if part is not None)[: superblock.root_length]
@@ -244,9 +228,9 @@ class Loader:
                 if kind == RootType.FILE:
                     image.file = layout.FileRecord.parse(payload)
                 elif kind == RootType.BIRTHS:
-                    image.births = self._words(layout.WordsRecord.parse(payload), "births")
+                    image.births = self._words(layout.WordsRecord.parse(payload), Use.BIRTHS)
                 elif kind == RootType.RECLAIM:
-                    image.reclaim = self._words(layout.WordsRecord.parse(payload), "reclaim queue")
+                    image.reclaim = self._words(layout.WordsRecord.parse(payload), Use.RECLAIM)
                 elif kind == RootType.SLOTS:
                     image.slots = self._slots(layout.WordsRecord.parse(payload))
                 elif kind == RootType.DIGESTS:
@@ -284,6 +268,8 @@ class Loader:
         if (digests is None) is bool(image.superblock.read_only_compatible & layout.ReadOnlyFeature.DIGESTS):
             self._findings.damage("root stream", "does not agree with the superblock on digests")
             return False
+        reserved = layout.JOURNAL_FIRST_CHUNK + image.superblock.journal_chunks
+        self.uses.begin(image.births, reserved, image.superblock.chunk_bytes // layout.PAGE_SIZE)
         if digests is not None:
             self._digests(image, digests)
         image.partials = self._partials(partials, len(image.births))
@@ -291,14 +277,11 @@ class Loader:
             if record.node in image.nodes:
                 self._findings.damage("root stream", f"has node {record.node} twice")
                 continue
-            image.nodes[record.node] = Node(record, {}, {})
-        for node in image.nodes.values():
-            self._map(node)
-            self._deadlist(node)
+            image.nodes[record.node] = Node(record, list(record.top_pages))
         return True
 
     def _group(self, group: layout.NodeGroupRecord) -> Iterator[layout.NodeRecord]:
-        parts = [self.page(ref, f"nodes, page {number}") for number, ref in enumerate(group.pages)]
+        parts = [self.page(ref, Use.NODES, number) for number, ref in enumerate(group.pages)]
         if any(part is None for part in parts):
             raise LayoutError("a group of nodes cannot be read")
         stream = b"".join(part for part in parts if part is not None)[: group.length]
@@ -309,35 +292,24 @@ class Loader:
 
     # Pages
 
-    def page(self, ref: PageRef, where: str, *, shared: bool = False) -> bytes | None:
-        """A page's bytes if they verify. ``shared``: other maps may use it too (a leaf, a top)."""
-        if ref.page == 0 or (ref.page + 1) * layout.PAGE_SIZE > self._size:
-            self._findings.damage(where, f"refers to page {ref.page}, which the file does not have")
-            return None
-        other = self._pages.setdefault(ref.page, where)
-        if other == where and shared:
-            self._shared_pages.add(ref.page)
-        elif other != where and not (shared and ref.page in self._shared_pages):
-            self._findings.damage(where, f"uses page {ref.page}, which is also {other}")
-        data = self.bytes_at(ref.page * layout.PAGE_SIZE, layout.PAGE_SIZE, where)
-        if data is not None and checksum64(data) != ref.checksum:
-            self._findings.damage(where, f"page {ref.page} has a wrong checksum")
-            return None
-        return data
+    def page(self, ref: PageRef, use: Use, number: int) -> bytes | None:
+        """A page's bytes if they verify."""
+        self.uses.claim(ref.page, use, number)
+        return self._reader.page(ref, use.where(number))
 
-    def _words(self, record: layout.WordsRecord, where: str) -> Words:
-        return self._stream_of_words(record.pages, record.count, where)
+    def _words(self, record: layout.WordsRecord, use: Use) -> Words:
+        return self._stream_of_words(record.pages, record.count, use)
 
     def _slots(self, record: layout.WordsRecord) -> Words:
         if record.count % 2 or record.count > 2 * layout.MAX_SLOTS:
             raise LayoutError(f"the slots have {record.count} words")
-        return self._words(record, "slots").reshape(-1, 2)
+        return self._words(record, Use.SLOTS).reshape(-1, 2)
 
     def _partials(self, record: layout.PartialsRecord, chunks: int) -> npt.NDArray[np.uint32]:
         table = np.zeros((chunks, 2), np.uint32)
         for number, ref in record.pages:
-            where = f"partial chunks, page {number}"
-            data = self.page(ref, where)
+            where = Use.PARTIALS.where(number)
+            data = self.page(ref, Use.PARTIALS, number)
             if data is None:
                 continue
             rows = np.frombuffer(data, "<u4").reshape(-1, 2)
@@ -349,11 +321,11 @@ class Loader:
             table[first : first + len(rows)] = rows[: max(0, chunks - first)]
         return table
 
-    def _stream_of_words(self, pages: Sequence[PageRef], count: int, where: str) -> Words:
-        """Missing pages read as zeroes, so that positions stay right."""
+    def _stream_of_words(self, pages: Sequence[PageRef], count: int, use: Use, of: int | None = None) -> Words:
+        """Missing pages read as zeroes, so that positions stay right. ``of``: the node whose they are."""
         words = np.zeros(len(pages) * layout.WORDS_PER_PAGE, dtype=np.uint32)
         for number, ref in enumerate(pages):
-            data = self.page(ref, f"{where}, page {number}")
+            data = self.page(ref, use, number if of is None else of)
             if data is not None:
                 start = number * layout.WORDS_PER_PAGE
                 words[start : start + layout.WORDS_PER_PAGE] = np.frombuffer(data, dtype="<u4")
@@ -363,17 +335,17 @@ class Loader:
 
     def _digests(self, image: Image, record: layout.DigestsRecord) -> None:
         """Which chunks have digests; those of a page that does not verify have none."""
-        bits = self._stream_of_words(record.bits, len(record.bits) * layout.WORDS_PER_PAGE, "bits of digests")
+        bits = self._stream_of_words(record.bits, len(record.bits) * layout.WORDS_PER_PAGE, Use.DIGEST_BITS)
         image.digested = np.unpackbits(bits.view(np.uint8), bitorder="little").astype(bool)
         image.bad = record.bad
-        data = self._stream_of_words(record.index, len(record.index) * layout.WORDS_PER_PAGE, "index of digests")
+        data = self._stream_of_words(record.index, len(record.index) * layout.WORDS_PER_PAGE, Use.DIGEST_INDEX)
         image.digest_pages = list(layout.unpack_refs(data.tobytes(), 0, record.ref_count))
         count = layout.DIGESTS_PER_PAGE
         for number, ref in enumerate(image.digest_pages):
             here = image.digested[number * count : (number + 1) * count]
             if ref.page == 0 and not here.any():
                 continue
-            if self.page(ref, f"digest page {number}") is None:
+            if self.page(ref, Use.DIGESTS, number) is None:
                 here[:] = False
                 image.digest_pages[number] = PageRef(0, 0)
         image.digested[len(image.digest_pages) * count :] = False
@@ -385,46 +357,22 @@ class Loader:
 
     # Nodes
 
-    def _map(self, node: Node) -> None:
-        for index, (page, birth, checksum) in enumerate(self._top_entries(node)):
-            if page == 0:
-                continue
-            key = (page, checksum)
-            entries = self._leaves.get(key)
-            if entries is None:
-                data = self.page(PageRef(page, checksum), f"{node.where}, map leaf {index}", shared=True)
-                if data is None:
-                    continue
-                entries = self._leaves[key] = np.frombuffer(data, dtype="<u4")
-            node.leaves[index] = Leaf(page, birth, checksum, entries)
-
-    def _top_entries(self, node: Node) -> Iterator[tuple[int, int, int]]:
-        left = node.record.leaf_count
-        for number, ref in enumerate(node.record.top_pages):
-            data = self.page(ref, f"{node.where}, map top {number}", shared=True)
-            count = min(left, layout.TOP_ENTRIES)
-            left -= count
-            if data is None:
-                yield from [(0, 0, 0)] * count
-            else:
-                used = count * layout.TOP_ENTRY.size
-                if any(data[used:]):
-                    self._findings.damage(f"{node.where}, map top {number}", "has entries beyond the end of the map")
-                yield from layout.TOP_ENTRY.iter_unpack(data[:used])
-
-    def _deadlist(self, node: Node) -> None:
+    def deadlist(self, node: Node) -> dict[int, Words]:
+        """Birth -> entries."""
         record = node.record
         where = f"{node.where}, deadlist"
-        words = self._stream_of_words(record.deadlist_pages, record.deadlist_words, where)
+        words = self._stream_of_words(record.deadlist_pages, record.deadlist_words, Use.DEADLIST, record.node)
+        found: dict[int, Words] = {}
         at = 2 * record.deadlist_buckets
         if at > len(words):
             self._findings.damage(where, f"{record.deadlist_buckets} buckets in {len(words)} words")
-            return
+            return found
         for birth, count in words[:at].reshape(-1, 2).tolist():
-            if at + count > len(words) or birth in node.dead:
+            if at + count > len(words) or birth in found:
                 self._findings.damage(where, f"bucket of birth {birth} with {count} entries does not fit")
-                return
-            node.dead[birth] = words[at : at + count]
+                return found
+            found[birth] = words[at : at + count]
             at += count
         if at != len(words):
             self._findings.damage(where, f"{len(words) - at} words belong to no bucket")
+        return found

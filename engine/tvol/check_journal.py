@@ -1,7 +1,8 @@
 """The journal as ``twinvol check`` replays it: into plain arrays, with the simplest meaning of every record.
 
 Deadlists and the order of reclaiming follow from maps and generations, so they are not kept here: once a record has
-removed something, a chunk that no map names any more is free. What remains to be verified is what a record itself
+removed something, a chunk that no map names any more is free. After a merge that is found by looking through all maps,
+and so not before somebody asks. What remains to be verified is what a record itself
 claims: nodes that exist, places within a map, chunks that nothing else names.
 
 The chain ends at the first bytes that are not the expected record, as it does for a recovery. ``committed`` are the
@@ -19,20 +20,18 @@ import numpy as np
 
 from engine.errors import EngineError
 from engine.tvol import layout
-from engine.tvol.check_image import Leaf, Node
+from engine.tvol.check_image import Node
 from engine.tvol.layout import LayoutError, NodeFlag, NodeKind, RecordType
 from engine.tvol.layout_notes import HoldRecord, NodeText
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy.typing as npt
-
     from engine.files import BlockFile
     from engine.tvol.check_image import Findings, Image
+    from engine.tvol.check_maps import Top, Words
 
-    Words = npt.NDArray[np.uint32]
-
+_PIECE = 1 << 16
 MAX_GROWTH_CHUNKS = 1 << 20
 """How far behind the end of the file a record may place a chunk whose data a crash has taken."""
 
@@ -99,10 +98,11 @@ class Replay:
     def __init__(self, image: Image, findings: Findings) -> None:
         self._image = image
         self._findings = findings
-        self._private: set[tuple[int, int]] = set()
-        """(node, leaf) whose array no other map shares."""
-        self._slots_on = np.zeros(0, np.int64)
-        """How many slots name each chunk."""
+        self._maps = image.maps
+        self._merged = False
+        """Since it was last looked what no map names any more."""
+        self._slots_on = np.zeros(0, np.uint32)
+        """How many slots name each chunk; empty while there are none."""
         self._apply: dict[int, Callable[[layout.Record], None]] = {
             RecordType.PAD: lambda record: None,
             RecordType.COMMIT: self._commit,
@@ -130,7 +130,6 @@ class Replay:
             RecordType.SEPARATE: self._separate,
             RecordType.ADOPT: self._adopt,
         }
-        image.births, image.slots = image.births.copy(), image.slots.copy()
         self._free_unnamed()
 
     def run(self, records: list[layout.Record]) -> None:
@@ -144,6 +143,14 @@ class Replay:
             except LayoutError as error:
                 self._findings.damage(f"journal record {record.seq}", str(error))
                 return
+        self._settle()
+
+    def _settle(self) -> bool:
+        """Free what merges have left without a name. Returns whether there were any."""
+        merged, self._merged = self._merged, False
+        if merged:
+            self._free_unnamed()
+        return merged
 
     def _free_unnamed(self) -> None:
         """What is waiting to be reclaimed counts as free, and so does what no map names."""
@@ -154,8 +161,9 @@ class Replay:
         named = np.zeros(len(image.births), bool)
         slots_named = np.zeros(len(image.slots), bool)
         for node in image.nodes.values():
-            for leaf in node.leaves.values():
-                claims = self._claims(leaf.entries)
+            parent = image.nodes.get(node.record.parent)
+            for _, entries in self._maps.leaves(node.tops, parent.tops if parent else ()):
+                claims = self._claims(entries)
                 named[claims[claims < len(named)]] = True
                 slots = claims[claims >= layout.SLOT_BIT] - layout.SLOT_BIT
                 slots_named[slots[slots < len(slots_named)]] = True
@@ -163,11 +171,12 @@ class Replay:
         chunks = image.slots[slots_named, 0]
         shared = np.zeros(len(image.births), bool)
         shared[chunks[chunks < len(shared)]] = True
-        self._slots_on = np.bincount(chunks[chunks < len(shared)], minlength=len(shared))
-        payload = image.births != layout.BIRTH_METADATA
-        image.births[payload & ~named & ~shared] = layout.BIRTH_FREE
-        image.partials[payload & ~named & ~shared] = 0
-        image.births[payload & ~named & shared] = layout.BIRTH_SHARED
+        if len(image.slots):
+            self._slots_on = np.zeros(len(shared), np.uint32)
+            np.add.at(self._slots_on, chunks[chunks < len(shared)], 1)
+        unnamed = np.flatnonzero(~named & (image.births != layout.BIRTH_METADATA) & (image.births != layout.BIRTH_FREE))
+        image.births[unnamed] = np.where(shared[unnamed], layout.BIRTH_SHARED, layout.BIRTH_FREE)
+        image.partials[unnamed[~shared[unnamed]]] = 0
 
     def _node(self, number: int) -> Node:
         try:
@@ -185,10 +194,9 @@ class Replay:
         parent = self._image.nodes.get(node.record.parent)
         return parent.record.generation if parent else 0
 
-    def _share(self, source: Node) -> dict[int, Leaf]:
+    def _share(self, source: Node) -> list[Top]:
         """A copy of a map; neither owns a leaf afterwards."""
-        self._private -= {(source.record.node, index) for index in source.leaves}
-        return dict(source.leaves)
+        return self._maps.share(source.tops)
 
     def _grow_generation(self) -> int:
         file = self._image.file
@@ -203,16 +211,6 @@ class Replay:
         chunks = entries[partial] - np.uint32(layout.PARTIAL)
         known = chunks[chunks < len(self._image.partials)]
         return np.concatenate([entries[~partial], known, self._image.partials[known, 0]])
-
-    def _entries(self, node: Node, index: int) -> Words:
-        """A leaf of the node that may be changed."""
-        key = (node.record.node, index)
-        leaf = node.leaves.get(index)
-        if leaf is None or key not in self._private:
-            entries = np.zeros(layout.LEAF_ENTRIES, np.uint32) if leaf is None else leaf.entries.copy()
-            leaf = node.leaves[index] = Leaf(0, 0, 0, entries)
-            self._private.add(key)
-        return leaf.entries
 
     def _commit(self, record: layout.Record) -> None:
         (covers,) = layout.unpack_fields(layout.COMMIT, record.payload)
@@ -237,29 +235,30 @@ class Replay:
         end = entry + count
         if end > min(layout.MAX_CHUNKS, image.file_chunks + MAX_GROWTH_CHUNKS):
             raise LayoutError(f"places chunk {end - 1} in a file of {image.file_chunks}")
-        if end > len(image.births):
-            image.births = np.concatenate([image.births, np.zeros(end - len(image.births), np.uint32)])
-            more = np.zeros((end - len(image.partials), 2), np.uint32)
-            image.partials = np.concatenate([image.partials, more])
-        taken = np.flatnonzero(image.births[entry:end] != layout.BIRTH_FREE)
-        if len(taken):
-            raise LayoutError(f"places chunk {entry + int(taken[0])} in {node.where}, but it is in use")
+        self._grow(end)
+        while len(taken := np.flatnonzero(image.births[entry:end] != layout.BIRTH_FREE)):
+            if not self._settle():
+                raise LayoutError(f"places chunk {entry + int(taken[0])} in {node.where}, but it is in use")
         image.births[entry:end] = node.record.generation or image.file.generation
         image.digested[entry:end] = False  # it was free: its digest ended then
 
+    def _grow(self, end: int) -> None:
+        """Cover chunks up to this one, and some more: those are free."""
+        image = self._image
+        if end > len(image.births):
+            size = max(end, len(image.births) + len(image.births) // 8)
+            image.births, image.partials = _longer(image.births, size), _longer(image.partials, size)
+
     def _set(self, node: Node, index: int, value: int, keep: int = layout.EMPTY) -> None:
         """Change an entry; what it named ends, except the claim to keep."""
-        leaf, slot = divmod(index, layout.LEAF_ENTRIES)
-        entries = self._entries(node, leaf)
-        old = int(entries[slot])
-        entries[slot] = value
+        old = self._maps.entry(node.tops, index)
+        self._maps.change(node.tops, index, value)
         for child in self._chain_below(node):  # a write of an old epoch, published late
             if child.record.size_bytes <= index * self._image.superblock.chunk_bytes:
                 break
-            below = self._entries(child, leaf)
-            if int(below[slot]) != old:
+            if self._maps.entry(child.tops, index) != old:
                 break
-            below[slot] = value
+            self._maps.change(child.tops, index, value)
         for claim in self._claims(np.array([old], np.uint32)).tolist():
             if claim != keep:
                 self._end(claim, self._floor(node))
@@ -279,11 +278,10 @@ class Replay:
         for index, chunk, base, mask in items:
             if index >= size:
                 raise LayoutError(f"maps {index} of the {size} chunks of {node.where}")
-            leaf, slot = divmod(index, layout.LEAF_ENTRIES)
-            old = self._entries(node, leaf)[slot : slot + 1]
-            if base != layout.EMPTY and base not in self._claims(old):
+            old = self._maps.entry(node.tops, index)
+            if base != layout.EMPTY and base not in self._claims(np.array([old], np.uint32)):
                 raise LayoutError(f"keeps {base:#x} at {index} of {node.where}, which does not name it")
-            if int(old[0]) == layout.PARTIAL + chunk:
+            if old == layout.PARTIAL + chunk:
                 self._widen(node, index, chunk, base, mask)
                 continue
             self._place(node, chunk, 1)
@@ -316,6 +314,7 @@ class Replay:
         number, items = layout.unpack_share(record.payload)
         node = self._node(number)
         size = -(-node.record.size_bytes // self._image.superblock.chunk_bytes)
+        self._settle()
         self._room_for_slots(items)
         for first, count, slot, chunk in items:
             if first + count > size:
@@ -333,8 +332,8 @@ class Replay:
         if end > len(image.slots) + sum(count for _, count, _, _ in items):
             raise LayoutError(f"makes slot {end - 1} of {len(image.slots)}")
         image.slots = np.concatenate([image.slots, np.zeros((max(0, end - len(image.slots)), 2), np.uint32)])
-        more = max(0, len(image.births) - len(self._slots_on))
-        self._slots_on = np.concatenate([self._slots_on, np.zeros(more, np.int64)])
+        if len(image.births) > len(self._slots_on):
+            self._slots_on = _longer(self._slots_on, len(image.births))
 
     def _make_slot(self, slot: int, chunk: int, node: Node) -> None:
         image = self._image
@@ -362,10 +361,11 @@ class Replay:
         node = self._node(number)
         chunk_bytes = self._image.superblock.chunk_bytes
         old, new = -(-node.record.size_bytes // chunk_bytes), -(-size // chunk_bytes)
-        for leaf in [leaf for leaf in node.leaves if (leaf + 1) * layout.LEAF_ENTRIES > new]:
-            for slot in np.flatnonzero(node.leaves[leaf].entries).tolist():
-                if new <= leaf * layout.LEAF_ENTRIES + slot < old:
-                    self._set(node, leaf * layout.LEAF_ENTRIES + slot, layout.EMPTY)
+        leaves = self._maps.leaves(list(node.tops), first=new // layout.LEAF_ENTRIES) if new < old else ()
+        for leaf, entries in leaves:
+            for index in (np.flatnonzero(entries) + leaf * layout.LEAF_ENTRIES).tolist():
+                if new <= index < old:
+                    self._set(node, index, layout.EMPTY)
         self._change(node, size_bytes=size)
 
     def _mark(self, record: layout.Record) -> None:
@@ -382,20 +382,18 @@ class Replay:
         image = self._image
         if first + count > min(layout.MAX_CHUNKS, image.file_chunks + MAX_GROWTH_CHUNKS):
             raise LayoutError(f"reserves chunks {first}+{count} in a file of {image.file_chunks}")
-        if first + count > len(image.births):
-            image.births = np.concatenate([image.births, np.zeros(first + count - len(image.births), np.uint32)])
-            more = np.zeros((first + count - len(image.partials), 2), np.uint32)
-            image.partials = np.concatenate([image.partials, more])
-        if (image.births[first : first + count] != layout.BIRTH_FREE).any():
-            raise LayoutError(f"reserves chunks {first}+{count} for metadata, but one is in use")
+        self._grow(first + count)
+        while (image.births[first : first + count] != layout.BIRTH_FREE).any():
+            if not self._settle():
+                raise LayoutError(f"reserves chunks {first}+{count} for metadata, but one is in use")
         image.births[first : first + count] = layout.BIRTH_METADATA
 
     # The tree
 
-    def _new(self, number: int, template: Node, leaves: dict[int, Leaf], **fields: object) -> None:
+    def _new(self, number: int, template: Node, tops: list[Top], **fields: object) -> None:
         if number in self._image.nodes or number == 0:
             raise LayoutError(f"makes node {number}, which exists")
-        node = Node(template.record, leaves, {})
+        node = Node(template.record, tops)
         self._change(node, node=number, flags=0, generation=0, guid="", **fields)
         self._image.nodes[number] = node
 
@@ -445,15 +443,15 @@ class Replay:
     def _become(self, head: Node, target: Node) -> None:
         """A head that has nothing of its own shows a snapshot from now on."""
         self._grow_generation()
-        head.leaves = self._share(target)
+        head.tops = self._share(target)
         self._change(head, parent=target.record.node, size_bytes=target.record.size_bytes)
 
     def _rollback(self, record: layout.Record) -> None:
         head_id, target_id = layout.unpack_fields(layout.ROLLBACK, record.payload)
         head = self._head_of(head_id)
         floor = self._floor(head)
-        for leaf in head.leaves.values():
-            claims = self._claims(leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY])
+        for _, entries in self._maps.leaves(head.tops):
+            claims = self._claims(entries[entries >= layout.FIRST_CHUNK_ENTRY])
             slots = claims >= layout.SLOT_BIT
             births = (self._image.births[claims[~slots]], self._image.slots[claims[slots] - layout.SLOT_BIT, 1])
             if (np.concatenate(births) > floor).any():
@@ -492,14 +490,14 @@ class Replay:
         for child in children:
             self._change(child, parent=node.record.parent)
         del self._image.nodes[number]
-        self._free_unnamed()
+        self._merged = True
 
     def _separate(self, record: layout.Record) -> None:
         (number,) = layout.unpack_fields(layout.NODE_ID, record.payload)
         node = self._node(number)
         floor = self._floor(node)
-        for leaf in node.leaves.values():
-            claims = self._claims(leaf.entries[leaf.entries >= layout.FIRST_CHUNK_ENTRY])
+        for _, entries in self._maps.leaves(node.tops):
+            claims = self._claims(entries[entries >= layout.FIRST_CHUNK_ENTRY])
             slots = claims >= layout.SLOT_BIT
             births = (self._image.births[claims[~slots]], self._image.slots[claims[slots] - layout.SLOT_BIT, 1])
             if (np.concatenate(births) <= floor).any():
@@ -558,7 +556,7 @@ class Replay:
         head = self._head_of(head_id)
         base = self._snapshot_of(base_id) if base_id else None
         size = base.record.size_bytes if base else head.record.size_bytes
-        self._new(number, head, self._share(base) if base else {}, parent=base_id, size_bytes=size)
+        self._new(number, head, self._share(base) if base else [], parent=base_id, size_bytes=size)
         self._change(self._node(number), flags=NodeFlag.STAGING)
         self._grow_generation()
 
@@ -571,3 +569,13 @@ class Replay:
         generation = self._grow_generation()
         self._change(staging, kind=NodeKind.SNAPSHOT, flags=NodeFlag.HIDDEN, name=name, generation=generation)
         self._become(head, staging)
+
+
+def _longer(array: Words, size: int) -> Words:
+    """With zeroes behind. What is zero already takes no memory in the copy either."""
+    longer = np.zeros((size, *array.shape[1:]), array.dtype)
+    for first in range(0, len(array), _PIECE):
+        part = array[first : first + _PIECE]
+        if part.any():
+            longer[first : first + len(part)] = part
+    return longer

@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.files import StoreEnv
 from engine.tvol import layout
-from engine.tvol.check_image import Findings, Image, Loader
+from engine.tvol.check_image import Findings, Image, Loader, Node
 from engine.tvol.file import TvolFile
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PATH = Path("/pool/v.tvol")
 CHUNK = 65536
@@ -41,14 +45,15 @@ class MadeVolume:
         file = self.files.open(PATH, writable=False)
         findings = Findings()
         image = Loader(file, findings).load()
-        file.close()
         assert image is not None
+        used_pages(image)  # so that it has all its maps when the file is closed
+        file.close()
         assert not findings.items
         return image
 
     def pages(self, part: str) -> list[int]:
         """Pages whose use contains ``part`` ("births", "deadlist", "map leaf", ...)."""
-        return [page for page, use in self.image().pages.items() if part in use]
+        return [page for page, use in used_pages(self.image()).items() if part in use]
 
     def flip(self, offset: int, mask: int = 1) -> None:
         self.files.flip(PATH, offset, mask)
@@ -66,6 +71,34 @@ class MadeVolume:
             found[device.name] = bytes(buffer)
         await store.close()
         return found
+
+
+def used_pages(image: Image) -> dict[int, str]:
+    """Every page of a file and what it is used as."""
+    found = dict(image.uses.items())
+    for node in image.nodes.values():
+        found.update((ref.page, f"{node.where}, map top") for ref in node.record.top_pages)
+        found.update((ref.page, f"{node.where}, deadlist") for ref in node.record.deadlist_pages)
+        found.update((leaf.page, f"{node.where}, map leaf {leaf.number}") for leaf in stored_leaves(image, node))
+    return found
+
+
+class StoredLeaf(NamedTuple):
+    """A leaf of a map as it is in the file."""
+
+    number: int
+    page: int
+    entries: np.ndarray
+
+
+def stored_leaves(image: Image, node: Node) -> list[StoredLeaf]:
+    """Those that a node's map has."""
+    rows = [row for number in range(len(node.tops)) for row in image.maps.top(node.tops, number, node.where)]
+    return [
+        StoredLeaf(number, int(row["page"]), image.maps.entries(row, node.where))
+        for number, row in enumerate(rows)
+        if row["page"]
+    ]
 
 
 def make_volume(*, closed: bool = True, shared: bool = False) -> MadeVolume:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from engine.errors import MediumError, NotSupported, StoreCorrupt
 from engine.tvol import layout
 from engine.tvol.check import check_file
-from tests.support.made_volumes import PATH, make_volume
+from tests.support.made_volumes import PATH, make_volume, stored_leaves, used_pages
 
 PAGE = layout.PAGE_SIZE
 
@@ -22,7 +22,7 @@ PAGE = layout.PAGE_SIZE
 def change_page(made, page, change):
     """Apply ``change(bytearray)`` to a page and correct its checksum in whoever refers to it, up to the superblocks."""
     image = made.files.image(PATH)
-    pages = list(made.image().pages)
+    pages = list(used_pages(made.image()))
     old = image.read(page * PAGE, PAGE)
     new = bytearray(old)
     change(new)
@@ -72,8 +72,9 @@ def findings(made):
 
 
 def leaf_of(made, name):
-    (node,) = [node for node in made.image().nodes.values() if node.record.name == name]
-    return node.leaves[0]
+    image = made.image()
+    (node,) = [node for node in image.nodes.values() if node.record.name == name]
+    return stored_leaves(image, node)[0]
 
 
 def newest(entries, below=layout.SLOT_BIT):

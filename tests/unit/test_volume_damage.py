@@ -12,7 +12,7 @@ from engine.tvol.check import Severity, check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.journal import scan
 from engine.tvol.recovery import recover
-from tests.support.made_volumes import CHUNK, PATH, SIZE, make_volume
+from tests.support.made_volumes import CHUNK, PATH, SIZE, make_volume, used_pages
 from tests.support.sim_files import PAGE, Fault, eio, enospc
 
 
@@ -167,7 +167,7 @@ def test_random_damage_to_the_metadata_is_never_used_silently(seed, flips, close
     whole = make_volume(closed=closed, shared=True)
     expected = whole.run(whole.read_back)
     places = [offset + rng.randrange(4096) for offset in layout.SUPERBLOCK_OFFSETS]
-    places += [page * layout.PAGE_SIZE + rng.randrange(layout.PAGE_SIZE) for page in made.image().pages]
+    places += [page * layout.PAGE_SIZE + rng.randrange(layout.PAGE_SIZE) for page in used_pages(made.image())]
     for _ in range(flips):
         made.flip(rng.choice(places), 1 << rng.randrange(8))
     report = check(made)

@@ -15,6 +15,7 @@ from engine.tvol.check_image import Findings, Loader
 from engine.tvol.file import TvolFile
 from engine.tvol.repair import repair_file
 from engine.units import KIB, MIB
+from tests.support.made_volumes import used_pages
 from tests.unit.tvol.test_scrub import CHUNK, fill, pattern, read, scrub
 
 PAGE = layout.PAGE_SIZE
@@ -66,7 +67,9 @@ async def contents(env, path) -> dict[str, bytes]:
 def image(env, path):
     file = env.files.open(path, writable=False)
     try:
-        return Loader(file, Findings()).load()
+        found = Loader(file, Findings()).load()
+        used_pages(found)
+        return found
     finally:
         file.close()
 
@@ -81,7 +84,7 @@ def rot(path, offset: int) -> None:
 
 def page_of(env, path, wanted: str) -> int:
     """A page that is used as ``wanted`` says."""
-    return next(page for page, where in image(env, path).pages.items() if wanted in where)
+    return next(page for page, where in used_pages(image(env, path)).items() if wanted in where)
 
 
 @pytest.mark.parametrize("wanted", ["births", "deadlist", "digest page", "bits of digests", "superblock"])

@@ -84,6 +84,7 @@ async def contents(env, path):
         buffer = bytearray(device.size_bytes)
         await device.read(0, memoryview(buffer))
         found[device.name] = bytes(buffer)
+    await store._housekeeper.idle()
     await store.close()
     return found
 

@@ -19,6 +19,7 @@ from engine.tvol.file import TvolFile
 from engine.tvol.layout import DIGESTS_PER_PAGE, PAGE_SIZE
 from engine.tvol.scrub import Found
 from engine.units import KIB, MIB
+from tests.support.made_volumes import used_pages
 
 CHUNK = 64 * KIB
 SIZE = 16 * MIB
@@ -285,9 +286,9 @@ async def test_a_deleted_snapshot_leaves_its_digests_to_the_head_which_still_red
 def rot_page(path, env, wanted: str) -> None:
     """Flip a bit of the first page that is used as ``wanted`` says, in a closed file."""
     file = env.files.open(path, writable=False)
-    image = Loader(file, Findings()).load()
+    uses = used_pages(Loader(file, Findings()).load())
     file.close()
-    page = next(page for page, where in image.pages.items() if wanted in where)
+    page = next(page for page, where in uses.items() if wanted in where)
     with path.open("r+b") as raw:
         raw.seek(page * PAGE_SIZE + 40)
         byte = raw.read(1)[0]
