@@ -524,10 +524,7 @@ class Replay:
 
     def _adopt_at(self, node: Node, index: int, value: int, floor: int) -> bool:
         """Whether a node inherited something at an index, or did until now."""
-        image, (leaf, slot) = self._image, divmod(index, layout.LEAF_ENTRIES)
-        if leaf not in node.leaves:
-            return False
-        old = int(node.leaves[leaf].entries[slot])
+        image, old = self._image, self._maps.entry(node.tops, index)
         chunk = old - layout.PARTIAL
         if old >= layout.PARTIAL and chunk < len(image.births) and image.births[chunk] > floor:
             base = int(image.partials[chunk, 0])
@@ -537,7 +534,7 @@ class Replay:
             return True
         if old < layout.FIRST_CHUNK_ENTRY or (old < layout.PARTIAL and self._birth(old) > floor):
             return False
-        self._entries(node, leaf)[slot] = value
+        self._maps.change(node.tops, index, value)
         return True
 
     def _birth(self, claim: int) -> int:
