@@ -12,8 +12,8 @@ Order of effects of a change (STORE section 2):
 5. chunks that those records freed are let go when N is durable and every operation in flight at the time has ended.
 
 A failed sync or journal write makes the store *failed* for good: what the host dropped from its cache is unknown. No
-commit record is written, nothing is retried on this descriptor; writes and flushes raise StoreFailed. A FAILED record
-tells the next opening on the same boot (``recovery``).
+commit record is written, nothing is retried on this descriptor; writes and flushes raise StoreFailed. Of a failed sync
+a FAILED record tells the next opening on the same boot (``recovery``).
 """
 
 from __future__ import annotations
@@ -133,6 +133,8 @@ class Core:
         self._punching = asyncio.Lock()
         self._syncing = threading.Lock()
         self._has_sync_failed = False
+        self.failed_sync_told = False
+        """The journal says that a sync has failed."""
         self._freed: asyncio.Event | None = None
         """Set when chunks are freed; somebody waits for it."""
         self._may_share = family.claims.in_use
@@ -154,10 +156,14 @@ class Core:
             raise StoreFailed(str(self.failed))
 
     def fail(self, cause: Exception | str) -> StoreFailed:
-        """Make the failure sticky; returns it."""
+        """Make the failure sticky; returns it.
+
+        Only a failed sync is told to the next opening: after any other failure the page cache still has all that was
+        acknowledged.
+        """
+        if self.is_open and self._has_sync_failed and not self.failed_sync_told:
+            self.failed_sync_told = self.journal.mark_failed()
         if self.failed is None:
-            if self.is_open and not isinstance(cause, StoreFailed):
-                self.journal.mark_failed()
             self.failed = (
                 cause
                 if isinstance(cause, StoreFailed)

@@ -75,11 +75,13 @@ class Journal:
             RecordType.COMMIT, layout.COMMIT.pack(covers), align_up(offset + RECORD_UNIT, COMMIT_ALIGNMENT) - offset
         )
 
-    def mark_failed(self) -> None:
-        """Say that a sync has failed, for whoever opens the file next; as well as it can be said on such a disk."""
+    def mark_failed(self) -> bool:
+        """Say that a sync has failed, for whoever opens the file next. False: it could not be said on such a disk."""
         if self.used + 2 * RECORD_UNIT <= self.ring_bytes:
             with contextlib.suppress(EngineError):
                 self._append(RecordType.FAILED, b"", RECORD_UNIT)
+                return True
+        return False
 
     def _pad(self, length: int) -> None:
         rest = self.ring_bytes - self.position % self.ring_bytes

@@ -1,8 +1,9 @@
 """Run the crash simulation: ``python -m tests.simulation --seed 1 --crashes 10000``.
 
-Lives run from the seed upwards until that many crashes have happened. Exit status 1 and the line that replays it
-at the first broken promise. ``--replay SEED`` runs one life and prints its story; ``--mutations`` prints, for each
-rule of the store taken away, how many crashes it took until the simulation noticed.
+Lives run from the seed upwards until that many crashes have happened; then it says how often what was done to them.
+Exit status 1 and the line that replays it at the first broken promise. ``--replay SEED`` runs one life and prints its
+story; ``--mutations`` prints, for each rule of the store taken away, how many crashes it took until the simulation
+noticed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 
 from tests.simulation.life import run_seed
 from tests.simulation.mutations import MUTATIONS, REDUNDANT, crashes_until_caught
@@ -41,6 +43,7 @@ def simulate(seed: int, crashes: int, processes: int) -> int:
     """Until ``crashes`` have been survived, or the first failure."""
     begun = time.monotonic()
     kills = losses = lives = operations = 0
+    faults: Counter[str] = Counter()
     with multiprocessing.Pool(processes) as pool:
         for batch in itertools.count():
             first = seed + batch * BATCH
@@ -53,6 +56,7 @@ def simulate(seed: int, crashes: int, processes: int) -> int:
                 kills += outcome.kills
                 losses += outcome.power_losses
                 operations += outcome.operations
+                faults += outcome.faults
             if kills + losses >= crashes:
                 break
     seconds = time.monotonic() - begun
@@ -60,6 +64,8 @@ def simulate(seed: int, crashes: int, processes: int) -> int:
         f"{kills + losses} crashes survived ({kills} kills, {losses} power losses) in {lives} lives from seed {seed}; "
         f"{operations} file operations, {seconds:.0f} s"
     )
+    for fault, times in sorted(faults.items()):
+        print(f"{times:8} {fault}")
     return 0
 
 

@@ -23,8 +23,10 @@ from engine.errors import (
     WriteProtected,
 )
 from engine.movers import ThreadMover
+from engine.tvol.scrub import Found
 from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
 from tests.simulation.promises import promise
+from tests.support.sim_loop import SimClock
 from tests.support.volume_oracle import Content, Violation, Windows, moved, tagged
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 REFUSALS = (InUse, InvalidState, NotFound, OutOfSpace, WriteProtected)
 SNAPSHOTS_MAX = 8
+CANNOT_BE_READ = (Found.TRANSIENT, Found.MAP_LOST, Found.DIGESTS_LOST, Found.UNREADABLE_UNKNOWN)
+"""What a scrub says where the host could not read once."""
+HELD_S = 1e9
+"""Longer than any life, whatever its clock says."""
 VOLUMES_MAX = 3
 
 IO = (
@@ -134,8 +140,10 @@ class Client:
                     await self._io()
             except REFUSALS:
                 continue
-            except (StoreFailed, MediumError):
+            except StoreFailed:
                 self.failed = True
+            except MediumError:
+                self.failed = self.store.failed is not None
 
     def _decided(self) -> bool:
         """Whether a structural call that ended has an end that is known: not in a dead process or a failed store."""
@@ -189,7 +197,7 @@ class Client:
             await self._change(kind, head, target, self._extent(target.windows))
 
     async def _scrub(self, head: NativeHead) -> None:
-        """Nothing rots here, so whatever a scrub finds is a false alarm."""
+        """Nothing rots here, so whatever a scrub finds is a false alarm; but what cannot be read it has to tell."""
         number = self.family.next()
         make_only = self.rng.random() < 0.3
         self.family.tell(f"{number} {head.name} scrub{' (new ones only)' if make_only else ''}")
@@ -199,6 +207,8 @@ class Client:
                 await asyncio.sleep(0)
 
         def report(finding: Finding) -> None:
+            if self.files.struck["read: simulated EIO"] and finding.found in CANNOT_BE_READ:
+                return
             raise Violation(f"a scrub without rot says: {finding}")
 
         scrubber = self.store.scrubber(head, pace=pace, report=report, make_only=make_only)
@@ -535,7 +545,9 @@ class Client:
         self.family.tell(f"{'hold' if hold else 'release'} {snapshot.frozen.name} for {owner}")
         try:
             if hold:
-                await self.store.notes.hold(snapshot.frozen, owner, None)
+                now = max(self.store._core.env.clock.time(), SimClock.EPOCH)  # no later process is ahead of that
+                expiry = now + HELD_S if self.rng.random() < 0.5 else None
+                await self.store.notes.hold(snapshot.frozen, owner, expiry)
             else:
                 await self.store.notes.release(snapshot.frozen, owner)
             if not self.files.dead:

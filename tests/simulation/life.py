@@ -14,8 +14,10 @@ Oracle (``tests.support.volume_oracle``, ``tests.simulation.family``)
     * ``check`` is clean before and after every recovery, and the file can go on;
     * no scrub finds anything, and at every crash each chunk that has a digest holds what was digested;
     * one of two good superblock slots may rot at any power loss;
-    * a failed sync is sticky until the file is reopened, on the same boot too; a full disk fails writes and damages
-      nothing; when there is room again, writes succeed (``disk.py``).
+    * one flipped bit in any structure is found, and no byte is wrong without an error (``rot.py``);
+    * a failed sync is sticky until the file is reopened, on the same boot too; any call of the host may fail, and the
+      wall clock may be wrong (``host.py``); a full disk fails writes and damages nothing; when there is room again,
+      writes succeed (``disk.py``).
 
 Not checked: speed, how much of the unflushed survives, file systems that reorder below a sector.
 
@@ -28,6 +30,7 @@ import asyncio
 import gc
 import random
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +46,9 @@ from engine.tvol.superblock import read_superblock
 from tests.simulation.clients import MOODS, Client, read_all
 from tests.simulation.disk import Disk
 from tests.simulation.family import SECTOR, Family, Violation
+from tests.simulation.host import Host
 from tests.simulation.promises import decide
+from tests.simulation.rot import Trial
 from tests.support.sim_files import Fault, SimFileSystem, eio
 from tests.support.sim_loop import Deadlock, ProcessDied, SimClock, SimLoop, SimWorkers
 from tests.support.volume_oracle import Content, Windows
@@ -56,6 +61,7 @@ CHUNK = 65536
 LEAF_SPAN = 4096 * CHUNK
 CRASHES_PER_LIFE_MAX = 6
 ROT_CHANCE = 0.1
+TRIAL_CHANCE = 0.08
 KEYED = Encryption(EncryptionRecord(bytes(16), 10, 1, 1, bytes(72), "file:/key"), bytes(range(64)))
 
 
@@ -116,6 +122,8 @@ class Outcome:
     kills: int = 0
     power_losses: int = 0
     operations: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """How often what was done to it."""
     failure: str | None = None
     trace: list[str] = field(default_factory=list)
 
@@ -133,17 +141,27 @@ class Life:
         )
         self.family = Family()
         self.disk = Disk(seed if self.plan.quota_chunks is None else None, self.files)
+        self.host = Host(seed, self.files, calm=self.plan.fail_sync or self.disk.kind is not None)
         self.outcome = Outcome(seed)
         if verbose:
             self.family.story = self.outcome.trace
         self.created = False
+        self.clock: SimClock
 
     def run(self) -> Outcome:
         """Raises Violation and whatever else the store should never raise."""
         while self.outcome.crashes < self.plan.crashes or not self.created:
             self._one_process()
         self._process(self._look_only)
+        self._count_faults()
         return self.outcome
+
+    def _count_faults(self) -> None:
+        count = self.outcome.faults
+        for call, times in self.files.struck.items():
+            count[f"failed {call}"] += times
+        count["wall clock set back"] += self.host.steps_back
+        count[f"full disk: {self.disk.kind}"] += self.disk.kind is not None and self.outcome.crashes
 
     def _one_process(self) -> None:
         rng = self.rng
@@ -153,13 +171,18 @@ class Life:
             self.files.faults.append(Fault("sync", eio, nth=rng.randint(1, 40)))
         self.disk.size_bytes = self.plan.quota_chunks * CHUNK if self.plan.quota_chunks and self.created else None
         died = self._process(self._work if self.created else self._make)
+        self.files.faults.clear()
         # After a failed sync the cache shows what the medium does not have, and nobody can tell what. A store that knew
         # has told its successor, which then has no more than after a power loss; one that died before has not.
         lies = self.files.cache_lies
-        power = rng.random() < 0.65 or (lies and (self.store is None or self.store.failed is None))
+        power = rng.random() < 0.65 or (lies and (self.store is None or not self.store._core.failed_sync_told))
+        count = self.outcome.faults
         if power:
-            story = f"power lost, of what pended the medium has: {self.files.lose_power()}" + self._rot()
+            pattern = self.files.lose_power()
+            story = f"power lost, of what pended the medium has: {pattern}" + self._rot()
+            count[f"power loss: {pattern}"] += self.created
         else:
+            count["kill" + ", after a failed sync" * lies] += self.created
             story = "the process ended" + ", after a failed sync" * lies
             self.files.restart_process()
         if self.created:
@@ -170,7 +193,11 @@ class Life:
         self.power_lost = power or lies
         self.family.crashed(power_lost=self.power_lost)
         if self.created:
+            count["inside a file operation" if died else "between or after operations"] += 1
             self._check()
+            if not self.files.cache_lies and self.rng.random() < TRIAL_CHANCE:
+                trial = Trial(self.files, PATH, random.Random(self.rng.getrandbits(64)), lambda record: KEYED)
+                count.update(f"one flipped bit: {kind}" for kind in trial.run())
 
     def _rot(self) -> str:
         """Sometimes one of two good superblock slots rots while the machine is off: the other is always enough."""
@@ -184,6 +211,7 @@ class Life:
             return ""  # the crash has torn one already
         slot = self.rng.randrange(2)
         self.files.flip(PATH, layout.SUPERBLOCK_OFFSETS[slot] + self.rng.randrange(layout.SUPERBLOCK_SIZE))
+        self.outcome.faults["one flipped bit, left there: superblock"] += 1
         return f"; superblock {slot} rots"
 
     def _process(self, main: Callable[[SimLoop, StoreEnv], object]) -> bool:
@@ -192,14 +220,16 @@ class Life:
         turns_max = self.rng.choice((1, 3, 12, 60))
         workers = SimWorkers(loop, random.Random(self.rng.getrandbits(64)), turns_max=turns_max, slow_chance=0.05)
         self.files.on_death = loop.die
+        struck = self.files.struck.total()
         try:
-            env = StoreEnv(self.files, workers, SimClock(loop), cached_leaves=self.plan.cached_leaves)
+            clock = self.clock = self.host.begin(loop, created=self.created)
+            env = StoreEnv(self.files, workers, clock, cached_leaves=self.plan.cached_leaves)
             room = self.disk.room(workers)
             loop.run_until_complete(main(loop, env if room is None else replace(env, room=room)))
         except ProcessDied:
             return True
-        except (StoreFailed, MediumError):
-            if not self.files.cache_lies:
+        except (StoreFailed, MediumError, OutOfSpace):
+            if not self.files.cache_lies and self.files.struck.total() == struck:
                 raise
         finally:
             self.files.kill()
@@ -266,7 +296,7 @@ class Life:
         ]
         steps = rng.randint(5, 80)
         users = [client.run(steps, structural=self.plan.structural) for client in crowd]
-        await asyncio.gather(*users, self.disk.run(crowd[0]))
+        await asyncio.gather(*users, self.disk.run(crowd[0]), self.host.run(self.clock))
         if rng.random() < 0.3:
             await _pages_are_counted(store)
         if rng.random() < 0.6:

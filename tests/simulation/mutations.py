@@ -56,6 +56,7 @@ from tests.simulation.mutations_of_groups import DIRECTED_GROUPS, GROUPS
 from tests.simulation.mutations_of_maps import MAPS
 from tests.simulation.mutations_of_notes import NOTES
 from tests.simulation.mutations_of_partials import PARTIALS
+from tests.simulation.mutations_of_rot import ROT
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.simulation.mutations_of_space import DIRECTED_SPACE, SPACE
 from tests.support.sim_files import SimBlockFile, SimFileSystem
@@ -464,6 +465,7 @@ MUTATIONS: dict[str, Mutation] = {
     **SPACE,
     **DIGESTS,
     **NOTES,
+    **ROT,
     **FLATTEN,
     **GROUPS,
     **MAPS,

@@ -11,7 +11,7 @@ What is modelled
     * **A failed sync** leaves the pending effects visible but clean: no later sync makes them durable (Linux).
     * A file created or removed is so after power loss only if its folder was synced.
     * Faults by rule (the nth write of a region fails), a disk quota, a longest file, bit flips. Of a write that finds
-      no room a part may have been written before its error.
+      no room, or fails by rule, a part may have been written before its error.
     * The lock: one writer, or readers.
 
 What each structure of a volume file must survive
@@ -32,7 +32,10 @@ What is not modelled
 
 from __future__ import annotations
 
+import functools
 import itertools
+import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,7 +43,6 @@ from engine.errors import AlreadyExists, EngineError, InUse, MediumError, NotFou
 from tests.support.sim_loop import ProcessDied
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -256,7 +258,8 @@ class SimBlockFile:
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         data = b"".join(buffers)
         effect = Effect("write", offset, len(data), data)
-        if self._step("write", offset, len(data), on_death=lambda: self._tear(effect)):
+        tear = functools.partial(self._tear, effect)
+        if self._step("write", offset, len(data), on_death=tear, on_fault=tear):
             self._check_writable()
             try:
                 self._reserve(offset, len(data))
@@ -342,7 +345,7 @@ class SimBlockFile:
             self._inode.issue(Effect("write", effect.offset, length, effect.data[:length]))
 
     def _tear(self, effect: Effect) -> None:
-        """The process dies inside this write: a prefix of its sectors is in the page cache."""
+        """The process dies inside this write, or it fails there: a prefix of its sectors is in the page cache."""
         sectors = _sectors(effect.offset, effect.length)
         cut = self._system.rng.randrange(len(sectors) + 1)
         if cut:
@@ -365,6 +368,8 @@ class SimFileSystem:
         self.rng = rng
         self.cold_read_chance = cold_read_chance
         self.faults: list[Fault] = []
+        self.struck: Counter[str] = Counter()
+        """How often which call has failed by a rule."""
         self.quota_bytes: int | None = None
         self.file_bytes_max: int | None = None
         self.operations = 0
@@ -380,6 +385,14 @@ class SimFileSystem:
         self._boot = 1
         self._files: dict[Path, Inode] = {}
         self._removed: dict[Path, Inode] = {}
+
+    def closed_copy(self, path: Path) -> SimFileSystem:
+        """Another machine of the same boot with this file, as it would be read now, and nobody using it."""
+        other = SimFileSystem(random.Random(1))
+        other._boot = self._boot
+        image = self._files[path].live
+        other._files[path] = Inode(image.copy(), image.copy(), entry_durable=True)
+        return other
 
     # engine.files.FileSystem
 
@@ -474,7 +487,9 @@ class SimFileSystem:
             if fault.strikes(operation, offset, length):
                 if on_fault is not None:
                     on_fault()
-                raise fault.error()
+                error = fault.error()
+                self.struck[f"{operation}: {error}"] += 1
+                raise error
         if self._die_in is not None and self._die_where(operation, offset):
             self._die_in -= 1
             if self._die_in <= 0:

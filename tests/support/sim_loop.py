@@ -267,8 +267,10 @@ class SimClock:
 
     EPOCH = 1_790_000_000.0
 
-    def __init__(self, loop: SimLoop) -> None:
+    def __init__(self, loop: SimLoop, skew: float = 0.0) -> None:
         self._loop = loop
+        self.skew = skew
+        """Seconds by which the wall clock is wrong; may be set at any time."""
 
     def monotonic(self) -> float:
         return self._loop.time()
@@ -277,7 +279,7 @@ class SimClock:
         return self._loop.time()
 
     def time(self) -> float:
-        return self.EPOCH + self._loop.time()
+        return self.EPOCH + self._loop.time() + self.skew
 
     def preemptions(self) -> int:
         return 0
