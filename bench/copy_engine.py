@@ -1,15 +1,17 @@
 """The verified copy against what people use to copy and check an image:  ``python -m bench.copy_engine``.
 
-``full``: 1 GiB in the page cache, onto a target that exists. Everybody ends with a copy that is written back
-(fdatasync). twinvol's is known to be equal: it reads back and compares hashes as it goes. The others need a second
-program for that (``qemu-img compare``, ``cmp``), or verify nothing and say so; rsync compares checksums of what it
-sent, not of what it wrote.
+``full``: 1 GiB in the page cache, onto a target that exists. ``sparse``: 8 GiB with 400 MiB of data in pieces of
+1 MiB, into a new target each time.
 
-``sparse``: 8 GiB with 400 MiB of data in pieces of 1 MiB, into a new target each time, written back as well; twinvol
-verifies, the others do not.
+Each copy is timed twice: until all bytes are copied (and compared, by who does that), which is a matter of the page
+cache, and until they are written back (fdatasync), which is a matter of the disk. twinvol reads back and compares
+hashes as it goes; the others need a second program for that (``qemu-img compare``, ``cmp``), or verify nothing and say
+so; rsync compares checksums of what it sent, not of what it wrote. Clones, imports and mirrors keep a ledger by
+which they are resumed, and flush for it as they go: a row of its own.
 
-Rounds alternate; CPU is that of all processes, the copying process of twinvol included. At the end the bytes of every
-target are compared with the source's.
+Rounds alternate, and ratios are medians over pairs of one round. CPU is that of all processes, the copying process of
+twinvol included, and of the writing back as far as it is theirs. At the end the bytes of every target are compared with
+the source's.
 
 The expected order of magnitude: memory bandwidth for reads, twice that for the write; about 0.2 to 0.6 CPU seconds a
 GiB. The plain-file baseline is ``dd`` alone, which verifies nothing.
@@ -29,55 +31,64 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.loadgen import BenchError
 from bench.machine import RESULTS, facts
-from engine.copy_job import CopyOptions, copy_extents
+from engine.copy_job import CopyControl, CopyOptions, CopyProgress, copy_extents
 from engine.files import real_env
+from engine.ledger import Ledger, LedgerKey
 from engine.proof import tree_of
 from engine.tvol.file import TvolFile
 from engine.units import GIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
 T = TypeVar("T")
 
-CONVERT = "qemu-img convert (verifies nothing)"
-CONVERT_COMPARE = "qemu-img convert + compare"
+OURS = "twinvol, verified"
+WITH_LEDGER = "twinvol, verified, resumable"
+CONVERT = "qemu-img convert -W -m 8"
+CONVERT_COMPARE = "qemu-img convert -W -m 8, compare"
+CONVERT_PLAIN = "qemu-img convert"
+COMPARE = "qemu-img compare -f raw -F raw {source} {target}"
 FULL_PEERS: dict[str, tuple[str, ...]] = {
-    "dd (verifies nothing)": ("dd if={source} of={target} bs=1M conv=notrunc,fdatasync status=none",),
-    "dd + cmp": ("dd if={source} of={target} bs=1M conv=notrunc,fdatasync status=none", "cmp {source} {target}"),
-    CONVERT: ("qemu-img convert -n -W -m 8 -f raw -O raw {source} {target}", "sync -d {target}"),
-    CONVERT_COMPARE: (
-        "qemu-img convert -n -W -m 8 -f raw -O raw {source} {target}",
-        "sync -d {target}",
-        "qemu-img compare -f raw -F raw {source} {target}",
-    ),
+    "dd": ("dd if={source} of={target} bs=1M conv=notrunc status=none",),
+    "dd, cmp": ("dd if={source} of={target} bs=1M conv=notrunc status=none", "cmp {source} {target}"),
+    CONVERT_PLAIN: ("qemu-img convert -n -f raw -O raw {source} {target}",),
+    CONVERT: ("qemu-img convert -n -W -m 8 -f raw -O raw {source} {target}",),
+    CONVERT_COMPARE: ("qemu-img convert -n -W -m 8 -f raw -O raw {source} {target}", COMPARE),
     # Whole, or it would find the target of the round before equal and write nothing.
-    "rsync (in transit only)": ("rsync --inplace --whole-file --ignore-times --fsync {source} {target}",),
+    "rsync --inplace --whole-file": ("rsync --inplace --whole-file --ignore-times {source} {target}",),
 }
 SPARSE_PEERS: dict[str, tuple[str, ...]] = {
-    "cp --sparse=auto (verifies nothing)": ("cp --sparse=auto {source} {target}", "sync -d {target}"),
-    CONVERT: ("qemu-img convert -f raw -O raw {source} {target}", "sync -d {target}"),
-    "qemu-img convert -W -m 8": ("qemu-img convert -W -m 8 -f raw -O raw {source} {target}", "sync -d {target}"),
+    "cp --sparse=auto": ("cp --sparse=auto {source} {target}",),
+    CONVERT_PLAIN: ("qemu-img convert -f raw -O raw {source} {target}",),
+    CONVERT: ("qemu-img convert -W -m 8 -f raw -O raw {source} {target}",),
+    CONVERT_COMPARE: ("qemu-img convert -W -m 8 -f raw -O raw {source} {target}", COMPARE),
 }
-OURS = "twinvol, verified"
-WANTED = {"full": {CONVERT: 0.9, CONVERT_COMPARE: 1.7}, "sparse": {CONVERT: 5.0}}
+WRITE_BACK = "sync -d {target}"
+WANTED = {"full": {CONVERT: 0.9, CONVERT_COMPARE: 1.7}, "sparse": {CONVERT_PLAIN: 5.0, CONVERT: 5.0}}
 """At least so many times the speed of whom."""
 
 SPARSE_BYTES, SPARSE_DATA_BYTES = 8 * GIB, 400 * MIB
 
 
+Copy = Callable[[], float]
+"""Makes one copy, written back when it returns; returns ``time.perf_counter()`` of when all bytes were copied."""
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One copy: wall clock and CPU in seconds."""
+    """One copy in seconds: until it is copied, until it is written back, and of CPU."""
 
-    seconds: float
-    cpu_seconds: float
+    copied: float
+    written_back: float
+    cpu: float
 
 
 @dataclass(slots=True)
@@ -86,7 +97,7 @@ class Contest:
 
     name: str
     data_bytes: int
-    copiers: dict[str, Callable[[], None]]
+    copiers: dict[str, Copy]
     prepare: Callable[[], None]
     """What is done before each copy and not measured."""
     rounds: dict[str, list[Round]] = field(default_factory=dict)
@@ -105,19 +116,25 @@ class Contest:
                 self.rounds[name].append(timed(copy, cpu))
 
     def lines(self) -> list[str]:
-        """The table, and what is wanted of it."""
+        """The table, and what is wanted of it: medians, and of the others how much slower than twinvol they are."""
         mib = self.data_bytes / MIB
-        medians = {name: statistics.median(r.seconds for r in runs) for name, runs in self.rounds.items()}
         lines = [
-            f"{self.name + ', ' + format(mib, '.0f') + ' MiB of data':36} {'MiB/s':>8} {'CPU s/GiB':>10}  twinvol is"
+            f"{self.name + ', ' + format(mib, '.0f') + ' MiB of data':36} {'copied':>8}  twinvol is"
+            f" {'written back':>14}  twinvol is {'CPU s/GiB':>10}"
         ]
+        ours = self.rounds[OURS]
         for name, runs in self.rounds.items():
-            cpu = statistics.median(r.cpu_seconds for r in runs) / (self.data_bytes / GIB)
-            wanted = WANTED[self.name].get(name)
-            goal = f" (>= {wanted})" if wanted else ""
-            lines.append(
-                f"{name:36} {mib / medians[name]:8.0f} {cpu:10.2f} {medians[name] / medians[OURS]:10.2f}x{goal}"
+            copied = statistics.median(run.copied for run in runs)
+            back = statistics.median(run.written_back for run in runs)
+            cpu = statistics.median(run.cpu for run in runs) / (self.data_bytes / GIB)
+            ratios = (
+                statistics.median(run.copied / our.copied for run, our in zip(runs, ours, strict=True)),
+                statistics.median(run.written_back / our.written_back for run, our in zip(runs, ours, strict=True)),
             )
+            wanted = WANTED[self.name].get(name)
+            goal = f"  wanted: {wanted}x" if wanted else ""
+            rates = f"{mib / copied:8.0f} {ratios[0]:10.2f}x {mib / back:14.0f} {ratios[1]:10.2f}x"
+            lines.append(f"{name:36} {rates} {cpu:10.2f}{goal}")
         return lines
 
 
@@ -156,9 +173,13 @@ class Twinvol:
         finally:
             os.close(fd)
 
-    def copy(self) -> None:
-        """One verified copy, durable at its end."""
-        self._run(self._copy())
+    def copy(self) -> float:
+        """One verified copy."""
+        return self._run(self._copy(None))
+
+    def copy_with_ledger(self) -> float:
+        """One that could be resumed: what was recorded is written back before the next part is."""
+        return self._run(self._copy_recorded())
 
     def drop_target(self) -> None:
         """The next copy makes a new one."""
@@ -167,11 +188,33 @@ class Twinvol:
             self._path.unlink()
             self._target = None
 
-    async def _copy(self) -> None:
+    async def _copy_recorded(self) -> float:
+        key = LedgerKey(self._frozen.guid, "", str(self._path), self._size)
+        ledger = await Ledger.open(self._env.control_files, self._path.with_suffix(".ledger"), key)
+        try:
+            return await self._copy(ledger)
+        finally:
+            await ledger.remove()
+
+    async def _copy(self, ledger: Ledger | None) -> float:
         if self._target is None:
             self._target = await self._make(self._path)
-        options = CopyOptions(blank_target=self._new_target)
-        await copy_extents(self._frozen, self._target.volumes()[0], options=options, mover=self._env.mover)
+        copied = 0.0
+
+        def progress(now: CopyProgress) -> None:
+            nonlocal copied
+            if now.done_bytes == now.total_bytes:
+                copied = time.perf_counter()
+
+        await copy_extents(
+            self._frozen,
+            self._target.volumes()[0],
+            ledger=ledger,
+            options=CopyOptions(blank_target=self._new_target),
+            control=CopyControl(on_progress=progress),
+            mover=self._env.mover,
+        )
+        return copied
 
     def cpu(self) -> float:
         """CPU seconds that the copying process has used so far; it is no child that was waited for yet."""
@@ -196,8 +239,8 @@ class Twinvol:
         self._loop.close()
 
 
-def timed(copy: Callable[[], object], cpu: Callable[[], float]) -> Round:
-    """One call of ``copy``, measured. ``cpu``: of processes that are not waited for."""
+def timed(copy: Copy, cpu: Callable[[], float]) -> Round:
+    """One copy, measured. ``cpu``: of processes that are not waited for."""
     os.sync()
 
     def used() -> float:
@@ -205,17 +248,20 @@ def timed(copy: Callable[[], object], cpu: Callable[[], float]) -> Round:
         return cpu() + sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
     cpu_seconds, started = used(), time.perf_counter()
-    copy()
-    return Round(time.perf_counter() - started, used() - cpu_seconds)
+    copied = copy()
+    return Round(copied - started, time.perf_counter() - started, used() - cpu_seconds)
 
 
-def outside(commands: tuple[str, ...], source: Path, target: Path) -> Callable[[], None]:
+def outside(commands: tuple[str, ...], source: Path, target: Path) -> Copy:
     """The commands of one peer as a function."""
-    lines = [command.format(source=source, target=target).split() for command in commands]
+    *lines, last = [command.format(source=source, target=target).split() for command in (*commands, WRITE_BACK)]
 
-    def run() -> None:
+    def run() -> float:
         for line in lines:
             subprocess.run(line, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        copied = time.perf_counter()
+        subprocess.run(last, check=True)
+        return copied
 
     return run
 
@@ -231,7 +277,7 @@ def contest(name: str, image: Path, data_bytes: int, peers: dict[str, tuple[str,
             ours.drop_target()
             target.unlink(missing_ok=True)
 
-    made = Contest(name, data_bytes, {OURS: ours.copy}, prepare)
+    made = Contest(name, data_bytes, {OURS: ours.copy, WITH_LEDGER: ours.copy_with_ledger}, prepare)
     for peer, commands in peers.items():
         absent = [c.split()[0] for c in commands if shutil.which(c.split()[0]) is None]
         if absent:
@@ -239,13 +285,12 @@ def contest(name: str, image: Path, data_bytes: int, peers: dict[str, tuple[str,
         else:
             made.copiers[peer] = outside(commands, image, target)
     made.run(rounds, ours.cpu)
-    prepare()
-    ours.copy()
-    ours.verify()
-    for peer in list(made.copiers)[1:]:
+    for peer in made.copiers:
         prepare()
         made.copiers[peer]()
-        if subprocess.run(["cmp", "-s", image, target], check=False).returncode:
+        if peer in (OURS, WITH_LEDGER):
+            ours.verify()
+        elif subprocess.run(["cmp", "-s", image, target], check=False).returncode:
             raise BenchError(f"{peer}: {target.name} is not equal to its source")
     ours.close()
     print("\n".join(made.lines()), flush=True)
