@@ -1,4 +1,4 @@
-"""The data process's hold on the copying process: starts it when there is something to copy, asks it, and does without it.
+"""The data process's hold on the copying process: starts it when there is something to copy, asks it, does without it.
 
 Invariants:
 

@@ -429,7 +429,7 @@ class Mirror:
                 await self.link.demote()
                 self._lease.released()
         while (left := self._lease.over_at - self._now()) > 0:
-            await asyncio.sleep(left)
+            await asyncio.sleep(left)  # noqa: ASYNC110 - a time is waited for, no event
 
     def _is_late(self) -> bool:
         return self._stream is None or self._stream.oldest_wait_s > self._detect_s / 2

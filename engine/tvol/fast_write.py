@@ -39,9 +39,9 @@ FAST_COPY_BYTES = 64 * KIB
 SLOW_WRITE_S = 0.002
 """An in-loop write that took longer held up the loop (STORE section 6)."""
 SLOW_PAUSE_S = 1.0
-"""After a slow write the next ones are watched for so long: a thread that loses its processor inside the call looks the
-same, and says nothing about the file. One that is slow without having lost it sends the head's writes to workers, for
-as long. (Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
+"""After a slow write the next ones are watched for so long: a thread that loses its processor inside the call looks
+the same, and says nothing about the file. One that is slow without having lost it sends the head's writes to workers,
+for as long. (Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
 
 
 class FastWriter(NativeDevice):
