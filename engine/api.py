@@ -849,11 +849,13 @@ class EngineApi(Protocol):
         chunk_bytes: int = 65536,
         expose: bool = False,
         secret: str | None = None,
+        new_identity: bool = False,
     ) -> JobInfo:
         """A new volume from an image at an absolute path on the daemon's machine, or from a LUN (``iscsi://...``).
 
         ``format``: raw, vhdx, qcow2, or auto: by what the file begins with; it says nothing of a LUN. ``secret``: of
-        the CHAP user in the URL.
+        the CHAP user in the URL. ``new_identity``: the source is a closed volume file; a copy of its family is taken
+        in, with all snapshots, under other identities; of several volumes each is called NAME.VOLUME.
 
         The volume appears when it is whole. The job's result has ``root``, the root of its hash tree, ``format`` and
         ``logical_sector_bytes`` of the source. Asking again after an interruption goes on with it.

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from engine.api_part import ApiPart
 from engine.catalog import VolumeRow
+from engine.errors import InvalidArgument
+from engine.family_import import start_family_import
 from engine.image_formats import absolute, open_source
 from engine.interchange import start_export, start_import
 from engine.jobs import job_info
@@ -34,7 +36,10 @@ class ImageOperations(ApiPart):
         chunk_bytes: int = 65536,
         expose: bool = False,
         secret: str | None = None,
+        new_identity: bool = False,
     ) -> JobInfo:
+        if new_identity:
+            return await self._family_import(source, name, expose=expose)
         row = VolumeRow(volume_id="", name=check_name("volume", name), file="")
         check_chunk(chunk_bytes)
         self._pool.require_new(name)
@@ -48,6 +53,21 @@ class ImageOperations(ApiPart):
             await self._event(f"volume {name}", f"imported from {image.name}")
 
         return job_info(await start_import(self._pool, image, image_format, row, chunk_bytes, when_whole=when_whole))
+
+    async def _family_import(self, source: str, name: str, *, expose: bool) -> JobInfo:
+        self._pool.require_new(check_name("volume", name))
+        if "://" in source:
+            raise InvalidArgument(f"{source} is no volume file, which alone has identities to be made anew")
+        if expose:
+            self._exposure.require_exposable(name)
+
+        async def when_whole(volumes: list[Volume]) -> None:
+            for volume in volumes:
+                if expose:
+                    await self._exposure.expose(volume)
+                await self._event(f"volume {volume.name}", f"taken in from {source}, under new identities")
+
+        return job_info(await start_family_import(self._pool, absolute(source), name, when_whole=when_whole))
 
     async def volume_export(
         self, name: str, snapshot: str | None, path: str, *, format: str = "raw", replace: bool = False

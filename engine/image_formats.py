@@ -10,6 +10,7 @@ from engine.image_device import RawImage
 from engine.qemu_img import MAGIC as QCOW2_MAGIC
 from engine.qemu_img import Qcow2Image
 from engine.streams import StreamFile
+from engine.tvol.layout import SUPERBLOCK_MAGIC
 from engine.vhdx.chain import VhdxImage
 from engine.vhdx.layout import SIGNATURE as VHDX_MAGIC
 
@@ -96,6 +97,8 @@ async def _detect(path: Path) -> str:
     for magic, name in ((VHDX_MAGIC, "vhdx"), (QCOW2_MAGIC, "qcow2")):
         if head.startswith(magic):
             return name
+    if head.startswith(SUPERBLOCK_MAGIC):
+        raise InvalidArgument(f"{path} is a volume file; say --new-identity to take in a copy of its volumes")
     for offset, magic, name in _OTHERS:
         if head.startswith(magic, offset):
             raise NotSupported(

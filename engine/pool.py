@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from engine.errors import StoreFailed
     from engine.files import StoreEnv
     from engine.pool_space import PoolSpace
-    from engine.stores import Frozen, Head, VolumeStore
+    from engine.stores import Frozen, Head
 
 T = TypeVar("T")
 
@@ -343,7 +343,7 @@ class Pool:
             self.require_new(name)
             if (self.path / VOLUMES_NAME / (name + FILE_SUFFIX)).exists():
                 raise AlreadyExists("volume file", name + FILE_SUFFIX)
-            path = self.path / VOLUMES_NAME / UNFINISHED_NAME / (name + FILE_SUFFIX)
+            path = self._unfinished_path(name)
             store = await self._resume(path, name, size_bytes) if resume else None
             resumed = store is not None
             if store is None:
@@ -392,6 +392,58 @@ class Pool:
         if not keep:
             await self.env.workers.run(lambda: remove_unfinished(unfinished.path))
         self._unfinished.discard(unfinished.head.name)
+
+    async def begin_file(self, name: str, needed_bytes: int) -> Path:
+        """Begin a family whose file somebody else makes: where. ``finish_file`` or ``abandon_file`` ends it.
+
+        Raises AlreadyExists, OutOfSpace: so many bytes do not fit.
+        """
+        async with self._changing:
+            self.require_new(name)
+            if (self.path / VOLUMES_NAME / (name + FILE_SUFFIX)).exists():
+                raise AlreadyExists("volume file", name + FILE_SUFFIX)
+            await self.space.measure()
+            self.space.require(needed_bytes, f"volume {name}")
+            path = self._unfinished_path(name)
+            await self.env.workers.run(lambda: remove_unfinished(path))
+            self._unfinished.add(name)
+            return path
+
+    async def finish_file(self, name: str) -> list[Volume]:
+        """Publish the volumes of a closed file that was begun. Raises AlreadyExists: a name of one is taken."""
+        return await _uncancelled(self._finish_file(name))
+
+    async def _finish_file(self, name: str) -> list[Volume]:
+        async with self._changing:
+            made, path = self._unfinished_path(name), self.path / VOLUMES_NAME / (name + FILE_SUFFIX)
+            store = await TvolFile.open(self.env, made)
+            try:
+                for head in store.volumes():
+                    if head.name != name:
+                        self.require_new(head.name)
+                await self.env.workers.run(lambda: made.rename(path))
+            except BaseException:
+                await store.close()
+                raise
+            await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+            store.renamed(path)
+            self._unfinished.discard(name)
+            self._stores[path.name] = store
+            rows = [VolumeRow(volume_id=head.volume_id, name=head.name, file=path.name) for head in store.volumes()]
+            volumes = [self._add(head, row) for head, row in zip(store.volumes(), rows, strict=True)]
+            for row in rows:
+                await self.catalog.put_volume(row)
+            await self.space.measure()  # what it has taken was granted by nobody
+            return volumes
+
+    async def abandon_file(self, name: str) -> None:
+        """Give up a file that was begun and is closed."""
+        path = self._unfinished_path(name)
+        await self.env.workers.run(lambda: remove_unfinished(path))
+        self._unfinished.discard(name)
+
+    def _unfinished_path(self, name: str) -> Path:
+        return self.path / VOLUMES_NAME / UNFINISHED_NAME / (name + FILE_SUFFIX)
 
     async def clone(self, source: Volume, snapshot: Frozen, name: str, *, volume_id: str | None = None) -> Volume:
         """A linked clone, in the source's family and with its policies. ``volume_id``: a new UUID."""
@@ -465,7 +517,7 @@ class Pool:
         async with self._changing:
             if name not in self.interrupted():
                 raise NotFound("volume", name)
-            path = self.path / VOLUMES_NAME / UNFINISHED_NAME / (name + FILE_SUFFIX)
+            path = self._unfinished_path(name)
             await self.env.workers.run(lambda: remove_unfinished(path))
 
     async def delete_damaged(self, family: DamagedFamily) -> None:
@@ -586,11 +638,14 @@ class Pool:
                 if volume.volume_id == volume_id and volume.sanitizer is not None:
                     volume.sanitizer.resume(record)
 
-    def _clash(self, store: VolumeStore) -> str | None:
+    def _clash(self, store: TvolFile) -> str | None:
         """Why a family may not be served beside those that are; None when it may."""
         for head in store.volumes():
             if head.volume_id in self._rows:
-                return f"it holds the same volume as {self._rows[head.volume_id].file}: a copy of that file"
+                return (
+                    f"it holds the same volume as {self._rows[head.volume_id].file}: a copy of that file"
+                    f" (twinvol volume import NAME --from {store.path} --new-identity makes it another one)"
+                )
             if head.name in self._volumes:
                 return f"its volume {head.name} has the name of another"
         return None

@@ -183,6 +183,10 @@ class Checkpointer:
         finally:
             self._task = None
 
+    def rename_family(self, family_id: bytes) -> None:
+        """The next checkpoints call the file so."""
+        self._family_id = family_id
+
     async def idle(self) -> None:
         """Wait for the running checkpoint to end, whatever its outcome."""
         while self._task is not None:
@@ -462,7 +466,7 @@ def node_key(node: Node) -> object:
     """What a node's record says besides pages and deadlist counts."""
     parent = node.parent.id if node.parent else 0
     counts = (node.size_bytes, node.map.count, node.mapped, node.own)
-    return parent, node.generation, node.kind, node.flags, counts, node.guid, node.name, node.created_at
+    return parent, node.generation, node.kind, node.flags, counts, node.volume_id, node.guid, node.name, node.created_at
 
 
 def _capture_node(node: Node) -> _NodeCapture | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.encryption import unlock
-from engine.errors import InvalidArgument, OutOfSpace, StoreCorrupt, StoreFailed
+from engine.errors import AlreadyExists, InvalidArgument, OutOfSpace, StoreCorrupt, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import Allocator
 from engine.tvol.births import Births
@@ -318,6 +318,39 @@ class TvolFile(GroupingStore):
         assert core.encryption.key == encryption.key
         core.check()
         core.encryption, core.family.encryption = encryption, encryption.record
+        await core.checkpointer.run()
+
+    async def become_another(self, name_of: Callable[[str], str]) -> None:
+        """Give the family, its volumes and its snapshots new identities, durably, and the volumes the names that
+        ``name_of`` makes of theirs. What the engine made for itself goes: hidden and promised snapshots, staging areas,
+        and volumes to which ``name_of`` gives no name.
+
+        Nobody uses the store yet, and it is to be closed afterwards; a crash leaves a file that is neither the old nor
+        the new one. Raises AlreadyExists (a name twice), InUse (a hidden snapshot is held), StoreFailed, OutOfSpace.
+        """
+        core, family = self._core, self._core.family
+        for volume in self.volumes():
+            staging = self.staging(volume.volume_id)
+            if staging is not None:
+                await self.abort_staging(staging)
+        await self.drop(self.prepared())
+        for snapshot in [each for each in self.snapshots() if each.hidden]:
+            await self.delete_snapshot(snapshot)
+        names = {volume.node_id: name_of(volume.name) for volume in self.volumes()}
+        for volume in [each for each in self.volumes() if not names[each.node_id]]:
+            await self.delete_volume(volume)
+            del names[volume.node_id]
+        if len(set(names.values())) < len(names):
+            raise AlreadyExists("volume", ", ".join(sorted(names.values())))
+        await self.settled()
+        ids: dict[str, str] = {}
+        for node in family.nodes.values():
+            node.volume_id = ids.setdefault(node.volume_id, str(uuid.uuid4()))
+            node.guid = str(uuid.uuid4()) if node.guid else ""
+            node.name = names.get(node.id, node.name)
+            family.touch(node)
+        self._family_id = uuid.uuid4().bytes
+        core.checkpointer.rename_family(self._family_id)
         await core.checkpointer.run()
 
     @property

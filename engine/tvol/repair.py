@@ -21,7 +21,6 @@ superblock slots, a journal record that a later COMMIT vouches for.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 from array import array
 from typing import TYPE_CHECKING
@@ -38,6 +37,7 @@ from engine.tvol.chunk_map import ABSENT_LEAF
 from engine.tvol.claims import SLOT_MASK
 from engine.tvol.deadlist import Deadlist, ReclaimQueue
 from engine.tvol.file import TvolFile
+from engine.tvol.file_copy import copy_file
 from engine.tvol.layout import (
     BIRTH_FREE,
     BIRTH_METADATA,
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
     Words = npt.NDArray[np.uint32]
 
-_FICLONE = 0x40049409
-_COPY_BYTES = 8 << 20
 _UNKNOWN_BIRTH = 1
 """Of the chunks of a lost page of births until they are derived."""
 
@@ -93,7 +91,7 @@ async def repair_file(env: StoreEnv, path: Path) -> Repaired | None:
         if each.exists():
             raise AlreadyExists("file", str(each))
     mender = _Mender()
-    await env.workers.run(lambda: _copy(path, copy))
+    await env.workers.run(lambda: copy_file(path, copy))
     try:
         store = await TvolFile.open(env, copy, unlock=_without_key, mender=mender)
         await store.close()
@@ -112,37 +110,6 @@ async def repair_file(env: StoreEnv, path: Path) -> Repaired | None:
 def _without_key(record: EncryptionRecord) -> Encryption:
     """No payload is read or written here."""
     return Encryption(record, bytes(64))
-
-
-def _copy(path: Path, copy: Path) -> None:
-    """A sparse, durable copy, as a clone of its blocks where the file system has them."""
-    try:
-        with path.open("rb") as source, copy.open("xb") as target:
-            fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            copy.chmod(0o600)
-            try:
-                fcntl.ioctl(target, _FICLONE, source.fileno())
-            except OSError:
-                _copy_data(source.fileno(), target.fileno())
-            os.fsync(target.fileno())
-    except OSError as error:
-        copy.unlink(missing_ok=True)
-        raise translate(error, f"copying {path}") from error
-
-
-def _copy_data(source: int, target: int) -> None:
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError:
-            return  # a hole up to the end
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        while at < end:
-            data = os.pread(source, min(_COPY_BYTES, end - at), at)
-            at += os.pwrite(target, data, at)
 
 
 def _swap(env: StoreEnv, path: Path, original: Path, copy: Path) -> None:

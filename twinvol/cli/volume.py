@@ -230,6 +230,7 @@ async def space(api: EngineApi, output: Output, name: str) -> None:
 @click.option("--format", type=click.Choice(["auto", "raw", "vhdx", "qcow2"]), default="auto", show_default=True)
 @click.option("--secret-file", type=click.Path(dir_okay=False, path_type=Path), help="Holds the CHAP secret of USER.")
 @click.option("--chunk", type=size, default="64K", show_default=True, help="64K or 256K.")
+@click.option("--new-identity", is_flag=True, help="Take in a copy of a volume file: its volumes become other ones.")
 @click.option("--expose", is_flag=True, help="Make a target of its name with the volume as LUN 0.")
 @job_options
 @with_api
@@ -241,6 +242,7 @@ async def import_(
     format: str,
     secret_file: Path | None,
     chunk: int,
+    new_identity: bool,
     expose: bool,
     no_wait: bool,
     progress: bool,
@@ -251,9 +253,17 @@ async def import_(
     if secret_file is not None and "://" not in source:
         raise click.UsageError("--secret-file goes with a URL")
     secret = None if secret_file is None else read_secret(secret_file)
+    if new_identity:
+        job = await api.volume_import(source, name, expose=expose, new_identity=True)
+        await finish(api, output, job, no_wait=no_wait, progress=progress, text=_taken_in)
+        return
     job = await api.volume_import(source, name, format=format, chunk_bytes=chunk, expose=expose, secret=secret)
     made = functools.partial(api.volume_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=volume_line)
+
+
+def _taken_in(result: dict[str, Any]) -> str:
+    return f"{', '.join(result['volumes'])} taken in under new identities"
 
 
 @cli.command()
