@@ -14,7 +14,7 @@ from engine.errors import InvalidState, MediumError, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
-from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PAGES_OF_CHUNK, NodeFlag
+from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PAGES_OF_CHUNK, SLOT_BIT, NodeFlag
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import KIB, SECTOR_SIZE
 
@@ -124,13 +124,25 @@ class NativeDevice:
         """Of one chunk, whose entry names a slot or a partial chunk."""
         if entry < PARTIAL_SCALAR:
             return self._read_now(view, (self._claims.chunk_of(entry) << self._shift) + within)
-        chunk, length = entry & CHUNK_MASK, len(view)
-        mask, shift = self._partials.view[2 * chunk + 1], self._page_shift
-        wanted = (2 << (max(within, within + length - 1) >> shift)) - (1 << (within >> shift))
-        if not wanted & ~mask:  # usually: one of the two has all of it (0.5 us instead of 1.6 for the lists)
+        chunk, length, shift = entry & CHUNK_MASK, len(view), self._page_shift
+        rows, first = self._partials.view, within >> shift
+        own = rows[2 * chunk + 1] >> first
+        count = (within + length - 1 >> shift) - first
+        if count > 0:  # pages from ``first`` on of which all are the chunk's own, or none
+            wanted = (2 << count) - 1
+            own &= wanted
+            if own and own != wanted:
+                return self._try_read_pages(chunk, within, view)
+        if own & 1:
             return self._read_now(view, (chunk << self._shift) + within)
-        if not wanted & mask:
-            return self._read_now(view, (self._claims.base_of(chunk) << self._shift) + within)
+        base = rows[2 * chunk]
+        if base >= SLOT_BIT:
+            base = self._claims.chunk_of(base)
+        return self._read_now(view, (base << self._shift) + within)
+
+    def _try_read_pages(self, chunk: int, within: int, view: memoryview) -> bool:
+        """Of a partial chunk, some of whose pages there are its own and some its base's."""
+        length = len(view)
         base: list[tuple[int, int, int]] = []
         pages: list[tuple[int, int, int]] = []
         self._partial_segments(chunk, within, 0, length, base, pages)
