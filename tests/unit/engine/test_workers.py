@@ -1,9 +1,63 @@
-"""Threads that stand in for the copying process give way to everything else of the process."""
+"""Calls in threads: their results and errors, who waits for a cancelled one, and how nice the threads are."""
 
+import asyncio
 import os
 import threading
 
+import pytest
+
+from engine.errors import MediumError
 from engine.files import ThreadWorkers
+
+
+@pytest.fixture
+def workers():
+    made = ThreadWorkers(2)
+    yield made
+    made.close()
+
+
+def fails():
+    raise MediumError("it is broken")
+
+
+async def test_results_and_errors_come_back_and_more_calls_than_threads_wait_their_turn(workers):
+    results = await asyncio.gather(*[workers.run(lambda n=n: n * n) for n in range(50)])
+    assert results == [n * n for n in range(50)]
+    assert len({await workers.run(threading.get_ident) for _ in range(50)}) <= 2
+    with pytest.raises(MediumError, match="broken"):
+        await workers.run(fails)
+
+
+@pytest.mark.parametrize("end", [int, fails])
+async def test_a_cancelled_caller_goes_on_when_the_call_has_ended(workers, end):
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call():
+        begun.set()
+        may_end.wait()
+        ended.set()
+        end()
+
+    task = asyncio.create_task(workers.run(call))
+    await workers.run(begun.wait)
+    for _ in range(3):  # again, too
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_closing_waits_for_what_was_handed_over():
+    workers, ended = ThreadWorkers(1), []
+    tasks = [asyncio.create_task(workers.run(lambda n=n: ended.append(n))) for n in range(5)]
+    await asyncio.sleep(0)
+    workers.close()
+    assert ended == [0, 1, 2, 3, 4]
+    await asyncio.gather(*tasks)
 
 
 def niceness() -> int:
