@@ -23,8 +23,8 @@ class VolumeSanitizeHost:
 
     def require_alone(self) -> None:
         volume, store = self._volume, self._volume.head.store
-        keepers = [f"snapshot {snapshot.name}" for snapshot in store.snapshots()]
-        keepers += [f"volume {head.name}" for head in store.volumes() if head.volume_id != volume.volume_id]
+        assert isinstance(store, PurgingStore)
+        keepers = [*store.keepers(volume.head)]
         if store.staging(volume.volume_id) is not None or volume.taps:
             keepers.append("a mirror")
         if keepers:

@@ -288,6 +288,10 @@ class AtomicTarget(Protocol):
 class PurgingStore(Protocol):
     """A store that can see to it that nothing is left of what was freed."""
 
+    def keepers(self, head: Head) -> Sequence[str]:
+        """What else keeps data of a volume: snapshots, clones, its origin. As they are to be called in a message."""
+        ...
+
     async def purge(self) -> None:
         """No freed content can be read from the store's files when it returns. Raises InvalidState: some still is."""
         ...

@@ -31,6 +31,7 @@ from engine.errors import (
 from engine.steady_clock import SteadyClock
 from engine.stores import Extent, FamilySpace, Space, StoreCapabilities
 from engine.tvol import layout
+from engine.tvol.adoption import tree_of
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_SHIFT
 from engine.tvol.device import STATES, NativeDevice, NativeSnapshot, add_extent, runs_of
 from engine.tvol.flatten import Inherited, find_inherited, origin_of, separate
@@ -659,10 +660,21 @@ class NativeStore:
             raise InvalidArgument(f"{found.name!r} is not a staging area")
         return found
 
+    def keepers(self, head: Head) -> list[str]:
+        """See ``engine.stores.PurgingStore``: what lives in the same tree. Another tree in the file shares no node with
+        it; what it was given by ``share`` is its own."""
+        node = self._volume(head).node
+        root = node
+        while root.parent is not None:
+            root = root.parent
+        others = [each for each in tree_of(root) if each is not node and each.live]
+        return [f"{'volume' if each.kind is NodeKind.HEAD else 'snapshot'} {each.name}" for each in others]
+
     async def purge(self) -> None:
         """No freed content can be read from the file when it returns.
 
-        Freed chunks are given back to the host, or overwritten where it cannot punch holes. Raises InvalidState: space
+        Freed chunks are given back to the host, or overwritten where it cannot punch holes. A deleted node with two
+        children or more keeps its chunks for these: they are their content, and not freed. Raises InvalidState: space
         of deleted nodes is still to be reclaimed, and cannot be now. Raises StoreFailed.
         """
         core = self._core
@@ -679,8 +691,7 @@ class NativeStore:
     async def _reclaimed(self) -> None:
         self._housekeeper.wake()
         await self._housekeeper.idle()
-        family = self._core.family
-        if family.deleted or family.reclaim or family.reclaiming:
+        if self._core.family.is_reclaiming():
             raise InvalidState(f"{self._core.path}", "not able to reclaim deleted snapshots now", "done with that")
         await self._core.flush()
         self._core.release_freed()

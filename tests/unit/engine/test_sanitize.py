@@ -177,3 +177,32 @@ async def test_an_event_that_cannot_be_kept_fails_no_operation():
     await sanitizer.start(BLOCK_ERASE)
     await sanitizer.finished()
     assert (sanitizer.state, host.records[-1]) == (SanitizeState.NONE, None)
+
+
+async def test_what_lives_in_another_tree_of_the_file_refuses_nothing(tmp_path):
+    """A flattened clone, with a deleted snapshot that waits because two stand on it."""
+    async with opened(tmp_path / "pool") as engine:
+        await engine.api.volume_create("v", SIZE)
+        await engine.api.clone_create("v", None, "c")
+        clone, volume = engine.pool.volume("c"), engine.pool.volume("v")
+        await clone.write(0, memoryview(b"c" * MIB))
+        job = await engine.api.clone_flatten("c")
+        while job.finished_at is None:
+            job = await engine.api.job_wait(job.job, after_version=job.version)
+        await engine.api.snapshot_create("c", "fork")
+        await clone.write(0, memoryview(b"d" * 4096))
+        await engine.api.snapshot_rollback("c", "fork")
+        await engine.api.snapshot_delete("c", "fork")
+        await clone.head.store.settled()
+        await engine.api.snapshot_delete("v", "c")
+        await volume.write(0, memoryview((SECRET * (SIZE // len(SECRET) + 1))[:SIZE]))
+        await volume.flush()
+        await volume.sanitizer.start(BLOCK_ERASE)
+        await volume.sanitizer.finished()
+        assert volume.sanitizer.state is SanitizeState.NONE
+        assert not is_found(engine, volume)
+        data = bytearray(MIB)
+        await clone.read(0, memoryview(data))
+        assert data == b"c" * MIB
+        with pytest.raises(InvalidState, match="snapshot before-rollback-1"):
+            await clone.sanitizer.start(BLOCK_ERASE)
