@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InvalidArgument, OutOfSpace
@@ -56,6 +56,13 @@ class SpaceState(StrEnum):
     OK = "ok"
     LOW = "low"
     FULL = "full"
+
+
+class SpaceEvent(Enum):
+    """What a subscriber is told."""
+
+    LOW = "low"  # from now on there is less left than the warning says
+    LIMITS = "limits"  # others hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ class PoolSpace:
         self._begun = self._ended = 0
         """Numbers of the last measurement that has begun, and of the last that has ended."""
         self._watch: asyncio.Task[None] | None = None
+        self._subscribers: list[Callable[[SpaceEvent], None]] = []
 
     async def start(self) -> None:
         """Measure, and go on doing so until ``stop``. Raises MediumError: the host does not say."""
@@ -117,6 +125,14 @@ class PoolSpace:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+
+    def subscribe(self, subscriber: Callable[[SpaceEvent], None]) -> None:
+        """Have it told of events, in the loop, at once."""
+        self._subscribers.append(subscriber)
+
+    def _publish(self, event: SpaceEvent) -> None:
+        for subscriber in self._subscribers:
+            subscriber(event)
 
     # --- what it says -----------------------------------------------------------------------------------------
 
@@ -137,6 +153,16 @@ class PoolSpace:
         if self.limits.quota_bytes is not None:
             left = min(left, self.limits.quota_bytes - self.host.used_bytes)
         return left - self._given
+
+    @property
+    def left_percent(self) -> int:
+        """Of what the pool has and may have."""
+        return 100 * max(0, self.left_bytes) // self._usable_bytes if self._usable_bytes else 0
+
+    @property
+    def threshold_percent(self) -> int:
+        """With less than this left the pool is low."""
+        return 100 - self.limits.warn_percent
 
     @property
     def _usable_bytes(self) -> int:
@@ -195,6 +221,7 @@ class PoolSpace:
     async def set_limits(self, limits: SpaceLimits) -> None:
         """They hold from now on."""
         self.limits = limits.check()
+        self._publish(SpaceEvent.LIMITS)
         await self.measure()
 
     # --- watching ---------------------------------------------------------------------------------------------
@@ -220,6 +247,8 @@ class PoolSpace:
             state = SpaceState.LOW if percent >= max(1, low_from) else SpaceState.OK
         if state is self.state:
             return
-        self.state = state
+        crossed, self.state = self.state is SpaceState.OK, state
+        if crossed:
+            self._publish(SpaceEvent.LOW)
         text = f"{percent}% of {usable} bytes that may be used are used, {left} are left"
         await self._tell(state, text)

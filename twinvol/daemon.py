@@ -99,7 +99,13 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         portals = [sockets.bound_address(listener) for listener in listening.iscsi]
         tagged = list(zip(portals, listening.portal_groups, strict=True))
         exports = IscsiExports(
-            registry, iscsi, tagged, pool.catalog.save_reservations, Tokens(env.clock), settings.algorithms()
+            registry,
+            iscsi,
+            tagged,
+            pool.catalog.save_reservations,
+            Tokens(env.clock),
+            settings.algorithms(),
+            pool.space,
         )
         ending.push_async_callback(exports.close)
         exposure = Exposure(pool, exports, settings.iqn_prefix)

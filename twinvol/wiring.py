@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.access_state import MAX_PORTAL_GROUPS
 from engine.errors import InvalidArgument
+from engine.pool_space import SpaceEvent
 from engine.volume import Identity, VolumeEvent
 from iscsi.chap import DEFAULT_ALGORITHMS, ChapAccess, ChapIdentity
 from iscsi.scsi.alua import TargetPortGroup, change_states
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from engine.catalog import LunRow
     from engine.chap import ChapSecrets
     from engine.exports import StateKeeper
+    from engine.pool_space import PoolSpace
     from engine.stores import Frozen
     from engine.tokens import Tokens
     from engine.volume import Volume
@@ -49,7 +51,8 @@ class IscsiExports:
     """``engine.exports.Exports`` over a target registry and the server that serves it.
 
     ``portals``: addresses that the server listens on, as HOST:PORT, each with its portal group's tag. ``save``: makes a
-    device's persistent reservations durable, or their end. ``algorithms``: what CHAP may use.
+    device's persistent reservations durable, or their end. ``algorithms``: what CHAP may use. ``space``: what all
+    volumes draw from; initiators are warned when it becomes low.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class IscsiExports:
         save: Callable[[str, str | None], Awaitable[None]],
         tokens: Tokens,
         algorithms: Set[Algorithm] = DEFAULT_ALGORITHMS,
+        space: PoolSpace | None = None,
     ) -> None:
         if len({tag for _, tag in portals}) > MAX_PORTAL_GROUPS:
             raise InvalidArgument(f"there are portals in more than {MAX_PORTAL_GROUPS} portal groups")
@@ -74,6 +78,9 @@ class IscsiExports:
         self._units: dict[str, _Unit] = {}
         self._reservations: dict[str, Reservations] = {}
         self._saved: dict[str, str] = {}
+        self._space = space
+        if space is not None:
+            space.subscribe(self._tell_space)
 
     async def close(self) -> None:
         """End what copies do in the background, and all tokens. The server has stopped."""
@@ -164,6 +171,7 @@ class IscsiExports:
                 write_cache=volume.write_cache,
                 reservations=self._reservations_of(lun.device_id),
                 copy_manager=self._copy_manager,
+                resources=self._space,
             )
 
             def tell(event: VolumeEvent) -> None:
@@ -224,6 +232,13 @@ class IscsiExports:
         target = self._registry.find(name)
         assert target is not None
         return target
+
+    def _tell_space(self, event: SpaceEvent) -> None:
+        for held in self._units.values():
+            if event is SpaceEvent.LOW:
+                held.unit.soft_threshold_reached()
+            else:
+                held.unit.thresholds_changed()
 
     def _reservations_of(self, device_id: str) -> Reservations:
         """Raises StoreCorrupt: what was saved cannot be understood, so nobody may be let in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iscsi.scsi import limits
+from iscsi.scsi import limits, thresholds
 from iscsi.scsi.third_party_page import third_party_copy
 
 if TYPE_CHECKING:
@@ -113,8 +113,12 @@ def _block_limits(lu: LogicalUnit) -> bytes:
 
 
 def _provisioning(lu: LogicalUnit) -> bytes:
-    """SBC-3 section 6.6.4: LBPU, LBPWS, LBPWS10, LBPRZ; thin."""
-    return bytes((0, 0xE4, 0x02, 0)) if lu.thin else bytes(4)
+    """SBC-3 section 6.6.4: LBPU, LBPWS, LBPWS10, LBPRZ; thin. SBC-4: the threshold set and percentage."""
+    if not lu.thin:
+        return bytes(4)
+    if lu.resources is None:
+        return bytes((0, 0xE4, 0x02, 0))
+    return bytes((thresholds.exponent(lu), 0xE4, 0x02, thresholds.RANGE_PERCENT))
 
 
 def _serial_number(lu: LogicalUnit, _nexus: Nexus) -> bytes:

@@ -30,7 +30,7 @@ from engine.files import SystemClock
 from engine.sanitize import SanitizeState
 from engine.stores import AtomicTarget
 from engine.tokens import Tokens
-from iscsi.scsi import sanitize
+from iscsi.scsi import sanitize, thresholds
 from iscsi.scsi.alua import AsymmetricAccess
 from iscsi.scsi.command import ScsiResult, Status
 from iscsi.scsi.commands import COMMANDS
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from iscsi.scsi.copy_manager import CopyOperation
     from iscsi.scsi.dispatch import CommandSpec
     from iscsi.scsi.it_nexus import ItNexus
+    from iscsi.scsi.thresholds import Resources
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +172,9 @@ class Nexus:
         for asc in self.unit_attentions:
             if asc not in but:
                 self.withdraw_unit_attention(asc)
-                return Sense(SenseKey.UNIT_ATTENTION, asc)
+                threshold = asc is Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED
+                information = thresholds.NOTIFICATION_INFORMATION if threshold else None
+                return Sense(SenseKey.UNIT_ATTENTION, asc, information=information)
         return None
 
 
@@ -191,6 +194,7 @@ class LogicalUnit:
         thin: bool = True,
         reservations: Reservations | None = None,
         copy_manager: CopyManager | None = None,
+        resources: Resources | None = None,
     ) -> None:
         """
         Args:
@@ -200,6 +204,7 @@ class LogicalUnit:
             thin: whether to offer UNMAP and tell LBPME.
             reservations: those that the disk has had so far; by default none, and none will survive this process.
             copy_manager: the server's; None: one that knows this unit alone.
+            resources: what the unit draws from when it is thin; None: there are no thresholds.
         """
         assert logical_block in (512, 4096)
         assert physical_block >= logical_block
@@ -211,8 +216,9 @@ class LogicalUnit:
         self.block_shift = logical_block.bit_length() - 1
         self.removable = removable
         self.thin = thin
+        self.resources = resources if thin else None
         self.loaded = True
-        self.mode = ModeParameters(write_cache=write_cache)
+        self.mode = ModeParameters(write_cache=write_cache, thresholds=self.resources is not None)
         self.reservations = reservations or Reservations()
         self.access = AsymmetricAccess()
         self.write_order = WriteOrder(self.refresh_all, self.require_not_sanitizing)
@@ -321,6 +327,16 @@ class LogicalUnit:
         self._blocks = self.device.size_bytes >> self.block_shift
         self.establish_unit_attention(Asc.MEDIUM_MAY_HAVE_CHANGED)
         self.refresh_all()
+
+    def soft_threshold_reached(self) -> None:
+        """Little is left of what thin units draw from (SBC-4 section 4.7.3.7.6)."""
+        if self.resources is not None and self.mode.threshold_reports:
+            self.establish_unit_attention(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED)
+
+    def thresholds_changed(self) -> None:
+        """The administrator has set another threshold."""
+        if self.resources is not None:
+            self.establish_unit_attention(Asc.MODE_PARAMETERS_CHANGED)
 
     def write_protection_changed(self, *, read_only: bool | None = None) -> None:
         """The device became read-only or writable, or this unit shall be. Hosts see it in MODE SENSE."""

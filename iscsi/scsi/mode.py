@@ -1,14 +1,15 @@
 """MODE SENSE and MODE SELECT (SPC-4 sections 6.9 to 6.12) and the parameters behind them.
 
-One set of parameters is shared by all nexuses and lost at a restart (nothing is savable). Changeable: WCE of the
-Caching page, D_SENSE and SWP of the Control page. A page is built from the parameters, and its changeable mask is
-what MODE SELECT accepts.
+One set of parameters is shared by all nexuses and lost at a restart (nothing is savable). Changeable: LBPERE of the
+Read-Write Error Recovery page (where there are thresholds), WCE of the Caching page, D_SENSE and SWP of the Control
+page. A page is built from the parameters, and its changeable mask is what MODE SELECT accepts.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from iscsi.scsi import thresholds
 from iscsi.scsi.command import ScsiResult
 from iscsi.scsi.sense import Asc, illegal_request, invalid_cdb_field, invalid_parameter
 
@@ -19,39 +20,55 @@ if TYPE_CHECKING:
 _CURRENT, _CHANGEABLE, _DEFAULT, _SAVED = range(4)  # page control, SPC-4 table 145
 _ERROR_RECOVERY, _CACHING, _CONTROL, _EXCEPTIONS, _ALL_PAGES = 0x01, 0x08, 0x0A, 0x1C, 0x3F
 _PAGES = (_ERROR_RECOVERY, _CACHING, _CONTROL, _EXCEPTIONS)
+_SPF = 0x40
+_PROVISIONING = 0x02  # subpage of 1Ch, of units that have thresholds
+_ALL_SUBPAGES = 0xFF
 
+_LBPERE = 0x80  # byte 7 of the Read-Write Error Recovery page, SBC-3 section 6.5.8
 _WCE = 0x04  # byte 2 of the Caching page, SBC-3 table 177
 _D_SENSE = 0x04  # byte 2 of the Control page, SPC-4 table 409
 _SWP = 0x08  # byte 4 of the Control page
 _UNRESTRICTED_REORDERING = 0x10  # byte 3 of the Control page: a host orders its commands by waiting
 _BUSY_TIMEOUT = 0xFFFF  # bytes 8, 9 of the Control page: no limit
-_MAX_PARAMETER_LIST = 255  # four pages and a block descriptor are 68 bytes
+_MAX_PARAMETER_LIST = 255  # five pages and a block descriptor are 92 bytes
 
 
 class ModeParameters:
     """The changeable parameters of one logical unit."""
 
-    __slots__ = ("_default_write_cache", "descriptor_sense", "software_write_protect", "write_cache")
+    __slots__ = (
+        "_default_write_cache",
+        "_thresholds",
+        "descriptor_sense",
+        "software_write_protect",
+        "threshold_reports",
+        "write_cache",
+    )
 
-    def __init__(self, *, write_cache: bool) -> None:
+    def __init__(self, *, write_cache: bool, thresholds: bool = False) -> None:
         self._default_write_cache = write_cache
+        self._thresholds = thresholds
         self.reset()
 
     def reset(self) -> None:
         """Back to the defaults."""
         self.write_cache = self._default_write_cache
         self.descriptor_sense = False
+        self.threshold_reports = self._thresholds
+        """Whether hosts are told of thresholds (LBPERE)."""
         self.software_write_protect = False
 
     def default(self) -> ModeParameters:
-        return ModeParameters(write_cache=self._default_write_cache)
+        return ModeParameters(write_cache=self._default_write_cache, thresholds=self._thresholds)
 
     def page(self, code: int) -> bytearray:
         """A mode page with its two-byte header."""
         length = 0x12 if code == _CACHING else 0x0A
         page = bytearray(2 + length)
         page[0:2] = code, length
-        if code == _CACHING:
+        if code == _ERROR_RECOVERY:
+            page[7] = _LBPERE if self.threshold_reports else 0
+        elif code == _CACHING:
             page[2] = _WCE if self.write_cache else 0
         elif code == _CONTROL:
             page[2] = _D_SENSE if self.descriptor_sense else 0
@@ -62,21 +79,28 @@ class ModeParameters:
 
     def apply(self, page: bytes | memoryview) -> bool:
         """Take a page over that ``check_page`` passed. True when something changed."""
-        before = (self.write_cache, self.descriptor_sense, self.software_write_protect)
-        if page[0] == _CACHING:
+        before = self._values()
+        if page[0] == _ERROR_RECOVERY:
+            self.threshold_reports = bool(page[7] & _LBPERE)
+        elif page[0] == _CACHING:
             self.write_cache = bool(page[2] & _WCE)
         elif page[0] == _CONTROL:
             self.descriptor_sense = bool(page[2] & _D_SENSE)
             self.software_write_protect = bool(page[4] & _SWP)
-        return before != (self.write_cache, self.descriptor_sense, self.software_write_protect)
+        return before != self._values()
+
+    def _values(self) -> tuple[bool, ...]:
+        return self.threshold_reports, self.write_cache, self.descriptor_sense, self.software_write_protect
 
 
-def _changeable(code: int) -> bytearray:
+def _changeable(lu: LogicalUnit, code: int) -> bytearray:
     """The page with a 1 in every bit that MODE SELECT may change."""
     length = 0x12 if code == _CACHING else 0x0A
     page = bytearray(2 + length)
     page[0:2] = code, length
-    if code == _CACHING:
+    if code == _ERROR_RECOVERY:
+        page[7] = _LBPERE if lu.resources is not None else 0
+    elif code == _CACHING:
         page[2] = _WCE
     elif code == _CONTROL:
         page[2] = _D_SENSE
@@ -84,12 +108,16 @@ def _changeable(code: int) -> bytearray:
     return page
 
 
-def _pages(lu: LogicalUnit, page_control: int, code: int) -> bytes:
+def _pages(lu: LogicalUnit, page_control: int, code: int, subpage: int) -> bytes:
     codes = _PAGES if code == _ALL_PAGES else (code,)
-    if page_control == _CHANGEABLE:
-        return b"".join(_changeable(code) for code in codes)
     parameters = lu.mode.default() if page_control == _DEFAULT else lu.mode
-    return b"".join(parameters.page(code) for code in codes)
+    found = b""
+    for each in codes:
+        if subpage in (0, _ALL_SUBPAGES):
+            found += _changeable(lu, each) if page_control == _CHANGEABLE else parameters.page(each)
+        if each == _EXCEPTIONS and subpage and lu.resources is not None:
+            found += thresholds.mode_page(lu.resources, changeable=page_control == _CHANGEABLE)
+    return found
 
 
 def _block_descriptor(lu: LogicalUnit, *, long: bool) -> bytes:
@@ -130,9 +158,10 @@ def _requested_pages(lu: LogicalUnit, cdb: bytes) -> bytes:
         raise illegal_request(Asc.SAVING_PARAMETERS_NOT_SUPPORTED)
     if code not in (*_PAGES, _ALL_PAGES):
         raise invalid_cdb_field(2, 5)
-    if subpage not in (0x00, 0xFF):
+    provisioning = lu.resources is not None and (code, subpage) == (_EXCEPTIONS, _PROVISIONING)
+    if subpage not in (0, _ALL_SUBPAGES) and not provisioning:
         raise invalid_cdb_field(3)
-    return _pages(lu, page_control, code)
+    return _pages(lu, page_control, code, subpage)
 
 
 def parameter_list_length_6(lu: LogicalUnit, cdb: bytes) -> int:
@@ -171,7 +200,7 @@ async def _select(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand, length: i
         pages.append(_checked_page(lu, data, at))
         at += len(pages[-1])
     cached = lu.mode.write_cache
-    changed = [lu.mode.apply(page) for page in pages]
+    changed = [lu.mode.apply(page) for page in pages if not page[0] & _SPF]
     if any(changed):
         lu.establish_unit_attention(Asc.MODE_PARAMETERS_CHANGED, by=nexus)
         lu.refresh_all()
@@ -200,17 +229,22 @@ def _check_block_descriptor(lu: LogicalUnit, data: memoryview, at: int, length: 
 def _checked_page(lu: LogicalUnit, data: memoryview, at: int) -> memoryview:
     """The page at ``at``, its unchangeable bits being what they are."""
     code = data[at] & 0x3F
-    if code not in _PAGES or data[at] & 0x40:
+    if code not in _PAGES or (data[at] & _SPF and (code != _EXCEPTIONS or lu.resources is None)):
         raise invalid_parameter(at, 5)
-    current, mask = lu.mode.page(code), _changeable(code)
-    if at + 2 > len(data):
+    if data[at] & _SPF and lu.resources is not None:
+        current = thresholds.mode_page(lu.resources, changeable=False)
+        mask, header = bytearray(len(current)), 4
+    else:
+        current, mask, header = lu.mode.page(code), _changeable(lu, code), 2
+    if at + header > len(data):
         raise illegal_request(Asc.PARAMETER_LIST_LENGTH_ERROR)
-    if data[at + 1] != current[1]:
-        raise invalid_parameter(at + 1)
+    for index in range(1, header):
+        if data[at + index] != current[index]:
+            raise invalid_parameter(at + index)
     if at + len(current) > len(data):
         raise illegal_request(Asc.PARAMETER_LIST_LENGTH_ERROR)
     page = data[at : at + len(current)]
-    for index in range(2, len(current)):
+    for index in range(header, len(current)):
         wrong = (page[index] ^ current[index]) & ~mask[index]
         if wrong:
             raise invalid_parameter(at + index, wrong.bit_length() - 1)

@@ -41,7 +41,9 @@ def test_login_mkfs_mount_trim_and_verify_after_a_new_login(daemon: Daemon, tmp_
 
 def test_what_sg_tools_and_the_kernel_read_and_sanitize(daemon: Daemon, tmp_path: Path):
     disk, removable = daemon.volume("disk", "64M"), daemon.volume("removable", "64M", "--removable")
-    options = ["--target", iqn(disk), "--target", iqn(removable)]
+    limits = ("--quota", "1G", "--reserve", "0", "--warn-percent", "1")
+    low = shlex.join([sys.executable, "-m", "twinvol", "pool", "set", *limits, "--pool", str(daemon.pool)])
+    options = ["--target", iqn(disk), "--target", iqn(removable), "--host-cmd", f"low={low}"]
     run_scenario(str(SCENARIOS / "sg_tools.sh"), daemon.portal, tmp_path, *options)
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # What sg3-utils and the kernel read of a disk, discard, sanitize and an ejected medium ($TARGET2's), without a complaint.
 . /scenario/lib.sh
+need_host low
 prepare_target "$TARGET" "$PORTAL"
 prepare_target "$TARGET2" "$PORTAL"
 must "login" login "$TARGET" "$PORTAL"
@@ -25,6 +26,9 @@ check "each command by itself" said sg_opcodes --opcode=0x48,2 "$DEV"
 dd if="$DEV" of=/dev/null bs=64K count=16 iflag=direct status=none
 check "sg_logs" said sg_logs --page=0x19 "$DEV"
 check "it counts" tells 'number of read commands = [1-9]'
+check "sg_logs: what is left of the pool" said sg_logs --page=0xc "$DEV"
+check "in threshold sets" tells 'Available LBA mapping'
+check "sg_modes: the threshold" said sg_modes --page=0x1c,2 "$DEV"
 check "sg_readcap" said sg_readcap --long "$DEV"
 check "it is thin" tells 'lbpme=1, lbprz=1'
 check "the kernel discards whole megabytes" test "$(cat "/sys/block/$DISK/queue/discard_max_bytes")" -ge 1048576
@@ -36,6 +40,12 @@ check "nothing is left" zeroes
 check "all is deallocated" said sg_get_lba_status "$DEV"
 check "in one extent" tells 'blocks: *131072 +deallocated'
 yes secret | dd of="$DEV" bs=1M count=16 iflag=fullblock oflag=direct status=none
+must "the pool becomes low" host low
+warned() {
+    dd if="$DEV" of=/dev/null bs=4096 count=1 iflag=direct status=none
+    dmesg | grep -q 'reached a thin provisioning soft'
+}
+check "the kernel is warned" until_true 20 warned
 check "sanitize, overwrite, as it polls" timed overwrite sg_sanitize --overwrite --zero --quick --wait "$DEV"
 check "nothing is left again" zeroes
 yes secret | dd of="$DEV" bs=1M count=16 iflag=fullblock oflag=direct status=none

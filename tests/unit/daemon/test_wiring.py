@@ -15,7 +15,7 @@ from engine.tokens import Tokens
 from engine.volume import Identity
 from iscsi.initiator.disk import IscsiDisk, Outcome, connect, discover
 from iscsi.initiator.errors import CommandFailed, ConnectionLost, LoginRefused
-from iscsi.scsi.sense import SenseKey
+from iscsi.scsi.sense import Asc, SenseKey
 from iscsi.server import IscsiServer
 from iscsi.target import TargetRegistry
 from twinvol.wiring import IscsiExports
@@ -45,7 +45,7 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
     registry = TargetRegistry()
     server = IscsiServer(registry)
     addresses = [(f"{host}:3260", group) for host, group in portals]
-    exports = IscsiExports(registry, server, addresses, pool.catalog.save_reservations, Tokens(env.clock))
+    exports = IscsiExports(registry, server, addresses, pool.catalog.save_reservations, Tokens(env.clock), space=pool.space)
     exposure = Exposure(pool, exports, "iqn.2026-11.org.twinvol")
     replicas = Replicas(pool, software="twinvol test")
     await replicas.restore()
@@ -413,3 +413,17 @@ async def test_targets_go_while_initiators_change_states(array):
         await array.api.target_access_state("v", "active-optimized")
     async with await array.disk(info.target) as disk:
         await disk.read(0, 4096)
+
+
+async def test_initiators_are_warned_before_the_pool_is_full(array):
+    info = await array.api.volume_create("v", 16 * MIB, expose=True)
+    async with await array.disk(info.target) as disk:
+        await disk.write(0, b"x" * 4 * MIB)
+        await disk.flush()
+        (nexus,) = array.registry.find(info.target).luns[0].nexuses
+        await array.api.pool_limit(quota_bytes=64 * MIB, reserve_bytes=0, warn_percent=1)
+        assert nexus.unit_attentions == [Asc.MODE_PARAMETERS_CHANGED, Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED]
+        assert nexus.fast_device is None
+        assert await disk.read(0, 512) == b"x" * 512
+        await array.api.pool_limit(quota_bytes=64 * MIB, reserve_bytes=0, warn_percent=100)
+        assert nexus.unit_attentions == [Asc.MODE_PARAMETERS_CHANGED], "there is space again: nobody is warned"
