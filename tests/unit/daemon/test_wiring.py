@@ -45,7 +45,9 @@ async def serving(path: Path, portals=(("127.0.0.1", 1),)):
     registry = TargetRegistry()
     server = IscsiServer(registry)
     addresses = [(f"{host}:3260", group) for host, group in portals]
-    exports = IscsiExports(registry, server, addresses, pool.catalog.save_reservations, Tokens(env.clock), space=pool.space)
+    exports = IscsiExports(
+        registry, server, addresses, pool.catalog.save_reservations, Tokens(env.clock), space=pool.space
+    )
     exposure = Exposure(pool, exports, "iqn.2026-11.org.twinvol")
     replicas = Replicas(pool, software="twinvol test")
     await replicas.restore()
