@@ -41,7 +41,7 @@ SLOW_WRITE_S = 0.002
 SLOW_PAUSE_S = 1.0
 """After a slow write the next ones are watched for so long: a thread that loses its processor inside the call looks
 the same, and says nothing about the file. One that is slow without having lost it sends the head's writes to workers,
-for as long. (Measured beside four busy processes: judged by one slow write, 4 KiB writes cost 67 us of CPU instead of 9.)"""
+for as long. (Measured beside busy processes: judged by slow writes alone, 4 KiB writes cost 67 us of CPU, not 9.)"""
 
 
 class FastWriter(NativeDevice):

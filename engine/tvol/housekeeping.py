@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-RECLAIM_STEPS = 2
-"""Steps (of up to 4096 chunks, 0.3 ms) in one record and one turn of the loop."""
+RECLAIM_STEPS = 1
+"""Steps (of up to 4096 chunks, 0.06 ms) in one record and one turn of the loop, which others wait for."""
 
 GROW_RETRY_S = 1.0
 """On a full disk the reserve is tried again after this time, not with every pass."""
