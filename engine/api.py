@@ -246,6 +246,18 @@ class PrunedInfo:
     reasons: list[str]
 
 
+SNAPSHOT_PAGE = 5000
+"""Snapshots in one page at most: some 4 MiB over the socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPage:
+    """``cursor``: where the next page begins; None behind the last snapshot."""
+
+    snapshots: list[SnapshotInfo]
+    cursor: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class PruneInfo:
     """``freed_bytes``: what comes back, or (``dry_run``) would, in whole chunks; as ``DeletionInfo``."""
@@ -681,7 +693,18 @@ class EngineApi(Protocol):
     async def snapshot_create(
         self, volume: str, name: str, *, expose: bool = False, description: str = ""
     ) -> SnapshotInfo: ...
-    async def snapshot_list(self, volume: str) -> list[SnapshotInfo]: ...
+    async def snapshot_list(self, volume: str) -> list[SnapshotInfo]:
+        """All of them, oldest first. Over the socket not more than fit into one answer: ``snapshot_page``."""
+        ...
+
+    async def snapshot_page(self, volume: str, cursor: str | None = None, limit: int = SNAPSHOT_PAGE) -> SnapshotPage:
+        """Some of them, oldest first, from the beginning or from where a page before ended; ``each_snapshot`` follows.
+
+        What is there all the while is in one page; what comes or goes meanwhile may be in one. Raises InvalidArgument:
+        a cursor that is none, or a limit that is not 1 to SNAPSHOT_PAGE.
+        """
+        ...
+
     async def snapshot_show(self, volume: str, name: str) -> SnapshotInfo: ...
     async def snapshot_describe(self, volume: str, name: str, text: str) -> SnapshotInfo: ...
     async def snapshot_hold(
@@ -1094,3 +1117,14 @@ class EngineApi(Protocol):
     async def job_cancel(self, job: int) -> JobInfo:
         """Cancel and wait for its end. Raises InvalidState: it is over."""
         ...
+
+
+async def each_snapshot(api: EngineApi, volume: str) -> list[SnapshotInfo]:
+    """All snapshots of a volume, oldest first, however many there are."""
+    found, cursor = [], None
+    while True:
+        page = await api.snapshot_page(volume, cursor)
+        found += page.snapshots
+        cursor = page.cursor
+        if cursor is None:
+            return found

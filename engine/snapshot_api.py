@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from engine.api import SNAPSHOT_PAGE
 from engine.api_part import VOLUMES_PER_TURN, ApiPart
 from engine.retention import Retention
 from engine.space_report import deletion_of, named_snapshots
 
 if TYPE_CHECKING:
-    from engine.api import DeletionInfo, DiffInfo, PruneInfo, ScheduleInfo, SnapshotInfo, VolumeInfo
+    from engine.api import DeletionInfo, DiffInfo, PruneInfo, ScheduleInfo, SnapshotInfo, SnapshotPage, VolumeInfo
     from engine.changed_blocks import ChangedBlocks
     from engine.schedules import Schedules
     from engine.snapshots import Snapshots
@@ -30,6 +31,9 @@ class SnapshotOperations(ApiPart):
 
     async def snapshot_list(self, volume: str) -> list[SnapshotInfo]:
         return await self._snapshots.all(volume)
+
+    async def snapshot_page(self, volume: str, cursor: str | None = None, limit: int = SNAPSHOT_PAGE) -> SnapshotPage:
+        return await self._snapshots.page(volume, cursor, limit)
 
     async def snapshot_show(self, volume: str, name: str) -> SnapshotInfo:
         return await self._snapshots.one(volume, name)

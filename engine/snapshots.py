@@ -14,8 +14,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
-from engine.api import HoldInfo, PrunedInfo, PruneInfo, SnapshotInfo
-from engine.errors import AlreadyExists, InUse, NotFound
+from engine.api import SNAPSHOT_PAGE, HoldInfo, PrunedInfo, PruneInfo, SnapshotInfo, SnapshotPage
+from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound
 from engine.names import check_name
 from engine.retention import Point, Retention, judge
 from engine.space_report import with_spaces
@@ -51,18 +51,30 @@ class Snapshots:
 
     async def all(self, volume: str) -> list[SnapshotInfo]:
         """Oldest first, with the space that they take."""
-        return await _settled(lambda: self._all(self._pool.volume(volume)))
+        page = await _settled(lambda: self._page(self._pool.volume(volume)))
+        return page.snapshots
 
-    async def _all(self, source: Volume) -> list[SnapshotInfo]:
+    async def page(self, volume: str, cursor: str | None, limit: int) -> SnapshotPage:
+        """See ``EngineApi.snapshot_page``."""
+        if not 1 <= limit <= SNAPSHOT_PAGE:
+            raise InvalidArgument(f"a page has 1 to {SNAPSHOT_PAGE} snapshots")
+        return await _settled(lambda: self._page(self._pool.volume(volume), cursor, limit))
+
+    async def _page(self, source: Volume, cursor: str | None = None, limit: int | None = None) -> SnapshotPage:
         expiries = await self._views.expiries()
         parents = self._parents(source)
         branches = self._branches(source, parents)
-        infos, snapshots = [], self._pool.snapshots(source)
+        everything = self._pool.snapshots(source)
+        first = 0 if cursor is None else _behind(everything, cursor)
+        snapshots = everything[first:][:limit]
+        more = first + len(snapshots) < len(everything)
+        infos = []
         for snapshot in snapshots:
             infos.append(self._info(source, snapshot, parents[snapshot.guid], branches.get(snapshot.guid), expiries))
             if not len(infos) % SNAPSHOTS_PER_TURN:
                 await asyncio.sleep(0)  # the data path goes on meanwhile
-        return await with_spaces(source, infos, snapshots)
+        infos = await with_spaces(source, infos, snapshots)
+        return SnapshotPage(infos, _cursor(snapshots[-1]) if more else None)
 
     async def one(self, volume: str, name: str) -> SnapshotInfo:
         wanted = self._pool.snapshot(self._pool.volume(volume), name).name
@@ -325,6 +337,24 @@ class Snapshots:
 
     async def _event(self, volume: str, text: str) -> None:
         await self._pool.catalog.add_event(self._pool.env.clock.time(), "info", f"volume {volume}", text)
+
+
+def _cursor(snapshot: Frozen) -> str:
+    """Stands for a snapshot also when it is gone: the next is then the first one that is younger."""
+    return f"{snapshot.created_at!r} {snapshot.guid}"
+
+
+def _behind(snapshots: Sequence[Frozen], cursor: str) -> int:
+    """Where the page behind a cursor begins. Raises InvalidArgument."""
+    created_at, _, guid = cursor.partition(" ")
+    try:
+        moment = float(created_at)
+    except ValueError:
+        raise InvalidArgument(f"{cursor!r} is no cursor of a list of snapshots") from None
+    for number, snapshot in enumerate(snapshots):
+        if snapshot.guid == guid:
+            return number + 1
+    return next((number for number, each in enumerate(snapshots) if each.created_at > moment), len(snapshots))
 
 
 async def _settled(look: Callable[[], Awaitable[T]]) -> T:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine.api import each_snapshot
 from twinvol.cli.command import Output, as_json, duration, instant, size_text, time_text, with_api
 from twinvol.cli.diff import diff_options, print_diff
 
@@ -54,7 +55,7 @@ async def list_(api: EngineApi, output: Output, volume: str, space: bool) -> Non
     FROM is the snapshot that each goes back to, BRANCH the branch that a rollback left it on ("-": the volume comes
     from it).
     """
-    infos = await api.snapshot_list(volume)
+    infos = await each_snapshot(api, volume)
     if output.json or space:
         output.list("snapshots", infos, ["name", "created_at", *SPACE_COLUMNS])
         return
@@ -187,7 +188,7 @@ async def _branch_of(api: EngineApi, volume: str, names: tuple[str, ...]) -> lis
         if info.branch is None:
             raise click.UsageError(f"{volume}@{info.name} is on no branch: the volume as it is comes from it")
     branches = {info.branch for info in infos}
-    return [info.name for info in await api.snapshot_list(volume) if info.branch in branches]
+    return [info.name for info in await each_snapshot(api, volume) if info.branch in branches]
 
 
 @cli.command()

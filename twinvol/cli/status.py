@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engine.api import each_snapshot
 from twinvol.cli.command import SCHEMA, Output, as_json, size_text, time_text, with_api
 from twinvol.cli.exit_codes import ExitCode
 from twinvol.cli.pool import space_line
@@ -39,7 +40,7 @@ async def cli(api: EngineApi, output: Output, tree: bool) -> None:
 
 
 async def _snapshots(api: EngineApi, volume: VolumeInfo) -> list[SnapshotInfo]:
-    return [] if volume.state in ("damaged", "locked") else await api.snapshot_list(volume.name)
+    return [] if volume.state in ("damaged", "locked") else await each_snapshot(api, volume.name)
 
 
 def _print(status: StatusInfo) -> None:

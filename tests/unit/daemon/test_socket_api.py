@@ -224,3 +224,40 @@ async def test_the_socket_is_the_owners_and_fits_any_path(tmp_path: Path):
         assert (pool / SOCKET_NAME).stat().st_mode & 0o777 == 0o600
         async with open_api(pool) as api:
             assert (await api.status()).pool == str(pool)
+
+
+async def test_a_list_of_snapshots_longer_than_an_answer_comes_in_pages(tmp_path, monkeypatch):
+    names = [f"s{number}" for number in range(24)]
+    monkeypatch.setattr("twinvol.api.server.MAX_ANSWER_BYTES", 8000)
+    monkeypatch.setattr("engine.snapshots.SNAPSHOT_PAGE", 5)
+    monkeypatch.setattr("engine.api.SNAPSHOT_PAGE", 5)
+    async with served(tmp_path / "pool") as engine, open_api(tmp_path / "pool") as api:
+        await api.volume_create("v", MIB)
+        for name in names:
+            await api.snapshot_create("v", name)
+        with pytest.raises(InvalidArgument, match="too long for one message"):
+            await api.snapshot_list("v")
+        assert await paged(api, 5) == names
+        assert await paged(api, 4) == names
+        page = await api.snapshot_page("v", None, 5)
+        for name in ("s4", "s5"):
+            await api.snapshot_delete("v", name)
+        following = await api.snapshot_page("v", page.cursor, 5)
+        assert [info.name for info in following.snapshots] == ["s6", "s7", "s8", "s9", "s10"]
+        for cursor, limit in ((None, 0), (None, 6), ("nonsense", 5)):
+            with pytest.raises(InvalidArgument):
+                await api.snapshot_page("v", cursor, limit)
+        assert [info.name for info in await engine.api.snapshot_list("v")] == [
+            name for name in names if name not in ("s4", "s5")
+        ]
+
+
+async def paged(api: EngineApi, limit: int) -> list[str]:
+    found, cursor = [], None
+    while True:
+        page = await api.snapshot_page("v", cursor, limit)
+        assert len(page.snapshots) == limit or page.cursor is None
+        found += [info.name for info in page.snapshots]
+        cursor = page.cursor
+        if cursor is None:
+            return found
