@@ -168,6 +168,8 @@ def _replace_bases(family: Family, view: View, entries: Words) -> None:
 def _mend_deadlist(family: Family, view: View, entries: Words, birth: int) -> None:
     assert view.above is not None
     node = view.node
+    if len(view.claims) == len(view.above.claims):
+        return  # what a node inherits its parent does, too: these are the same
     killed = np.setdiff1d(view.above.claims, view.claims, assume_unique=True)
     if len(killed):
         births = family.claims.births_of(killed)
