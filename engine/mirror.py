@@ -428,8 +428,8 @@ class Mirror:
             async with asyncio.timeout(self._lease.over_at - self._now()):
                 await self.link.demote()
                 self._lease.released()
-        while (left := self._lease.over_at - self._now()) > 0:
-            await asyncio.sleep(left)  # noqa: ASYNC110 - a time is waited for, no event
+        while (left := self._lease.over_at - self._now()) > 0:  # noqa: ASYNC110 - a time is waited for, no event
+            await asyncio.sleep(left)
 
     def _is_late(self) -> bool:
         return self._stream is None or self._stream.oldest_wait_s > self._detect_s / 2
