@@ -9,6 +9,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.support.daemon import CommandFailed
 from tests.support.raw_iscsi import DATA_IN, SCSI_COMMAND, SCSI_RESPONSE, RawSession, pdu
 
 if TYPE_CHECKING:
@@ -114,3 +117,29 @@ def test_a_restart_ends_a_pause(daemon: Daemon):
         assert again.run("target", "show", "disk")["state"] == "ok"
         read = bytes.fromhex("28000000000000000100")
         assert session.command(read, read_bytes=512) == (GOOD, bytes(512))
+
+
+def test_a_promoted_replica_is_the_same_disk(daemon: Daemon):
+    serial, identification = bytes.fromhex("12018000ff00"), bytes.fromhex("12018300ff00")  # INQUIRY, VPD 80h and 83h
+    write = bytes.fromhex("2a000000000700000100")  # WRITE(10), LBA 7
+    read = bytes.fromhex("28000000000700000100")
+    daemon.volume("disk", "1M")
+    daemon.run("replica", "create", "disk", "own", "--mode", "sync")
+    with logged_in(daemon, "disk") as session:
+        before = [session.command(cdb, read_bytes=255) for cdb in (serial, identification)]
+        assert before[0][0] == GOOD
+        session.send(session.scsi(write, write=512, data=b"w" * 512))
+        assert receive(session)[1] == GOOD
+        with pytest.raises(CommandFailed) as refused:
+            daemon.run("replica", "promote", "own")
+        assert refused.value.code == 4  # it is in use
+        info = daemon.run("replica", "promote", "own", "--force")
+        assert (info["name"], info["target"], info["lun"]) == ("own", "iqn.2026-11.org.twinvol:disk", 0)
+        assert session.command(TEST_UNIT_READY) == (CHECK_CONDITION, unit_attention("2900"))
+        assert [session.command(cdb, read_bytes=255) for cdb in (serial, identification)] == before
+        assert session.command(read, read_bytes=512) == (GOOD, b"w" * 512)
+        session.send(session.scsi(write, write=512, data=b"x" * 512))
+        assert receive(session)[1] == GOOD
+    daemon.run("volume", "delete", "disk")
+    with logged_in(daemon, "disk") as session:
+        assert session.command(read, read_bytes=512) == (GOOD, b"x" * 512)
