@@ -23,7 +23,7 @@ from engine.errors import MediumError, NotSupported, StoreCorrupt, StoreFailed
 from engine.files import StoreEnv
 from engine.stores import ExtentState
 from engine.tvol import journal, layout
-from engine.tvol.check import Severity, check_file
+from engine.tvol.check import CheckReport, Severity, _Checker, check_file
 from engine.tvol.check_image import Findings, Image, Loader
 from engine.tvol.file import TvolFile
 from tests.support.sim_loop import SimClock, SimLoop, SimWorkers
@@ -105,14 +105,17 @@ class Trial:
     def _places(self, files: SimFileSystem) -> dict[str, list[tuple[int, int, str]]]:
         """(offset, bytes, how the checker names it) of everything that there is of each kind."""
         file = files.open(self._path, writable=False)
-        image = Loader(file, Findings()).load()
-        file.close()
+        findings = Findings()
+        loader = Loader(file, findings)
+        image = loader.load()
         assert image is not None
+        _Checker(image, findings, CheckReport(str(self._path))).structures(loader)  # maps and deadlists are looked at
+        file.close()
         raw = files.image(self._path)
         places: dict[str, list[tuple[int, int, str]]] = {
             kind: [
                 (page * layout.PAGE_SIZE, layout.PAGE_SIZE, f"page {page} ")
-                for page, use in image.pages.items()
+                for page, use in image.uses.items()
                 if any(part in use for part in parts)
             ]
             for kind, parts in KINDS.items()
