@@ -7,7 +7,8 @@ claims: nodes that exist, places within a map, chunks that nothing else names.
 
 The chain ends at the first bytes that are not the expected record, as it does for a recovery. ``committed`` are the
 records that a power loss leaves in force, ``soft`` those that only an opening on the same boot takes over. Where the
-chain ends, but a later COMMIT of the same incarnation says that what should stand there was durable, it was damaged;
+chain ends, but a later COMMIT of the same incarnation covers what should stand there, it was damaged (what else such a
+one covers is committed);
 and so it was where the record that should stand there lies in one sector, which no crash tears (every COMMIT does).
 """
 
@@ -62,26 +63,29 @@ def read_chain(file: BlockFile, image: Image, findings: Findings) -> tuple[list[
         if record.type == RecordType.COMMIT:
             covered = max(covered, _covers(record))
     witness = _later_commit(ring, seq, superblock.incarnation)
-    if witness is not None:
-        findings.damage("journal", f"record {seq} does not verify, but record {witness} says that it was durable")
+    if witness is not None and witness[1] >= seq:
+        findings.damage("journal", f"record {seq} does not verify, but record {witness[0]} says that it was durable")
     elif layout.is_rotten(ring, offset, seq, superblock.incarnation, previous):
         findings.damage("journal", f"record {seq} does not verify, though no crash can tear it")
+    if witness is not None:
+        covered = max(covered, witness[1])
     committed = sum(record.seq <= covered for record in records)
     return records[:committed], records[committed:]
 
 
-def _later_commit(ring: memoryview, end_seq: int, incarnation: int) -> int | None:
-    """The number of a valid COMMIT anywhere in the ring that covers ``end_seq``, at which the chain ended."""
+def _later_commit(ring: memoryview, end_seq: int, incarnation: int) -> tuple[int, int] | None:
+    """Of the valid COMMITs behind ``end_seq``, at which the chain ended, the one that covers most: (number, covers)."""
     words = np.frombuffer(ring, dtype="<u4").reshape(-1, layout.RECORD_UNIT // 4)
+    found: list[tuple[int, int]] = []
     for unit in np.flatnonzero(words[:, 2] == layout.RECORD_MAGIC).tolist():
         offset = unit * layout.RECORD_UNIT
         header: tuple[int, ...] = layout.RECORD_HEADER.unpack_from(ring, offset)
         _, _, kind, _, _, _, seq, made_in, _, previous = header
         if kind == RecordType.COMMIT and made_in == incarnation and seq > end_seq:
             record = layout.parse_record(ring, offset, seq, incarnation, previous)
-            if record is not None and _covers(record) >= end_seq:
-                return seq
-    return None
+            if record is not None:
+                found.append((seq, _covers(record)))
+    return max(found, key=lambda commit: commit[1], default=None)
 
 
 def _covers(record: layout.Record) -> int:

@@ -117,19 +117,22 @@ def scan(ring: memoryview, offset: int, seq: int, incarnation: int, previous: in
         yield record, offset
 
 
-def later_commit(ring: memoryview, end_seq: int, incarnation: int) -> int | None:
-    """The number of a valid COMMIT that covers record ``end_seq``, at which the chain ended; None as it should be.
+def later_commit(ring: memoryview, end_seq: int, incarnation: int) -> tuple[int, int] | None:
+    """Behind record ``end_seq``, at which the chain ended, the valid COMMIT that covers most: its number, and up to
+    which record.
 
-    A COMMIT is written only when what it covers is durable. So if there is one, the chain was not cut by a crash: a
-    durable record has rotted, and going on would silently lose what a flush promised.
+    It was written when what it covers was durable, whatever became of the records in between. If it covers
+    ``end_seq``, the chain was not cut by a crash: a durable record has rotted, and going on would silently lose what a
+    flush promised.
     """
     words = np.frombuffer(ring, "<u4").reshape(-1, RECORD_UNIT // 4)
+    found: tuple[int, int] | None = None
     for unit in np.flatnonzero(words[:, 2] == layout.RECORD_MAGIC).tolist():
         header: tuple[int, ...] = layout.RECORD_HEADER.unpack_from(ring, unit * RECORD_UNIT)
         kind, seq, previous = header[2], header[6], header[9]
         if kind != RecordType.COMMIT or seq <= end_seq:
             continue
         record = layout.parse_record(ring, unit * RECORD_UNIT, seq, incarnation, previous)
-        if record is not None and layout.unpack_fields(layout.COMMIT, record.payload)[0] >= end_seq:
-            return seq
-    return None
+        if record is not None and (found is None or seq > found[0]):
+            found = seq, int(layout.unpack_fields(layout.COMMIT, record.payload)[0])
+    return found

@@ -3,7 +3,8 @@
 Which records count (STORE section 2):
 
 * the same boot_id as the last writer's: its page cache survived, so every valid record is replayed;
-* another boot_id: only what a valid COMMIT covers, even if later records happen to be whole;
+* another boot_id: only what a valid COMMIT covers, even if later records happen to be whole; also one that the chain
+  does not reach, since a record between it and what it covers is missing;
 * the same boot_id, and a FAILED record among them: a sync has failed, and the page cache may show what the medium does
   not have. First the superblocks are made to say that no boot is to be trusted, then the cache is dropped; what is
   on the medium then counts as after a power loss.
@@ -407,15 +408,18 @@ def _replay(file: BlockFile, superblock: Superblock, loader: _Loader, *, trusted
     records = list(journal.scan(ring, *start))
     end_seq = superblock.journal_seq + len(records)
     witness = journal.later_commit(ring, end_seq, superblock.incarnation)
-    if witness is not None:
+    if witness is not None and (trusted or witness[1] >= end_seq):
         raise StoreCorrupt(
             f"journal of {file.path}",
-            f"record {end_seq} does not verify, but record {witness} says that it was durable",
+            f"record {end_seq} does not verify, but record {witness[0]} says that it was there",
         )
     end, last = (records[-1][1], records[-1][0].checksum) if records else (start[0], superblock.journal_previous)
     if layout.is_rotten(ring, end, end_seq, superblock.incarnation, last):
         raise StoreCorrupt(f"journal of {file.path}", f"record {end_seq} does not verify, though no crash can tear it")
-    covered = records[-1][0].seq if records and trusted else _last_covered(records)
+    if trusted:
+        covered = end_seq - 1 if records else 0
+    else:
+        covered = max(_last_covered(records), 0 if witness is None else witness[1])
     offset, previous, replayed = superblock.journal_offset, superblock.journal_previous, 0
     for record, behind in records:
         if record.seq > covered:
