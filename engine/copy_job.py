@@ -34,7 +34,7 @@ from engine.hash_tree import LEAF_BYTES, HashTree, leaf_digests
 from engine.ledger import INTERVAL_BYTES
 from engine.stores import Extent, ExtentState
 from engine.strips import PIECE_BYTES, Moved, mismatch, zero_digests
-from engine.units import MIB, align_down, align_up
+from engine.units import GIB, MIB, align_down, align_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +49,8 @@ STRIP_BYTES = 4 * MIB
 LANES = 4
 """Strips in work at once: enough to keep two cores and the mover's queue busy."""
 
-PLAN_WINDOW_BYTES = 64 * MIB
-"""How far ahead the source is asked for its extents."""
+PLAN_WINDOW_BYTES, EMPTY_WINDOW_BYTES = 64 * MIB, 4 * GIB
+"""How far ahead the source is asked for its extents; and where it has nothing, at most: twice as far each time."""
 
 RECORD_PAUSE_S = 0.25
 """The recorder waits this long for more pieces, so that a slow copy is not one fdatasync for each piece."""
@@ -202,7 +202,7 @@ class _Copy:
         self._progress = control.progress
         self._tree = ledger.tree if ledger is not None else HashTree(source.size_bytes)
         self._ready: deque[Extent] = deque()
-        self._windows = _windows(plan)
+        self._windows = self._windows_of_plan()
         self._planning = asyncio.Lock()
         self._unrecorded: list[tuple[Extent, bytes]] = []
         self._unrecorded_bytes = 0
@@ -234,10 +234,9 @@ class _Copy:
     async def _count(self) -> None:
         """Find out how much there is to do before beginning: progress is a share of that."""
         if self._options.blank_target:
-            for window in _windows(self._plan):
-                extents = await self._source.extents(window.offset, window.length)
-                strips = _strips(extents, window)
-                self._progress.total_bytes += sum(s.length for s in strips if s.state is ExtentState.DATA)
+            windows = self._windows_of_plan()
+            while (found := await windows.next(self._source)) is not None:
+                self._progress.total_bytes += sum(s.length for s in _strips(*found) if s.state is ExtentState.DATA)
         else:
             self._progress.total_bytes = sum(extent.length for extent in self._plan)
         if self._ledger is not None:
@@ -273,14 +272,18 @@ class _Copy:
         await self._control.passage()
         async with self._planning:
             while not self._ready:
-                window = next(self._windows, None)
-                if window is None:
+                found = await self._windows.next(self._source)
+                if found is None:
                     return None
-                await self._plan_window(window)
+                await self._plan_window(*found)
             return self._ready.popleft()
 
-    async def _plan_window(self, window: Extent) -> None:
-        for strip in _strips(await self._source.extents(window.offset, window.length), window):
+    def _windows_of_plan(self) -> _Windows:
+        # What has to be cleared is cleared, and recorded, a window at a time.
+        return _Windows(self._plan, EMPTY_WINDOW_BYTES if self._options.blank_target else PLAN_WINDOW_BYTES)
+
+    async def _plan_window(self, window: Extent, extents: Sequence[Extent]) -> None:
+        for strip in _strips(window, extents):
             if self._ledger is not None and self._ledger.is_done(strip.offset, strip.length):
                 continue
             if strip.state is ExtentState.DATA:
@@ -357,13 +360,31 @@ class _Copy:
                     await self._filled.wait()
 
 
-def _windows(plan: Sequence[Extent]) -> Iterator[Extent]:
-    for extent in plan:
-        for offset in range(extent.offset, extent.end, PLAN_WINDOW_BYTES):
-            yield Extent(offset, min(PLAN_WINDOW_BYTES, extent.end - offset))
+class _Windows:
+    """The plan in windows, each with what the source has there. They grow while that is nothing, up to ``longest``, so
+    that the cost of a copy follows the data and not the size."""
+
+    def __init__(self, plan: Sequence[Extent], longest: int) -> None:
+        self._rest = deque(plan)
+        self._longest = longest
+        self._length = PLAN_WINDOW_BYTES
+
+    async def next(self, source: BlockDevice) -> tuple[Extent, list[Extent]] | None:
+        """The next one, for one caller at a time. Raises what the source raises."""
+        if not self._rest:
+            return None
+        extent = self._rest[0]
+        window = Extent(extent.offset, min(self._length, extent.length))
+        found = await source.extents(window.offset, window.length)
+        has_data = any(each.state is ExtentState.DATA for each in found)
+        self._length = PLAN_WINDOW_BYTES if has_data else min(2 * self._length, self._longest)
+        self._rest.popleft()
+        if window.end < extent.end:
+            self._rest.appendleft(Extent(window.end, extent.end - window.end))
+        return window, found
 
 
-def _strips(extents: Sequence[Extent], window: Extent) -> Iterator[Extent]:
+def _strips(window: Extent, extents: Sequence[Extent]) -> Iterator[Extent]:
     """What a window holds, in whole leaves, data in strips. A leaf that holds any data is data."""
     data = whole_leaves([e for e in extents if e.state is ExtentState.DATA], window.end)
     at = window.offset

@@ -2,8 +2,9 @@
 
 Three ways with one result. A target behind a wire brings the strip over itself (``engine.stores.StripTarget``). Where
 both devices can lease extents, a ``Mover`` does all steps of a strip in one go, and the loop only plans and publishes;
-a hop to a worker costs more than copying 256 KiB. Everywhere else each read and write is a coroutine of its device.
-What is done with the bytes is in ``engine.strips``.
+a hop to a worker costs more than copying 256 KiB. Where only the target can (an import), the strip is read whole, and
+the mover does the rest. Everywhere else each read and write is a coroutine of its device. What is done with the bytes
+is in ``engine.strips``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,31 @@ from typing import TYPE_CHECKING
 
 from engine.hash_tree import LEAF_BYTES, leaf_digests
 from engine.stores import BulkSource, BulkTarget, Extent, ExtentState, StripTarget
-from engine.strips import Buffers, Moved, compare, pieces, runs_of
+from engine.strips import Moved, compare, pieces, runs_of
+from engine.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.movers import Mover
     from engine.stores import BlockDevice, ReadLease, WriteLease
+
+
+READ_BYTES = MIB
+"""What a device that cannot lease is asked for at once, and written at once: a hop to a thread for each."""
+
+
+class _InMemory:
+    """``ReadLease`` of what was read already. ``give_back``: the memory is free again."""
+
+    place = None
+
+    def __init__(self, data: memoryview, give_back: Callable[[], None]) -> None:
+        self._data = data
+        self.release = give_back
+
+    def read(self, at: int, view: memoryview, /) -> None:
+        view[:] = self._data[at : at + len(view)]
 
 
 class Steps:
@@ -26,12 +47,13 @@ class Steps:
         self._source = source
         self._target = target
         self._compare_first = compare_first
-        self._idle: list[Buffers] = []
-        self._bulk: tuple[Mover, BulkSource, BulkTarget, BulkSource | None] | None = None
-        """What moves strips in one go: mover, source, target, and the target as something to compare with first."""
-        if mover is not None and isinstance(source, BulkSource) and isinstance(target, BulkTarget):
+        self._idle: list[bytearray] = []
+        """Memory for strips that are not in work."""
+        self._bulk: tuple[Mover, BulkTarget, BulkSource | None] | None = None
+        """What moves strips in one go: mover, target, and the target as something to compare with first."""
+        if mover is not None and isinstance(target, BulkTarget):
             present = target if compare_first and isinstance(target, BulkSource) else None
-            self._bulk = mover, source, target, present
+            self._bulk = mover, target, present
 
     async def move(self, strip: Extent) -> Moved:
         """Bring a strip over and verify it.
@@ -44,11 +66,16 @@ class Steps:
             moved = await self._move_in_one_go(strip, *self._bulk)
             if moved is not None:
                 return moved
-        moved, buffers = Moved(), self._idle.pop() if self._idle else Buffers()
-        for piece in pieces(strip):
-            moved.add(await self._move_piece(piece, buffers.data[: piece.length], buffers.back[: piece.length]))
-        self._idle.append(buffers)
+        moved, memory = Moved(), self._memory(2 * READ_BYTES)
+        data, back = memoryview(memory)[:READ_BYTES], memoryview(memory)[READ_BYTES : 2 * READ_BYTES]
+        for piece in pieces(strip, READ_BYTES):
+            moved.add(await self._move_piece(piece, data[: piece.length], back[: piece.length]))
+        self._idle.append(memory)
         return moved
+
+    def _memory(self, length: int) -> bytearray:
+        memory = self._idle.pop() if self._idle else bytearray()
+        return memory if len(memory) >= length else bytearray(length)
 
     async def _move_piece(self, piece: Extent, data: memoryview, back: memoryview) -> Moved:
         await self._source.read(piece.offset, data)
@@ -70,7 +97,7 @@ class Steps:
         return moved
 
     async def _move_in_one_go(
-        self, strip: Extent, mover: Mover, source: BulkSource, target: BulkTarget, present: BulkSource | None
+        self, strip: Extent, mover: Mover, target: BulkTarget, present: BulkSource | None
     ) -> Moved | None:
         """All steps by the mover. None: the target wants single writes here."""
         to = await target.lease_write(strip.offset, strip.length)
@@ -78,7 +105,7 @@ class Steps:
             return None
         leases: list[ReadLease | WriteLease] = [to]
         try:
-            leases.append(read := await source.lease_read(strip.offset, strip.length))
+            leases.append(read := await self._lease(strip))
             before = None
             if present is not None:
                 leases.append(before := await present.lease_read(strip.offset, strip.length))
@@ -88,3 +115,12 @@ class Steps:
         finally:
             for lease in leases:
                 lease.release()
+
+    async def _lease(self, strip: Extent) -> ReadLease:
+        if isinstance(self._source, BulkSource):
+            return await self._source.lease_read(strip.offset, strip.length)
+        memory = self._memory(strip.length)
+        data = memoryview(memory)[: strip.length]
+        for piece in pieces(Extent(0, strip.length), READ_BYTES):
+            await self._source.read(strip.offset + piece.offset, data[piece.offset : piece.end])
+        return _InMemory(data, lambda: self._idle.append(memory))

@@ -13,7 +13,7 @@ import numpy as np
 from engine.errors import InvalidState, MediumError, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
-from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
+from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PAGES_OF_CHUNK, SLOT_BIT, NodeFlag
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import KIB, SECTOR_SIZE
@@ -279,10 +279,13 @@ class NativeDevice:
             stop = min(end, (number + 1) * leaf_bytes)
             first, last = at >> self._shift, (stop - 1) >> self._shift
             leaves = await self._at_hand(at, stop - at)
-            part = leaves[number].array[first & LEAF_MASK : (last & LEAF_MASK) + 1]
-            for start, count, state in runs_of(np.minimum(part, FIRST_CHUNK_ENTRY)):
-                begin = max(offset, (first + start) << self._shift)
-                add_extent(found, begin, min(end, (first + start + count) << self._shift), STATES[state])
+            if leaves[number] is ABSENT_LEAF:
+                add_extent(found, at, stop, ExtentState.HOLE)
+            else:
+                part = leaves[number].array[first & LEAF_MASK : (last & LEAF_MASK) + 1]
+                for start, count, state in runs_of(np.minimum(part, FIRST_CHUNK_ENTRY)):
+                    begin = max(offset, (first + start) << self._shift)
+                    add_extent(found, begin, min(end, (first + start + count) << self._shift), STATES[state])
             at = stop
             if at < end and not number % 16:
                 await asyncio.sleep(0)

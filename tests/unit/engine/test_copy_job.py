@@ -11,7 +11,7 @@ from engine.ledger import Ledger, LedgerKey
 from engine.proof import tree_of
 from engine.stores import Extent
 from engine.tvol.file import TvolFile
-from engine.units import KIB, MIB
+from engine.units import GIB, KIB, MIB
 from tests.support.memory_store import MemoryNode, MemoryStore
 
 SIZE = 6 * MIB + 512
@@ -69,6 +69,38 @@ async def test_compare_first_writes_only_what_differs():
     assert control.progress.written_bytes <= 256 * KIB
     assert control.progress.equal_bytes > 0
     assert result.progress.done_bytes == result.progress.total_bytes
+
+
+class Counting:
+    """A device that counts how often it is asked for its extents."""
+
+    def __init__(self, device) -> None:
+        self.device = device
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self.device, name)
+
+    async def extents(self, offset, length):
+        self.asked.append((offset, length))
+        return await self.device.extents(offset, length)
+
+
+async def test_the_cost_of_a_copy_follows_the_data_and_not_the_size():
+    size = 16 * GIB
+    source, target = MemoryStore().create_volume("s", size), MemoryStore().create_volume("t", size)
+    places = (0, 5 * GIB, 5 * GIB + 70 * MIB, 15 * GIB, size - 512)
+    for place in places:
+        await source.write(place, memoryview(b"d" * 512))
+    counting = Counting(source)
+    copied = await copy_extents(counting, target, options=CopyOptions(blank_target=True))
+    assert copied.progress.written_bytes == len(places) * LEAF_BYTES
+    assert all(target.content(place, 512) == b"d" * 512 for place in places)
+    assert copied.progress.zero_bytes == size - len(places) * LEAF_BYTES
+    assert len(counting.asked) < 100, "256 in each of two goes, were each of 64 MiB"
+    counted, copying = counting.asked[: len(counting.asked) // 2], counting.asked[len(counting.asked) // 2 :]
+    assert counted == copying
+    assert [offset for offset, _ in counted] == [0, *(offset + length for offset, length in counted[:-1])]
 
 
 async def test_of_a_strip_only_the_units_that_differ_are_written(tmp_path):
