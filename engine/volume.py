@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InUse, InvalidState, OutOfRange, WriteProtected
 from engine.sanitize import SanitizeState
-from engine.stores import AtomicTarget
+from engine.stores import AtomicTarget, BurstSource
 from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class Volume:
         self.content_owner: str | None = None
         """The mirror that alone decides what the volume holds; None: whoever may write to it."""
         self.try_read: Callable[[int, memoryview], bool]
+        self.try_read_each: Callable[[Sequence[int], memoryview, int, int], int] | None
         self.try_write: Callable[[int, memoryview], bool]
         self.end_pass: Callable[[], None]
         self._head = head
@@ -406,6 +407,9 @@ class Volume:
         open_for_reads = self._gate is None
         plain_writes = open_for_reads and not self._taps and not self.read_only and self.write_cache
         self.try_read = self._head.try_read if open_for_reads else _later
+        self.try_read_each = (
+            self._head.try_read_each if open_for_reads and isinstance(self._head, BurstSource) else None
+        )
         self.try_write = self._head.try_write if plain_writes else _later
         self.end_pass = self._head.end_pass
 

@@ -5,8 +5,13 @@ written by the device's ``try_read`` and ``try_write``, and answered behind the 
 not usual goes, in its place in the stream, to ``Connection.receive_pdu``, which answers alike, byte for byte
 (``tests/properties/test_fast_path.py``); so this file may decline anything and must never guess.
 
-Measured without the device and the system calls (4 KiB commands, 32 in a pass, Python 3.11 without and with
-profile-guided optimisation): 0.82 and 0.70 us for a read, 0.97 and 0.81 us for a write; a pass by itself costs 2 us;
+READ commands that come in a burst differ in tag, number and LBA only; once two have been looked at, the others are
+compared with them as a whole, and read by the device together (``engine.stores.BurstSource``). Per 4 KiB read, in us,
+with 32 and 128 in a pass: 0.45 and 0.32, one by one 0.62 and 0.57; with a volume's reads from the page cache 1.79 and
+1.65, one by one 2.04 and 1.95. (Python 3.11.2 of Debian; the smallest of 1,000 passes, on a machine with a load of 8.)
+
+One by one, without the device and the system calls (4 KiB commands, 32 in a pass, Python 3.11 without and with
+profile-guided optimisation, another machine): 0.82 and 0.70 us for a read, 0.97 and 0.81 us for a write; a pass by itself costs 2 us;
 with both digests a command costs 2.6 us. The budget is 1.5 us per command. What the shape of this file brings: the
 header decoded into just the fields that are asked 0.25 us, the logical unit looked at once per run of commands to it
 0.1, answers packed in eight fields instead of thirteen 0.1. A frozen object per command would cost 0.9 us, a task per
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
 
 MAX_FAST_READ_BYTES = 512 * KIB
 """Longest read answered here: with its headers it fits an arena at the smallest segment length."""
+
+FEWEST_ALIKE = 4
+"""Commands for which it pays to look at a burst as a whole (1.2 us, then 0.3 us less for each)."""
 
 SMALL_COMMAND_BYTES = 8 * KIB
 """What a command costs of a pass's credit at least."""
@@ -68,6 +76,13 @@ _ANSWER = Struct(">II8xIIIII12x")
 # the same with DataSN and buffer offset
 _DATA_IN_PIECE = Struct(">II8xIIIIIII4x")
 _DIGEST = Struct("<I")
+# A READ (10) by what others of a burst have in common with it: opcode to LUN, (ITT,) expected length, (CmdSN,)
+# CDB bytes 0-1, (LBA,) rest of the CDB.
+_ALIKE = Struct(">16sI4sI4x2sI10s")
+# its answer: opcode to LUN, which all have alike; ITT, TTT, StatSN, ExpCmdSN, MaxCmdSN
+_ALIKE_ANSWER = Struct(">16sIIIII12x")
+_ALIKE_ANSWER_HEAD = Struct(">II8x")
+assert _ALIKE.size == _ALIKE_ANSWER.size == BHS_BYTES
 assert _COMMAND.size == _DATA_OUT.size == _ANSWER.size == _DATA_IN_PIECE.size == BHS_BYTES
 assert _CDB_16_AT + _CDB_16.size == BHS_BYTES
 
@@ -142,8 +157,9 @@ class FastPath:
         max_cmd_sn = session.max_cmd_sn
         stat_sn = connection.stat_sn
         is_open = self._is_open()
+        first_before = length_before = -1  # of the last small read
         at_lun = blocks_end = shift = -1  # the logical unit of the command before, and what is asked of it each time
-        nexus = device = None
+        nexus = device = read_each = None
         if answers.paused:
             credit = 0
         flush_at = credit - FIRST_FLUSH_BYTES
@@ -165,6 +181,7 @@ class FastPath:
                     shift = nexus.block_shift
                     blocks_end = nexus.blocks
                     try_read = device.try_read
+                    read_each = getattr(device, "try_read_each", None)
                     try_write = device.try_write
                 else:
                     blocks_end = -1  # declines every command
@@ -209,7 +226,38 @@ class FastPath:
                             position += head
                             reads += 1
                             read_bytes += length
-                            credit -= length if length > small else small
+                            cost = length if length > small else small
+                            credit -= cost
+                            if (
+                                first == first_before
+                                and length == length_before
+                                and read_each is not None
+                                and cdb_head in read_10
+                                and not (digests or tasks)
+                            ):
+                                most = min(
+                                    (end - position) // BHS_BYTES,
+                                    (credit - max(0, flush_at) + cost - 1) // cost,
+                                    (ARENA_BYTES - filled) // (BHS_BYTES + length),
+                                )
+                                numbers = stat_sn, exp_cmd_sn, max_cmd_sn
+                                alike = 0
+                                if most >= FEWEST_ALIKE:
+                                    offsets = self._take_alike(
+                                        buffer, position, most, filled, length, shift, blocks_end - blocks, numbers
+                                    )
+                                    if offsets:
+                                        alike = read_each(offsets, arena[filled + head :], head + length, length)
+                                if alike:
+                                    stat_sn += alike
+                                    exp_cmd_sn += alike
+                                    max_cmd_sn += alike
+                                    filled += alike * (head + length)
+                                    position += alike * head
+                                    reads += alike
+                                    read_bytes += alike * length
+                                    credit -= alike * cost
+                            first_before, length_before = first, length
                             if credit <= flush_at:
                                 filled = answers.flush(filled)
                                 flush_at = credit - FLUSH_BYTES
@@ -330,6 +378,54 @@ class FastPath:
         if nexus is not None and (reads or writes):
             nexus.stats.count_pass(reads, read_bytes, writes, written_bytes, began)
         return position
+
+    def _take_alike(
+        self,
+        buffer: memoryview,
+        position: int,
+        most: int,
+        filled: int,
+        length: int,
+        shift: int,
+        last_lba: int,
+        numbers: tuple[int, int, int],
+    ) -> list[int]:
+        """Put the answers' headers for the commands behind a READ (10) that differ from it in tag, number and LBA only.
+
+        So all that was asked of the READ need not be asked again: 0.2 us a command instead of 0.5. Returns the offsets
+        of these commands on the device; an answer counts when its data was read.
+
+        Args:
+            position, length: where the READ, which was answered, ends, and its length. No digests, and no tasks.
+            most: so many commands are there, may be served, and have room at ``filled``.
+            last_lba: where a READ of that length may begin.
+            numbers: StatSN, ExpCmdSN and MaxCmdSN, which count on with each answer.
+        """
+        arena, no_tag, step = self._answers.arena, _U32, BHS_BYTES + length
+        pack = _ALIKE_ANSWER.pack_into
+        answer = _ALIKE_ANSWER_HEAD.pack(_DATA_IN_STATUS, length)
+        same_head, _, same_expected, _, same_cdb, _, same_rest = _ALIKE.unpack_from(buffer, position - BHS_BYTES)
+        stat_sn, exp_cmd_sn, max_cmd_sn = numbers
+        offsets: list[int] = []
+        commands = buffer[position : position + most * BHS_BYTES]
+        for head, itt, expected, cmd_sn, cdb, lba, rest in _ALIKE.iter_unpack(commands):
+            if (
+                cmd_sn != exp_cmd_sn
+                or head != same_head
+                or expected != same_expected
+                or cdb != same_cdb
+                or rest != same_rest
+                or lba > last_lba
+                or itt == no_tag
+            ):
+                break
+            exp_cmd_sn += 1
+            max_cmd_sn += 1
+            pack(arena, filled, answer, itt, no_tag, stat_sn, exp_cmd_sn, max_cmd_sn)
+            stat_sn += 1
+            filled += step
+            offsets.append(lba << shift)
+        return offsets
 
     def _is_open(self) -> bool:
         """Whether the next command may be answered here: the session lets it, and no serial number is about to wrap."""

@@ -143,6 +143,16 @@ class BlockDevice(Protocol):
         ...
 
 
+@runtime_checkable
+class BurstSource(Protocol):
+    """A device that serves reads of one length together for less than one by one, and as ``try_read`` does."""
+
+    def try_read_each(self, offsets: Sequence[int], view: memoryview, step: int, length: int, /) -> int:
+        """Fill ``length`` bytes of ``view`` from each offset, every ``step`` bytes. Returns how many were filled: it
+        stops at the first that ``try_read`` would decline."""
+        ...
+
+
 class Frozen(BlockDevice, Protocol):
     """A snapshot as a device."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import InvalidState, MediumError, OutOfRange, WriteProtected
+from engine.errors import EngineError, InvalidState, MediumError, OutOfRange, WriteProtected
 from engine.stores import Extent, ExtentState
 from engine.tvol.bulk import NativeReadLease
 from engine.tvol.chunk_map import ABSENT_LEAF, LEAF_MASK, LEAF_SHIFT, NOT_THERE
@@ -19,6 +19,8 @@ from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import KIB, SECTOR_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from engine.stores import ReadLease
@@ -119,6 +121,28 @@ class NativeDevice:
             return self._try_read_claim(entry, within, view)
         view[:] = ZEROES[:length]
         return True
+
+    def try_read_each(self, offsets: Sequence[int], view: memoryview, step: int, length: int, /) -> int:
+        """See ``engine.stores.BurstSource``."""
+        # 0.25 us a read less than ``try_read``: one call, and what does not change is looked at once.
+        shift, mask, leaves, read_now = self._shift, self._mask, self._leaves, self._read_now
+        last_within, last = self._chunk_bytes - length, self._size - length
+        done = start = 0
+        try:
+            for offset in offsets:
+                within, index = offset & mask, offset >> shift
+                part = view[start : start + length]
+                entry = leaves[index >> 12].view[index & 4095]
+                if entry < 2 or within > last_within or offset > last or (offset | length) & REFUSED_BITS:
+                    if not self.try_read(offset, part):
+                        break
+                elif not read_now(part, (entry << shift) + within):
+                    break
+                start += step
+                done += 1
+        except (EngineError, *NOT_THERE):
+            pass  # the one that it was is left to ``try_read``
+        return done
 
     def _try_read_claim(self, entry: int, within: int, view: memoryview) -> bool:
         """Of one chunk, whose entry names a slot or a partial chunk."""

@@ -10,6 +10,8 @@ from engine.stores import Extent, ExtentState
 from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.errors import EngineError
     from engine.sanitize import Sanitizer
 
@@ -32,6 +34,8 @@ class MemoryDevice:
         self.gate: asyncio.Event | None = None
         self.called = asyncio.Event()
         self.calls: list[tuple[str, int, int]] = []
+        self.declined: set[int] = set()
+        """Offsets that ``try_read`` declines, alone and in a burst."""
         self.fua_writes = 0
         self.atomic_write_bytes = 256 * 1024
         self.sanitizer: Sanitizer | None = None
@@ -50,11 +54,17 @@ class MemoryDevice:
             del self.states[size_bytes // SECTOR_SIZE :]
 
     def try_read(self, offset: int, view: memoryview, /) -> bool:
-        if not self.fast or "read" in self.errors:
+        if not self.fast or offset in self.declined or "read" in self.errors:
             return False
         self._check(offset, len(view))
         view[:] = self.data[offset : offset + len(view)]
         return True
+
+    def try_read_each(self, offsets: Sequence[int], view: memoryview, step: int, length: int, /) -> int:
+        for done, offset in enumerate(offsets):
+            if not self.try_read(offset, view[done * step :][:length]):
+                return done
+        return len(offsets)
 
     def try_write(self, offset: int, data: memoryview, /) -> bool:
         if not self.fast or self.read_only or "write" in self.errors:

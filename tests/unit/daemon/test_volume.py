@@ -57,6 +57,9 @@ def test_the_fast_path_is_the_heads_own_methods_while_nothing_is_between():
     assert volume.try_read == head.try_read
     assert volume.try_write == head.try_write
     assert volume.end_pass == head.end_pass
+    head.try_read_each = lambda *_: 1
+    volume.rebind(head)
+    assert volume.try_read_each == head.try_read_each
 
 
 @pytest.mark.parametrize("policies", [{"read_only": True}, {"write_cache": False}])
@@ -171,6 +174,7 @@ async def test_quiesced_waits_for_what_is_in_flight_and_holds_what_arrives():
     second = await begun(volume.read(0, memoryview(bytearray(512))))
     assert not inside.is_set()
     assert volume.try_read(0, memoryview(bytearray(512))) is False
+    assert volume.try_read_each is None
     going.set()
     await first
     await inside.wait()

@@ -315,6 +315,7 @@ async def test_devices_of_a_closed_store_are_refused(store):
     head = store.volume("v")
     await store.close()
     assert not head.try_read(0, memoryview(bytearray(512)))
+    assert head.try_read_each([0, 512], memoryview(bytearray(1024)), 512, 512) == 0
     for attempt in (head.read(0, memoryview(bytearray(512))), put(head, 0, bytes(512)), head.flush()):
         with pytest.raises(StoreFailed):
             await attempt

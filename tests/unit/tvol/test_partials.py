@@ -44,6 +44,24 @@ async def content(device, offset: int, length: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("length", [512, 4 * KIB, 16 * KIB, 20 * KIB])
+async def test_reads_served_together_find_what_each_finds_alone(store, length):
+    head, unit = store.volume("v"), store.chunk_bytes
+    await head.write(4 * KIB, memoryview(b"p" * 8 * KIB))  # a partial chunk, and one of the head's own
+    await head.write(unit, memoryview(b"n" * unit))
+    await head.discard(2 * unit, unit)
+    offsets = [0, 2 * KIB, 4 * KIB, unit, 2 * unit - 512, 2 * unit, 3 * unit, (CHUNKS - 1) * unit]
+    step = length + 48
+    together = bytearray(b"?" * (len(offsets) + 3) * step)
+    for beyond in (CHUNKS * unit - length + 512, CHUNKS * unit, 100, -512):
+        asked = [*offsets, beyond, 0]
+        assert head.try_read_each(asked, memoryview(together), step, length) == len(offsets)
+    for number, offset in enumerate(offsets):
+        alone = bytearray(length)
+        assert head.try_read(offset, memoryview(alone))
+        assert together[number * step :][:step] == alone + b"?" * 48
+
+
 async def test_a_page_is_written_alone(store, monkeypatch):
     head, unit = store.volume("v"), store.chunk_bytes
     page = unit // PAGES_OF_CHUNK
