@@ -77,7 +77,7 @@ CREATE TABLE chap (
     mutual INTEGER NOT NULL, UNIQUE (target, mutual, user));
 CREATE TABLE mirrors (
     name TEXT PRIMARY KEY, source_id TEXT NOT NULL, target_id TEXT NOT NULL, mode TEXT NOT NULL,
-    state TEXT NOT NULL);
+    state TEXT NOT NULL, peer TEXT);
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, subject TEXT NOT NULL, state INTEGER NOT NULL,
     done_bytes INTEGER NOT NULL, total_bytes INTEGER NOT NULL, created_at REAL NOT NULL, finished_at REAL,
@@ -170,13 +170,18 @@ class ChapRow:
 
 @dataclass(frozen=True, slots=True)
 class MirrorRow:
-    """A mirror. ``state`` is the mirror engine's own durable record."""
+    """A mirror. ``state`` is the mirror engine's own durable record.
+
+    ``peer``: where the target is, and then ``target_id`` is the replica id by which it is known there; None: it is the
+    volume of that id in this pool.
+    """
 
     name: str
     source_id: str
     target_id: str
     mode: str
     state: dict[str, Any] = field(default_factory=dict)
+    peer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,16 +526,16 @@ class Catalog:
 
     async def mirrors(self) -> list[MirrorRow]:
         def work(database: sqlite3.Connection) -> list[MirrorRow]:
-            rows = database.execute("SELECT name, source_id, target_id, mode, state FROM mirrors ORDER BY name")
-            return [MirrorRow(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+            rows = database.execute("SELECT name, source_id, target_id, mode, state, peer FROM mirrors ORDER BY name")
+            return [MirrorRow(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5]) for row in rows]
 
         return await self._run(work)
 
     async def put_mirror(self, row: MirrorRow) -> None:
         """Record a mirror or its new state."""
-        values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state))
+        values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer)
         await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?)", values)
+            lambda database: database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?)", values)
         )
 
     async def remove_mirror(self, name: str) -> None:

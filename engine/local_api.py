@@ -27,6 +27,7 @@ from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
 from engine.jobs import job_info
 from engine.names import check_choice, check_chunk, check_name, check_size, is_view
+from engine.peer_api import PeerOperations
 from engine.pool_space import SpaceLimits, SpaceState
 from engine.promotion import Promotions
 from engine.replica_api import ReplicaOperations
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from engine.catalog import LunRow
     from engine.exposure import Exposure
     from engine.image_formats import RemoteDisks
+    from engine.peers.registry import Peers
     from engine.pool import DamagedFamily, Pool
     from engine.replicas import Replicas
     from engine.volume import Volume
@@ -59,8 +61,11 @@ EVENT_LIST_MAX = 10_000
 JOB_WAIT_MAX_S = 60.0
 
 
-class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOperations, ReplicaOperations):
-    """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere."""
+class LocalApi(
+    SnapshotOperations, GroupOperations, ImageOperations, TargetOperations, ReplicaOperations, PeerOperations
+):
+    """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere.
+    ``peers``: None where nobody serves them."""
 
     def __init__(
         self,
@@ -70,11 +75,17 @@ class LocalApi(SnapshotOperations, GroupOperations, ImageOperations, TargetOpera
         *,
         version: str,
         remotes: RemoteDisks | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._pool = pool
         self._exposure = exposure
         self._replicas = replicas
+        self._peers = peers
         replicas.is_shown = lambda volume_id, guid: bool(exposure.luns_of(volume_id, guid))
+        replicas.incoming.is_shown = replicas.is_shown
+        replicas.incoming.require_unused = lambda volume: exposure.require_idle(
+            exposure.luns_of(volume.volume_id), f"volume {volume.name}", hint="keep the replica fractured"
+        )
         self._version = version
         self._remotes = remotes
         self._started_at = pool.env.clock.time()

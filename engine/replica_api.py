@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.api import ReplicaPointInfo
 from engine.api_part import ApiPart
-from engine.errors import InUse, NotFound
+from engine.errors import InUse, NotFound, NotSupported
 from engine.jobs import job_info
 from engine.mirror_record import MirrorPolicy
 from engine.names import check_name
@@ -42,10 +42,13 @@ class ReplicaOperations(ApiPart):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        peer: str | None = None,
     ) -> JobInfo:
         chosen = mode_of(mode)
         policy = _policy(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
         volume = self._pool.volume(source)
+        if peer is not None:
+            return job_info(await self._replicas.add_remote(check_name("volume", name), volume, peer, chosen, policy))
         self._pool.require_new(check_name("volume", name))
         self._replicas.require_new(name)
         row = replace(self._pool.row(volume), name=name, read_only=False, origin="")
@@ -97,6 +100,8 @@ class ReplicaOperations(ApiPart):
 
     async def replica_resync(self, name: str) -> JobInfo:
         info = self._replicas.info(name)
+        if info.peer is not None:
+            return job_info(await self._replicas.resync(name))
         target = self._pool.volume(info.target)
         luns = self._exposure.luns_of(target.volume_id)
         self._exposure.require_idle(luns, f"volume {target.name}", hint="keep the replica fractured")
@@ -121,6 +126,9 @@ class ReplicaOperations(ApiPart):
 
     async def replica_promote(self, name: str, *, force: bool = False) -> VolumeInfo:
         source = self._replicas.info(name).source
+        peer = self._replicas.info(name).peer
+        if peer is not None:
+            raise NotSupported(f"replica {name} is between this pool and peer {peer}: it cannot be promoted yet")
         volume = await self._promotions.promote(name, force=force)
         await self._event(f"volume {volume.name}", f"promoted: the disk that {source} was is this volume now")
         return self._volume_info(volume)

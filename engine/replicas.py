@@ -2,7 +2,11 @@
 
 A replica is a ``Mirror`` between two volumes of this pool, with a name. Its catalogue row holds the mirror's own
 record; ``restore`` starts all of them before the sources are served, so that no source acknowledges anything before
-its mirror knows (REPLICATION section 3).
+its mirror knows (REPLICATION section 3). A mirror whose target is at a peer begins once the peers are there
+(``begin_remote``); what has to be on record before its source is served is recorded by ``restore``.
+
+A replica that is here for a source at a peer (``engine.peers.incoming``) is shown, too; what is done with it is said at
+its source, but for ``detach``.
 
 The target is write-protected for everybody but the mirror, except while the replica is fractured: then it is its
 owner's, and the next resync overwrites what was written to it.
@@ -13,26 +17,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.catalog import MirrorRow
 from engine.copy_job import CopyControl
 from engine.copy_state import CopyMode, CopyState, ProgressStatus, label
-from engine.errors import AlreadyExists, EngineError, IntegrityError, InUse, InvalidArgument, InvalidState, NotFound
+from engine.errors import (
+    AlreadyExists,
+    EngineError,
+    IntegrityError,
+    InUse,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    NotSupported,
+    PeerUnreachable,
+)
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
-from engine.mirror_record import MirrorPolicy, MirrorRecord, point_prefix
+from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
 from engine.modes import Promise
+from engine.peers.incoming import Incoming
+from engine.peers.outgoing import Outgoing
 from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from engine.api import ReplicaInfo
+    from engine.catalog_peers import PeerTargetRow
     from engine.copy_job import CopyProgress
     from engine.jobs import Job
-    from engine.mirror_record import RecoveryPoint
+    from engine.links import MirrorLink
+    from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.volume import Volume
 
@@ -66,13 +85,21 @@ class Replicas:
         self._events: set[asyncio.Task[None]] = set()
         self.is_shown: Callable[[str, str], bool] | None = None
         """Whether initiators see the snapshot of that GUID of the volume of that id. None: not known yet."""
+        self.incoming = Incoming(pool)
+        self._outgoing = Outgoing()
+        self._peers: Peers | None = None
         pool.integrity.copies = self.counterparts
 
     async def restore(self) -> None:
         """Start the mirrors of the catalogue. One whose volumes are not there waits, with its reason."""
         await self._drop_orphans()
+        await self.incoming.restore()
         for row in await self._pool.catalog.mirrors():
             self._rows[row.name] = row
+            if row.peer is not None:
+                self._idle[row.name] = "the peers are not there yet"
+                await self._demote(row)
+                continue
             try:
                 source, target = self._pool.by_id(row.source_id), self._pool.by_id(row.target_id)
             except EngineError as error:
@@ -80,10 +107,32 @@ class Replicas:
                 self._idle[row.name] = str(error)
                 self._protect(row.name)
                 continue
-            self._mirrors[row.name] = self._mirror(row, source, target)
+            link = LocalLink(target, point_prefix(row.name))
+            self._mirrors[row.name] = self._mirror(row, source, link)
             self._protect(row.name)
         # Each may have to wait until its target claims nothing any more.
         await asyncio.gather(*(mirror.start() for mirror in self._mirrors.values()))
+
+    async def begin_remote(self, peers: Peers) -> None:
+        """The peers are there: start the mirrors to them."""
+        self._peers = peers
+        for row in list(self._rows.values()):
+            if row.peer is None:
+                continue
+            try:
+                mirror = self._remote_mirror(row, self._pool.by_id(row.source_id), peers)
+            except EngineError as error:
+                log.error("replica %s does not run: %s", row.name, error)
+                self._idle[row.name] = str(error)
+                continue
+            del self._idle[row.name]
+            await mirror.start()
+
+    async def end_remote(self) -> None:
+        """Stop the mirrors to peers, which end after this."""
+        await self._outgoing.close()
+        remote = [mirror for name, mirror in self._mirrors.items() if self._rows[name].peer is not None]
+        await asyncio.gather(*(mirror.close() for mirror in remote))
 
     async def close(self) -> None:
         """Stop all mirrors for the next start."""
@@ -104,7 +153,7 @@ class Replicas:
     # --- looking ----------------------------------------------------------------------------------------------
 
     def all(self) -> list[ReplicaInfo]:
-        return [self.info(name) for name in sorted(self._rows)]
+        return [self.info(name) for name in sorted({*self._rows, *(row.name for row in self.incoming.all())})]
 
     def reasons(self) -> list[str]:
         """One line for each replica that does not do what it is for, and was not told so by its owner."""
@@ -122,13 +171,16 @@ class Replicas:
         """Raises NotFound."""
         from engine.api import ReplicaInfo  # late: see there
 
+        arriving = self.incoming.named(name)
+        if arriving is not None:
+            return self._incoming_info(arriving)
         row = self._row(name)
         mirror = self._mirrors.get(name)
         if mirror is None:
             return ReplicaInfo(
                 name=name,
                 source=self._name(row.source_id),
-                target=self._name(row.target_id),
+                target=self._name(row.target_id) if row.peer is None else f"{row.peer}:{name}",
                 mode=row.mode,
                 sync_type="Mirror",
                 copy_state=label(CopyState.INVALID),
@@ -137,7 +189,7 @@ class Replicas:
                 lag_seconds=None,
                 lag_bytes=0,
                 rpo_seconds=None,
-                peer=None,
+                peer=row.peer,
                 reason=self._idle.get(name, ""),
                 since=None,
                 waits_for="its volumes",
@@ -156,7 +208,7 @@ class Replicas:
             lag_seconds=mirror.lag_s,
             lag_bytes=mirror.lag_bytes,
             rpo_seconds=mirror.rpo_s,
-            peer=None,
+            peer=row.peer,
             reason=standing.reason,
             since=standing.since,
             waits_for=standing.waits_for,
@@ -174,13 +226,62 @@ class Replicas:
             identical_bytes=mirror.equal_bytes,
         )
 
+    def _incoming_info(self, row: PeerTargetRow) -> ReplicaInfo:
+        """As its source said last, if that is there."""
+        from engine.api import ReplicaInfo  # late: see there
+
+        replica = self.incoming.replica_of(row)
+        connected = self._peers is not None and self._peers.is_served(row.peer)
+        report = replica.report if replica is not None and connected else {}
+        points = self.incoming.points(row)
+        newest = points[-1].created_at if points else None
+        if replica is None:
+            reason = "its volume is not served"
+        elif report:
+            reason = str(report["reason"])
+        else:
+            reason = f"peer {row.peer}, where its source is, is not connected"
+        return ReplicaInfo(
+            name=row.name,
+            source=f"{row.peer}:{row.source}",
+            target=self._name(row.volume_id),
+            mode=row.mode,
+            sync_type="Mirror",
+            copy_state=report.get("copy_state", label(CopyState.BROKEN)),
+            progress_status=report.get("progress_status", label(ProgressStatus.UNKNOWN)),
+            percent_synced=report.get("percent_synced", 0),
+            lag_seconds=None if newest is None else max(0.0, self._pool.env.clock.time() - newest),
+            lag_bytes=0,
+            rpo_seconds=None,
+            peer=row.peer,
+            reason=reason,
+            since=None if replica is None else replica.reported_at,
+            waits_for="" if report else "its source",
+            next_action=f"twinvol replica show {row.name}, at peer {row.peer}",
+            points=len(points),
+            point_at=newest,
+        )
+
+    def at_peer(self, peer: str) -> list[str]:
+        """Names of the replicas whose targets are there."""
+        return sorted(row.name for row in self._rows.values() if row.peer == peer)
+
     def points(self, name: str) -> Sequence[RecoveryPoint]:
         """Recovery points that are complete at the target, oldest first."""
+        arriving = self.incoming.named(name)
+        if arriving is not None:
+            return [RecoveryPoint(point.guid, point.created_at) for point in self.incoming.points(arriving)]
         mirror = self._mirrors.get(name)
         return MirrorRecord.parse(self._row(name).state).points if mirror is None else mirror.points
 
     def require_free(self, volume: Volume, verb: str) -> None:
         """Raises InUse when a replica has the volume at one of its ends."""
+        arriving = self.incoming.of_volume(volume.volume_id)
+        if arriving is not None:
+            raise InUse(
+                f"volume {volume.name} is the replica of {arriving.source} at peer {arriving.peer}; to {verb} it,"
+                f" detach that first: twinvol replica detach {arriving.name}"
+            )
         for row in self._rows.values():
             if volume.volume_id in (row.source_id, row.target_id):
                 end = "source" if volume.volume_id == row.source_id else "target"
@@ -195,6 +296,9 @@ class Replicas:
 
         Raises InUse: it is the target of a replica.
         """
+        arriving = self.incoming.of_volume(volume.volume_id)
+        if arriving is not None:
+            raise InUse(f"volume {volume.name} is a replica for peer {arriving.peer}; resize its source there")
         for row in self._rows.values():
             if row.target_id == volume.volume_id:
                 raise InUse(
@@ -212,7 +316,7 @@ class Replicas:
     def require_steady(self, volume: Volume) -> None:
         """Raises InUse when a running replica replaces the volume's content again and again."""
         owner = volume.content_owner
-        if owner is not None and self.replaces_content(mode_of(self._row(owner).mode)):
+        if owner is not None and self.replaces_content(mode_of(self.info(owner).mode)):
             raise InUse(
                 f"volume {volume.name} is the target of replica {owner}, which replaces its content with each recovery"
                 f" point; show one of these: twinvol replica expose {owner}"
@@ -232,7 +336,10 @@ class Replicas:
                 )
 
     def target_id(self, name: str) -> str:
-        """The id of a replica's volume. Raises NotFound."""
+        """The id of a replica's volume; one that no volume of this pool has when it is at a peer. Raises NotFound."""
+        arriving = self.incoming.named(name)
+        if arriving is not None:
+            return arriving.volume_id
         return self._row(name).target_id
 
     def source_of(self, volume: Volume) -> str:
@@ -270,20 +377,65 @@ class Replicas:
             del self._rows[name]
             target.content_owner = None
             raise
-        mirror = self._mirrors[name] = self._mirror(row, source, target)
+        mirror = self._mirrors[name] = self._mirror(row, source, LocalLink(target, point_prefix(name)))
         self._protect(name)
+        await mirror.start()
+        return await self._synchronizing(mirror, "replica")
+
+    async def add_remote(self, name: str, source: Volume, peer: str, mode: CopyMode, policy: MirrorPolicy) -> Job:
+        """Make a volume ``name`` at a peer, and mirror ``source`` to it. The job ends when synchronized.
+
+        Raises AlreadyExists, NotFound (no such peer), PeerUnreachable, and what the peer answers.
+        """
+        self.require_new(name)
+        peers = self._peers
+        if peers is None:
+            raise NotFound("peer", peer)
+        if self.incoming.of_volume(source.volume_id) is not None:
+            raise InUse(f"volume {source.name} is itself a replica; a cascade is not supported")
+        if self._pool.key_source(source) is not None:
+            raise NotSupported(f"volume {source.name} is encrypted, and its replica at a peer would not be")
+        word = next(word for word, value in MODES.items() if value is mode)
+        policies = self._pool.row(source)
+        replica_id = str(uuid.uuid4())
+        client = peers.client(peer)
+        await client.request(
+            "create",
+            replica=replica_id,
+            name=name,
+            source=source.name,
+            mode=word,
+            size_bytes=source.size_bytes,
+            chunk_bytes=self._pool.chunk_bytes(source),
+            physical_block_bytes=policies.physical_block_bytes,
+            write_cache=policies.write_cache,
+            removable=policies.removable,
+        )
+        self.require_new(name)
+        state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
+        row = MirrorRow(name, source.volume_id, replica_id, word, state, peer)
+        self._rows[name] = row
+        try:
+            await self._pool.catalog.put_mirror(row)
+        except BaseException:
+            del self._rows[name]
+            raise
+        mirror = self._remote_mirror(row, source, peers)
         await mirror.start()
         return await self._synchronizing(mirror, "replica")
 
     def require_new(self, name: str) -> None:
         """Raises AlreadyExists when a replica has that name."""
-        if name in self._rows:
+        if name in self._rows or self.incoming.named(name) is not None:
             raise AlreadyExists("replica", name)
 
     async def fracture(self, name: str) -> ReplicaInfo:
         mirror = self._get(name)
         await mirror.fracture()
         self._protect(name)
+        if self._outgoing.link(name) is not None:
+            with contextlib.suppress(PeerUnreachable):  # then it is told when it is there again
+                await self._outgoing.report(name, fractured=True)
         return self.info(name)
 
     async def pause(self, name: str) -> ReplicaInfo:
@@ -298,9 +450,12 @@ class Replicas:
     async def resync(self, name: str) -> Job:
         """Bring the target up to date by what changed. What was written to a fractured target is lost."""
         mirror = self._get(name)
-        target = self._pool.by_id(self._rows[name].target_id)
-        target.set_read_only(True)
-        target.content_owner = name
+        if self._outgoing.link(name) is not None:
+            await self._outgoing.report(name, fractured=False)
+        else:
+            target = self._pool.by_id(self._rows[name].target_id)
+            target.set_read_only(True)
+            target.content_owner = name
         try:
             await mirror.resync()
         finally:
@@ -309,10 +464,20 @@ class Replicas:
 
     async def detach(self, name: str) -> None:
         """End the relation; the target stays as it is, a volume of its own."""
+        arriving = self.incoming.named(name)
+        if arriving is not None:
+            await self.incoming.detach(arriving)
+            return
         row = self._row(name)
-        mirror = self._mirrors.get(name)
+        mirror, link = self._mirrors.get(name), self._outgoing.link(name)
+        if link is not None and not link.client.is_connected:
+            link.given_up = True
         if mirror is not None:
             await mirror.detach()
+        if link is not None:
+            self._outgoing.remove(name)
+            with contextlib.suppress(EngineError):  # its volume stays protected there until it is detached there, too
+                await link.ask("detach", connection=None)
         await self._pool.catalog.remove_mirror(name)
         self._mirrors.pop(name, None)
         self._idle.pop(name, None)
@@ -366,7 +531,24 @@ class Replicas:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _mirror(self, row: MirrorRow, source: Volume, target: Volume) -> Mirror:
+    def _remote_mirror(self, row: MirrorRow, source: Volume, peers: Peers) -> Mirror:
+        from engine.links.peer import PeerLink  # late: TLS, which a pool without peers does without
+
+        assert row.peer is not None
+        link = PeerLink(peers.client(row.peer), uuid.UUID(row.target_id), f"{row.peer}:{row.name}")
+        mirror = self._mirrors[row.name] = self._mirror(row, source, link)
+        self._outgoing.add(mirror, link)
+        return mirror
+
+    async def _demote(self, row: MirrorRow) -> None:
+        """What ``Mirror.start`` records before its source may be served."""
+        record = MirrorRecord.parse(row.state)
+        if record.synchronized:
+            record.synchronized = False
+            self._rows[row.name] = saved = replace(row, state=row.state | record.serialize())
+            await self._pool.catalog.put_mirror(saved)
+
+    def _mirror(self, row: MirrorRow, source: Volume, link: MirrorLink) -> Mirror:
         policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
 
         def in_use() -> list[str]:
@@ -382,7 +564,7 @@ class Replicas:
         return Mirror(
             row.name,
             source,
-            LocalLink(target, point_prefix(row.name)),
+            link,
             self._pool.env,
             self._pool.path / LEDGERS_NAME / (row.name + LEDGER_SUFFIX),
             record=MirrorRecord.parse(row.state),
@@ -443,6 +625,9 @@ class Replicas:
     def _row(self, name: str) -> MirrorRow:
         row = self._rows.get(name)
         if row is None:
+            arriving = self.incoming.named(name)
+            if arriving is not None:
+                raise InvalidState(f"replica {name}", f"here for peer {arriving.peer}", "to be said at its source")
             raise NotFound("replica", name)
         return row
 

@@ -1,4 +1,4 @@
-"""What a served pool is administered by: the API on its socket, duties by the clock, the management process.
+"""What a served pool is administered by: the API on its socket, duties by the clock, the management process; and peers.
 
 No login needs any of it, and it takes a third of a daemon's start to load. So ``twinvol.daemon`` imports this module
 after the ready line; who has connected to the pool's socket before is answered once it is there.
@@ -10,10 +10,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from engine.local_api import LocalApi
+from engine.peers.registry import Peers
 from twinvol import __version__
 from twinvol.api.server import ApiServer
 from twinvol.management_process import ManagementProcess
 from twinvol.remote_disks import IscsiDisks
+from twinvol.sockets import bound_address
 
 if TYPE_CHECKING:
     import socket
@@ -31,9 +33,17 @@ async def begin(
     replicas: Replicas,
     listener: socket.socket,
     http_listener: socket.socket | None,
+    peer_listener: socket.socket | None,
 ) -> None:
-    """Begin all of it; ``ending`` ends it. ``listener``: of the pool's socket; ``http_listener``: of the HTTP API."""
-    local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks())
+    """Begin all of it; ``ending`` ends it. ``listener``: of the pool's socket; ``http_listener``: of the HTTP API;
+    ``peer_listener``: where peers connect."""
+    peers = Peers(pool, replicas.incoming, software=f"twinvol {__version__}")
+    await peers.restore()
+    ending.push_async_callback(peers.close)
+    local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks(), peers=peers)
+    await peers.start(peer_listener, None if peer_listener is None else bound_address(peer_listener))
+    ending.push_async_callback(replicas.end_remote)
+    await replicas.begin_remote(peers)
     api = ApiServer(local_api)
     ending.push_async_callback(api.close)
     await api.start(listener)

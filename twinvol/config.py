@@ -3,6 +3,7 @@
 iqn_prefix = "iqn.2026-11.org.twinvol"    # what the names of the pool's own targets begin with
 iscsi = ["0.0.0.0:3260", "[::]:3260"]     # "10.0.1.1:3260,2" puts a portal into portal group 2; 1 is the default
 api = "127.0.0.1:8080"
+peer = "0.0.0.0:3270"                     # where other twinvols connect
 workers = 8                               # threads for disk calls
 busy_poll_us = 0                          # after serving a socket, look again for so long before sleeping (up to 1000)
 chap_algorithms = ["MD5", "SHA-256", "SHA3-256"]   # what CHAP may use; SHA-1 is known too
@@ -44,6 +45,7 @@ class Settings:
     iqn_prefix: str = "iqn.2026-11.org.twinvol"
     iscsi: tuple[str, ...] = (DEFAULT_ISCSI,)
     api: str | None = None
+    peer: str | None = None
     workers: int = 8
     busy_poll_us: int = 0
     chap_algorithms: tuple[str, ...] = ("MD5", "SHA-256", "SHA3-256")
@@ -53,8 +55,9 @@ class Settings:
         check_iscsi_name(self.iqn_prefix)
         for portal in self.iscsi:
             parse_portal(portal)
-        if self.api:
-            parse_address(self.api)
+        for address in (self.api, self.peer):
+            if address:
+                parse_address(address)
         if not 1 <= self.workers <= WORKERS_MAX:
             raise InvalidArgument(f"workers = {self.workers} is not within 1-{WORKERS_MAX}")
         if not 0 <= self.busy_poll_us <= MAX_SPIN_S * 1e6:

@@ -56,6 +56,7 @@ class _Sockets:
     portal_groups: list[int] = field(default_factory=list)  # the tag of each
     unix: socket.socket | None = None
     api: socket.socket | None = None
+    peer: socket.socket | None = None
 
     def open(self, pool: Path, settings: Settings) -> None:
         for portal in settings.iscsi:
@@ -65,10 +66,12 @@ class _Sockets:
         if settings.api is not None:
             self.api = sockets.listen(settings.api)
             token.make(pool)
+        if settings.peer is not None:
+            self.peer = sockets.listen(settings.peer)
         self.unix = api_server.bind(pool)
 
     def close(self) -> None:
-        for listener in [*self.iscsi, self.unix, self.api]:
+        for listener in [*self.iscsi, self.unix, self.api, self.peer]:
             if listener is not None:
                 listener.close()
 
@@ -118,11 +121,11 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         administration = await ending.enter_async_context(contextlib.AsyncExitStack())  # ends when iSCSI has
         ending.push_async_callback(iscsi.stop)
         await iscsi.start(listening.iscsi, listening.portal_groups)
-        _say_ready(portals, None if listening.api is None else sockets.bound_address(listening.api))
+        _say_ready(portals, _address(listening.api), _address(listening.peer))
         await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
         begin = await asyncio.to_thread(_load_administration)
         assert listening.unix is not None
-        await begin(administration, pool, exposure, replicas, listening.unix, listening.api)
+        await begin(administration, pool, exposure, replicas, listening.unix, listening.api, listening.peer)
         gc.freeze()  # what is there now stays; a collection need not look at it again
         await stop.wait()
         log.info("stopping")
@@ -146,7 +149,11 @@ def _load_administration() -> Callable[..., Awaitable[None]]:
     return begin
 
 
-def _say_ready(iscsi: list[str], api: str | None) -> None:
+def _address(listener: socket.socket | None) -> str | None:
+    return None if listener is None else sockets.bound_address(listener)
+
+
+def _say_ready(iscsi: list[str], api: str | None, peer: str | None) -> None:
     """The one line on stdout, which other programs wait for."""
     message = {
         "event": "ready",
@@ -154,7 +161,7 @@ def _say_ready(iscsi: list[str], api: str | None) -> None:
         "wbem": None,
         "wbem_http": None,
         "api": api,
-        "peer": None,
+        "peer": peer,
         "pid": os.getpid(),
     }
     print(json.dumps(message), flush=True)

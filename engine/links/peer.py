@@ -8,6 +8,8 @@ about what was asked.
   ``connect`` returns. The connection number sees to that.
 * Calls are sent in the order of their first steps, and begin in that order at the peer.
 * Strips of a copy go by bulk connections, all else by the control connection.
+* A strip that the target has acknowledged and not flushed is in no ledger yet. It is remembered here, as long as the
+  target stays the same incarnation with the same staging area: then it is not sent again after a link was cut.
 """
 
 from __future__ import annotations
@@ -15,25 +17,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from engine.errors import EngineError, InvalidState, WriteProtected
+from engine.errors import EngineError, InvalidState, PeerUnreachable, WriteProtected
 from engine.hash_tree import leaf_digests
 from engine.links import Ack, LinkState, MirrorWrite
 from engine.peers.client import BULK_PER_MIRROR
 from engine.peers.frames import MAX_DATA_BYTES, FrameError, FrameType, digests_bytes, flag_of, number_of
 from engine.peers.rate import TokenBucket
 from engine.peers.serving import EXTENTS_WINDOW_BYTES, MAX_DIGESTED_BYTES
-from engine.peers.strips import MAX_STRIP_BYTES, Strip
+from engine.peers.strips import MAX_PIECE_BYTES, MAX_STRIP_BYTES, Strip
 from engine.peers.writes import MAX_WRITES, encode_apply, encode_ordered
 from engine.stores import Extent, ExtentState
+from engine.strips import Moved
 from engine.volume import ChangeKind
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
+    from engine.lease import SourceLease
     from engine.peers.client import PeerClient
     from engine.stores import BlockDevice, BulkSource, ReadLease
-    from engine.strips import Moved
 
 T = TypeVar("T")
 
@@ -57,6 +60,11 @@ class PeerLink:
         self.places = asyncio.Semaphore(BULK_PER_MIRROR)
         self._name = target_name
         self._connection = 0
+        self._incarnation: int | None = None
+        self._brought: dict[int, tuple[int, Moved]] = {}
+        self._step_bytes = MAX_STRIP_BYTES
+        self.brought_bytes = 0
+        """Into staging areas, by all rounds."""
 
     @property
     def target_name(self) -> str:
@@ -70,6 +78,9 @@ class PeerLink:
             raise FrameError("an answer without fitting points")
         ack = _ack(answer)
         self._connection = ack.connection
+        if ack.incarnation != self._incarnation:
+            self._brought.clear()
+        self._incarnation = ack.incarnation
         self.failure = None
         return LinkState(ack, points, flag_of(answer, "staging"))
 
@@ -93,16 +104,19 @@ class PeerLink:
         await self.ask("freeze_head", guid=guid)
 
     async def begin_staging(self, base: str | None, size_bytes: int) -> BlockDevice:
+        self._brought.clear()
         return self._staging(await self.ask("begin_staging", base=base, size_bytes=size_bytes))
 
     async def resume_staging(self) -> BlockDevice:
         return self._staging(await self.ask("resume_staging"))
 
     async def abort_staging(self) -> None:
+        self._brought.clear()
         if not self.given_up:
             await self.ask("abort_staging", connection=None)
 
     async def commit_staging(self, guid: str) -> None:
+        self._brought.clear()
         await self.ask("commit_staging", guid=guid)
 
     # --- the stream ------------------------------------------------------------------------------------------------
@@ -133,6 +147,17 @@ class PeerLink:
     async def mark(self, guid: str) -> Ack:
         return _ack(await self.ask("mark", guid=guid))
 
+    @property
+    def grants_lease(self) -> bool:
+        """A target at a peer claims nothing by itself: there is no failover there that would ask it."""
+        return False
+
+    def serve_lease(self, lease: SourceLease, /) -> None:
+        raise AssertionError("nobody asks for a lease here")
+
+    async def demote(self) -> None:
+        """There is nothing to drop."""
+
     # --- recovery points -------------------------------------------------------------------------------------------
 
     async def point(self, guid: str) -> BlockDevice:
@@ -152,17 +177,50 @@ class PeerLink:
 
     async def bring(self, extent: Extent, take: Callable[[], Awaitable[_Source]], unit: int, *, compare: bool) -> Moved:
         """One strip into the staging area. ``take``: gives the source once it is this strip's turn."""
-        strip = Strip(self.replica_id, self._connection, extent.offset, extent.length)
-        async with self.places, self.client.bulk() as sender:
-            source = await take()
-            try:
-                return await self._watched(
-                    self.client.in_thread(
-                        lambda: sender.send(strip, source, unit, self._pace, compare=compare), sender.stream.wake
+        moved = Moved()
+        at = extent.offset
+        while at < extent.end:
+            known = self._brought.get(at)
+            if known is None or at + known[0] > extent.end:
+                async with self.places:
+                    part = Extent(at, min(self._step_bytes, extent.end - at))
+                    known = part.length, await self._bring_part(part, extent, take, unit, compare=compare)
+            moved.add(known[1])
+            at += known[0]
+        return moved
+
+    async def _bring_part(
+        self, part: Extent, extent: Extent, take: Callable[[], Awaitable[_Source]], unit: int, *, compare: bool
+    ) -> Moved:
+        """Smaller parts after the link broke, so that it gets on over one that breaks again and again."""
+        strip = Strip(self.replica_id, self._connection, part.offset, part.length)
+        try:
+            async with self.client.bulk() as sender:
+                source = await take()
+                try:
+                    shifted = _Part(source, part.offset - extent.offset)
+                    moved = await self._watched(
+                        self.client.in_thread(
+                            lambda: sender.send(strip, shifted, unit, self._pace, compare=compare), sender.stream.wake
+                        )
                     )
-                )
-            finally:
-                source.release()
+                finally:
+                    source.release()
+        except PeerUnreachable:
+            self._step_bytes = max(MAX_PIECE_BYTES, self._step_bytes // 4)
+            raise
+        self._step_bytes = min(MAX_STRIP_BYTES, self._step_bytes * 2)
+        self.brought_bytes += part.length
+        if strip.connection == self._connection:
+            self._brought[part.offset] = part.length, moved
+        return moved
+
+    async def flush_staging(self) -> None:
+        """What was brought before the call is durable when it returns."""
+        covered = list(self._brought)
+        await self.ask("flush_staging", point=None)
+        for key in covered:
+            self._brought.pop(key, None)
 
     def _pace(self, size: int) -> None:
         self.client.pace(size, self.bucket)
@@ -297,12 +355,23 @@ class PeerStaging(PeerDevice):
         await self._ask("discard_staging", offset=offset, length=length)
 
     async def flush(self) -> None:
-        await self._ask("flush_staging")
+        await self._link.flush_staging()
 
 
 class _Source(Protocol):
     def read(self, at: int, view: memoryview, /) -> None: ...
     def release(self) -> None: ...
+
+
+class _Part:
+    """A source from an offset on."""
+
+    def __init__(self, source: _Source, shift: int) -> None:
+        self._source = source
+        self._shift = shift
+
+    def read(self, at: int, view: memoryview, /) -> None:
+        self._source.read(at + self._shift, view)
 
 
 class _Memory:

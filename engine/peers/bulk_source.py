@@ -67,9 +67,13 @@ class BulkSender:
                 raise PermissionDenied("the peer has another certificate than the one that is pinned")
             sender = cls(BulkStream(tls))
             opened(sender)
-            sender.stream.send(FrameType.HELLO, 0, encode_json({}))
-            _, _, length = sender.stream.read_header(HELLO_ONLY, idle_s=CONNECT_S)
-            sender.stream.read(length)
+            try:
+                sender.stream.send(FrameType.HELLO, 0, encode_json({}))
+                _, _, length = sender.stream.read_header(HELLO_ONLY, idle_s=CONNECT_S)
+                sender.stream.read(length)
+            except BaseException:
+                sender.stream.close()
+                raise
         except ssl.SSLError as error:
             _close(sock)
             raise PermissionDenied(f"no TLS with the peer: {error.reason or error}") from error

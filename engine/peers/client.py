@@ -114,6 +114,11 @@ class PeerClient:
         return self._connection is not None
 
     @property
+    def session(self) -> object | None:
+        """Another object for each control connection; None: there is none."""
+        return self._connection
+
+    @property
     def why(self) -> str:
         """Why there is no connection."""
         return self._why
@@ -216,6 +221,9 @@ class PeerClient:
             except Exception:
                 log.exception("connecting to peer %s failed by a mistake in twinvol", self._settings.name)
             else:
+                if self._again.is_set():  # what it was made with has changed meanwhile
+                    connection.abort(PeerUnreachable("a new connection is made"))
+                    continue
                 log.info("peer %s: connected", self._settings.name)
                 pause = BACKOFF_S
                 self._connection = connection
@@ -356,7 +364,12 @@ class PeerClient:
             for sender in made:
                 sender.stream.wake()
 
-        return await self.in_thread(lambda: BulkSender.open(address, context, pinned, made.append), wake)
+        try:
+            return await self.in_thread(lambda: BulkSender.open(address, context, pinned, made.append), wake)
+        except asyncio.CancelledError:
+            for sender in made:  # it may have been ready when it was not wanted any more
+                sender.stream.close()
+            raise
 
 
 async def open_tls(connection: FrameConnection, address: tuple[str, int], kind: Kind, context: ssl.SSLContext) -> None:

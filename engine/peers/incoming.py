@@ -28,13 +28,13 @@ from engine.mirror_record import point_prefix
 from engine.names import check_choice, check_chunk, check_name, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from engine.catalog import VolumeRow
     from engine.catalog_peers import PeerTargetRow
     from engine.links import Ack, LinkState, MirrorWrite
     from engine.pool import Pool
-    from engine.stores import Head
+    from engine.stores import Frozen, Head
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class IncomingReplica:
         self.fractured = False
         self.report: dict[str, Any] = {}
         self.reported_at: float | None = None
-        self._link = LocalLink(volume, point_prefix(row.replica_id))
+        self.prefix = point_prefix(row.replica_id)
+        self._link = LocalLink(volume, self.prefix)
         self._connection = 0
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -126,6 +127,10 @@ class Incoming:
         self._rows: dict[str, PeerTargetRow] = {}
         self._replicas: dict[str, IncomingReplica] = {}
         self._making = asyncio.Lock()
+        self.require_unused: Callable[[Volume], None] = lambda _volume: None
+        """Raises InUse: initiators have the volume."""
+        self.is_shown: Callable[[str, str], bool] = lambda _volume_id, _guid: False
+        """Whether initiators see the snapshot of that GUID of the volume of that id."""
 
     async def restore(self) -> None:
         """Find the volumes again, and protect them."""
@@ -165,6 +170,18 @@ class Incoming:
             raise InvalidState(f"the volume of replica {row.name}", "gone or not served", "one that is served")
         return replica
 
+    def points(self, row: PeerTargetRow) -> list[Frozen]:
+        """The recovery points of a replica, oldest first."""
+        replica = self._replicas.get(row.replica_id)
+        if replica is None:
+            return []
+        found = replica.volume.head.store.snapshots(row.volume_id)
+        return [point for point in found if point.name.startswith(replica.prefix)]
+
+    def shown_points(self, row: PeerTargetRow) -> list[str]:
+        """GUIDs of those that initiators see: they stay, whatever the source says."""
+        return [point.guid for point in self.points(row) if self.is_shown(row.volume_id, point.guid)]
+
     def unit_bytes(self, replica: IncomingReplica) -> int:
         """Whole units of so many bytes are written without reading anything first."""
         return self._pool.chunk_bytes(replica.volume)
@@ -203,7 +220,9 @@ class Incoming:
             return volume
 
     async def protect(self, replica: IncomingReplica, *, fractured: bool) -> None:
-        """As its source says: the peer's users may write it while it is fractured."""
+        """As its source says: this pool's users may write it while it is fractured. Raises InUse: they still do."""
+        if replica.fractured and not fractured:
+            self.require_unused(replica.volume)
         replica.fractured = fractured
         self._protect(replica)
 
@@ -215,6 +234,7 @@ class Incoming:
             with contextlib.suppress(EngineError):
                 await replica.link.abort_staging()
                 await replica.link.keep_points(())
+            replica.volume.content_owner = None
             replica.volume.set_read_only(self._pool.row(replica.volume).read_only)
         await self._forget(row.replica_id)
 
@@ -228,6 +248,7 @@ class Incoming:
 
     def _protect(self, replica: IncomingReplica) -> None:
         volume = replica.volume
+        volume.content_owner = None if replica.fractured else replica.row.name
         volume.set_read_only(not replica.fractured or self._pool.row(volume).read_only)
 
     async def _put(self, row: PeerTargetRow) -> None:

@@ -56,14 +56,13 @@ from engine.peers.identity import (
     same,
     server_context,
 )
-from engine.peers.incoming import Incoming
 from engine.peers.invitation import MAX_ADDRESS_CHARS, MAX_LIFETIME_S, Invitation, secret_hash
 from engine.peers.server import PeerServer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
+    from engine.peers.incoming import Incoming
     from engine.pool import Pool
 
 log = logging.getLogger(__name__)
@@ -77,10 +76,8 @@ _WILDCARDS = frozenset({"0.0.0.0", "::"})
 class Peers:
     """See the module. ``software`` is what others are told about us."""
 
-    def __init__(self, pool: Pool, *, software: str) -> None:
-        self.incoming = Incoming(pool)
-        self.connected: Callable[[str], None] = lambda _peer: None
-        """Called each time that there is a new connection to a peer of that name."""
+    def __init__(self, pool: Pool, incoming: Incoming, *, software: str) -> None:
+        self.incoming = incoming
         self._pool = pool
         self._software = software
         self._folder = pool.path / FOLDER
@@ -94,16 +91,16 @@ class Peers:
         self._pins: dict[str, str] = {}
         self._changing = asyncio.Lock()
         self._serving = False
+        self._announcing: set[asyncio.Task[None]] = set()
 
     async def restore(self) -> None:
-        """Read who is trusted, and protect the replicas that are here for them. Nobody is connected yet."""
+        """Read who is trusted. Nobody is connected yet."""
         self._rows = {row.name: row for row in await self._pool.catalog.peers.all()}
         if (self._folder / CURRENT).exists():
             self._identity = await asyncio.to_thread(Identity.load, self._folder / CURRENT)
         if (self._folder / NEXT).exists():
             self._next = await asyncio.to_thread(Identity.load, self._folder / NEXT)
         self._refresh()
-        await self.incoming.restore()
 
     async def start(self, listener: socket.socket | None, address: str | None) -> None:
         """Connect to the peers, and serve those who connect to ``listener``, which is bound to ``address``."""
@@ -120,6 +117,8 @@ class Peers:
         """End all connections."""
         self._serving = False
         await asyncio.gather(*(client.close() for client in self._clients.values()))
+        if self._announcing:
+            await asyncio.wait(self._announcing)
         if self._server is not None:
             await self._server.close()
 
@@ -144,10 +143,14 @@ class Peers:
     def standing(self, name: str) -> tuple[bool, bool, str]:
         """Whether we are connected to a peer, whether it is to us, and why we are not."""
         client = self._clients.get(name)
-        served = self._server is not None and self._server.is_connected(name)
+        served = self.is_served(name)
         if client is None:
             return False, served, "it has said no address: it connects to us only"
         return client.is_connected, served, "" if client.is_connected else client.why
+
+    def is_served(self, name: str) -> bool:
+        """Whether a peer has a control connection to us."""
+        return self._server is not None and self._server.is_connected(name)
 
     def client(self, name: str) -> PeerClient:
         """Raises NotFound, and PeerUnreachable when the peer has no address."""
@@ -237,13 +240,8 @@ class Peers:
             if self._next is None:
                 self._next = await asyncio.to_thread(Identity.make, self._folder / NEXT)
             fingerprint = self._next.fingerprint
-        for name, client in list(self._clients.items()):
-            if client.is_connected:
-                try:
-                    answer = await client.request("next", certificate=self._next.certificate if self._next else "")
-                    await self.knows(name, text_of(answer, "knows", 64))
-                except EngineError as error:
-                    log.warning("peer %s will hear of the new certificate later: %s", name, error)
+        for name in list(self._clients):
+            await self._announce(name)
         for row in self.rows():  # who only connects to us hears it at the next connection
             if row.address is None and self._server is not None:
                 self._server.drop(row.name, "the certificate is being replaced")
@@ -354,6 +352,23 @@ class Peers:
         if known is not None:
             await self.knows(peer, known)
 
+    async def _announce(self, peer: str) -> None:
+        """Tell a peer that we are connected to of the certificate that we are going to have."""
+        client, coming = self._clients.get(peer), self._next
+        if client is None or coming is None or not client.is_connected:
+            return
+        try:
+            answer = await client.request("next", certificate=coming.certificate)
+            await self.knows(peer, text_of(answer, "knows", 64))
+        except EngineError as error:
+            log.warning("peer %s will hear of the new certificate later: %s", peer, error)
+
+    def _connected(self, peer: str) -> None:
+        if self._next is not None and self._rows[peer].told != self._next.fingerprint:
+            task = asyncio.get_running_loop().create_task(self._announce(peer))
+            self._announcing.add(task)
+            task.add_done_callback(self._announcing.discard)
+
     async def _finish_rotation(self) -> None:
         async with self._changing:
             coming = self._next
@@ -449,7 +464,7 @@ class Peers:
         if not self._serving or row.address is None or row.name in self._clients or self._identity is None:
             return
         name = row.name
-        client = self._clients[name] = PeerClient(_Settings(self, name), lambda: self.connected(name))
+        client = self._clients[name] = PeerClient(_Settings(self, name), lambda: self._connected(name))
         client.bucket.rate_bytes_s = row.rate_bytes_s
         client.start()
 

@@ -155,25 +155,26 @@ class PeerServer:
             del self._strangers[host]
 
     async def _greet(self, sock: socket.socket, host: str) -> None:
-        try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                kind = parse_preamble(await _exactly(sock, PREAMBLE_BYTES))
-                if kind is Kind.BULK:
-                    sock.setblocking(True)  # the thread's from here on
-                    self._start_bulk(sock, host)
-                    return
-                await self._greet_control(sock, host, kind)
-        except TimeoutError:
-            log.warning("somebody at %s did not say who they are in time", host)
-        except (EngineError, OSError) as error:
-            log.warning("a connection from %s was refused: %s", host, error)
-        except Exception:
-            log.exception("a connection from %s failed by a mistake in twinvol", host)
-        else:
-            self._known(host)
-            return
-        self._known(host)
-        sock.close()
+        with contextlib.ExitStack() as ending:
+            ending.callback(sock.close)
+            known = ending.enter_context(contextlib.ExitStack())
+            known.callback(self._known, host)
+            try:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    kind = parse_preamble(await _exactly(sock, PREAMBLE_BYTES))
+                    if kind is Kind.BULK:
+                        self._start_bulk(sock, host)
+                        known.pop_all()  # the thread says so
+                    else:
+                        await self._greet_control(sock, host, kind)
+                ending.pop_all()  # the socket is somebody's
+            except TimeoutError:
+                log.warning("somebody at %s did not say who they are in time", host)
+            except (EngineError, OSError) as error:
+                log.warning("a connection from %s was refused: %s", host, error)
+            except Exception:
+                log.exception("a connection from %s failed by a mistake in twinvol", host)
+            known.close()
 
     async def _greet_control(self, sock: socket.socket, host: str, kind: Kind) -> None:
         loop = asyncio.get_running_loop()
@@ -240,6 +241,7 @@ class PeerServer:
 
     def _start_bulk(self, sock: socket.socket, host: str) -> None:
         """Hand the socket to a thread, which says when it is no stranger's any more."""
+        sock.setblocking(True)
         loop = asyncio.get_running_loop()
         waker = sock.dup()
         self._bulk[waker] = None

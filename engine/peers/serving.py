@@ -302,7 +302,7 @@ class ControlSession:
             raise FrameError("a message without fitting guids")
         replica = self._replica(text_of(message, "replica"))
         with replica.working(None):
-            await replica.link.keep_points(guids)
+            await replica.link.keep_points({*guids, *self._incoming.shown_points(replica.row)})
 
     async def _point(self, message: dict[str, Any]) -> dict[str, Any]:
         return {"size_bytes": (await self._device(message)).size_bytes}

@@ -11,10 +11,12 @@ from engine.copy_job import LANES
 from engine.exposure import Exposure
 from engine.files import ThreadWorkers, real_env
 from engine.local_api import LocalApi
+from engine.peers.registry import Peers
 from engine.pool import Pool
 from engine.replicas import Replicas
 from tests.support.exports import MemoryExports
 from twinvol.remote_disks import IscsiDisks
+from twinvol.sockets import bound_address, listen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -63,18 +65,58 @@ class HeldMover:
 class Engine:
     """``api`` over ``pool``, shown to ``exports``."""
 
-    def __init__(self, pool: Pool, api: LocalApi, exposure: Exposure, exports: MemoryExports) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        api: LocalApi,
+        exposure: Exposure,
+        exports: MemoryExports,
+        replicas: Replicas,
+        peers: Peers | None,
+        peer_address: str,
+    ) -> None:
         self.pool = pool
+        self.replicas = replicas
+        self._peers = peers
+        self.peer_address = peer_address
         self.exposure = exposure
         self.exports = exports
         self.api = api
 
+    @property
+    def peers(self) -> Peers:
+        assert self._peers is not None
+        return self._peers
+
+
+@asynccontextmanager
+async def _peers(pool: Pool, replicas: Replicas, where: str | None) -> AsyncIterator[tuple[Peers | None, str]]:
+    if where is None:
+        yield None, ""
+        return
+    peers = Peers(pool, replicas.incoming, software="twinvol test")
+    await peers.restore()
+    listener = listen(where)
+    address = bound_address(listener)
+    await peers.start(listener, address)
+    try:
+        yield peers, address
+    finally:
+        await replicas.end_remote()
+        await peers.close()
+
 
 @asynccontextmanager
 async def opened(
-    path: Path, hold: Callable[[Mover], Mover] | None = None, clock: Clock | None = None
+    path: Path,
+    hold: Callable[[Mover], Mover] | None = None,
+    clock: Clock | None = None,
+    peer: str | None = None,
 ) -> AsyncIterator[Engine]:
-    """Open the pool in ``path``; closed at the end. ``hold`` puts something before what moves the bytes of copies."""
+    """Open the pool in ``path``; closed at the end. ``hold`` puts something before what moves the bytes of copies.
+
+    ``peer``: where other pools connect, HOST:PORT; None: there are no peers.
+    """
     env = real_env(2)
     env = env if clock is None else replace(env, clock=clock)
     try:
@@ -87,9 +129,11 @@ async def opened(
             await exposure.restore()
             await pool.integrity.start()
             try:
-                yield Engine(
-                    pool, LocalApi(pool, exposure, replicas, version="test", remotes=IscsiDisks()), exposure, exports
-                )
+                async with _peers(pool, replicas, peer) as (peers, address):
+                    api = LocalApi(pool, exposure, replicas, version="test", remotes=IscsiDisks(), peers=peers)
+                    if peers is not None:
+                        await replicas.begin_remote(peers)
+                    yield Engine(pool, api, exposure, exports, replicas, peers, address)
             finally:
                 await pool.jobs.close()
                 await replicas.close()

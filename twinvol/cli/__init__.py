@@ -18,6 +18,7 @@ _NOUNS = {
     "clone": "Writable copies.",
     "group": "Volumes that are frozen together, at one instant.",
     "replica": "Mirrors of volumes.",
+    "peer": "Other twinvols, for replicas there and here.",
     "proof": "Proof documents of replicas.",
     "target": "iSCSI targets, LUNs, access lists and sessions.",
     "job": "Long work.",

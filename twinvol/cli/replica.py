@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.errors import InvalidArgument, NotSupported
+from engine.errors import InvalidArgument
 from twinvol.cli.command import Output, duration, size, with_api
 from twinvol.cli.job import finish, job_options, outcome
 
@@ -55,7 +55,7 @@ def cli() -> None:
 @click.argument("source")
 @click.argument("name")
 @_terms
-@click.option("--peer", help="Not supported yet.")
+@click.option("--peer", help="Make it there, at another twinvol.")
 @job_options
 @with_api
 async def create(
@@ -70,9 +70,7 @@ async def create(
     **given: Any,
 ) -> None:
     """Make a volume NAME like SOURCE and keep it a mirror; waits until it is Synchronized."""
-    if peer is not None:
-        raise NotSupported("--peer is not supported yet; leave it out")
-    job = await api.replica_create(source, name, **_terms_of(latency_budget, given))
+    job = await api.replica_create(source, name, peer=peer, **_terms_of(latency_budget, given))
     made = functools.partial(api.replica_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 

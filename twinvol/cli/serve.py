@@ -24,7 +24,7 @@ from twinvol.cli.command import Output, fail, pool_option
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Settings in TOML.")
 @click.option("--wbem", metavar="HOST:PORT", help="Not supported yet.")
 @click.option("--wbem-http", metavar="HOST:PORT", help="Not supported yet.")
-@click.option("--peer", metavar="HOST:PORT", help="Not supported yet.")
+@click.option("--peer", metavar="HOST:PORT", help="Where other twinvols connect.")
 @pool_option
 def cli(
     pool: Path,
@@ -40,7 +40,7 @@ def cli(
     Prints one line of JSON when iSCSI can serve a login. SIGTERM stops it cleanly.
     """
     try:
-        for option, value in (("--wbem", wbem), ("--wbem-http", wbem_http), ("--peer", peer)):
+        for option, value in (("--wbem", wbem), ("--wbem-http", wbem_http)):
             if value is not None:
                 raise NotSupported(f"{option} is not supported yet; leave it out")
         settings = config.Settings() if config_file is None else config.load(config_file)
@@ -48,6 +48,8 @@ def cli(
             settings = replace(settings, iscsi=iscsi)
         if api is not None:
             settings = replace(settings, api=api)
+        if peer is not None:
+            settings = replace(settings, peer=peer)
         settings.check()
 
         gc.disable()  # what is imported stays, and looking through it for garbage takes 20 of 270 ms

@@ -272,7 +272,7 @@ async def test_replicas(shell, tmp_path: Path):
     assert (await shell.json("replica", "resume", "rep"))[0] == 5
     await shell.ok("replica", "detach", "rep")
     await shell.ok("replica", "attach", "disk", "rep", "--mode", "sync", "--name", "pair")
-    assert (await shell.json("replica", "create", "disk", "r2", "--mode", "sync", "--peer", "p"))[0] == 6
+    assert (await shell.json("replica", "create", "disk", "r2", "--mode", "sync", "--peer", "p"))[0] == 3
     assert (await shell.json("volume", "delete", "disk"))[0] == 4
 
 
@@ -380,7 +380,7 @@ def test_the_pool_may_come_from_the_environment_and_must_come_from_somewhere(tmp
     assert runner.invoke(cli, ["volume", "list"], env={"TWINVOL_POOL": str(tmp_path)}).exit_code == 20
 
 
-@pytest.mark.parametrize("option", ["--wbem", "--wbem-http", "--peer"])
+@pytest.mark.parametrize("option", ["--wbem", "--wbem-http"])
 def test_services_that_are_not_there_yet_are_refused(tmp_path: Path, option):
     done = CliRunner().invoke(cli, ["serve", option, "127.0.0.1:0", "--pool", str(tmp_path / "pool")])
     assert (done.exit_code, "not supported yet" in done.output) == (6, True)

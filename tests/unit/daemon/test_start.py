@@ -14,7 +14,7 @@ import json, os, sys
 import twinvol.cli.serve
 from twinvol import daemon
 
-def say_loaded(iscsi, api):
+def say_loaded(iscsi, api, peer):
     print(json.dumps(sorted(sys.modules)), flush=True)
     os._exit(0)
 

@@ -1,0 +1,117 @@
+"""What a mirror to a peer needs beside its link: it begins again by itself, and the other side knows how it is.
+
+One task tends all of them. A synchronous mirror that broke because its peer was away, full or slow is resynchronized
+when the peer is there again, with growing pauses and for ever: what the ledger has is not sent again. (Asynchronous and
+adaptive ones do so themselves, ``engine.mirror``.) A mirror that broke because the two sides differ stays broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.copy_state import CopyMode, CopyState, label
+from engine.errors import EngineError, IntegrityError
+
+if TYPE_CHECKING:
+    from engine.links.peer import PeerLink
+    from engine.mirror import Mirror
+
+log = logging.getLogger(__name__)
+
+TEND_S = 0.5
+RETRY_S, RETRY_MAX_S = 0.5, 60.0
+
+
+@dataclass(slots=True)
+class _Tended:
+    mirror: Mirror
+    link: PeerLink
+    pause_s: float = RETRY_S
+    not_before: float = 0.0
+    brought_bytes: int = 0
+    reported: tuple[object, dict[str, Any]] | None = field(default=None)
+
+
+class Outgoing:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._tended: dict[str, _Tended] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, mirror: Mirror, link: PeerLink) -> None:
+        self._tended[mirror.name] = _Tended(mirror, link)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._tend(), name="mirrors to peers")
+
+    def remove(self, name: str) -> None:
+        self._tended.pop(name, None)
+
+    def link(self, name: str) -> PeerLink | None:
+        """Of a mirror to a peer."""
+        tended = self._tended.get(name)
+        return None if tended is None else tended.link
+
+    def links(self) -> list[PeerLink]:
+        return [tended.link for tended in self._tended.values()]
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def report(self, name: str, *, fractured: bool) -> None:
+        """Tell the target now how it is, and whether it is its users'. Raises PeerUnreachable, InUse."""
+        tended = self._tended[name]
+        await tended.link.ask("report", connection=None, **(_report(tended.mirror) | {"fractured": fractured}))
+
+    async def _tend(self) -> None:
+        while True:
+            for tended in list(self._tended.values()):
+                try:
+                    await self._look(tended)
+                except EngineError as error:
+                    log.debug("%s: %s", tended.mirror.name, error)
+                except Exception:
+                    log.exception("tending mirror %s failed by a mistake in twinvol", tended.mirror.name)
+            await asyncio.sleep(TEND_S)
+
+    async def _look(self, tended: _Tended) -> None:
+        mirror, link = tended.mirror, tended.link
+        session = link.client.session
+        if session is None:
+            if mirror.is_exact:  # nobody has written since; this finds it out as a write would
+                await mirror.source.flush()
+            return
+        now = asyncio.get_running_loop().time()
+        state = mirror.standing.state
+        if state is CopyState.SYNCHRONIZED:
+            tended.pause_s = RETRY_S
+        if link.brought_bytes != tended.brought_bytes:  # the last attempt got on
+            tended.brought_bytes = link.brought_bytes
+            tended.pause_s = RETRY_S
+        # Two sides that differ have no common point any more.
+        may_heal = mirror.common is not None if link.failure is None else not isinstance(link.failure, IntegrityError)
+        broken = state is CopyState.BROKEN and mirror.mode is CopyMode.SYNCHRONOUS
+        if broken and may_heal and now >= tended.not_before:
+            tended.not_before = now + tended.pause_s
+            tended.pause_s = min(tended.pause_s * 2, RETRY_MAX_S)
+            await mirror.resync()
+        report = _report(mirror)
+        if tended.reported != (session, report):
+            link.client.tell("report", replica=str(link.replica_id), **report)
+            tended.reported = (session, report)
+
+
+def _report(mirror: Mirror) -> dict[str, Any]:
+    standing = mirror.standing
+    return {
+        "copy_state": label(standing.state),
+        "progress_status": label(standing.progress),
+        "percent_synced": mirror.percent_synced,
+        "reason": standing.reason[:900],
+        "fractured": standing.state is CopyState.FRACTURED,
+    }
