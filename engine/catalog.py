@@ -16,6 +16,7 @@ import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.access_state import AccessState
@@ -45,6 +46,9 @@ JOB_HISTORY_MAX = 1000
 EVENT_HISTORY_MAX = 10_000
 """Events kept; the oldest go first."""
 
+_HEADER_BYTES = 100
+"""Of an SQLite database file."""
+
 _SCHEMA = (
     """
 CREATE TABLE volumes (
@@ -55,6 +59,7 @@ CREATE TABLE sanitizations (volume_id TEXT PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE space_limits (
     one INTEGER PRIMARY KEY CHECK (one = 1), quota INTEGER, reserve INTEGER, warn_percent INTEGER NOT NULL);
 CREATE TABLE deletions (file TEXT PRIMARY KEY);
+CREATE TABLE families (file TEXT PRIMARY KEY, family TEXT NOT NULL, incarnation INTEGER NOT NULL);
 CREATE TABLE targets (name TEXT PRIMARY KEY, created_at REAL NOT NULL, port_group INTEGER NOT NULL UNIQUE);
 CREATE TABLE luns (
     target TEXT NOT NULL REFERENCES targets(name) ON DELETE CASCADE, lun INTEGER NOT NULL,
@@ -244,9 +249,11 @@ class Catalog:
         return catalog
 
     async def close(self) -> None:
-        await self._run(lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
-        self._thread.shutdown(wait=False)
+        try:
+            await self._run(lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+        finally:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
+            self._thread.shutdown(wait=False)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def transaction() -> T:
@@ -259,6 +266,12 @@ class Catalog:
                     return transaction()
                 kind = OutOfSpace if full else MediumError
                 raise kind(f"the pool's catalogue cannot be written: {error}") from error
+            except UnicodeDecodeError as error:
+                raise StoreCorrupt("the pool's catalogue", str(error)) from error
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                    raise
+                raise StoreCorrupt("the pool's catalogue", str(error)) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
 
@@ -278,15 +291,30 @@ class Catalog:
     async def put_volume(self, row: VolumeRow) -> None:
         await self._run(lambda database: _put_volume(database, row))
 
-    async def replace_volumes(self, rows: Sequence[VolumeRow]) -> None:
-        """Make exactly these the known volumes: what the files say, joined with the policies known before."""
+    async def replace_volumes(
+        self, rows: Sequence[VolumeRow], families: Mapping[str, tuple[str, int]] = MappingProxyType({})
+    ) -> list[str]:
+        """Make exactly these the known volumes: what the files say, joined with the policies known before.
 
-        def work(database: sqlite3.Connection) -> None:
+        ``families``: identity and incarnation of files that were just opened for writing. Returns those of them that
+        are older than when that was done last: copies of then.
+        """
+
+        def work(database: sqlite3.Connection) -> list[str]:
             database.execute("DELETE FROM volumes")
             for row in rows:
                 _put_volume(database, row)
+            known = {row[0]: (row[1], row[2]) for row in database.execute("SELECT * FROM families")}
+            values = ((file, family, incarnation) for file, (family, incarnation) in families.items())
+            database.executemany("INSERT OR REPLACE INTO families VALUES (?, ?, ?)", values)
+            nothing = ("", 0)
+            return [
+                file
+                for file, (family, incarnation) in families.items()
+                if known.get(file, nothing)[0] == family and known[file][1] >= incarnation
+            ]
 
-        await self._run(work)
+        return await self._run(work)
 
     async def sanitizations(self) -> dict[str, str]:
         """The records of sanitize operations that have not ended well, by volume."""
@@ -331,6 +359,7 @@ class Catalog:
             forget_scrubs(database, f"IN {held}", file)
             database.execute("DELETE FROM volumes WHERE file = ?", (file,))
             database.execute("DELETE FROM deletions WHERE file = ?", (file,))
+            database.execute("DELETE FROM families WHERE file = ?", (file,))
 
         await self._run(work)
 
@@ -613,6 +642,8 @@ class Catalog:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    if path.exists() and 0 < path.stat().st_size < _HEADER_BYTES:
+        raise StoreCorrupt(str(path), "it is cut off")  # SQLite would begin it anew
     # check_same_thread stays on: the connection is made and used in the catalogue's thread only.
     database = sqlite3.connect(path)
     try:
@@ -624,7 +655,10 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise NotSupported(f"{path} has schema {version}, made by a newer twinvol; this one knows {SCHEMA_VERSION}")
         if version == 0:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    except sqlite3.DatabaseError as error:
+        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise StoreCorrupt(str(path), found)
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite cites what it cannot read as it stands there
         database.close()
         raise StoreCorrupt(str(path), str(error)) from error
     except BaseException:

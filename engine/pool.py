@@ -131,29 +131,23 @@ class Pool:
             InvalidArgument: the folder holds something else than a pool.
             PermissionDenied, StoreCorrupt, NotSupported: the folder or the catalogue cannot be used.
         """
-        lock = await asyncio.to_thread(take, path, env)
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            lock = await asyncio.to_thread(take, path, env)
+            undo.callback(os.close, lock)
             on_locked()
             catalog = await Catalog.open(path / CATALOG_NAME)
-            try:
-                space = await watched_space(path / VOLUMES_NAME, env, catalog)
-                ready = replace(env, room=space)
-                try:
-                    pool = cls(path, ready, lock, catalog, await JobRegistry.open(catalog, env.clock), space)
-                    pool._device_ids = await catalog.identities.all()
-                    await pool._open_families()
-                    await pool.groups.restore()
-                    await pool._drop_leftovers()
-                    await pool._resume_sanitizing()
-                except BaseException:
-                    await space.stop()
-                    raise
-            except BaseException:
-                await catalog.close()
-                raise
-        except BaseException:
-            os.close(lock)
-            raise
+            undo.push_async_callback(catalog.close)
+            space = await watched_space(path / VOLUMES_NAME, env, catalog)
+            undo.push_async_callback(space.stop)
+            jobs = await JobRegistry.open(catalog, env.clock)
+            pool = cls(path, replace(env, room=space), lock, catalog, jobs, space)
+            undo.push_async_callback(pool._close_families)
+            pool._device_ids = await catalog.identities.all()
+            await pool._open_families()
+            await pool.groups.restore()
+            await pool._drop_leftovers()
+            await pool._resume_sanitizing()
+            undo.pop_all()
         return pool
 
     async def close(self) -> None:
@@ -165,14 +159,17 @@ class Pool:
         for volume in self._volumes.values():
             await stop_sanitizing(volume)
         async with self._changing:
-            outcomes = await asyncio.gather(*(store.close() for store in self._stores.values()), return_exceptions=True)
-            for name, outcome in zip(self._stores, outcomes, strict=True):
-                if isinstance(outcome, BaseException):
-                    log.error("closing %s: %s (its journal is replayed at the next start)", name, outcome)
-            self._stores.clear()
-            self._volumes.clear()
+            await self._close_families()
         await self.catalog.close()
         os.close(self._lock)
+
+    async def _close_families(self) -> None:
+        outcomes = await asyncio.gather(*(store.close() for store in self._stores.values()), return_exceptions=True)
+        for name, outcome in zip(self._stores, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                log.error("closing %s: %s (its journal is replayed at the next start)", name, outcome)
+        self._stores.clear()
+        self._volumes.clear()
 
     @property
     def ledgers(self) -> Path:
@@ -615,7 +612,11 @@ class Pool:
         for file in known - files:
             self._keep_damaged(file, f"{folder / file} is missing", rows)
         kept = [row for family in self._damaged.values() for row in family.volumes]
-        await self.catalog.replace_volumes([*self._rows.values(), *kept])
+        families = {file: (store.family_id, store.incarnation) for file, store in self._stores.items()}
+        for file in await self.catalog.replace_volumes([*self._rows.values(), *kept], families):
+            told = "older than when the pool had it last: a copy of then was put in its place, without what came since"
+            log.warning("%s is %s", file, told)
+            await self.catalog.add_event(self.env.clock.time(), "warning", file, told)
 
     async def _drop_leftovers(self) -> None:
         """Remove what the engine kept for something that a crash ended: points of its own, views that nobody sees."""

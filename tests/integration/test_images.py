@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.errors import NotFound, NotSupported, StoreCorrupt
-from engine.units import KIB, MIB
+from engine.units import GIB, KIB, MIB
 from engine.vhdx.chain import VhdxImage
 from engine.vhdx.layout import BlockState
 from engine.vhdx.log import LogEntry, Page
@@ -27,7 +27,7 @@ from tests.support.vhdx_files import BAT_AT, Block, MadeVhdx
 from tests.unit.engine.test_vhdx import chain, noise
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
     from engine.api import JobInfo
@@ -57,6 +57,21 @@ while at < size:
 """
 
 
+READ_PLACES_WITH_LIBVHDI = """
+import pyvhdi, sys
+disk = pyvhdi.file()
+disk.open(sys.argv[1])
+for place in sys.argv[2:]:
+    sys.stdout.buffer.write(disk.read_buffer_at_offset(512, int(place)))
+"""
+
+
+def read_places_with_libvhdi(path: Path, places: Iterable[int]) -> bytes:
+    """A sector at each of these places."""
+    command = [SYSTEM_PYTHON, "-c", READ_PLACES_WITH_LIBVHDI, str(path), *map(str, places)]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
 def read_with_libvhdi(*paths: Path) -> bytes:
     """The disk as libvhdi reads it; a differencing file with its parents behind it."""
     command = [SYSTEM_PYTHON, "-c", READ_WITH_LIBVHDI, *map(str, paths)]
@@ -69,6 +84,10 @@ class Images:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.api = engine.api
+
+    async def put(self, name: str, offset: int, data: bytes) -> None:
+        """Write to a volume."""
+        await self._engine.pool.volume(name).write(offset, memoryview(data))
 
     async def take(self, name: str, path: Path) -> dict[str, Any]:
         """Import; the job's result with the volume's size."""
@@ -143,6 +162,27 @@ async def test_exported_vhdx_is_what_qemu_and_libvhdi_read(
     assert stored(made) < stored(image) + MIB, "holes stay holes"
     again = await images.take("again", made)
     assert (again["root"], again["format"], again["size_bytes"]) == (imported["root"], "vhdx", SIZE)
+
+
+@pytest.mark.client("libvhdi")
+async def test_a_large_disk_is_exported_with_large_blocks(images: Images, tmp_path: Path):
+    """From a TiB on the blocks have 32 MiB; what is read at a few places is right, up to the last sector."""
+    size, places = 1025 * GIB, (0, 513 * GIB + 64 * KIB, 1025 * GIB - 64 * KIB)
+    await images.api.volume_create("large", size)
+    for number, place in enumerate(places, 1):
+        await images.put("large", place, bytes([number]) * 64 * KIB)
+    made = tmp_path / "large.vhdx"
+    await images.give("large", made, "vhdx")
+    assert "No errors were found" in run("qemu-img", "check", "-f", "vhdx", made)
+    info = json.loads(run("qemu-img", "info", "-f", "vhdx", "--output=json", made))
+    assert (info["virtual-size"], info["cluster-size"]) == (size, 32 * MIB)
+    for number, place in enumerate(places, 1):
+        reads = f"read -P {number} {place} 64k", f"read -P 0 {(place + 64 * KIB) % size if number < 3 else 64 * KIB} 4k"
+        told = run("qemu-io", "-r", "-f", "vhdx", *(word for read in reads for word in ("-c", read)), made)
+        assert "Pattern verification failed" not in told
+    assert f"({size} bytes)" in run("vhdiinfo", made)
+    assert read_places_with_libvhdi(made, places) == b"".join(bytes([number]) * 512 for number in (1, 2, 3))
+    assert stored(made) < 8 * MIB, "the table of blocks, and what was written"
 
 
 async def test_qemu_writes_to_an_exported_file_and_it_is_read_again(images: Images, image: Path, tmp_path: Path):

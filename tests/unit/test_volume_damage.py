@@ -108,6 +108,30 @@ def test_a_flipped_bit_in_a_map_leaf_is_found_and_refused_where_it_maps():
             made.run(made.read_back)
 
 
+@pytest.mark.parametrize("parts", [("births", "nodes, page"), ("map top", "slots"), ("deadlist", "root stream")])
+def test_pages_that_changed_places_are_found_and_refused(parts):
+    made = make_volume(shared=True)
+    image, places = made.files.image(PATH), [made.pages(part)[0] * layout.PAGE_SIZE for part in parts]
+    pages = [image.read(place, layout.PAGE_SIZE) for place in places]
+    for place, page in zip(places, reversed(pages), strict=True):
+        image.write(place, page)
+    assert check(made).exit_code == 9
+    with pytest.raises(StoreCorrupt, match="wrong checksum"):
+        made.run(made.read_back)
+
+
+def test_a_superblock_of_another_file_is_found():
+    made, other = make_volume(), make_volume()
+    offset = layout.SUPERBLOCK_OFFSETS[1]
+    theirs = bytearray(other.files.image(PATH).read(offset, layout.SUPERBLOCK_SIZE))
+    theirs[40:56] = bytes(16)  # the identity of the family
+    theirs[-8:] = layout.checksum64(bytes(theirs[:-8])).to_bytes(8, "little")
+    made.files.image(PATH).write(offset, bytes(theirs))
+    report = check(made)
+    assert report.exit_code == 9
+    assert "different families" in str(report.findings[0])
+
+
 def test_a_flipped_bit_in_a_committed_journal_record_is_found_and_refused():
     made = make_volume(closed=False)
     offset = layout.JOURNAL_FIRST_CHUNK * CHUNK + made.image().superblock.journal_offset
