@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.tvol.chunk_map import Leaf
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
     Words = npt.NDArray[np.uint32]
     Flags = npt.NDArray[np.bool_]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.tvol.core import Core
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 PUBLISH_STEP = 4
 """Chunks that lie apart, published between two looks at the room for them, as many as a single write has."""

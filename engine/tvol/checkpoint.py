@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.deadlist import Part
     from engine.tvol.layout_encryption import EncryptionRecord
+    from engine.tvol.nodes import Node
     from engine.tvol.table_pages import TablePages
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.tree import Family
 
 _LOG = logging.getLogger(__name__)
 

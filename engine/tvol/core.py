@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from engine.tvol.allocator import Allocator
     from engine.tvol.checkpoint import Checkpointer
     from engine.tvol.journal import Journal
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
 _LOG = logging.getLogger(__name__)
 

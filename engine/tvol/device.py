@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.stores import ReadLease
     from engine.tvol.chunk_map import Leaf
     from engine.tvol.core import Core
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 ZEROES = bytes(256 * KIB)
 """A chunk of the largest size, all zero."""

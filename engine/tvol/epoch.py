@@ -15,7 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 
 class Epoch:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from engine.tvol.core import Core
     from engine.tvol.epoch import Admission
+    from engine.tvol.nodes import Node
     from engine.tvol.plan import Place
-    from engine.tvol.tree import Node
 
 NEVER = 1 << 32
 """As a floor: no chunk is born above it, so the fast tier writes nothing in place."""

@@ -35,11 +35,12 @@ from engine.tvol.layout import (
     NodeKind,
     PageRef,
 )
+from engine.tvol.nodes import Node
 from engine.tvol.pages import MARGIN, PageChanges, PagePool
 from engine.tvol.recovery import Recovered, metadata_chunks, recover
 from engine.tvol.store import check_name
 from engine.tvol.superblock import heal_slots
-from engine.tvol.tree import Family, Node
+from engine.tvol.tree import Family
 from engine.units import CHUNK_SIZES, KIB
 
 if TYPE_CHECKING:

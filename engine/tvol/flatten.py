@@ -36,9 +36,9 @@ from engine.tvol.bulk import NativeReadLease, segments_of
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import ZEROES, NativeDevice, add_extent, runs_of
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PARTIAL, ZERO, NodeKind, RecordType
+from engine.tvol.nodes import node_pages
 from engine.tvol.pages import WRITE_STEP
 from engine.tvol.partials import CHUNK_MASK
-from engine.tvol.tree import node_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.head import NativeHead
     from engine.tvol.housekeeping import Housekeeper
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
     Words = npt.NDArray[np.uint32]
     Flags = npt.NDArray[np.bool_]

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from engine.stores import VolumeStore, WriteLease
     from engine.tvol.core import Core
+    from engine.tvol.nodes import Node
     from engine.tvol.plan import Plan
-    from engine.tvol.tree import Node
 
 PIECE_BYTES = 256 * KIB
 """What one worker call writes: larger ones delay the loop's own writes to the same file."""

@@ -26,7 +26,7 @@ from engine.tvol.tree import RECLAIM_STEP_CHUNKS
 
 if TYPE_CHECKING:
     from engine.tvol.core import Core
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 _LOG = logging.getLogger(__name__)
 

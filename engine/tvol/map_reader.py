@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.files import BlockFile, Workers
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
     Words = npt.NDArray[np.uint32]
     View = dict[int, Leaf]

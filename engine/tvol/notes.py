@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine.stores import Frozen, Head
     from engine.tvol.core import Core
     from engine.tvol.device import NativeDevice, NativeSnapshot
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 MAX_HOLDS = 64
 """Of one snapshot, expired ones included."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.tvol.layout import PAGE_SIZE, REFS_PER_INDEX_PAGE, WORDS_PER_PAGE, LayoutError
-from engine.tvol.tree import node_pages
+from engine.tvol.nodes import node_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from engine.files import BlockFile
     from engine.tvol.core import Core
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
     Place = tuple[int, tuple[int, int, int, int], bool]
     """Byte position in the file; what to publish when it is written, as in ``Plan.published``, or ``NO_CHANGE``;

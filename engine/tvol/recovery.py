@@ -53,10 +53,11 @@ from engine.tvol.layout import (
 from engine.tvol.layout_encryption import EncryptionRecord
 from engine.tvol.map_reader import MapSource
 from engine.tvol.node_table import StoredNode
+from engine.tvol.nodes import Node
 from engine.tvol.pages import PageChanges
 from engine.tvol.partials import Partials
 from engine.tvol.superblock import heal_slots, read_superblock
-from engine.tvol.tree import Family, Node
+from engine.tvol.tree import Family
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from engine.tvol.check import CheckReport
     from engine.tvol.layout import Superblock
     from engine.tvol.layout_encryption import EncryptionRecord
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
     Words = npt.NDArray[np.uint32]
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from engine.tvol.chunk_map import Leaf
     from engine.tvol.core import Core
     from engine.tvol.head import NativeHead
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
     Words = npt.NDArray[np.uint32]
 

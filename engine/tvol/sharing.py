@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.epoch import Epoch
     from engine.tvol.head import NativeHead
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 
 async def share(

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from engine.tvol.claims import Words
     from engine.tvol.core import Core
-    from engine.tvol.tree import Family, Node
+    from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
 _PIECE = 1 << 18
 """Claims looked at in one turn of the loop (2 ms)."""

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from engine.tvol.chunk_map import Leaf
     from engine.tvol.core import Core
     from engine.tvol.epoch import Epoch
+    from engine.tvol.nodes import Node
     from engine.tvol.scrub import Finding, RepairSource
-    from engine.tvol.tree import Node
 
 
 NOT_COMPLETE = NodeFlag.UNSEALED | NodeFlag.PREPARED

@@ -1,4 +1,4 @@
-"""The rules of partial chunks (``engine/tvol/partials.py``, ``plan.py``, ``tree.py``), each taken away."""
+"""The rules of partial chunks (``engine/tvol/partials.py``, ``plan.py``, ``map_changes.py``), each taken away."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from engine.tvol.map_reader import MapSource
 
 if TYPE_CHECKING:
     from engine.tvol.file import TvolFile
-    from engine.tvol.tree import Node
+    from engine.tvol.nodes import Node
 
 
 def resident_leaves(store: TvolFile, node: Node) -> list[Leaf]:

@@ -18,8 +18,9 @@ from engine.tvol.check_journal import Replay
 from engine.tvol.chunk_map import ChunkMap
 from engine.tvol.file import TvolFile
 from engine.tvol.layout import LEAF_ENTRIES, LayoutError, NodeKind
+from engine.tvol.nodes import Node
 from engine.tvol.space import _claims_of_leaves
-from engine.tvol.tree import Family, Node
+from engine.tvol.tree import Family
 from engine.units import KIB, MIB
 from tests.support.made_volumes import make_volume
 
