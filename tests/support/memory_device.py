@@ -35,7 +35,7 @@ class MemoryDevice:
         self.called = asyncio.Event()
         self.calls: list[tuple[str, int, int]] = []
         self.declined: set[int] = set()
-        """Offsets that ``try_read`` declines, alone and in a burst."""
+        """Offsets that ``try_read`` and ``try_write`` decline."""
         self.fua_writes = 0
         self.atomic_write_bytes = 256 * 1024
         self.sanitizer: Sanitizer | None = None
@@ -67,7 +67,7 @@ class MemoryDevice:
         return len(offsets)
 
     def try_write(self, offset: int, data: memoryview, /) -> bool:
-        if not self.fast or self.read_only or "write" in self.errors:
+        if not self.fast or self.read_only or offset in self.declined or "write" in self.errors:
             return False
         self._check(offset, len(data))
         self._store(offset, data, ExtentState.DATA)
