@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from engine.exposure import Exposure
     from engine.image_formats import RemoteDisks
     from engine.peers.registry import Peers
-    from engine.pool import DamagedFamily, Pool
+    from engine.pool import Pool
+    from engine.pool_volumes import DamagedFamily
     from engine.replicas import Replicas
     from engine.volume import Volume
 

@@ -30,7 +30,6 @@ from engine.errors import (
     InvalidState,
     Locked,
     NotFound,
-    StoreCorrupt,
 )
 from engine.groups import Groups
 from engine.integrity import Integrity
@@ -49,35 +48,23 @@ from engine.pool_folder import (
     take,
     watched_space,
 )
-from engine.sanitize import SPREAD_S, Sanitizer
-from engine.sanitize_host import VolumeSanitizeHost, stop_sanitizing
-from engine.stores import PurgingStore
+from engine.pool_volumes import DamagedFamily, PoolVolumes
+from engine.sanitize_host import stop_sanitizing
 from engine.tvol.file import TvolFile
 from engine.unfinished import SCRATCH_SUFFIX, interrupted_exports
-from engine.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from engine.errors import StoreFailed
     from engine.files import StoreEnv
     from engine.pool_space import PoolSpace
     from engine.stores import Frozen, Head
+    from engine.volume import Volume
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedFamily:
-    """A volume file that is not served. ``volumes``: those of the catalogue. ``locked``: its key is missing."""
-
-    path: Path
-    reason: str
-    volumes: tuple[VolumeRow, ...]
-    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +81,16 @@ class UnfinishedVolume:
         return self.path.with_suffix(LEDGER_SUFFIX)
 
 
-class Pool:
+class Pool(PoolVolumes):
     """See the module. Made by ``open``; ended by ``close``."""
 
     def __init__(
         self, path: Path, env: StoreEnv, lock: int, catalog: Catalog, jobs: JobRegistry, space: PoolSpace
     ) -> None:
-        self.path = path
-        self.env = env
-        self.catalog = catalog
+        super().__init__(path, env, catalog)
         self.jobs = jobs
         self.space = space
         self._lock = lock
-        self._stores: dict[str, TvolFile] = {}
-        self._volumes: dict[str, Volume] = {}
-        self._rows: dict[str, VolumeRow] = {}
-        self._damaged: dict[str, DamagedFamily] = {}
-        self._device_ids: dict[str, str] = {}
-        """By volume id, where it is another."""
-        self._unfinished: set[str] = set()
         self.groups = Groups(self)
         self.integrity = Integrity(self)
         self._changing = asyncio.Lock()
@@ -175,141 +153,6 @@ class Pool:
     def ledgers(self) -> Path:
         """The folder of the ledgers of copies whose target is not beside them."""
         return self.path / LEDGERS_NAME
-
-    # --- looking ----------------------------------------------------------------------------------------------
-
-    def volumes(self) -> list[Volume]:
-        """The volumes that are served, by name."""
-        return [self._volumes[name] for name in sorted(self._volumes) if not is_view(name)]
-
-    def views(self) -> list[Volume]:
-        """The writable views (``engine.views``), by name."""
-        return [self._volumes[name] for name in sorted(self._volumes) if is_view(name)]
-
-    def view(self, name: str) -> Volume | None:
-        """The writable view of that name."""
-        return self._volumes.get(name) if is_view(name) else None
-
-    def clones(self, volume: Volume, snapshot: Frozen | None = None) -> list[str]:
-        """Names of the linked clones of a volume's snapshots, or of one of them. They are in its file."""
-        heads = self.store_of(volume).clones(volume.head if snapshot is None else snapshot)
-        return sorted(head.name for head in heads if not is_view(head.name))
-
-    def origin(self, volume: Volume) -> str | None:
-        """What a volume was cloned from and still depends on, as VOLUME@SNAPSHOT. None: nothing."""
-        return self.store_of(volume).origin(volume.head)
-
-    def damaged(self) -> list[DamagedFamily]:
-        return list(self._damaged.values())
-
-    def interrupted(self) -> list[str]:
-        """Names of the volumes whose making was interrupted and can go on."""
-        folder = self.path / VOLUMES_NAME / UNFINISHED_NAME
-        return sorted({path.stem for path in folder.glob("*" + FILE_SUFFIX)} - self._unfinished)
-
-    def volume(self, name: str) -> Volume:
-        """Raises NotFound; StoreCorrupt when its file is damaged."""
-        volume = None if is_view(name) else self._volumes.get(name)
-        if volume is not None:
-            return volume
-        for family in self._damaged.values():
-            if any(row.name == name for row in family.volumes):
-                if family.locked:
-                    raise Locked(f"volume {name}: {family.reason}")
-                raise StoreCorrupt(f"volume {name}", f"{family.reason} (twinvol check {family.path} says more)")
-        raise NotFound("volume", name)
-
-    def by_id(self, volume_id: str) -> Volume:
-        """Raises NotFound."""
-        for volume in self._volumes.values():
-            if volume.volume_id == volume_id:
-                return volume
-        raise NotFound("volume", volume_id)
-
-    def find(self, volume_id: str) -> Volume | None:
-        """The volume with that id, if it is served."""
-        row = self._rows.get(volume_id)
-        return None if row is None else self._volumes[row.name]
-
-    def name_of(self, volume_id: str) -> str:
-        """The name of a volume, served or not; its id where nothing is known of it."""
-        damaged = (row for family in self._damaged.values() for row in family.volumes)
-        rows = (row for row in (*self._rows.values(), *damaged) if row.volume_id == volume_id)
-        return next((row.name for row in rows), volume_id)
-
-    def device_id(self, volume_id: str) -> str:
-        """What initiators know a volume by, which need not be served."""
-        return self._device_ids.get(volume_id, volume_id)
-
-    def identified(self, device_ids: Mapping[str, str]) -> None:
-        """Volumes have other device ids now; the catalogue has recorded it."""
-        self._device_ids.update(device_ids)
-        for volume_id, device_id in device_ids.items():
-            self.by_id(volume_id).device_id = device_id
-
-    def stores(self) -> list[TvolFile]:
-        """The families that are open."""
-        return list(self._stores.values())
-
-    def row(self, volume: Volume) -> VolumeRow:
-        """Raises NotFound: the volume was deleted meanwhile."""
-        row = self._rows.get(volume.volume_id)
-        if row is None:
-            raise NotFound("volume", volume.name)
-        return row
-
-    def file_of(self, volume: Volume) -> Path:
-        return self.path / VOLUMES_NAME / self.row(volume).file
-
-    def key_source(self, volume: Volume) -> str | None:
-        """Where the key of an encrypted volume is; None: it is not encrypted."""
-        encryption = self._stores[self.row(volume).file].encryption
-        return None if encryption is None else encryption.record.source
-
-    async def rekey(self, volume: Volume, key_source: str) -> None:
-        """Wrap the data key of the volume's family by another key. Raises as ``begin``; InvalidState: it has none."""
-        store = self._stores[self.row(volume).file]
-        encryption = store.encryption
-        if encryption is None:
-            raise InvalidState(f"volume {volume.name}", "not encrypted", "one that was made with a key")
-        await store.rekey(await self.env.workers.run(lambda: rewrap(encryption, key_source)))
-
-    def store_of(self, volume: Volume) -> TvolFile:
-        return self._stores[self.row(volume).file]
-
-    def bad_chunks(self) -> dict[Path, int]:
-        """Of each file that has chunks marked bad, how many."""
-        return {store.path: store.bad_chunks for store in self._stores.values() if store.bad_chunks}
-
-    def chunk_bytes(self, volume: Volume) -> int:
-        return self._stores[self.row(volume).file].chunk_bytes
-
-    def failure(self, volume: Volume) -> StoreFailed | None:
-        """Why the volume's file takes no writes any more; None while it does (STORE section 2)."""
-        return self._stores[self.row(volume).file].failed
-
-    def snapshots(self, volume: Volume) -> list[Frozen]:
-        """Those that users see, oldest first."""
-        found = volume.head.store.snapshots(volume.volume_id)
-        return [each for each in found if not each.hidden and not self.groups.is_going(each.guid)]
-
-    def snapshot(self, volume: Volume, name: str) -> Frozen:
-        """Raises NotFound."""
-        try:
-            found = volume.head.store.snapshot_named(volume.volume_id, name)
-        except NotFound:
-            found = None
-        if found is None or found.hidden or self.groups.is_going(found.guid):
-            raise NotFound("snapshot", f"{volume.name}@{name}")
-        return found
-
-    def has_snapshot(self, volume: Volume, name: str) -> bool:
-        """Whether users see one of this name."""
-        try:
-            self.snapshot(volume, name)
-        except NotFound:
-            return False
-        return True
 
     # --- changing ---------------------------------------------------------------------------------------------
 
@@ -471,6 +314,14 @@ class Pool:
             volume.require_own_content()
             volume.rebind(await volume.head.store.rollback(volume.head, snapshot))
 
+    async def rekey(self, volume: Volume, key_source: str) -> None:
+        """Wrap the data key of the volume's family by another key. Raises as ``begin``; InvalidState: it has none."""
+        store = self._stores[self.row(volume).file]
+        encryption = store.encryption
+        if encryption is None:
+            raise InvalidState(f"volume {volume.name}", "not encrypted", "one that was made with a key")
+        await store.rekey(await self.env.workers.run(lambda: rewrap(encryption, key_source)))
+
     def is_alone(self, volume: Volume) -> bool:
         """Whether the volume is all that users have in its file, which then goes with it. Views go with it, too."""
         store = self._stores[self.row(volume).file]
@@ -505,10 +356,6 @@ class Pool:
                 self._forget(volume)
                 await self.catalog.remove_volume(volume.volume_id)
 
-    def _forget(self, volume: Volume) -> None:
-        del self._volumes[volume.name]
-        del self._rows[volume.volume_id]
-
     async def discard_interrupted(self, name: str) -> None:
         """Remove what is there of a volume whose making was interrupted. Raises NotFound."""
         async with self._changing:
@@ -528,12 +375,6 @@ class Pool:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def require_new(self, name: str) -> None:
-        """Raises AlreadyExists when a volume has that name."""
-        known = {row.name for family in self._damaged.values() for row in family.volumes}
-        if name in self._volumes or name in known or name in self._unfinished:
-            raise AlreadyExists("volume", name)
-
     async def _resume(self, path: Path, name: str, size_bytes: int) -> TvolFile | None:
         """The unfinished file at ``path`` when it is what is wanted; None when it is not or does not open."""
         ledger = path.with_suffix(LEDGER_SUFFIX)
@@ -548,22 +389,6 @@ class Pool:
             return store
         await store.close()
         return None
-
-    def _add(self, head: Head, row: VolumeRow) -> Volume:
-        volume = Volume(
-            head,
-            physical_block_bytes=row.physical_block_bytes,
-            read_only=row.read_only,
-            write_cache=row.write_cache,
-            removable=row.removable,
-        )
-        if isinstance(head.store, PurgingStore):
-            host = VolumeSanitizeHost(volume, self.catalog, self.env)
-            volume.sanitizer = Sanitizer(volume, host, name=volume.name, spread_s=SPREAD_S)
-        volume.device_id = self.device_id(volume.volume_id)
-        self._volumes[volume.name] = volume
-        self._rows[volume.volume_id] = row
-        return volume
 
     async def _delete_file(self, file: str) -> None:
         """Finish a deletion that the catalogue has as begun."""

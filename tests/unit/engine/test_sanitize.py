@@ -34,7 +34,7 @@ def is_found(engine, volume) -> bool:
     "order", [BLOCK_ERASE, SanitizeOrder(SanitizeMethod.OVERWRITE, b"\x55" * 512, passes=2, invert=True)]
 )
 async def test_nothing_of_it_is_left_in_the_file(tmp_path, monkeypatch, order):
-    monkeypatch.setattr("engine.pool.SPREAD_S", 0.0)
+    monkeypatch.setattr("engine.pool_volumes.SPREAD_S", 0.0)
     async with opened(tmp_path / "pool") as engine:
         volume = await secret_volume(engine)
         await volume.sanitizer.start(order)
