@@ -211,7 +211,8 @@ async def _scrub(store: TvolFile) -> None:
         await asyncio.sleep(0)
 
     findings: list[Finding] = []
-    for head in store.volumes():
+    staging = [area for head in store.volumes() if (area := store.staging(head.volume_id)) is not None]
+    for head in [*store.volumes(), *staging]:
         await store.scrubber(head, pace=pace, report=findings.append).run(0, -(-head.size_bytes // store.chunk_bytes))
 
 
