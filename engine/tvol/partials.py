@@ -12,6 +12,7 @@ each, by the number of the chunk. Rules (STORE section 3, each with the simulati
   not in it may be written at any time, since nobody reads it.
 * When the mask is full the entry becomes the chunk's own number, and the claim on the base ends: not in a snapshot,
   whose head sees the same entry.
+* A partial chunk and its base end apart: one that waits to be freed may have lost its base already.
 * The row ends with the chunk. Nothing else names the chunk: no slot, and no map by its bare number, as long as there
   is a row.
 

@@ -39,7 +39,10 @@ from tests.simulation.directed import (
     two_flips_over_a_slow_write,
 )
 from tests.simulation.directed_maps import a_rotten_leaf
-from tests.simulation.directed_partials import a_mask_that_grows_between_two_checkpoints
+from tests.simulation.directed_partials import (
+    a_base_that_is_freed_before_its_partial_chunk,
+    a_mask_that_grows_between_two_checkpoints,
+)
 from tests.simulation.directed_rot import (
     a_bad_chunk_through_kill_and_power_loss,
     a_chunk_freed_while_it_is_digested,
@@ -508,6 +511,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 DIRECTED: dict[str, Callable[[], None]] = {
     "masks-in-the-checkpoint": a_mask_that_grows_between_two_checkpoints,
+    "queued-partials-stand-alone": a_base_that_is_freed_before_its_partial_chunk,
     "mark-is-journaled": a_bad_chunk_through_kill_and_power_loss,
     "marks-in-the-checkpoint": a_bad_chunk_through_kill_and_power_loss,
     "bad-is-refused": a_bad_chunk_through_kill_and_power_loss,

@@ -123,6 +123,10 @@ def _short_way_for_parts_of_pages(original):
     return place
 
 
+def _bases_outlive_queued_partials(original):
+    return lambda self, ended: original(self, ended[:0])
+
+
 def _any_chunk_reads_zero(original):
     return lambda self: self.take(whole=True)[0]
 
@@ -144,6 +148,10 @@ PARTIALS = {
     ),
     "base-ends-when-full": Mutation(
         "the claim on the base ends when the mask is full", ((Family, "set_partial", _base_stays_when_full),)
+    ),
+    "queued-partials-stand-alone": Mutation(
+        "a partial chunk that waits to be freed may have lost its base",
+        ((Claims, "check_partials", _bases_outlive_queued_partials),),
     ),
     "old-partial-ends": Mutation(
         "a partial chunk that is replaced by one over the same base ends", ((Claims, "of_entry", _old_partial_stays),)
