@@ -518,7 +518,10 @@ class Replicas:
     async def _drop_orphans(self) -> None:
         """Remove the recovery points of mirrors that ended right before a crash."""
         identities = self._pool.catalog.identities
+        running = {row.name for row in await self._pool.catalog.mirrors()}
         for name in await identities.ended_mirrors():
+            if name in running:
+                continue  # another one of that name, which has points of its own by now
             try:
                 for store in self._pool.stores():
                     for point in store.snapshots():

@@ -37,7 +37,7 @@ from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import ZEROES, NativeDevice, add_extent, runs_of
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, LEAF_ENTRIES, PARTIAL, ZERO, NodeKind, RecordType
 from engine.tvol.nodes import node_pages
-from engine.tvol.pages import WRITE_STEP
+from engine.tvol.pages import MARGIN, WRITE_STEP
 from engine.tvol.partials import CHUNK_MASK
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class _Lease:
             if not core.maps.ready_below(top, number):
                 await core.maps.fetch_below(top, number)
                 continue
-            if not core.ready_for_tree_record(pages):
+            if not core.ready_for_tree_record(pages + MARGIN):  # what gives space back may need that
                 await core.make_room(pages=pages)
                 continue
             core.end_pass()
