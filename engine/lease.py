@@ -39,7 +39,7 @@ def wait_s(length_s: float) -> float:
 
 
 def length_s(budget_s: float) -> float:
-    """L for a latency budget: half of it finds out that the target is late, half of it waits for the lease."""
+    """L for a latency budget: half of it, by the slowest clock."""
     return budget_s / 2 * (1 - RATE_ERROR) / (1 + RATE_ERROR)
 
 

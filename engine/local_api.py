@@ -95,7 +95,7 @@ class LocalApi(
         self._snapshots = Snapshots(pool, exposure, self._views)
         self._schedules = Schedules(pool, self._snapshots)
         self._changed_blocks = ChangedBlocks(pool)
-        self.upkeep = Upkeep([self._views.expire, self._schedules.tick, self._changed_blocks.drop_idle])
+        self.upkeep = Upkeep([self._views.expire, self._schedules.tick, self._changed_blocks.drop_idle, replicas.tend])
         """To be run by whoever serves the pool."""
 
     # --- the whole --------------------------------------------------------------------------------------------

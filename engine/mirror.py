@@ -55,8 +55,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TIMER_ERROR_S = 0.001
+"""A timer may end so much early."""
+
+LATE_SHARE, DETECT_SHARE = 0.25, 0.75
+"""Of the latency budget, where the target has a lease, which is half of it: after the first share of waiting nothing is
+granted any more, so that after the second, when the mirror leaves, the lease is over. The rest is for the record."""
+
 WATCH_SHARE = 0.05
-WATCH_MIN_S, WATCH_MAX_S = 0.1, 10.0
+WATCH_MIN_S, WATCH_MAX_S = 0.05, 10.0
 """How often the promise of an asynchronous mirror is looked at: in shares of the RPO, within these limits."""
 
 
@@ -108,7 +115,7 @@ class Mirror:
         )
         self._cadence = None if mode is CopyMode.SYNCHRONOUS else Cadence(self.policy.rpo_s)
         self._switch = ModeSwitch(self.policy.hold_down_s, self.policy.backlog_bytes)
-        self._detect_s = self.policy.budget_s / 2 if link.grants_lease else self.policy.budget_s
+        self._detect_s = self.policy.budget_s * (DETECT_SHARE if link.grants_lease else 1)
         self._lease = SourceLease(length_s(self.policy.budget_s) if link.grants_lease else 0.0, self._is_late)
         self._percent_floor = 0
         self._lost_rounds = 0
@@ -333,6 +340,13 @@ class Mirror:
             await self._mismatch(document, differing)
         return document
 
+    async def thin(self, limit_bytes: int) -> None:
+        """See to it that the mirror holds back no more of the source's space; a target that is gone fills nothing."""
+        freed = await self._rounds.thin(limit_bytes)
+        if freed:
+            text = f"{freed} bytes that the common point held are given back; changes are known by a note"
+            self._standing.say("info", text)
+
     async def detach(self) -> None:
         """End the relation. The target keeps the last state it had: the source's own, if it was synchronized.
 
@@ -428,11 +442,11 @@ class Mirror:
             async with asyncio.timeout(self._lease.over_at - self._now()):
                 await self.link.demote()
                 self._lease.released()
-        while (left := self._lease.over_at - self._now()) > 0:  # noqa: ASYNC110 - a time is waited for, no event
-            await asyncio.sleep(left)
+        # A timer counts no time of a suspend, and so ends later than the lease, never earlier.
+        await asyncio.sleep(max(0.0, self._lease.over_at - self._now()) + TIMER_ERROR_S)
 
     def _is_late(self) -> bool:
-        return self._stream is None or self._stream.oldest_wait_s > self._detect_s / 2
+        return self._stream is None or self._stream.oldest_wait_s > LATE_SHARE * self.policy.budget_s
 
     # --- what the mode makes of rounds --------------------------------------------------------------------------------
 
@@ -532,16 +546,17 @@ class Mirror:
         while True:
             await asyncio.sleep(min(WATCH_MAX_S, max(WATCH_MIN_S, WATCH_SHARE * cadence.rpo_s)))
             lag_s, forecast_s = self.lag_s, self.forecast_s
-            if lag_s is None or not cadence.judge(lag_s, forecast_s or 0.0):
+            if lag_s is None:
                 continue
+            told = cadence.judge(lag_s, forecast_s or 0.0)
             figures = f"lag {lag_s:.1f} s, forecast {forecast_s or 0.0:.1f} s, RPO {cadence.rpo_s:g} s"
             text = f"the RPO is {cadence.promise.value}: {figures}"
             severity = {Promise.KEPT: "info", Promise.AT_RISK: "warning", Promise.BROKEN: "error"}[cadence.promise]
-            is_async = self.mode is CopyMode.ASYNCHRONOUS
-            if cadence.promise is Promise.BROKEN and is_async and self._standing.state is CopyState.SYNCHRONIZED:
+            called_current = self._standing.state is CopyState.SYNCHRONIZED and self.mode is CopyMode.ASYNCHRONOUS
+            if called_current and lag_s > cadence.rpo_s:
                 self._percent_floor = 0
                 self._standing.turn(CopyEvent.RESYNC, text, severity)
-            else:
+            elif told:
                 self._standing.say(severity, text)
 
     async def _pause(self, until: float) -> None:

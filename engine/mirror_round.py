@@ -21,6 +21,7 @@ Invariants:
 * An interrupted round is resumed only with its own S and base, from its own ledger: the round (S, base) is recorded
   after the staging area exists and before anything is copied to it, and the ledger is removed before the staging area
   is. So a ledger never speaks of another staging area.
+* What C holds back of the source's space has a limit: then it is thinned (``engine.thinned_point``).
 * Whoever reads the target's recovery points sees whole ones: nothing but ``switch`` makes one.
 """
 
@@ -36,6 +37,8 @@ from engine.errors import InvalidState, NotFound
 from engine.ledger import Ledger, LedgerKey
 from engine.mirror_record import RecoveryPoint, point_prefix, retained
 from engine.mirror_stream import StreamMode
+from engine.stores import Extent
+from engine.thinned_point import Note, Notes, merged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from engine.links import Ack, LinkState, MirrorLink
     from engine.mirror_record import MirrorPolicy, MirrorRecord
     from engine.mirror_stream import MirrorStream
-    from engine.stores import BlockDevice, Extent, Frozen
+    from engine.stores import BlockDevice, Frozen
     from engine.volume import Volume
 
 
@@ -114,6 +117,12 @@ class Rounds:
         self._copying: asyncio.Task[CopyResult] | None = None
         self._stopped = False
         self._instant: float | None = None
+        self._notes = Notes(env.control_files, ledger_path)
+        self._note: Note | None = None
+        self._noted = False
+        """Whether ``_note`` is what the files have."""
+        self._busy = asyncio.Lock()
+        """Held while the common point is used or changed."""
 
     # --- what it is -----------------------------------------------------------------------------------------------
 
@@ -177,7 +186,12 @@ class Rounds:
             new_stream: makes the stream of the writes after S. Not called when an interrupted round goes on: its S
                 is older than any stream.
         """
+        async with self._busy:
+            return await self._run(state, new_stream)
+
+    async def _run(self, state: LinkState, new_stream: Callable[[Ack], MirrorStream] | None) -> Shipped:
         self.count += 1
+        await self._read_note()
         common, before = self._common(state), self.instant
         source = self._resumable(state)
         resumed = source is not None
@@ -202,6 +216,11 @@ class Rounds:
     async def is_current(self, state: LinkState) -> bool:
         """Whether the target still has what the source has, with no round to resume. If so, the common point stands
         for the instant of this call as well: no copy is needed to say so."""
+        async with self._busy:
+            await self._read_note()
+            return await self._is_current(state)
+
+    async def _is_current(self, state: LinkState) -> bool:
         now = self._env.clock.boottime()
         common = self._common(state)
         point = self.source_point(common)
@@ -224,6 +243,10 @@ class Rounds:
         Args:
             release: let the stream go on; else it holds, and the caller lets it leave.
         """
+        async with self._busy:
+            await self._mark(stream, release=release)
+
+    async def _mark(self, stream: MirrorStream, *, release: bool) -> None:
         await self._source.flush()  # here and at the target, so that little is left to do while hosts wait
         guid = str(uuid.uuid4())
         await self._source.head.store.prepare_flip()
@@ -262,12 +285,45 @@ class Rounds:
         await self._save()
         await self._link.keep_points({p.guid for p in record.points} | self.pinned)
         await self._keep_source_points({point.guid, *self.pinned})
+        if self._note is not None:
+            self._note = None
+            await self._notes.remove()
+
+    async def thin(self, limit_bytes: int) -> int:
+        """See to it that this mirror's points hold no more than ``limit_bytes`` of the source's space.
+
+        Not while a round or a mark uses them. What an interrupted round has not brought over is forgotten if need be.
+        Returns the bytes that come back; 0: there was no need, or nothing to be done now.
+        """
+        head, record = self._source.head, self._record
+        if self._busy.locked():
+            return 0
+        async with self._busy:
+            await self._read_note()
+            mine = [p for p in self._own_points() if p.guid not in self.pinned]
+            held = await head.store.freed_by(mine) if mine else 0
+            since = self._since(record.common)
+            if held <= limit_bytes:
+                return 0
+            record.round_source = record.round_base = None
+            await self._save()
+            keep = set(self.pinned)
+            if since is not None:
+                guid = str(uuid.uuid4())
+                point = await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
+                note = await self._noted_until(since, point)
+                await self._notes.write(note)
+                self._note = note
+                keep.add(guid)
+            await self._keep_source_points(keep)
+            return held
 
     async def forget(self) -> None:
         """The relation ends: remove everything half copied, and the recovery points."""
         await self._drop_staging()
         await self._link.keep_points(())
         await self._keep_source_points(set())
+        await self._notes.remove()
 
     # --- the parts of a round, in their order -------------------------------------------------------------------------
 
@@ -293,7 +349,10 @@ class Rounds:
 
     async def _plan(self, source: Frozen, common: str | None, *, resumed: bool) -> Plan:
         store = self._source.head.store
-        extents = [extent async for extent in store.changed(self.source_point(common), source)]
+        since = self._since(common)
+        extents = [extent async for extent in store.changed(since, source)]
+        if since is not None and since.guid != common and self._note is not None:
+            extents += [extent for extent in self._note.extents if extent.offset < source.size_bytes]
         if resumed:
             base = self._record.round_base
             staging = await self._link.resume_staging()
@@ -352,9 +411,32 @@ class Rounds:
             record.points += (RecoveryPoint(switched.guid, switched.created_at),)
             self._instant = None
         common = record.common
-        if common is None or common not in state.points or self.source_point(common) is None:
-            return None
-        return common
+        return common if common in state.points and self._since(common) is not None else None
+
+    def _since(self, common: str | None) -> Frozen | None:
+        """The snapshot of the source that changes since C are counted from: C, or what it was thinned to."""
+        point = self.source_point(common)
+        if point is None and self._note is not None and self._note.common == common:
+            point = self.source_point(self._note.since)
+        return point
+
+    async def _read_note(self) -> None:
+        """Have the note whose snapshot is there, if there is one."""
+        if not self._noted:
+            self._note = await self._notes.read(lambda note: self.source_point(note.since) is not None)
+            self._noted = True
+
+    async def _noted_until(self, since: Frozen, until: Frozen) -> Note:
+        """What has changed since C, up to a snapshot that is there."""
+        common, earlier = self._record.common, self._note
+        assert common is not None
+        extents = [extent async for extent in self._source.head.store.changed(since, until)]
+        if until.size_bytes < since.size_bytes:  # what was cut off may be there again, empty, in a later one
+            extents.append(Extent(until.size_bytes, since.size_bytes - until.size_bytes))
+        if since.guid != common:
+            assert earlier is not None
+            extents += earlier.extents
+        return Note(common, until.guid, merged(extents))
 
     def _resumable(self, state: LinkState) -> Frozen | None:
         """The interrupted round's S, if its staging area, base and S itself are still there."""
@@ -376,12 +458,16 @@ class Rounds:
     async def _keep_source_points(self, guids: Collection[str]) -> None:
         """Delete every other recovery point that this mirror made at the source."""
         head = self._source.head
-        for point in head.store.snapshots(head.volume_id):
-            if point.name.startswith(self._prefix) and point.guid not in guids:
+        for point in self._own_points():
+            if point.guid not in guids:
                 try:
                     await head.store.delete_snapshot(point)
                 except NotFound:
                     continue  # the other mirror of this name's beginning was faster
+
+    def _own_points(self) -> list[Frozen]:
+        head = self._source.head
+        return [point for point in head.store.snapshots(head.volume_id) if point.name.startswith(self._prefix)]
 
     def _boot_instant(self, wall: float) -> float:
         """When that was by the clock that nobody sets; what lies in the future of the wall clock was just now."""

@@ -42,6 +42,8 @@ from engine.modes import Promise
 from engine.peers.incoming import Incoming
 from engine.peers.outgoing import Outgoing
 from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
+from engine.pool_space import SpaceState
+from engine.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -66,6 +68,17 @@ POLICY_KEY = "policy"
 PROGRESS_INTERVAL_S = 0.2
 
 
+TEND_INTERVAL_S = 10.0
+"""How often it is looked at what mirrors hold back: sums over the maps of their points."""
+
+HELD_BACK_SHARE, HELD_BACK_MIN_BYTES = 0.25, 1 * GIB
+
+
+def held_back_bytes_max(size_bytes: int) -> int:
+    """What the common point of a mirror may hold back of its source's space: a quarter of its size, at least 1 GiB."""
+    return max(HELD_BACK_MIN_BYTES, int(size_bytes * HELD_BACK_SHARE))
+
+
 def mode_of(name: str) -> CopyMode:
     """Raises InvalidArgument."""
     if name not in MODES:
@@ -83,6 +96,7 @@ class Replicas:
         self._rows: dict[str, MirrorRow] = {}
         self._idle: dict[str, str] = {}
         self._events: set[asyncio.Task[None]] = set()
+        self._tend_at = float("-inf")
         self.is_shown: Callable[[str, str], bool] | None = None
         """Whether initiators see the snapshot of that GUID of the volume of that id. None: not known yet."""
         self.incoming = Incoming(pool)
@@ -461,6 +475,17 @@ class Replicas:
         finally:
             self._protect(name)
         return await self._synchronizing(mirror, "resync")
+
+    async def tend(self) -> None:
+        """To be called now and then: no mirror holds back more of its source's space than it may, and none at all
+        while the pool is short of space."""
+        now = self._pool.env.clock.boottime()
+        if now < self._tend_at:
+            return
+        self._tend_at = now + TEND_INTERVAL_S
+        short = self._pool.space.state is not SpaceState.OK
+        for mirror in list(self._mirrors.values()):
+            await mirror.thin(0 if short else held_back_bytes_max(mirror.source.size_bytes))
 
     async def detach(self, name: str) -> None:
         """End the relation; the target stays as it is, a volume of its own."""

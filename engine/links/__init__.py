@@ -4,6 +4,7 @@ Rules that every link keeps:
 
 * ``apply``, ``apply_in_order``, ``flush`` and ``mark`` take effect in the order in which their coroutines *take their
   first step*, as far as they overlap. Somebody who starts them as tasks, one after the other, has that order.
+* No call waits for ever: a link finds out by itself that the other side is gone, and raises.
 * An acknowledgement (``Ack``) says which opening of the target gave it, over which connection. The caller compares
   it with that of ``connect``: one of another incarnation or connection acknowledges nothing (REPLICATION section 2).
 * A recovery point named by a GUID holds the same bytes on both sides or does not exist on the target.
@@ -140,7 +141,10 @@ class MirrorLink(Protocol):
     # Recovery points.
 
     async def point(self, guid: str) -> BlockDevice:
-        """A recovery point for reading. Raises NotFound."""
+        """A recovery point for reading. Raises NotFound.
+
+        It does not change, so reading it goes on through later connections of the mirror.
+        """
         ...
 
     async def keep_points(self, guids: Collection[str]) -> None:

@@ -75,6 +75,7 @@ class Write:
     order: int = 0
     issued: int = 0
     acked: int | None = None
+    acked_at: float = 0.0
 
 
 @dataclass
@@ -130,6 +131,9 @@ class Witness:
 class World:
     """The machine over several lives."""
 
+    BUDGET_S = POLICY.budget_s
+    MODULE = "tests.simulation.mirror_world"
+
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.files = SimFileSystem(self.rng)
@@ -173,7 +177,7 @@ class World:
         rng = self.rng
         self.dead = self.ending = False
         self.saving = asyncio.Lock()
-        self.loop = SimLoop(turns_max=400_000)
+        self.loop = SimLoop(turns_max=400_000, start_s=self.loop.time() if hasattr(self, "loop") else 0.0)
         workers = SimWorkers(self.loop, rng)
         control = SimControlFiles(self.files, workers)
         self.env = StoreEnv(self.files, workers, SimClock(self.loop), control=control)
@@ -188,7 +192,7 @@ class World:
                 await asyncio.sleep(rng.random() * 0.001)
             if trouble and rng.random() < trouble:
                 if side == "target" and rng.random() < 0.5:
-                    await asyncio.sleep(POLICY.budget_s * 1.5)
+                    await asyncio.sleep(self.BUDGET_S * 1.5)
                 else:
                     raise MediumError(f"{side} fails at {offset}")
 
@@ -219,7 +223,7 @@ class World:
                 self.durable_record = values
 
     def told(self) -> None:
-        if self.dead or self.mirror.standing.state is not CopyState.SYNCHRONIZED:
+        if self.dead or not self.mirror.is_exact:
             return
         self.synchronized += 1
         self.consistent = True
@@ -263,18 +267,18 @@ class World:
             payload[:] = b"\xee" * len(payload)  # the initiator's buffer is somebody else's now
         if self.dead:
             return
-        write.acked = self.history.event()
-        if self.mirror.standing.state is CopyState.SYNCHRONIZED:
+        write.acked, write.acked_at = self.history.event(), self.loop.time()
+        if self.mirror.is_exact:
             have = self.target_orders()[write.start : write.end]
             if (have < write.order).any():
                 raise Violation(f"write {number} was acknowledged without the target")
 
     async def flush(self) -> None:
         before = self.history.required(self.history.event())
-        state = self.mirror.standing.state
+        exact = self.mirror.is_exact
         await self.source.flush()
         np.maximum(self.history.flushed, before, out=self.history.flushed)
-        if state is self.mirror.standing.state is CopyState.SYNCHRONIZED:
+        if exact and self.mirror.is_exact:
             self.check_durable("a flush")
 
     # Oracles.
@@ -382,7 +386,7 @@ class World:
     async def disturb(self) -> None:
         rng = self.rng
         try:
-            match rng.randrange(9):
+            match rng.randrange(10):
                 case 0:
                     await self.mirror.fracture()
                 case 1:
@@ -402,6 +406,8 @@ class World:
                     self.trouble.clear()
                 case 8:
                     await self.resize()
+                case 9:
+                    await self.mirror.thin(rng.choice((0, 0, 4 * CHUNK)))
         except (InvalidState, MediumError, StoreFailed):
             return
 
@@ -529,7 +535,7 @@ def run(seed: int, kind: type[World] = World) -> World:
     except AssertionError as error:
         world.bury()
         native = " --native" if kind is NativeWorld else ""
-        replay = f"python -m tests.simulation.mirror_world --seed {seed} --count 1{native}"
+        replay = f"python -m {kind.MODULE} --seed {seed} --count 1{native}"
         raise Violation(f"{error}\nreplay: {replay}") from error
     return world
 

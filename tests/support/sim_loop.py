@@ -45,7 +45,7 @@ class Deadlock(AssertionError):
 class SimLoop(asyncio.AbstractEventLoop):
     """The part of an event loop that code without sockets and subprocesses needs."""
 
-    def __init__(self, *, turns_max: int = 200_000) -> None:
+    def __init__(self, *, turns_max: int = 200_000, start_s: float = 0.0) -> None:
         self.turn = 0
         self.turns_max = turns_max
         self.dead = False
@@ -54,7 +54,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._at_turn: list[tuple[int, int, asyncio.Handle]] = []
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
-        self._time = 0.0
+        self._time = start_s
         self._closed = False
         self._running = False
         self._outside: BaseException | None = None

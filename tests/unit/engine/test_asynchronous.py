@@ -179,6 +179,27 @@ async def test_it_survives_a_target_that_fails_and_goes_on_by_itself(engine, mon
     assert any("answers again" in text for text in texts)
 
 
+async def test_a_target_that_is_away_holds_back_no_space_and_only_what_changed_is_copied_then(engine):
+    await engine.pool.volume("a").write(0, memoryview(b"o" * MIB))
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
+    await engine.api.replica_pause("b")
+    volume, mirror = engine.pool.volume("a"), engine.replicas._mirrors["b"]
+    store = volume.head.store
+    for seed in range(3):
+        await volume.write(0, memoryview(bytes([seed + 1]) * MIB))
+        points = store.snapshots(volume.volume_id)
+        assert await store.freed_by(points) > 0
+        await mirror.thin(0)
+        assert await store.freed_by(store.snapshots(volume.volume_id)) == 0
+        assert len(store.snapshots(volume.volume_id)) == 1
+    before = (await engine.api.replica_show("b")).written_bytes
+    await volume.write(8 * MIB, memoryview(b"x" * 512))
+    await done(engine, await engine.api.replica_resume("b"))
+    await until(engine, equal(engine))
+    assert (await engine.api.replica_show("b")).written_bytes - before <= 4 * MIB
+    assert not list((engine.pool.path / "ledgers").glob("*.changed-*")), "a note that is of no use is removed"
+
+
 async def test_a_paused_or_resized_source_is_followed(engine):
     await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
     await engine.api.volume_resize("a", SIZE + MIB)

@@ -1,0 +1,100 @@
+"""Mirrors of all modes behind a link that fails, in every test run; and each of their rules removed in turn."""
+
+import asyncio
+
+import pytest
+
+from engine.copy_state import CopyMode, CopyState
+from tests.simulation.mirror_world import World, run
+from tests.simulation.mutations_of_replicas import DIRECTED, MUTATIONS, THINNED, notices
+from tests.simulation.replica_world import RPO_S, ReplicaWorld
+
+SEEDS = 300
+
+
+def test_mirrors_of_all_modes_keep_their_promises():
+    worlds = [run(seed, ReplicaWorld) for seed in range(40)]
+    # The runs get where the promises are made.
+    assert len({world.mode for world in worlds}) == 3
+    assert sum(world.exact for world in worlds) > len(worlds) // 2
+    assert sum(world.leased for world in worlds) > len(worlds) // 4
+    assert sum(world.points_seen for world in worlds) > len(worlds)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_without_the_rule_some_seed_fails(mutation, monkeypatch):
+    mutation(monkeypatch)
+    assert any(notices(seed) for seed in range(SEEDS)), "no seed noticed that the rule is missing"
+
+
+class Stalled(ReplicaWorld):
+    """The target stops answering, and nobody is told."""
+
+    async def life(self) -> None:
+        self.pause = 0.001
+        self.trouble = {"source": 0.0, "target": 0.0}
+        await self.open()
+        await self.mirror.start()
+        await self.write()
+        await self.mirror.wait_synchronized(timeout_s=10)
+        self.link.stalled = True
+        for _ in range(3):
+            await self.write()
+            self.check_order()
+        await asyncio.sleep(RPO_S * 2)
+        self.check_order()
+        assert not self.mirror.is_exact
+        if self.mode is CopyMode.SYNCHRONOUS:
+            assert self.mirror.standing.state is CopyState.BROKEN
+        await self.settle()
+        await self.verify()
+
+
+def test_a_target_that_stalls_costs_a_write_no_more_than_the_budget_and_is_not_called_current():
+    assert {run(seed, Stalled).mode for seed in range(12)} == set(CopyMode)
+
+
+@pytest.mark.parametrize("mutation", DIRECTED.values(), ids=DIRECTED.keys())
+def test_without_the_rule_a_stalled_target_is_too_slow_or_called_current(mutation, monkeypatch):
+    mutation(monkeypatch)
+    assert any(notices(seed, Stalled) for seed in range(12))
+
+
+class Thinned(World):
+    """The target is away for long, and what its common point holds back is given back again and again."""
+
+    async def life(self) -> None:
+        rng = self.rng
+        self.pause = 0.001
+        await self.open()
+        await self.mirror.start()
+        for _ in range(rng.randrange(1, 4)):
+            await self.settle()
+            await self.mirror.fracture()
+            for _ in range(rng.randrange(1, 4)):
+                self.ending = False
+                host = asyncio.ensure_future(self.host())
+                await asyncio.sleep(rng.random() * 0.01)
+                if rng.random() < 0.6:
+                    await self.resize()
+                await self.mirror.thin(0)
+                self.ending = True
+                await host
+                if rng.random() < 0.1:
+                    return  # killed here
+            await self.again()
+            await self.verify()
+        self.thinned = True
+
+    thinned = False
+
+
+def test_what_changed_is_known_without_the_data_of_the_common_point():
+    worlds = [run(seed, Thinned) for seed in range(30)]
+    assert sum(world.thinned for world in worlds) > 20
+
+
+@pytest.mark.parametrize("mutation", THINNED.values(), ids=THINNED.keys())
+def test_without_the_rule_a_change_is_missed_after_thinning(mutation, monkeypatch):
+    mutation(monkeypatch)
+    assert any(notices(seed, Thinned) for seed in range(120))
