@@ -997,6 +997,7 @@ class EngineApi(Protocol):
     async def replica_resync(self, name: str) -> JobInfo:
         """Bring the target up to date by what changed. What was written to a fractured target is lost.
 
+        An asynchronous replica begins its next recovery point at once, or tries again.
         Raises InUse: sessions are on the target.
         """
         ...

@@ -122,7 +122,7 @@ class Mirror:
         self._stream: MirrorStream | None = None
         self._run_task: asyncio.Task[None] | None = None
         self._stopping: CopyEvent | None = None
-        self._stop_event = asyncio.Event()
+        self._wake = asyncio.Event()  # ends a pause: to stop, or to go on at once
         self._retry = False
         self._ended = False
         self._lock = asyncio.Lock()  # one operation on the common point at a time
@@ -280,8 +280,14 @@ class Mirror:
         await self._rest(CopyEvent.SUSPEND, "suspended")
 
     async def resync(self) -> None:
-        """Begin rounds again after a fracture or failure. Returns at once; see ``wait_synchronized``."""
-        await self._go(CopyEvent.RESYNC)
+        """Begin rounds again after a fracture or failure. Returns at once; see ``wait_synchronized``.
+
+        A mirror that goes on by itself does so now: it tries again, or begins the next recovery point.
+        """
+        if self._cadence is not None and self._run_task is not None and not self._run_task.done():
+            self._wake.set()
+        else:
+            await self._go(CopyEvent.RESYNC)
 
     async def resume(self) -> None:
         """Begin rounds again after ``suspend``."""
@@ -370,7 +376,7 @@ class Mirror:
         self._rounds.begin()
         self._percent_floor = 0
         self._stopping = None
-        self._stop_event.clear()
+        self._wake.set()  # the first round is due at once
         self._standing.turn(event, reason)
         self._run_task = asyncio.get_running_loop().create_task(self._run(), name=self._what)
 
@@ -411,7 +417,7 @@ class Mirror:
         if task is None or task.done():
             return
         self._stopping = event
-        self._stop_event.set()
+        self._wake.set()
         if self._stream is not None:
             self._stream.leave(reason, retry=False)
         self._rounds.stop()
@@ -560,12 +566,14 @@ class Mirror:
                 self._standing.say(severity, text)
 
     async def _pause(self, until: float) -> None:
-        """Return at that instant, or when the mirror is to stop."""
+        """Return at that instant, or when the mirror is to stop or to go on at once."""
         left = until - self._now()
         if left > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._stop_event.wait()
+                    await self._wake.wait()
+        if self._stopping is None:
+            self._wake.clear()
 
     def _now(self) -> float:
         return self._env.clock.boottime()

@@ -23,7 +23,7 @@ from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_round import Rounds
 from engine.mirror_stream import MirrorStream
-from engine.modes import Cadence, ModeSwitch
+from engine.modes import ModeSwitch
 from engine.thinned_point import Note, merged
 from tests.simulation.mirror_world import World, run
 from tests.simulation.replica_world import ReplicaWorld
@@ -186,7 +186,7 @@ def _percent_without_floor(patch) -> None:
 
 
 def _synchronized_whatever_the_lag(patch) -> None:
-    patch.setattr(Cadence, "judge", lambda self, lag_s, forecast_s: False)
+    patch.setattr(Mirror, "_watch_promise", _nothing)
 
 
 def _record_after_the_points_are_gone(patch) -> None:
