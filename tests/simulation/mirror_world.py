@@ -132,6 +132,7 @@ class World:
     """The machine over several lives."""
 
     BUDGET_S = POLICY.budget_s
+    SETTLE_S = 10.0
     MODULE = "tests.simulation.mirror_world"
 
     def __init__(self, seed: int) -> None:
@@ -367,7 +368,7 @@ class World:
         """Bring the mirror to Synchronized, as an administrator would."""
         for _ in range(50):
             try:
-                await self.mirror.wait_synchronized(timeout_s=10)
+                await self.mirror.wait_synchronized(timeout_s=self.SETTLE_S)
             except InvalidState:
                 await self.again()
             else:

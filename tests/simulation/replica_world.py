@@ -61,6 +61,7 @@ class ReplicaWorld(World):
     """See the module."""
 
     BUDGET_S = BUDGET_S
+    SETTLE_S = 2.0
     MODULE = "tests.simulation.replica_world"
 
     def make(self) -> None:
