@@ -307,7 +307,7 @@ class Rounds:
                 return 0
             record.round_source = record.round_base = None
             await self._save()
-            keep = set(self.pinned)
+            keep = set()
             if since is not None:
                 guid = str(uuid.uuid4())
                 point = await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
@@ -315,7 +315,7 @@ class Rounds:
                 await self._notes.write(note)
                 self._note = note
                 keep.add(guid)
-            await self._keep_source_points(keep)
+            await self._keep_source_points(keep | self.pinned)
             return held
 
     async def forget(self) -> None:
