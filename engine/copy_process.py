@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import marshal
 import os
@@ -116,7 +117,8 @@ class CopyProcess:
         async with self._room:
             self._last_number += 1
             number = self._last_number
-            message = marshal.dumps((number, strip.offset, strip.length, unit_bytes, extents))
+            keys = [file.key for file in files]
+            message = marshal.dumps((number, strip.offset, strip.length, unit_bytes, extents, keys))
             if len(message) > MAX_MESSAGE_BYTES or not await self._running(strip.length):
                 return None
             answered = self._send(number, message, files)
@@ -211,8 +213,12 @@ class CopyProcess:
 
 
 def _spawn(stdin: int) -> int:
-    """Start it, with ``stdin``; finds this package and xxhash where this process did, and imports nothing else."""
-    folders = [str(Path(__file__).parents[1]), str(Path(xxhash.__file__).parents[1])]
+    """Start it, with ``stdin``; finds this package, xxhash and cryptography where this process does."""
+    folders = {str(Path(__file__).parents[1]): None, str(Path(xxhash.__file__).parents[1]): None}
+    for name in ("cryptography", "_cffi_backend"):  # for encrypted files
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            folders[str(Path(found.origin).parents[found.submodule_search_locations is not None])] = None
     command = [sys.executable, "-S", "-s", "-P", "-m", "engine.copy_worker"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     return os.posix_spawn(

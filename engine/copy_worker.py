@@ -7,8 +7,8 @@ Its standard input is a Unix socket (SOCK_SEQPACKET); a request is one datagram,
 
 Invariants:
 
-* It keeps nothing from one strip to the next: descriptors are closed before the answer leaves, and whoever has no
-  answer may do the strip again. So it may die at any moment.
+* It keeps nothing from one strip to the next: descriptors are closed before the answer leaves, keys of encrypted files
+  come with each request, and whoever has no answer may do the strip again. So it may die at any moment.
 * It ends with its parent: at the end of the stream at once, whatever it is at. Until then the descriptors keep the
   parent's locks on the files, so that nobody else takes them while a write may still land.
 * Its lanes run when nothing else wants the processor (SCHED_IDLE, and so the idle I/O class). **But no one writes to a
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 from engine.errors import IntegrityError
 from engine.file_calls import read_fully, start_writeback, write_fully
 from engine.stores import Extent
-from engine.stores.place import Place
+from engine.stores.place import Place, ReadWrite
 from engine.strips import Buffers, digest_strip, move_strip
 
 if TYPE_CHECKING:
@@ -109,14 +109,23 @@ class _File:
         start_writeback(self._fd, offset, length)
 
 
-class _Target(Place[_File]):
-    """A place with the unit in which it may be written, and a thread that does it."""
+def _deciphered(file: _File, key: bytes | None) -> ReadWrite:
+    if key is None:
+        return file
+    from engine.tvol.cipher import EncryptedBytes  # its library takes 30 ms to import, and few need it
 
-    __slots__ = ("_writer", "unit_bytes")
+    return EncryptedBytes(file, key)
 
-    def __init__(self, place: Place[_File], unit_bytes: int, writer: _Writer) -> None:
+
+class _Target(Place[ReadWrite]):
+    """A place in ``file`` with the unit in which it may be written, and a thread that does it."""
+
+    __slots__ = ("_raw", "_writer", "unit_bytes")
+
+    def __init__(self, place: Place[ReadWrite], raw: _File, unit_bytes: int, writer: _Writer) -> None:
         super().__init__(place.file, place.segments)
         self.unit_bytes = unit_bytes
+        self._raw = raw
         self._writer = writer
 
     def write(self, at: int, data: memoryview, /) -> None:
@@ -128,7 +137,7 @@ class _Target(Place[_File]):
 
     def _begin_writeback(self) -> None:
         for _, size, position in self.segments:
-            self.file.begin_writeback(position, size)
+            self._raw.begin_writeback(position, size)
 
 
 class _Lane:
@@ -158,15 +167,16 @@ class _Lane:
             os._exit(1)  # a mistake: the parent does this strip itself
 
     def _answer(self, message: bytes, fds: list[int]) -> bytes:
-        number, offset, length, unit_bytes, extents = marshal.loads(message)
+        number, offset, length, unit_bytes, extents, keys = marshal.loads(message)
+        files = [_File(file, fd) for file, fd in enumerate(fds)]
         places = [
-            Place(_File(file, fd), segments) for file, (fd, segments) in enumerate(zip(fds, extents, strict=True))
+            Place(_deciphered(file, key), segments) for file, key, segments in zip(files, keys, extents, strict=True)
         ]
         try:
             if not unit_bytes:
                 return marshal.dumps((number, DONE, digest_strip(length, places[0], self._buffers)))
             source, *present, to = places
-            target = _Target(to, unit_bytes, self._writer)
+            target = _Target(to, files[-1], unit_bytes, self._writer)
             moved = move_strip(Extent(offset, length), source, present[0] if present else None, target, self._buffers)
             if moved.written:
                 target.written()

@@ -140,6 +140,8 @@ class TracedFileSystem:
 class _TracedFile:
     """One open file."""
 
+    key = None
+
     def __init__(self, inner: BlockFile, trace: _Trace) -> None:
         self.path = inner.path
         self._inner = inner

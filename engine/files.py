@@ -50,6 +50,12 @@ class BlockFile(Protocol):
 
     path: Path
 
+    @property
+    def key(self) -> bytes | None:
+        """By which bytes are encrypted on their way in and out (``engine.tvol.cipher``): whoever reads or writes at
+        ``fileno`` needs it. None: they are not."""
+        ...
+
     def size(self) -> int: ...
     def fileno(self) -> int | None:
         """The host's descriptor, for another process to work on the same open file. None: it is no file of the host."""
@@ -210,6 +216,8 @@ def translate(error: OSError, what: str) -> EngineError:
 
 class RealFile:
     """A ``BlockFile`` over a descriptor that this object owns."""
+
+    key = None
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path

@@ -25,28 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.files import BlockFile
+    from engine.stores.place import ReadWrite
 
 _ZEROES = bytes(UNIT_BYTES)
 
 
-class EncryptedFile:
-    """``engine.files.BlockFile`` over another one. ``key``: 64 bytes."""
+class EncryptedBytes:
+    """``engine.stores.place.ReadWrite`` over that of another file. ``key``: 64 bytes."""
 
-    def __init__(self, inner: BlockFile, key: bytes) -> None:
+    def __init__(self, inner: ReadWrite, key: bytes) -> None:
         self._inner = inner
-        self.path = inner.path
         self._aes = algorithms.AES(key)
-        self.size = inner.size
-        self.sync_data = inner.sync_data
-        self.drop_cache = inner.drop_cache
-        self.punch = inner.punch
-        self.allocate = inner.allocate
-        self.truncate = inner.truncate
-        self.close = inner.close
-
-    def fileno(self) -> int | None:
-        """None: another process has no key."""
-        return None
 
     def read_into(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         self._inner.read_into(buffers, offset)
@@ -54,22 +43,10 @@ class EncryptedFile:
             self._apply(buffer, offset, encrypting=False)
             offset += len(buffer)
 
-    def read_now(self, view: memoryview, offset: int, /) -> bool:
-        if not self._inner.read_now(view, offset):
-            return False
-        self._apply(view, offset, encrypting=False)
-        return True
-
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         data = memoryview(bytearray().join(buffers))
         self._apply(data, offset, encrypting=True)
         self._inner.write((data,), offset)
-
-    def stored(self, data: bytes, offset: int) -> bytes:
-        """What ``write`` of this would put into the file."""
-        view = memoryview(bytearray(data))
-        self._apply(view, offset, encrypting=True)
-        return bytes(view)
 
     def _apply(self, view: memoryview, offset: int, *, encrypting: bool) -> None:
         """Encrypt or decrypt ``view``, which lies at ``offset`` in the file, where it is."""
@@ -87,3 +64,33 @@ class EncryptedFile:
             else:
                 context.update_into(piece, piece)
             at += step
+
+
+class EncryptedFile(EncryptedBytes):
+    """``engine.files.BlockFile`` over another one. ``key``: 64 bytes."""
+
+    def __init__(self, inner: BlockFile, key: bytes) -> None:
+        super().__init__(inner, key)
+        self.path = inner.path
+        self.key = key
+        self.fileno = inner.fileno
+        self.size = inner.size
+        self.sync_data = inner.sync_data
+        self.drop_cache = inner.drop_cache
+        self.punch = inner.punch
+        self.allocate = inner.allocate
+        self.truncate = inner.truncate
+        self.close = inner.close
+        self._read_inner_now = inner.read_now
+
+    def read_now(self, view: memoryview, offset: int, /) -> bool:
+        if not self._read_inner_now(view, offset):
+            return False
+        self._apply(view, offset, encrypting=False)
+        return True
+
+    def stored(self, data: bytes, offset: int) -> bytes:
+        """What ``write`` of this would put into the file."""
+        view = memoryview(bytearray(data))
+        self._apply(view, offset, encrypting=True)
+        return bytes(view)

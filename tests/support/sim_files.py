@@ -228,6 +228,8 @@ def enospc() -> EngineError:
 class SimBlockFile:
     """One open simulated file."""
 
+    key = None
+
     def __init__(self, system: SimFileSystem, path: Path, inode: Inode, *, writable: bool) -> None:
         self.path = path
         self._system = system

@@ -19,6 +19,7 @@ from engine import copy_process
 from engine.copy_job import CopyOptions, copy_extents
 from engine.copy_process import MAX_DEATHS, CopyProcess
 from engine.copy_worker import LANES
+from engine.encryption import Encryption
 from engine.errors import IntegrityError, MediumError
 from engine.files import RealFile, ThreadWorkers, real_env
 from engine.hash_tree import leaf_digests
@@ -27,6 +28,7 @@ from engine.proof import tree_of
 from engine.stores import Extent
 from engine.stores.place import Place
 from engine.tvol.file import TvolFile
+from engine.tvol.layout_encryption import EncryptionRecord
 from engine.units import KIB, MIB
 
 SIZE = 24 * MIB + 4096
@@ -69,11 +71,13 @@ async def process():
 
 
 @asynccontextmanager
-async def volumes(folder: Path, size: int = SIZE):
-    """A frozen source and an empty target."""
+async def volumes(folder: Path, size: int = SIZE, keys: tuple[Encryption | None, ...] = (None, None)):
+    """A frozen source and an empty target, encrypted by these keys."""
     env = real_env(2)
-    source = await TvolFile.create(env, folder / "a.tvol", volume_name="a", size_bytes=size)
-    target = await TvolFile.create(env, folder / "b.tvol", volume_name="b", size_bytes=size)
+    source, target = [
+        await TvolFile.create(env, folder / f"{name}.tvol", volume_name=name, size_bytes=size, encryption=key)
+        for name, key in zip("ab", keys, strict=True)
+    ]
     head = source.volumes()[0]
     rng = random.Random(1)
     for at in range(0, size - size % MIB, MIB):
@@ -116,6 +120,28 @@ async def test_it_copies_and_digests_as_the_threads_do(tmp_path):
         again = await copy_extents(frozen, target, options=CopyOptions(compare_first=True), mover=env.mover)
         assert again.progress.written_bytes == 0
         assert again.progress.equal_bytes > SIZE // 2
+
+
+def encryption(key: bytes) -> Encryption:
+    return Encryption(EncryptionRecord(bytes(16), 10, 1, 1, bytes(72), "file:/key"), key)
+
+
+@pytest.mark.parametrize("which", [(0, 1), (0, None), (None, 1)], ids=str)
+async def test_encrypted_files_are_copied_there_too(tmp_path, which, monkeypatch):
+    """And not by the threads, where the cipher would keep the interpreter from the loop."""
+    made = (encryption(bytes(range(64))), encryption(bytes(range(64, 128))))
+    keys = tuple(None if number is None else made[number] for number in which)
+    monkeypatch.setattr(ThreadMover, "move", None)
+    monkeypatch.setattr(ThreadMover, "digest", None)
+    async with volumes(tmp_path, keys=keys) as (env, frozen, target):
+        copied = await copy_extents(frozen, target, [Extent(0, 24 * MIB)], mover=env.mover)
+        assert env.mover._deaths == 0
+        assert copied.progress.written_bytes > SIZE // 2
+        content = await read_all(frozen)
+        assert (await read_all(target))[: 24 * MIB] == content[: 24 * MIB]
+        page = next(content[at : at + 4096] for at in range(0, SIZE, 4096) if any(content[at : at + 4096]))
+        for name, key in zip("ab", keys, strict=True):
+            assert (page in (tmp_path / f"{name}.tvol").read_bytes()) is (key is None)
 
 
 async def test_for_a_little_no_process_is_started(tmp_path, monkeypatch):

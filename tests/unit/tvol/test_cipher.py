@@ -68,9 +68,10 @@ def test_equal_sectors_of_one_unit_and_of_two_do_not_look_alike(plain):
     assert len(set(blocks)) == len(blocks)
 
 
-def test_the_callers_bytes_are_left_alone_and_no_descriptor_is_given_away(plain):
+def test_the_callers_bytes_are_left_alone_and_the_descriptor_goes_with_its_key(plain):
     data = bytearray(b"x" * SECTOR)
     file = EncryptedFile(plain, KEY)
     file.write((memoryview(data),), 0)
     assert data == b"x" * SECTOR
-    assert file.fileno() is None
+    assert (file.fileno(), file.key) == (plain.fileno(), KEY)
+    assert plain.key is None
