@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-SIZE = 4 * MIB
+SIZE = 2 * MIB
 
 
 async def finished(engine: Engine, job) -> None:
