@@ -45,7 +45,8 @@ MAX_FAST_READ_BYTES = 512 * KIB
 """Longest read answered here: with its headers it fits an arena at the smallest segment length."""
 
 FEWEST_ALIKE = 4
-"""Commands for which it pays to look at a burst as a whole (1.2 us, then 0.3 us less for each)."""
+"""Commands for which it pays to look at a burst as a whole (1.2 us, then 0.3 us less for each). With fewer it is not
+tried again in the pass: reads and writes in turn then cost 0.08 us more each, else 0.25."""
 
 SMALL_COMMAND_BYTES = 8 * KIB
 """What a command costs of a pass's credit at least."""
@@ -160,7 +161,8 @@ class FastPath:
         max_cmd_sn = session.max_cmd_sn
         stat_sn = connection.stat_sn
         is_open = self._is_open()
-        first_before = length_before = -1  # of the last small read
+        first_before = length_before = -1  # of the last small command
+        in_bursts = True  # until commands of several kinds were met
         at_lun = blocks_end = shift = -1  # the logical unit of the command before, and what is asked of it each time
         nexus = device = read_each = None
         if answers.paused:
@@ -232,7 +234,8 @@ class FastPath:
                             cost = length if length > small else small
                             credit -= cost
                             if (
-                                first == first_before
+                                in_bursts
+                                and first == first_before
                                 and length == length_before
                                 and read_each is not None
                                 and cdb_head in read_10
@@ -251,6 +254,7 @@ class FastPath:
                                     )
                                     if offsets:
                                         alike = read_each(offsets, arena[filled + head :], head + length, length)
+                                    in_bursts = alike >= FEWEST_ALIKE
                                 if alike:
                                     stat_sn += alike
                                     exp_cmd_sn += alike
@@ -339,7 +343,7 @@ class FastPath:
                         written_bytes += length
                         cost = length if length > small else small
                         credit -= cost
-                        if first == first_before and cdb_head in write_10 and not (digests or tasks):
+                        if in_bursts and first == first_before and cdb_head in write_10 and not (digests or tasks):
                             most = min(
                                 (end - position) // (BHS_BYTES + length),
                                 (credit - max(0, flush_at) + cost - 1) // cost,
@@ -359,6 +363,7 @@ class FastPath:
                                     blocks_end - blocks,
                                     numbers,
                                 )
+                                in_bursts = alike >= FEWEST_ALIKE
                             if alike:
                                 stat_sn += alike
                                 exp_cmd_sn += alike

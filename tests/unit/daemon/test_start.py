@@ -44,7 +44,14 @@ NOT_BEFORE_READY = frozenset(
             "engine.changed_blocks",
             "engine.schedules",
         ),
-        *("iscsi.initiator", "twinvol.administration", "twinvol.api.methods", "twinvol.management"),
+        *(
+            "engine.peers.registry",
+            "engine.links.peer",
+            "iscsi.initiator",
+            "twinvol.administration",
+            "twinvol.api.methods",
+            "twinvol.management",
+        ),
     }
 )
 
