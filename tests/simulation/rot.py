@@ -122,13 +122,15 @@ class Trial:
             for kind, parts in KINDS.items()
         }
         try:
-            for offset in layout.SUPERBLOCK_OFFSETS:
-                layout.Superblock.parse(raw.read(offset, layout.SUPERBLOCK_SIZE))
+            found = [layout.Superblock.parse(raw.read(at, layout.SUPERBLOCK_SIZE)) for at in layout.SUPERBLOCK_OFFSETS]
         except layout.LayoutError:
             pass  # a crash has torn one of them: the other one is all there is
         else:
-            slots = enumerate(layout.SUPERBLOCK_OFFSETS)
-            places["superblock"] = [(at, layout.SUPERBLOCK_SIZE, f"superblock {slot}") for slot, at in slots]
+            # After a crash between the two, the first one has what only its checkpoint has made durable, and nobody
+            # was told of; the second one does not have it.
+            if found[0].sequence == found[1].sequence:
+                slots = enumerate(layout.SUPERBLOCK_OFFSETS)
+                places["superblock"] = [(at, layout.SUPERBLOCK_SIZE, f"superblock {slot}") for slot, at in slots]
         places["journal"] = _committed_records(image, raw.read)
         chunk_bytes = image.superblock.chunk_bytes
         places["digested data"] = [(chunk * chunk_bytes, chunk_bytes, f"chunk {chunk}") for chunk in self._digested]
