@@ -98,7 +98,7 @@ class Allocator:
         self._granted -= 1
         if self._zero:
             return self._zero.pop()
-        if self.end >= self._file_chunks:
+        if self.end >= min(self._file_chunks, MAX_CHUNKS):
             return self.extend(1)
         self.end += 1
         self._births.extend_to(self.end)

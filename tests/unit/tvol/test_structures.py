@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import OutOfSpace
 from engine.files import RealFileSystem
+from engine.tvol import allocator as allocator_module
 from engine.tvol.allocator import Allocator, runs
 from engine.tvol.births import Births
 from engine.tvol.deadlist import Deadlist, ReclaimQueue, pack_buckets, unpack_buckets
@@ -113,6 +114,16 @@ def test_a_partial_write_prefers_chunks_that_read_zero(file):
     allocator.cleaned(punched, zero=True)
     assert allocator.take(whole=False) == (4, True)
     assert allocator.take(whole=False) == (5, True), "never used: beyond the end of the file"
+
+
+def test_chunks_that_read_zero_end_where_the_format_ends(file, monkeypatch):
+    """The file has grown beyond that, and still no number is given out that no map can name."""
+    monkeypatch.setattr(allocator_module, "MAX_CHUNKS", 6)
+    allocator = Allocator(file, Births(np.array([9, 9, 9, 0], np.uint32)), CHUNK)
+    assert [allocator.take_zero() for _ in range(2)] == [4, 5], "not the one of unknown content"
+    with pytest.raises(OutOfSpace):
+        allocator.take_zero()
+    assert allocator.take(whole=True) == (3, False)
 
 
 class Grants:
