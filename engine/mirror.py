@@ -568,7 +568,9 @@ class Mirror:
     async def _pause(self, until: float) -> None:
         """Return at that instant, or when the mirror is to stop or to go on at once."""
         left = until - self._now()
-        if left > 0:
+        if left <= 0:
+            await asyncio.sleep(0)  # whatever follows may find nothing to wait for
+        else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._wake.wait()

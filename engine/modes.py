@@ -20,6 +20,10 @@ ROUNDS_REMEMBERED = 8
 HEADROOM = 0.8
 """The share of the RPO that is planned with. The rest is for what was not to be foreseen."""
 
+SHORTEST = 0.02
+"""The share of the RPO between two instants at least. Rounds that take longer than the RPO would else follow each other
+without a pause for ever, and over a source that is not written any more without any wait: nothing else could run."""
+
 CALM = 0.9
 """An alarm ends only below this share of the RPO."""
 
@@ -70,7 +74,7 @@ class Cadence:
         longest = room / 2
         if self._rounds:
             longest = min(_longest(room, seen) for seen in self._rounds)
-        return max(0.0, longest)
+        return max(self.rpo_s * SHORTEST, longest)
 
     def duration_s(self, interval_s: float) -> float:
         """How long the round of the changes of that time will take."""

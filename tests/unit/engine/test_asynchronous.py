@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import modes
 from engine.errors import InUse, InvalidArgument, MediumError, NotFound, WriteProtected
 from engine.links.local import LocalLink
 from engine.tvol.check import check_file
@@ -223,6 +224,16 @@ async def test_a_paused_or_resized_source_is_followed(engine):
         return engine.pool.volume("b").size_bytes == SIZE + MIB
 
     await until(engine, larger)
+
+
+async def test_hosts_go_on_beside_a_mirror_whose_rounds_take_longer_than_its_promise(engine, monkeypatch):
+    """It has nothing to wait for then; that must not keep everything else waiting."""
+    monkeypatch.setattr(modes, "SHORTEST", 0.0)
+    monkeypatch.setattr(modes, "HEADROOM", 0.0)  # no round is fast enough
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=1.0))
+    await scribble(engine, 2)
+    await until(engine, equal(engine))
+    await engine.api.replica_detach("b")
 
 
 async def test_terms_that_make_no_sense_are_refused(engine):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.mirror_record import MirrorPolicy, RecoveryPoint, retained
-from engine.modes import HEADROOM, HOLD_DOWN_DOUBLINGS, STEADY_FACTOR, Cadence, ModeSwitch, Promise
+from engine.modes import HEADROOM, HOLD_DOWN_DOUBLINGS, SHORTEST, STEADY_FACTOR, Cadence, ModeSwitch, Promise
 
 
 def run(cadence: Cadence, *, fixed_s: float, share: float, rounds: int, jitter: float = 0.0, seed: int = 1):
@@ -77,6 +77,13 @@ def test_an_alarm_ends_with_some_distance():
 
 def test_the_first_recovery_point_is_due_at_once():
     assert Cadence(30.0).next_start(None) < 0
+
+
+def test_rounds_slower_than_the_promise_do_not_become_a_closed_loop():
+    """The source may hold still from then on: then each next one is over at once."""
+    cadence = Cadence(1.0)
+    cadence.observe(0.4, 3.0)
+    assert cadence.next_start(100.0) == 100.0 + SHORTEST
 
 
 def test_a_switch_starts_out_allowed_and_holds_down_twice_as_long_each_time():
