@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.clients import look_in_sbin, missing
 
@@ -38,6 +38,9 @@ def _no_pool_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TWINVOL_POOL", raising=False)
 
 
-# Examples are not timed: what a property test does under a loaded machine must not decide whether it passes.
-settings.register_profile("twinvol", deadline=None, print_blob=True)
+# Examples are not timed, nor is making them: what a property test does on a loaded machine must not decide whether it
+# passes. They are the same in each run, until the test changes; ``--hypothesis-seed=N`` looks for others.
+settings.register_profile(
+    "twinvol", deadline=None, print_blob=True, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("twinvol")

@@ -4,25 +4,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.copy_job import STRIP_BYTES
 from engine.errors import AlreadyExists, InUse, NotSupported
 from engine.unfinished import part_of
 from engine.units import MIB
-from tests.support.engine import opened
+from tests.support.engine import HeldMover, opened
 from tests.unit.daemon.test_interchange import done
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.api import JobInfo
+    from engine.movers import Mover
     from tests.support.engine import Engine
 
 SIZE = 48 * MIB
+POLL_S = 0.02
+STRIPS = SIZE // STRIP_BYTES // 3
 
 
 def image_of(path: Path, seed: int = 1, *, start: int = 0) -> bytes:
@@ -35,10 +40,24 @@ def image_of(path: Path, seed: int = 1, *, start: int = 0) -> bytes:
     return data
 
 
+def in_the_middle(mover: Mover) -> Mover:
+    """Copies get no further than this, until they are let go."""
+    return HeldMover(mover, STRIPS)
+
+
+def let_go(engine: Engine) -> None:
+    mover = engine.pool.env.mover
+    assert isinstance(mover, HeldMover)
+    mover.let_go()
+
+
 async def some_of(engine: Engine, job: JobInfo) -> JobInfo:
-    """Return when the job has recorded something."""
-    while not job.done_bytes and job.finished_at is None:
-        job = await engine.api.job_wait(job.job, after_version=job.version)
+    """Return when the job, which is held in its middle, has recorded something."""
+    while True:
+        job = await engine.api.job_show(job.job)
+        if job.done_bytes or job.finished_at is not None:
+            break
+        await asyncio.sleep(POLL_S)
     assert job.state == "Running"
     return job
 
@@ -63,7 +82,7 @@ def left_in(folder: Path) -> list[str]:
 
 async def test_an_interrupted_import_goes_on_when_asked_again(tmp_path: Path):
     data = image_of(tmp_path / "i")
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         job = await some_of(engine, await engine.api.volume_import(str(tmp_path / "i"), "v"))
     async with opened(tmp_path / "pool") as engine:
         assert (await engine.api.status()).interrupted_copies == ["v"]
@@ -78,7 +97,7 @@ async def test_an_interrupted_import_goes_on_when_asked_again(tmp_path: Path):
 async def test_an_import_of_something_else_begins_from_the_start(tmp_path: Path, changed: str):
     """Of other content, with holes where the first one had data: nothing of the first may shine through."""
     image_of(tmp_path / "i")
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         await some_of(engine, await engine.api.volume_import(str(tmp_path / "i"), "v"))
     name = "another" if changed == "another" else "i"
     data = image_of(tmp_path / name, 2, start=SIZE // 2) if changed != "chunk" else (tmp_path / "i").read_bytes()
@@ -90,7 +109,7 @@ async def test_an_import_of_something_else_begins_from_the_start(tmp_path: Path,
 
 async def test_an_import_is_not_gone_on_with_by_a_clone_of_the_same_name(tmp_path: Path):
     image_of(tmp_path / "i")
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         await engine.api.volume_create("empty", SIZE)
         await some_of(engine, await engine.api.volume_import(str(tmp_path / "i"), "v"))
     async with opened(tmp_path / "pool") as engine:
@@ -100,9 +119,10 @@ async def test_an_import_is_not_gone_on_with_by_a_clone_of_the_same_name(tmp_pat
 
 async def test_an_image_that_changes_while_it_is_read_fails_the_import(tmp_path: Path):
     image_of(tmp_path / "i")
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         job = await some_of(engine, await engine.api.volume_import(str(tmp_path / "i"), "v"))
         os.utime(tmp_path / "i", ns=(1, 1))
+        let_go(engine)
         while job.finished_at is None:
             job = await engine.api.job_wait(job.job, after_version=job.version)
         assert (job.state, job.error) == ("Exception", "InvalidState")
@@ -113,7 +133,7 @@ async def test_an_image_that_changes_while_it_is_read_fails_the_import(tmp_path:
 
 async def test_a_cancelled_import_leaves_nothing(tmp_path: Path):
     image_of(tmp_path / "i")
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         job = await some_of(engine, await engine.api.volume_import(str(tmp_path / "i"), "v"))
         assert (await engine.api.job_cancel(job.job)).state == "Terminated"
         assert list((tmp_path / "pool").glob("**/v.*")) == []
@@ -131,7 +151,7 @@ async def filled(engine: Engine, name: str = "v") -> bytes:
 @pytest.mark.parametrize("image_format", ["raw", "vhdx", "vhdx-fixed"])
 async def test_an_interrupted_export_goes_on_with_the_same_instant(tmp_path: Path, image_format: str):
     out = tmp_path / "out"
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         data = await filled(engine)
         job = await some_of(engine, await engine.api.volume_export("v", None, str(out), format=image_format))
         with pytest.raises(InUse):
@@ -152,7 +172,7 @@ async def test_an_interrupted_export_goes_on_with_the_same_instant(tmp_path: Pat
 
 async def test_an_export_in_another_format_begins_from_the_start(tmp_path: Path):
     out = tmp_path / "out"
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         data = await filled(engine)
         await engine.api.snapshot_create("v", "s")
         await some_of(engine, await engine.api.volume_export("v", "s", str(out), format="vhdx"))
@@ -164,7 +184,7 @@ async def test_an_export_in_another_format_begins_from_the_start(tmp_path: Path)
 
 async def test_a_part_that_is_another_file_now_is_not_gone_on_with(tmp_path: Path):
     out = tmp_path / "out"
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         data = await filled(engine)
         await some_of(engine, await engine.api.volume_export("v", None, str(out)))
     part = part_of(out)
@@ -178,7 +198,7 @@ async def test_a_part_that_is_another_file_now_is_not_gone_on_with(tmp_path: Pat
 
 async def test_an_export_whose_part_is_gone_is_forgotten_with_its_snapshot(tmp_path: Path):
     out = tmp_path / "out"
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         await filled(engine)
         await some_of(engine, await engine.api.volume_export("v", None, str(out)))
     part_of(out).unlink()
@@ -190,7 +210,7 @@ async def test_an_export_whose_part_is_gone_is_forgotten_with_its_snapshot(tmp_p
 
 async def test_a_cancelled_export_leaves_nothing(tmp_path: Path):
     out = tmp_path / "out"
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         await filled(engine)
         job = await some_of(engine, await engine.api.volume_export("v", None, str(out), format="vhdx"))
         assert (await engine.api.job_cancel(job.job)).state == "Terminated"
@@ -201,10 +221,11 @@ async def test_a_cancelled_export_leaves_nothing(tmp_path: Path):
 
 async def test_a_file_that_comes_while_an_export_runs_is_not_replaced(tmp_path: Path):
     out = tmp_path / "out"
-    async with opened(tmp_path / "pool") as engine:
+    async with opened(tmp_path / "pool", in_the_middle) as engine:
         await filled(engine)
         job = await some_of(engine, await engine.api.volume_export("v", None, str(out)))
         out.write_bytes(b"precious")
+        let_go(engine)
         while job.finished_at is None:
             job = await engine.api.job_wait(job.job, after_version=job.version)
         assert job.error == AlreadyExists.__name__
