@@ -21,6 +21,7 @@ superblock slots, a journal record that a later COMMIT vouches for.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from array import array
 from typing import TYPE_CHECKING
@@ -50,13 +51,14 @@ from engine.tvol.layout import (
 from engine.tvol.map_reader import MapSource
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
     from engine.files import BlockFile, StoreEnv
     from engine.tvol.check import CheckReport
+    from engine.tvol.chunk_map import Leaf
     from engine.tvol.layout import Superblock
     from engine.tvol.layout_encryption import EncryptionRecord
     from engine.tvol.nodes import Node
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
 
     Words = npt.NDArray[np.uint32]
 
+_KEPT_LEAVES = 2048
+"""32 MiB."""
 _UNKNOWN_BIRTH = 1
 """Of the chunks of a lost page of births until they are derived."""
 
@@ -124,6 +128,46 @@ def _swap(env: StoreEnv, path: Path, original: Path, copy: Path) -> None:
     env.files.sync_directory(path.parent)
 
 
+class _Maps:
+    """The maps of all nodes, of which a bounded part is in memory: read where a node's differ from its parent's."""
+
+    def __init__(self, family: Family, source: MapSource) -> None:
+        self._family = family
+        self._source = source
+        self._kept: dict[int, Words] = {}
+        """By page; the oldest goes first."""
+        self._named: dict[int, int] = {0: 0}
+        """How many entries of each leaf name a chunk, by page."""
+
+    def differing(self, node: Node) -> Iterator[tuple[int, Words, Words]]:
+        """Number and entries of the leaves that are not the parent's, and the parent's. Raises LayoutError, MediumError
+        for one that is not what it should be."""
+        mine, above = self._leaves(node), self._leaves(node.parent) if node.parent else []
+        for number, (leaf, other) in enumerate(itertools.zip_longest(mine, above, fillvalue=ABSENT_LEAF)):
+            if leaf.page != other.page:
+                yield number, self._entries(leaf), self._entries(other)
+
+    def mapped(self, node: Node) -> int:
+        """Entries that name a chunk. All nodes were looked through before."""
+        return sum(self._named[leaf.page] for leaf in self._leaves(node))
+
+    def _leaves(self, node: Node) -> list[Leaf]:
+        return self._source.leaves(node.map.tops, node.map.count)
+
+    def _entries(self, leaf: Leaf) -> Words:
+        if not leaf.page:
+            return ABSENT_LEAF.array
+        entries = self._kept.get(leaf.page)
+        if entries is None:
+            entries = self._source.entries(leaf)
+            self._family.claims.check_entries(entries)
+            self._named[leaf.page] = int(np.count_nonzero(entries >= FIRST_CHUNK_ENTRY))
+            if len(self._kept) >= _KEPT_LEAVES:
+                del self._kept[next(iter(self._kept))]
+            self._kept[leaf.page] = entries
+        return entries
+
+
 class _Mender:
     """``engine.tvol.recovery.Mender``."""
 
@@ -133,8 +177,7 @@ class _Mender:
         self._named: npt.NDArray[np.bool_] = np.zeros(0, bool)
         """Chunks that maps name by their number."""
         self._named_slots: npt.NDArray[np.bool_] = np.zeros(0, bool)
-        self._maps: dict[int, list[Words]] = {}
-        """By node: the entries of each leaf; a leaf that nodes share is one array."""
+        self._maps: _Maps
 
     def lost(self, what: str, number: int) -> bytes:
         self.mended.append(f"{what}, page {number}: derived anew")
@@ -145,9 +188,12 @@ class _Mender:
 
     def mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
         try:
-            self._load_maps(family, MapSource(file))
+            self._mend(family, file, superblock, pages)
         except MediumError as error:
             raise StoreCorrupt(str(file.path), str(error)) from error
+
+    def _mend(self, family: Family, file: BlockFile, superblock: Superblock, pages: Collection[int]) -> None:
+        self._maps = _Maps(family, MapSource(file))
         per_chunk = superblock.chunk_bytes // PAGE_SIZE
         reserved = range(layout.JOURNAL_FIRST_CHUNK + superblock.journal_chunks)
         self._births(family, {*reserved, *(page // per_chunk for page in pages)})
@@ -161,16 +207,6 @@ class _Mender:
         family.births.digests.touch()
         family.births.freeze_digested()
 
-    def _load_maps(self, family: Family, source: MapSource) -> None:
-        known: dict[int, Words] = {0: ABSENT_LEAF.array}
-        for node in family.nodes.values():
-            leaves = source.leaves(node.map.tops, node.map.count)
-            for leaf in leaves:
-                if leaf.page not in known:
-                    known[leaf.page] = source.entries(leaf)
-                    family.claims.check_entries(known[leaf.page])
-            self._maps[node.id] = [known[leaf.page] for leaf in leaves]
-
     # --- births -------------------------------------------------------------------------------------------------
 
     def _births(self, family: Family, metadata: set[int]) -> None:
@@ -183,7 +219,7 @@ class _Mender:
         wrong = 0
         for node in sorted(family.nodes.values(), key=lambda node: _order(family, node)):
             born = family.generation if node in family.reclaiming else node.generation or family.generation
-            for number, entries in enumerate(self._maps[node.id]):
+            for number, entries, _ in self._maps.differing(node):
                 named = family.claims.of_entries(entries[entries >= FIRST_CHUNK_ENTRY])
                 self._named_slots[named[named >= SLOT_BIT] & np.uint32(SLOT_MASK)] = True
                 chunks = named[named < SLOT_BIT]
@@ -231,14 +267,8 @@ class _Mender:
 
     def _node(self, family: Family, node: Node) -> None:
         """Its deadlist and counters."""
-        claims, dead, mapped, own = family.claims, Deadlist(), 0, 0
-        mine, above = self._maps[node.id], self._maps[node.parent.id] if node.parent else []
-        for number in range(max(len(mine), len(above))):
-            entries = mine[number] if number < len(mine) else ABSENT_LEAF.array
-            before = above[number] if number < len(above) else ABSENT_LEAF.array
-            mapped += int(np.count_nonzero(entries >= FIRST_CHUNK_ENTRY))
-            if entries is before:
-                continue
+        claims, dead, mapped, own = family.claims, Deadlist(), self._maps.mapped(node), 0
+        for _, entries, before in self._maps.differing(node):
             here, there = claims.partials.by_place(entries), claims.partials.by_place(before)
             own += int(np.count_nonzero(claims.births_of(here[here >= FIRST_CHUNK_ENTRY]) > node.floor))
             killed = there[(there >= FIRST_CHUNK_ENTRY) & (there != here) & (there != here[::-1])]
