@@ -236,10 +236,10 @@ MUTATIONS: dict[str, Mutation] = {
     "percent without its floor": _percent_without_floor,
     "points are deleted before the record says so": _record_after_the_points_are_gone,
     "an asynchronous mirror gives up": _give_up,
-    "an adaptive mirror never comes back": _never_back,
 }
 
 DIRECTED: dict[str, Mutation] = {
+    "an adaptive mirror never comes back": _never_back,
     "the lease is waited for beyond the budget": _lease_beyond_the_budget,
     "synchronized whatever the lag is": _synchronized_whatever_the_lag,
 }

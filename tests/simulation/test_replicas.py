@@ -55,7 +55,7 @@ def test_a_target_that_stalls_costs_a_write_no_more_than_the_budget_and_is_not_c
 
 
 @pytest.mark.parametrize("mutation", DIRECTED.values(), ids=DIRECTED.keys())
-def test_without_the_rule_a_stalled_target_is_too_slow_or_called_current(mutation, monkeypatch):
+def test_without_the_rule_a_stalled_target_is_too_slow_called_current_or_given_up(mutation, monkeypatch):
     mutation(monkeypatch)
     assert any(notices(seed, Stalled) for seed in range(12))
 
