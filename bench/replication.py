@@ -1,0 +1,297 @@
+"""Mirrors to a second daemon over loopback:  ``python -m bench.replication``.
+
+``copy``: the first copy of a volume full of random data to a peer, verified chunk by chunk where it arrives, from the
+job's begin to Synchronized; beside ``rsync --inplace --whole-file`` to a loopback rsync daemon (no encryption, no read
+back), and beside a plain blocking TLS send of the same bytes between two processes, which stores nothing: the floor.
+Everything is in the page cache. At the end of each both sides are compared by hash tree.
+
+``write``: 4 KiB writes of one host at depth 1, to a volume without a mirror, with a synchronous one in the same pool,
+and with one at a peer; medians of paired rounds. At the end the host reads back what it wrote, and both sides are
+compared.
+
+The expected order of magnitude: the first copy is bound by TLS (0.3 CPU seconds a GiB on each side) and by reading,
+writing and digesting (0.2 and 0.3); a write at a peer costs a round trip between two event loops, about 100 us.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.loadgen import BenchError, Loadgen, build
+from bench.machine import RESULTS, facts
+from bench.targets import PROGRAM, free_port, manage, process_tree, stop
+from engine.peers.identity import Identity, enrolment_context, server_context
+from engine.units import GIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PEER, RSYNC, TLS = "twinvol to a peer, verified", "rsync --inplace to a daemon", "plain TLS send, stores nothing"
+ALONE, HERE, THERE = "no mirror", "synchronous, same pool", "synchronous, at a peer"
+WANTED = {RSYNC: 2.0, TLS: 0.5}
+"""The first copy: at least so many times the speed of whom."""
+WANTED_LATENCY = {HERE: 2.2, THERE: 4.0}
+"""A write: at most so many times the latency of one without a mirror."""
+
+_PIECE = 256 * 1024
+
+
+@dataclass
+class Pool:
+    """One daemon."""
+
+    path: Path
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+    def run(self, *arguments: str) -> dict[str, Any]:
+        return manage(self.path, *arguments)
+
+
+@contextmanager
+def served(path: Path) -> Iterator[Pool]:
+    """A daemon with a socket for peers."""
+    command = [*PROGRAM, "serve", "--iscsi", "127.0.0.1:0", "--peer", "127.0.0.1:0", "--pool", str(path)]
+    with path.with_suffix(".log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise BenchError(f"twinvol serve ended before it was ready; see {path.with_suffix('.log')}")
+            yield Pool(path, process, json.loads(line))
+        finally:
+            stop(process)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@contextmanager
+def peers(work: Path) -> Iterator[tuple[Pool, Pool]]:
+    """Two daemons; the second is the first one's peer ``there``."""
+    with served(work / "here") as here, served(work / "there") as there:
+        code = there.run("peer", "invite")["code"]
+        here.run("peer", "add", "there", "--code", code)
+        while not here.run("peer", "list")["peers"][0]["connected"]:
+            time.sleep(0.1)
+        yield here, there
+
+
+# --- the first copy ----------------------------------------------------------------------------------------------
+
+
+def copy_to_peer(here: Pool, there: Pool, number: int) -> float:
+    """Seconds of one first copy to a new volume, which goes again."""
+    name = f"copy{number}"
+    job = here.run("replica", "create", "disk", name, "--mode", "sync", "--peer", "there")
+    if not here.run("replica", "verify", name)["identical"]:
+        raise BenchError("the two sides differ")
+    here.run("replica", "detach", name)
+    there.run("volume", "delete", name)
+    return float(job["finished_at"]) - float(job["created_at"])
+
+
+@contextmanager
+def rsync_daemon(work: Path) -> Iterator[str]:
+    """The URL of a module of a loopback rsync daemon."""
+    if shutil.which("rsync") is None:
+        raise BenchError("no rsync (Debian: apt-get install rsync)")
+    folder, port = work / "rsync", free_port()
+    folder.mkdir()
+    config = work / "rsyncd.conf"
+    config.write_text(
+        f"use chroot = no\nuid = {os.getuid()}\ngid = {os.getgid()}\n"
+        f"port = {port}\naddress = 127.0.0.1\npid file = {work}/rsyncd.pid\n"
+        f"[copy]\npath = {folder}\nread only = no\n",
+        encoding="utf-8",
+    )
+    process = subprocess.Popen(["rsync", "--daemon", "--no-detach", f"--config={config}"], stdin=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except ConnectionError:
+                time.sleep(0.05)
+        yield f"rsync://127.0.0.1:{port}/copy/image"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def copy_by_rsync(image: Path, url: str) -> float:
+    """Whole, or it would find the target of the round before equal and write nothing."""
+    started = time.monotonic()
+    command = ["rsync", "--inplace", "--whole-file", "--ignore-times", str(image), url]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started
+
+
+def send_by_tls(image: Path, identity: Identity) -> float:
+    """Seconds until the last byte has arrived in another process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = os.fork()
+        if not child:
+            _receive(listener, identity, image.stat().st_size)
+        sock = socket.create_connection(listener.getsockname())
+        with enrolment_context().wrap_socket(sock) as tls, image.open("rb", buffering=0) as file:
+            buffer = memoryview(bytearray(_PIECE))
+            started = time.monotonic()
+            while size := file.readinto(buffer):
+                tls.sendall(buffer[:size])
+            if tls.recv(1) != b"x":
+                raise BenchError("the receiver did not get everything")
+            seconds = time.monotonic() - started
+        os.waitpid(child, 0)
+    return seconds
+
+
+def _receive(listener: socket.socket, identity: Identity, size: int) -> None:
+    """The other process of ``send_by_tls``."""
+    sock, _ = listener.accept()
+    with server_context(identity, "").wrap_socket(sock, server_side=True) as tls:
+        buffer, left = memoryview(bytearray(_PIECE)), size
+        while left and (got := tls.recv_into(buffer)):
+            left -= got
+        tls.sendall(b"x" if not left else b"-")
+    os._exit(0)
+
+
+def copies(work: Path, here: Pool, there: Pool, size: int, rounds: int) -> dict[str, list[float]]:
+    """MiB/s of each contender, by rounds that alternate."""
+    image = work / "image.raw"
+    with image.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(MIB))
+    here.run("volume", "import", "disk", "--from", str(image))
+    identity = Identity.make(work / "tls" / "identity.pem")
+    found: dict[str, list[float]] = {PEER: [], RSYNC: [], TLS: []}
+    with rsync_daemon(work) as url:
+        copy_by_rsync(image, url)  # the target exists, as in every later round
+        contenders: dict[str, Callable[[int], float]] = {
+            PEER: lambda number: copy_to_peer(here, there, number),
+            RSYNC: lambda _: copy_by_rsync(image, url),
+            TLS: lambda _: send_by_tls(image, identity),
+        }
+        for number in range(rounds):
+            order = list(contenders.items())
+            for name, contender in order if number % 2 == 0 else reversed(order):
+                found[name].append(size / MIB / contender(number))
+    here.run("volume", "delete", "disk")
+    return found
+
+
+# --- writes --------------------------------------------------------------------------------------------------------
+
+
+def writes(work: Path, here: Pool, size: int, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Mean latency in us of 4 KiB writes at depth 1, by rounds that alternate."""
+    program = build()
+    generators: dict[str, Loadgen] = {}
+    for name, volume in ((ALONE, "alone"), (HERE, "near"), (THERE, "far")):
+        made = here.run("volume", "create", volume, "--size", str(size), "--expose")
+        url = f"iscsi://{here.ready['iscsi'][0]}/{made['target']}/{made['lun']}"
+        ledger = work / f"{volume}.ledger"
+        generators[name] = Loadgen(program, url, ledger, cpu_of=tuple(process_tree(here.process.pid)))
+        _loaded(generators[name], "fill")
+    here.run("replica", "create", "near", "near-copy", "--mode", "sync")
+    here.run("replica", "create", "far", "far-copy", "--mode", "sync", "--peer", "there")
+    found: dict[str, list[float]] = {name: [] for name in generators}
+    for number in range(rounds):
+        order = list(generators.items())
+        for name, generator in order if number % 2 == 0 else reversed(order):
+            figures = _loaded(generator, "write", block=4096, depth=1, seconds=seconds)
+            found[name].append(1e6 / float(figures["iops"]))
+    for generator in generators.values():
+        _loaded(generator, "verify")
+    for name in ("near-copy", "far-copy"):
+        if here.run("replica", "show", name)["copy_state"] != "Synchronized":
+            raise BenchError(f"{name} did not stay synchronized")
+        if not here.run("replica", "verify", name)["identical"]:
+            raise BenchError(f"the two sides of {name} differ")
+    return found
+
+
+def _loaded(generator: Loadgen, verb: str, **options: object) -> dict[str, Any]:
+    outcome = generator.run(verb, **options)
+    if outcome.code != 0:
+        raise BenchError(f"{verb}: {outcome.explain()}")
+    return outcome.figures
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------
+
+
+def report(title: str, unit: str, found: dict[str, list[float]], ours: str, wanted: dict[str, float]) -> None:
+    """A line for each contender: its median, and how ``ours`` stands to it, by medians of pairs."""
+    print(f"\n{title}")
+    for name, values in found.items():
+        line = f"  {name:<32} {statistics.median(values):>9.0f} {unit}"
+        if name != ours:
+            pairs = [a / b for a, b in zip(found[ours], values, strict=True)]
+            ratio = statistics.median(pairs)
+            line += f"   {ratio:5.2f}x ({min(pairs):.2f} to {max(pairs):.2f})" + _goal(wanted.get(name), ratio)
+        print(line)
+
+
+def _goal(wanted: float | None, ratio: float) -> str:
+    return "" if wanted is None else f"   wanted {wanted:g}x: {'yes' if ratio >= wanted else 'no'}"
+
+
+def main() -> int:
+    """Print the tables, write the result file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.replication", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="2 short rounds of 256 MiB: a look, not a result")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds (7)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of writes in a round (2)")
+    parser.add_argument("--size", type=int, default=GIB, help="bytes of the first copy (1 GiB)")
+    parser.add_argument("--only", choices=("copy", "write"), default=None, help="one of the tables")
+    parser.add_argument("--work", type=Path, default=None, help="folder for the files (a temporary one)")
+    parser.add_argument("--out", type=Path, default=None, help="result file (bench/results/...)")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.size, options.seconds = 2, 256 * MIB, 1.0
+    results: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="twinvol-bench-", dir=options.work) as folder:
+        work = Path(folder)
+        machine = facts(work)
+        try:
+            with peers(work) as (here, there):
+                if options.only != "write":
+                    results["copy MiB/s"] = found = copies(work, here, there, options.size, options.rounds)
+                    report("first copy", "MiB/s", found, PEER, WANTED)
+                if options.only != "copy":
+                    results["write us"] = found = writes(work, here, 64 * MIB, options.rounds, options.seconds)
+                    # How much longer a mirrored write takes: the mirrored ones over the one alone.
+                    print("\n4 KiB writes at depth 1")
+                    for name, values in found.items():
+                        ratio = statistics.median([a / b for a, b in zip(values, found[ALONE], strict=True)])
+                        goal = WANTED_LATENCY.get(name)
+                        told = "" if goal is None else f"   wanted {goal:g}x: {'yes' if ratio <= goal else 'no'}"
+                        print(f"  {name:<32} {statistics.median(values):>9.0f} us   {ratio:5.2f}x{told}")
+        except BenchError as error:
+            print(f"bench.replication: {error}", file=sys.stderr)
+            return 1
+    out = options.out or RESULTS / f"replication-{str(machine['commit']).rstrip('+')}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"bench": "replication", "machine": machine, "size_bytes": options.size, "rounds": results}
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"\nbytes verified; result in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
