@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.loadgen import BenchError, Loadgen, build
 from bench.machine import RESULTS, facts
+from bench.rounds import pooled_latency
 from bench.targets import PROGRAM, free_port, manage, process_tree, stop
 from engine.peers.identity import Identity, enrolment_context, server_context
 from engine.units import GIB, MIB
@@ -198,7 +199,7 @@ def copies(work: Path, here: Pool, there: Pool, size: int, rounds: int) -> dict[
 
 
 def writes(work: Path, here: Pool, size: int, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Mean latency in us of 4 KiB writes at depth 1, by rounds that alternate."""
+    """Median latency in us of 4 KiB writes at depth 1, by rounds that alternate."""
     program = build()
     generators: dict[str, Loadgen] = {}
     for name, volume in ((ALONE, "alone"), (HERE, "near"), (THERE, "far")):
@@ -214,7 +215,7 @@ def writes(work: Path, here: Pool, size: int, rounds: int, seconds: float) -> di
         order = list(generators.items())
         for name, generator in order if number % 2 == 0 else reversed(order):
             figures = _loaded(generator, "write", block=4096, depth=1, seconds=seconds)
-            found[name].append(1e6 / float(figures["iops"]))
+            found[name].append(pooled_latency([figures])["p50"])
     for generator in generators.values():
         _loaded(generator, "verify")
     for name in ("near-copy", "far-copy"):
