@@ -100,6 +100,7 @@ class Replicas:
         self.is_shown: Callable[[str, str], bool] | None = None
         """Whether initiators see the snapshot of that GUID of the volume of that id. None: not known yet."""
         self.incoming = Incoming(pool)
+        self.incoming.is_taken = lambda name: name in self._rows
         self._outgoing = Outgoing()
         self._peers: Peers | None = None
         pool.integrity.copies = self.counterparts

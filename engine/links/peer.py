@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from engine.errors import EngineError, InvalidState, PeerUnreachable, WriteProtected
+from engine.errors import EngineError, InvalidState, NotFound, PeerUnreachable, WriteProtected
 from engine.hash_tree import leaf_digests
 from engine.links import Ack, LinkState, MirrorWrite
 from engine.peers.client import BULK_PER_MIRROR
@@ -112,8 +112,7 @@ class PeerLink:
 
     async def abort_staging(self) -> None:
         self._brought.clear()
-        if not self.given_up:
-            await self.ask("abort_staging", connection=None)
+        await self._clear("abort_staging")
 
     async def commit_staging(self, guid: str) -> None:
         self._brought.clear()
@@ -165,8 +164,16 @@ class PeerLink:
         return PeerDevice(self, guid, number_of(answer, "size_bytes"))
 
     async def keep_points(self, guids: Collection[str]) -> None:
-        if not self.given_up:
-            await self.ask("keep_points", connection=None, guids=sorted(guids))
+        await self._clear("keep_points", guids=sorted(guids))
+
+    async def _clear(self, op: str, **fields: Any) -> None:
+        """Nothing to do where the target is given up, or has given us up (``replica detach`` was said there)."""
+        if self.given_up:
+            return
+        try:
+            await self.ask(op, connection=None, **fields)
+        except NotFound:
+            self.given_up = True
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from engine.peers.frames import (
     decode_json,
     encode_json,
     preamble,
+    printable,
 )
 from engine.peers.identity import fingerprint_of, same
 from engine.peers.rate import TokenBucket
@@ -395,5 +396,5 @@ async def open_tls(connection: FrameConnection, address: tuple[str, int], kind: 
 
 def cleaned(error: EngineError) -> EngineError:
     """An error that a peer has answered: its text is for logs and terminals, so it is one printable line."""
-    error.args = ("".join(c if c.isprintable() else " " for c in str(error))[:1000],)
+    error.args = (printable(str(error)),)
     return error

@@ -172,7 +172,8 @@ class FrameDecoder:
         at = 0
         try:
             while len(self._buffer) - at >= HEADER_BYTES:
-                kind, request, length = parse_header(memoryview(self._buffer)[at : at + HEADER_BYTES], self.allowed)
+                # A copy: a view that an error's traceback holds would keep the buffer from being cut.
+                kind, request, length = parse_header(bytes(self._buffer[at : at + HEADER_BYTES]), self.allowed)
                 end = at + HEADER_BYTES + length
                 if len(self._buffer) < end:
                     break
@@ -212,6 +213,11 @@ def text_of(message: dict[str, Any], key: str, longest: int = 255) -> str:
     if not isinstance(value, str) or len(value) > longest:
         raise FrameError(f"a message without a fitting {key}")
     return value
+
+
+def printable(text: str) -> str:
+    """What another side has said, for logs and terminals: one line, and nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)[:1000]
 
 
 def optional_text(message: dict[str, Any], key: str, longest: int = 255) -> str | None:

@@ -129,6 +129,8 @@ class Incoming:
         self._making = asyncio.Lock()
         self.require_unused: Callable[[Volume], None] = lambda _volume: None
         """Raises InUse: initiators have the volume."""
+        self.is_taken: Callable[[str], bool] = lambda _name: False
+        """Whether a replica of this pool's own has the name."""
         self.is_shown: Callable[[str, str], bool] = lambda _volume_id, _guid: False
         """Whether initiators see the snapshot of that GUID of the volume of that id."""
 
@@ -202,7 +204,7 @@ class Incoming:
                     raise AlreadyExists("replica", row.replica_id)
                 if known.volume_id:
                     return self.get(row.peer, row.replica_id).volume
-            elif self.named(row.name) is not None:
+            elif self.named(row.name) is not None or self.is_taken(row.name):
                 raise AlreadyExists("replica", row.name)
             if len(self.of_peer(row.peer)) >= MAX_REPLICAS:
                 raise InvalidArgument(f"there are {MAX_REPLICAS} replicas for this peer already")

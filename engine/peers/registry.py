@@ -69,6 +69,8 @@ log = logging.getLogger(__name__)
 
 MAX_PEERS = 64
 MIN_RATE_BYTES_S = 1 << 20
+ENROLLED_PAUSE_S = 0.5
+"""Before we connect to a peer that was enrolled a moment ago."""
 
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
@@ -286,7 +288,8 @@ class Peers:
             self._take(row)
             if not known:
                 log.info("peer %s: enrolled from %s", row.name, host)
-                self._begin(row)
+                # Until it has the answer it does not know us.
+                asyncio.get_running_loop().call_later(ENROLLED_PAUSE_S, self._begin, row)
         return {"name": row.name, "software": self._software}
 
     async def knows(self, peer: str, fingerprint: str) -> None:
@@ -461,7 +464,8 @@ class Peers:
 
     def _begin(self, row: PeerRow) -> None:
         """Connect to a peer, and keep that up."""
-        if not self._serving or row.address is None or row.name in self._clients or self._identity is None:
+        wanted = self._serving and row.name in self._rows and row.name not in self._clients
+        if not wanted or row.address is None or self._identity is None:
             return
         name = row.name
         client = self._clients[name] = PeerClient(_Settings(self, name), lambda: self._connected(name))

@@ -48,6 +48,9 @@ MAX_STRANGERS_OF_A_HOST = 8
 MAX_BULK = 32
 """Bulk connections of all peers, each with a thread and 5 MiB."""
 
+MAX_BULK_OF_A_PEER = 12
+"""More than one makes; those that broke a moment ago may not be gone yet."""
+
 BULK_WORKERS = 2
 ACCEPT_PAUSE_S = 0.2
 """After the host refused to accept (no descriptor left)."""
@@ -284,8 +287,9 @@ class PeerServer:
                 peer = self._gate.peer_with(fingerprint_of(tls.getpeercert(binary_form=True) or b""))
                 if peer is None:
                     raise PermissionDenied("it showed no certificate of a peer")
-                if sum(name is not None for name in list(self._bulk.values())) >= MAX_BULK:
-                    raise PermissionDenied(f"there are {MAX_BULK} bulk connections already")
+                names = list(self._bulk.values())
+                if len(names) - names.count(None) >= MAX_BULK or names.count(peer) >= MAX_BULK_OF_A_PEER:
+                    raise PermissionDenied("there are too many bulk connections already")
                 self._bulk[waker] = peer
                 stranger.close()
                 stream = BulkStream(tls)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.catalog import VolumeRow
@@ -17,6 +18,7 @@ from engine.catalog_peers import PeerTargetRow
 from engine.errors import EngineError, NotSupported
 from engine.errors_json import error_to_json
 from engine.hash_tree import LEAF_BYTES, leaf_digests
+from engine.names import check_name
 from engine.peers.frames import (
     MAX_DATA_BYTES,
     FrameError,
@@ -26,6 +28,7 @@ from engine.peers.frames import (
     flag_of,
     number_of,
     optional_text,
+    printable,
     text_of,
 )
 from engine.peers.identity import MAX_CERTIFICATE_BYTES
@@ -57,7 +60,8 @@ EXTENTS_WINDOW_BYTES = 128 * MIB
 """One answer's extents: at most those of so many bytes, which is ``MAX_EXTENTS`` at worst."""
 
 MAX_DIGESTED_BYTES = 4 * MIB
-MAX_POINTS = 256
+MAX_POINTS = 1024
+MODES = frozenset({"sync", "async", "adaptive"})
 
 
 class CertificateKeeper(Protocol):
@@ -215,13 +219,15 @@ class ControlSession:
 
     async def _create(self, message: dict[str, Any]) -> dict[str, Any]:
         row = PeerTargetRow(
-            replica_id=text_of(message, "replica", 36),
+            replica_id=_uuid_of(message, "replica"),
             peer=self.peer,
             name=text_of(message, "name", 64),
             volume_id="",
-            source=text_of(message, "source", 64),
-            mode=text_of(message, "mode", 16),
+            source=check_name("volume", text_of(message, "source")),
+            mode=text_of(message, "mode"),
         )
+        if row.mode not in MODES:
+            raise NotSupported(f"this peer does not know the mode {row.mode!r}")
         policies = VolumeRow(
             volume_id="",
             name=row.name,
@@ -336,7 +342,8 @@ class ControlSession:
 
     async def _report(self, message: dict[str, Any]) -> None:
         replica = self._replica(text_of(message, "replica"))
-        replica.report = {key: text_of(message, key, 1000) for key in ("copy_state", "progress_status", "reason")}
+        texts = ("copy_state", "progress_status", "reason")
+        replica.report = {key: printable(text_of(message, key, 1000)) for key in texts}
         replica.report["percent_synced"] = number_of(message, "percent_synced", 100)
         replica.reported_at = self._env.clock.time()
         await self._incoming.protect(replica, fractured=flag_of(message, "fractured"))
@@ -388,6 +395,13 @@ def failure_payload(error: EngineError) -> bytes:
     message["message"] = message["message"][:1000]
     payload = encode_json(message)
     return payload if len(payload) <= 4096 else encode_json({"type": message["type"], "message": message["message"]})
+
+
+def _uuid_of(message: dict[str, Any], key: str) -> str:
+    try:
+        return str(uuid.UUID(text_of(message, key, 36)))
+    except ValueError:
+        raise FrameError(f"a message without a fitting {key}") from None
 
 
 def _ack_fields(ack: Ack) -> dict[str, Any]:

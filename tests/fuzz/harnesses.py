@@ -10,7 +10,15 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
+from uuid import UUID
 
+from engine.errors import InvalidArgument
+from engine.links import MirrorWrite
+from engine.peers import frames
+from engine.peers.invitation import Invitation
+from engine.peers.strips import Strip, encode_piece, parse_piece
+from engine.peers.writes import decode_apply, decode_ordered, encode_apply, encode_ordered
+from engine.volume import ChangeKind
 from iscsi.chap import ChapAccess, ChapIdentity
 from iscsi.initiator.chap import ChapCredentials
 from iscsi.initiator.errors import LoginRefused, TargetNotAuthentic
@@ -373,6 +381,58 @@ def _request(chance: random.Random, link: Link) -> Pdu:
 
 
 Harness = Callable[["random.Random"], Awaitable[None]]
+PEER_STREAM = b"".join(
+    [
+        frames.encode(frames.FrameType.REQUEST, 1, b'{"op":"connect","replica":"0"}'),
+        frames.encode(
+            frames.FrameType.APPLY,
+            2,
+            encode_apply(UUID(int=1), 3, MirrorWrite(4, ChangeKind.DATA, 4096, 512, b"d" * 512, fua=True)),
+        ),
+        frames.encode(
+            frames.FrameType.ORDERED,
+            3,
+            encode_ordered(UUID(int=1), 3, [MirrorWrite(5, ChangeKind.DISCARD, 0, 65536, None, fua=False)] * 3),
+        ),
+        frames.encode(frames.FrameType.PING),
+    ]
+)
+PEER_PARSERS: dict[frames.FrameType, Callable[[bytes], object]] = {
+    frames.FrameType.REQUEST: frames.decode_json,
+    frames.FrameType.APPLY: decode_apply,
+    frames.FrameType.ORDERED: decode_ordered,
+}
+
+
+async def peer_frames(chance: random.Random) -> None:
+    """A control connection between peers: the stream, cut anywhere, and what its frames hold."""
+    decoder = frames.FrameDecoder(frames.TO_TARGET)
+    wire = mutate(PEER_STREAM, chance)
+    with contextlib.suppress(frames.FrameError):
+        while wire:
+            size = chance.randrange(1, 2048)
+            decoder.receive(wire[:size])
+            wire = wire[size:]
+            for frame in decoder.frames():
+                with contextlib.suppress(frames.FrameError):
+                    PEER_PARSERS.get(frame.type, bytes)(frame.payload)
+    assert decoder.held_bytes <= 2 * len(PEER_STREAM) + 4096
+
+
+async def peer_strips(chance: random.Random) -> None:
+    """A bulk connection between peers: what announces a strip and its pieces; and an invitation's code."""
+    strip = Strip(UUID(int=1), 2, 65536, 131072, bytes(range(32)))
+    with contextlib.suppress(frames.FrameError):
+        taken = Strip.parse(mutate(strip.serialize(), chance))
+        assert Strip.parse(taken.serialize()) == taken
+    head = mutate(encode_piece(65536, 65536, bytes(16)), chance)
+    with contextlib.suppress(frames.FrameError):
+        offset, length = parse_piece(head, len(head) + 65536, strip)
+        assert strip.offset <= offset < offset + length <= strip.offset + strip.length
+    with contextlib.suppress(InvalidArgument):
+        Invitation.parse(mutate(Invitation("h:1", "ab" * 32, bytes(16)).code().encode(), chance).decode("latin-1"))
+
+
 HARNESSES: dict[str, Harness] = {
     harness.__name__: harness
     for harness in (
@@ -388,5 +448,7 @@ HARNESSES: dict[str, Harness] = {
         target_sessions,
         vhdx,
         image_heads,
+        peer_frames,
+        peer_strips,
     )
 }

@@ -115,6 +115,13 @@ def test_a_bad_header_is_refused_before_its_payload_comes(wire: bytes) -> None:
         _frames(wire, TO_TARGET)
 
 
+def test_a_bad_header_in_the_middle_is_the_same_error() -> None:
+    decoder = FrameDecoder(TO_TARGET)
+    decoder.receive(encode(FrameType.PING) + b"garbage, and more of it")
+    with pytest.raises(FrameError):
+        list(decoder.frames())
+
+
 def test_a_stranger_can_make_this_side_hold_no_more_than_one_hello() -> None:
     with pytest.raises(FrameError):
         _frames(encode(FrameType.HELLO)[:4] + (MAX_HELLO_BYTES + 1).to_bytes(4, "big") + bytes(8), HELLO_ONLY)

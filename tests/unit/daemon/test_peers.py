@@ -8,6 +8,7 @@ import inspect
 import os
 import socket
 import ssl
+import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -488,3 +489,45 @@ async def test_spoilt_bytes_on_the_way_are_found_and_sent_again(tmp_path: Path):
         await fill(source, "v", MIB)
         await synchronized(source, "r")
         assert await content(target, "r") == await content(source, "v")
+
+
+async def test_a_full_target_breaks_the_mirror_and_it_goes_on_when_there_is_room(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, _):
+        await fill(source, "v", *range(0, SIZE, MIB))
+        space = await target.api.pool_space()
+        limit = space.used_bytes + 12 * MIB
+        await target.api.pool_limit(quota_bytes=limit, reserve_bytes=None, warn_percent=99)
+        job = await finished(source, await source.api.replica_create("v", "r", peer="target"))
+        assert job.state != "Completed"
+        info = await source.api.replica_show("r")
+        assert info.copy_state == "Broken"
+        assert info.reason
+        await fill(source, "v", 0)  # the source goes on
+        await target.api.pool_limit(quota_bytes=None, reserve_bytes=None, warn_percent=99)
+        await synchronized(source, "r")
+        assert await content(target, "r") == await content(source, "v")
+
+
+async def test_a_replica_that_its_target_gave_up_is_broken_with_the_reason(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, _):
+        await replica(source)
+        await target.api.replica_detach("r")
+        await fill(source, "v", MIB)
+        info = await source.api.replica_show("r")
+        assert info.copy_state == "Broken"
+        assert "replica for this peer" in info.reason
+        await source.api.replica_detach("r")
+        assert source.pool.volume("v").head.store.snapshots() == []
+        assert not target.pool.volume("r").read_only
+
+
+async def test_a_limit_slows_copies_down_and_stays(tmp_path: Path):
+    async with pair(tmp_path) as (source, _target, _):
+        with pytest.raises(InvalidArgument):
+            await source.api.peer_limit("target", 1000)
+        info = await source.api.peer_limit("target", 8 * MIB)
+        assert info.rate_bytes_s == 8 * MIB
+        await fill(source, "v", *range(0, 12 * MIB, MIB))
+        started = time.monotonic()
+        await replica(source)
+        assert time.monotonic() - started > 1.0, "12 MiB at 8 MiB a second, less what was saved up"
