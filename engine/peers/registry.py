@@ -193,6 +193,8 @@ class Peers:
         async with self._changing:
             self._require_new(name)
             invitation = Invitation.parse(code)
+            if same(invitation.fingerprint, (await self._mine()).fingerprint):
+                raise InvalidArgument("this pool made that invitation itself; use it at the other one")
             where = address or invitation.address
             answer, certificate = await self._enrol_at(where, invitation)
             if self.peer_with(check_certificate(certificate)) is not None:

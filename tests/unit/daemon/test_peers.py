@@ -360,6 +360,8 @@ async def test_a_code_is_good_once_and_not_for_ever(tmp_path: Path):
             await three.api.peer_add("one", expired)
         with pytest.raises(InvalidArgument):
             await three.api.peer_add("one", "tv1.nonsense")
+        with pytest.raises(InvalidArgument, match="itself"):
+            await one.api.peer_add("me", (await one.api.peer_invite()).code)
 
 
 async def test_enrolling_again_after_a_lost_answer_finds_it_done(tmp_path: Path):
