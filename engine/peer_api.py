@@ -72,6 +72,7 @@ class PeerOperations(ApiPart):
             connects_to_us=served,
             added_at=row.added_at,
             rate_bytes_s=row.rate_bytes_s,
+            sent_bytes=peers.sent_bytes(name),
             replicas=self._replicas.at_peer(name),
             replicas_here=[target.name for target in self._replicas.incoming.of_peer(name)],
             reason=reason,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -62,10 +61,6 @@ class FrameConnection(asyncio.Protocol):
         """Nothing is sent once the connection is no more: ``ended`` says so."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(kind, request, payload))
-
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self.ended.done()
 
     def close(self, reason: EngineError | None = None) -> None:
         """End it, after what was sent is away where that is possible at once."""
@@ -122,12 +117,3 @@ class FrameConnection(asyncio.Protocol):
     def _end(self, reason: EngineError) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)
-
-
-def close_quietly(sock: socket.socket) -> None:
-    """Wake whoever blocks on it, and close it."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        log.debug("a socket was closed already")
-    sock.close()

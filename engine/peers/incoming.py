@@ -154,10 +154,6 @@ class Incoming:
     def of_volume(self, volume_id: str) -> PeerTargetRow | None:
         return next((row for row in self._rows.values() if row.volume_id == volume_id), None)
 
-    def is_fractured(self, row: PeerTargetRow) -> bool:
-        replica = self._replicas.get(row.replica_id)
-        return replica is not None and replica.fractured
-
     def of_peer(self, peer: str) -> list[PeerTargetRow]:
         return [row for row in self._rows.values() if row.peer == peer]
 

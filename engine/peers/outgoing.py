@@ -55,9 +55,6 @@ class Outgoing:
         tended = self._tended.get(name)
         return None if tended is None else tended.link
 
-    def links(self) -> list[PeerLink]:
-        return [tended.link for tended in self._tended.values()]
-
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()

@@ -133,15 +133,6 @@ class Peers:
         """Raises NotFound."""
         return require_peer(self._rows, name)
 
-    @property
-    def fingerprint(self) -> str | None:
-        """Ours."""
-        return None if self._identity is None else self._identity.fingerprint
-
-    @property
-    def is_rotating(self) -> bool:
-        return self._next is not None
-
     def standing(self, name: str) -> tuple[bool, bool, str]:
         """Whether we are connected to a peer, whether it is to us, and why we are not."""
         client = self._clients.get(name)
@@ -149,6 +140,11 @@ class Peers:
         if client is None:
             return False, served, "it has said no address: it connects to us only"
         return client.is_connected, served, "" if client.is_connected else client.why
+
+    def sent_bytes(self, name: str) -> int:
+        """To a peer, for mirrors, since the start."""
+        client = self._clients.get(name)
+        return 0 if client is None else client.sent_bytes
 
     def is_served(self, name: str) -> bool:
         """Whether a peer has a control connection to us."""

@@ -241,11 +241,12 @@ class ControlSession:
         return {"volume_id": volume.volume_id}
 
     async def _connect(self, message: dict[str, Any]) -> dict[str, Any]:
-        state = await self._replica(text_of(message, "replica")).connect()
+        replica = self._replica(text_of(message, "replica"))
+        state = await replica.connect()
         return {
             "incarnation": state.ack.incarnation,
             "connection": state.ack.connection,
-            "points": list(state.points)[-MAX_POINTS:],
+            "points": [point.guid for point in self._incoming.points(replica.row)][-MAX_POINTS:],
             "staging": state.staging,
         }
 
