@@ -366,8 +366,8 @@ class PeerInvitation:
 class PeerInfo:
     """Another twinvol. ``address``: where it listens; None: it only connects to us. ``fingerprint``: SHA-256 of its
     certificate. ``connected``: we are, to it; ``connects_to_us``: it is, to us. ``rate_bytes_s``: what copies send it
-    at most; 0: no limit. ``sent_bytes``: to it, by mirrors, since the start. ``replicas``: of volumes here, at the peer;
-    ``replicas_here``: of volumes there. ``reason``: why we are not connected.
+    at most; 0: no limit. ``sent_bytes``: to it, by mirrors, since the start. ``replicas``: of volumes here, at the
+    peer; ``replicas_here``: of volumes there. ``reason``: why we are not connected.
     """
 
     name: str

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.errors import EngineError, PeerUnreachable, PermissionDenied
@@ -51,6 +52,7 @@ MAX_BULK = 32
 MAX_BULK_OF_A_PEER = 12
 """More than one makes; those that broke a moment ago may not be gone yet."""
 
+COMPLAINTS, COMPLAINTS_S = 20, 10.0
 BULK_WORKERS = 2
 ACCEPT_PAUSE_S = 0.2
 """After the host refused to accept (no descriptor left)."""
@@ -85,6 +87,7 @@ class PeerServer:
         self._workers = ThreadWorkers(BULK_WORKERS)
         self._task: asyncio.Task[None] | None = None
         self._strangers: dict[str, int] = {}
+        self._complaints: deque[float] = deque()
         self._greeting: set[asyncio.Task[None]] = set()
         self._sessions: dict[str, ControlSession] = {}
         self._bulk: dict[socket.socket, str | None] = {}
@@ -142,13 +145,22 @@ class PeerServer:
             host = str(address[0])
             of_host = self._strangers.get(host, 0)
             if of_host >= MAX_STRANGERS_OF_A_HOST or sum(self._strangers.values()) >= MAX_STRANGERS:
-                log.warning("too many connections from %s that have not said who they are; one was closed", host)
+                self._complain("too many connections from %s that have not said who they are; one was closed", host)
                 sock.close()
                 continue
             self._strangers[host] = of_host + 1
             task = loop.create_task(self._greet(sock, host))
             self._greeting.add(task)
             task.add_done_callback(self._greeting.discard)
+
+    def _complain(self, text: str, *facts: object) -> None:
+        """Log what a stranger does: at most ``COMPLAINTS`` lines in ``COMPLAINTS_S``, whoever does how much of it."""
+        now = asyncio.get_running_loop().time()
+        while self._complaints and self._complaints[0] <= now - COMPLAINTS_S:
+            self._complaints.popleft()
+        if len(self._complaints) < COMPLAINTS:
+            self._complaints.append(now)
+            log.warning(text, *facts)
 
     def _known(self, host: str) -> None:
         left = self._strangers[host] - 1
@@ -172,9 +184,9 @@ class PeerServer:
                         await self._greet_control(sock, host, kind)
                 ending.pop_all()  # the socket is somebody's
             except TimeoutError:
-                log.warning("somebody at %s did not say who they are in time", host)
+                self._complain("somebody at %s did not say who they are in time", host)
             except (EngineError, OSError) as error:
-                log.warning("a connection from %s was refused: %s", host, error)
+                self._complain("a connection from %s was refused: %s", host, error)
             except Exception:
                 log.exception("a connection from %s failed by a mistake in twinvol", host)
             known.close()
@@ -230,7 +242,7 @@ class PeerServer:
         try:
             answer = await self._gate.enrol(hello, host)
         except EngineError as error:
-            log.warning("an enrolment from %s was refused: %s", host, error)
+            self._complain("an enrolment from %s was refused: %s", host, error)
             answer = {"error": error_to_json(error)}
         connection.send(FrameType.HELLO, 0, encode_json(answer))
         connection.close()
@@ -301,7 +313,7 @@ class PeerServer:
             except PeerUnreachable:
                 log.debug("a bulk connection of peer %s ended", peer)
             except (EngineError, OSError) as error:
-                log.warning("a bulk connection of %s ended: %s", peer or host, error)
+                loop.call_soon_threadsafe(self._complain, "a bulk connection of %s ended: %s", peer or host, error)
             except Exception:
                 log.exception("a bulk connection of %s failed by a mistake in twinvol", peer or host)
 
