@@ -330,7 +330,9 @@ class PeerClient:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             wake()
-            await asyncio.wait([running])
+            while not running.done():  # however often it is cancelled: the thread reads from the caller's places
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             if not running.cancelled():
                 running.exception()
             raise
