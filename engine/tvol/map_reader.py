@@ -206,7 +206,7 @@ class MapReader:
         while not leaf.resident:
             if node.map.loaded:
                 await self.make_resident(node, [number])
-                leaf = node.map.leaves[number] if number < node.map.count else ABSENT_LEAF
+                leaf = await self.leaf(node, number)  # the map may have been unloaded meanwhile
                 continue
             version = node.map.version
             read = functools.partial(self._source.entries, leaf)

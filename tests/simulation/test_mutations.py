@@ -9,7 +9,7 @@ QUICK = {
     "sync-of-commit-record": 300,
     "commit-covers-captured-set": 600,
     "group-flush-join": 300,
-    "sticky-failure": 600,
+    "sticky-failure": 1500,
     "record-before-acknowledgement": 300,
     "publish-after-pwrite": 300,
     "one-writer-per-chunk": 300,
