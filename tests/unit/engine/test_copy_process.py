@@ -200,6 +200,7 @@ async def test_after_too_many_deaths_the_threads_do_it(tmp_path):
             await asyncio.sleep(0)
             os.kill(mover.pid, signal.SIGKILL)
             assert await asked == expected
+            await until(lambda: mover._link is None)  # its end is seen, also where the request came too late for it
         dead = mover.pid
         assert await mover.digest(MIB, lease) == expected
         assert mover.pid == dead, "not started again"
