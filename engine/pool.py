@@ -211,7 +211,7 @@ class Pool(PoolVolumes):
 
         A cancellation comes too late for it and is taken back: half of it would leave a file that no volume has.
         """
-        return await _uncancelled(self._finish(unfinished, row))
+        return await uncancelled(self._finish(unfinished, row))
 
     async def _finish(self, unfinished: UnfinishedVolume, row: VolumeRow) -> Volume:
         async with self._changing:
@@ -251,7 +251,7 @@ class Pool(PoolVolumes):
 
     async def finish_file(self, name: str) -> list[Volume]:
         """Publish the volumes of a closed file that was begun. Raises AlreadyExists: a name of one is taken."""
-        return await _uncancelled(self._finish_file(name))
+        return await uncancelled(self._finish_file(name))
 
     async def _finish_file(self, name: str) -> list[Volume]:
         async with self._changing:
@@ -491,7 +491,7 @@ def _put_off(what: str) -> Iterator[None]:
         log.error("%s is put off to the next start: %s", what, error)
 
 
-async def _uncancelled(work: Coroutine[object, object, T]) -> T:
+async def uncancelled(work: Coroutine[object, object, T]) -> T:
     """What ``work`` returns or raises, whoever wants it to end meanwhile."""
     running = asyncio.ensure_future(work)
     while not running.done():

@@ -22,6 +22,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InUse, InvalidState
+from engine.pool import uncancelled
 
 if TYPE_CHECKING:
     from engine.exposure import Exposure
@@ -54,7 +55,7 @@ class Promotions:
             self._require_promotable(mirror, target, force=True)
             point = await self._seal(mirror)
             try:
-                ids = await self._pool.catalog.identities.promote(
+                decided = self._pool.catalog.identities.promote(
                     source.volume_id,
                     target.volume_id,
                     name,
@@ -62,13 +63,14 @@ class Promotions:
                     lossless=True,
                     at=self._pool.env.clock.time(),
                 )
+                ids = await uncancelled(decided)  # what the catalogue has is what this process goes by
             except BaseException:
                 with contextlib.suppress(EngineError):  # the first error is the one to report
                     await mirror.resync()
                 raise
             self._pool.identified(ids)
-            await self._end_relation(name)
             show()
+            await self._end_relation(name)
         return target
 
     def _require_promotable(self, mirror: Mirror, target: Volume, *, force: bool) -> None:

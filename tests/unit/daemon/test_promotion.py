@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -153,6 +154,30 @@ async def test_a_catalogue_that_cannot_be_written_leaves_everything_as_it_was(en
         await engine.pool.volume("c").flush()
     assert await content(engine, "own") == await content(engine, "c")
     await engine.api.replica_promote("own")
+
+
+async def test_a_cancellation_comes_too_late_for_what_the_catalogue_has(tmp_path: Path, monkeypatch):
+    """Its thread goes on: what it has recorded then is not taken back, and the mirror does not come back."""
+    async with opened(tmp_path / "pool") as engine:
+        await clone_with_replica(engine)
+        serial = (await engine.api.volume_show("c")).serial
+        promote, begun = engine.pool.catalog.identities.promote, asyncio.Event()
+
+        async def in_its_thread(*arguments, **named):
+            begun.set()
+            return await asyncio.shield(promote(*arguments, **named))
+
+        monkeypatch.setattr(engine.pool.catalog.identities, "promote", in_its_thread)
+        promotion = asyncio.create_task(engine.api.replica_promote("own"))
+        await begun.wait()
+        promotion.cancel()
+        await asyncio.wait([promotion])
+        assert await shown_as(engine, serial) == {"own"}
+        assert engine.exports.shown[f"{PREFIX}:c"][0] is engine.pool.volume("own")
+    async with opened(tmp_path / "pool") as engine:
+        assert await shown_as(engine, serial) == {"own"}
+        assert await engine.api.replica_list() == []
+        assert not engine.pool.volume("own").read_only
 
 
 async def test_at_every_crash_there_is_one_disk_with_the_identity(tmp_path: Path, monkeypatch):
