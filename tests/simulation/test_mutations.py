@@ -48,8 +48,6 @@ QUICK = {
     "digest-of-frozen-bytes": 600,
     "ended-digests-in-the-checkpoint": 300,
     "pages-are-verified": 300,
-    "a-later-commit-is-a-witness": 400,
-    "no-crash-tears-a-sector": 600,
     "either-superblock-slot": 300,
     "only-failed-syncs-are-told": 300,
     "freed-waits-for-durability": 600,
