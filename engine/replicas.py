@@ -103,6 +103,8 @@ class Replicas:
         self.incoming.is_taken = lambda name: name in self._rows
         self._outgoing = Outgoing()
         self._peers: Peers | None = None
+        self.without_peers: str | None = None
+        """Why peers are not served, where they should be."""
         pool.integrity.copies = self.counterparts
 
     async def restore(self) -> None:
@@ -172,7 +174,8 @@ class Replicas:
 
     def reasons(self) -> list[str]:
         """One line for each replica that does not do what it is for, and was not told so by its owner."""
-        lines = [f"replica {name} does not run: {why}" for name, why in self._idle.items()]
+        lines = [] if self.without_peers is None else [f"peers are not served: {self.without_peers}"]
+        lines += [f"replica {name} does not run: {why}" for name, why in self._idle.items()]
         for name, mirror in self._mirrors.items():
             if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
                 lines.append(f"replica {name} is {label(mirror.standing.state)}: {mirror.standing.reason}")

@@ -1,14 +1,17 @@
 """What a served pool is administered by: the API on its socket, duties by the clock, the management process; and peers.
 
 No login needs any of it, and it takes a third of a daemon's start to load. So ``twinvol.daemon`` imports this module
-after the ready line; who has connected to the pool's socket before is answered once it is there.
+after the ready line; who has connected to the pool's socket before is answered once it is there. Disks are served by
+then: what is wrong with the peers' keys costs the peers, nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
+from engine.errors import EngineError
 from engine.local_api import LocalApi
 from engine.peers.registry import Peers
 from twinvol import __version__
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from engine.pool import Pool
     from engine.replicas import Replicas
 
+log = logging.getLogger(__name__)
+
 
 async def begin(
     ending: AsyncExitStack,
@@ -37,13 +42,18 @@ async def begin(
 ) -> None:
     """Begin all of it; ``ending`` ends it. ``listener``: of the pool's socket; ``http_listener``: of the HTTP API;
     ``peer_listener``: where peers connect."""
-    peers = Peers(pool, replicas.incoming, software=f"twinvol {__version__}")
-    await peers.restore()
-    ending.push_async_callback(peers.close)
+    peers = await _restored_peers(pool, replicas)
     local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks(), peers=peers)
-    await peers.start(peer_listener, None if peer_listener is None else bound_address(peer_listener))
-    ending.push_async_callback(replicas.end_remote)
-    await replicas.begin_remote(peers)
+    if peers is not None:
+        ending.push_async_callback(peers.close)
+        try:
+            await peers.start(peer_listener, None if peer_listener is None else bound_address(peer_listener))
+        except EngineError as error:
+            _give_up_peers(replicas, error)
+        ending.push_async_callback(replicas.end_remote)
+        await replicas.begin_remote(peers)
+    if replicas.without_peers is not None and peer_listener is not None:
+        peer_listener.close()  # nobody shall wait there
     api = ApiServer(local_api)
     ending.push_async_callback(api.close)
     await api.start(listener)
@@ -54,6 +64,22 @@ async def begin(
         management = ManagementProcess(pool.path, http_listener)
         ending.push_async_callback(management.close)
         management.start()
+
+
+async def _restored_peers(pool: Pool, replicas: Replicas) -> Peers | None:
+    """None: our key, or what is known of a peer, is damaged or cannot be read."""
+    peers = Peers(pool, replicas.incoming, software=f"twinvol {__version__}")
+    try:
+        await peers.restore()
+    except EngineError as error:
+        _give_up_peers(replicas, error)
+        return None
+    return peers
+
+
+def _give_up_peers(replicas: Replicas, error: EngineError) -> None:
+    log.error("peers are not served: %s", error)
+    replicas.without_peers = str(error)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

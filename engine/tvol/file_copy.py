@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING
@@ -55,6 +56,8 @@ def _copy_data(source: int, target: int, report: Callable[[int, int], None] | No
         end = os.lseek(source, at, os.SEEK_HOLE)
         while at < end:
             data = os.pread(source, min(_COPY_BYTES, end - at), at)
+            if not data:
+                raise OSError(errno.EIO, "it has become shorter meanwhile")
             at += os.pwrite(target, data, at)
             if report is not None:
                 report(at, size)

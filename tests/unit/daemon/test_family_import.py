@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound
+from engine.errors import AlreadyExists, InUse, InvalidArgument, MediumError, NotFound
+from engine.tvol import file_copy
 from engine.tvol.check import check_file
 from tests.support.engine import Engine, opened
 
@@ -127,3 +128,13 @@ async def test_what_cannot_be_taken_in_leaves_nothing(tmp_path: Path):
         await engine.api.volume_delete("new.c")
         job = await finished(engine, await engine.api.volume_import(str(copy), "new", new_identity=True))
         assert job.error is None
+
+
+def test_a_file_that_becomes_shorter_while_it_is_copied(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(file_copy, "_FICLONE", 0)  # no host can do that
+    monkeypatch.setattr(file_copy, "_COPY_BYTES", 4096)
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(8 * 4096))
+    with pytest.raises(MediumError, match="shorter"):
+        file_copy.copy_file(source, tmp_path / "copy", lambda done, total: os.truncate(source, 4096))
+    assert not (tmp_path / "copy").exists()

@@ -2,11 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.daemon import ROOT, Daemon
+import pytest
+
+from tests.support.daemon import ROOT, CommandFailed, Daemon, twinvol
 
 # Serves a pool as ``twinvol serve`` does, and instead of the ready line says what is loaded, and ends.
 SERVE = """
@@ -73,3 +76,22 @@ def test_what_no_login_needs_is_not_loaded_before_the_ready_line(tmp_path: Path)
     loaded = set(json.loads(served.stdout))
     assert "iscsi.fast_path" in loaded
     assert loaded & NOT_BEFORE_READY == set()
+
+
+def test_a_damaged_key_costs_the_peers_and_not_the_disks(tmp_path: Path):
+    with Daemon.start(tmp_path / "pool", "--peer", "127.0.0.1:0") as daemon:
+        daemon.volume("v", "1M")
+        assert daemon.stop() == 0
+    (tmp_path / "pool" / "peers" / "identity.pem").write_text("rotten")
+    with Daemon.start(tmp_path / "pool", "--peer", "127.0.0.1:0") as daemon:
+        status = json.loads(twinvol("status", "--json", "--pool", str(daemon.pool)).stdout)
+        assert status["health"] == "degraded"
+        assert [reason for reason in status["reasons"] if "identity.pem holds no certificate" in reason]
+        host, _, port = daemon.ready["peer"].rpartition(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), 10)
+        with pytest.raises(CommandFailed, match="peers"):
+            daemon.run("peer", "list")
+        (target,) = daemon.run("target", "list")["targets"]
+        assert [lun["state"] for lun in target["luns"]] == ["ok"]
+        assert daemon.stop() == 0
