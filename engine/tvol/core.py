@@ -400,7 +400,10 @@ class Core:
                 await self.checkpointer.run()
             self.log(RecordType.METADATA, layout.METADATA.pack(first, taken))
         except BaseException:
-            self.allocator.retract(first, taken)
+            if count:
+                self.allocator.retract(first, taken)
+            else:  # what is in it, a write that found no room, perhaps, is not zero, though it were the last one
+                self.allocator.give_back((first,))
             raise
         finally:
             self.becoming_metadata = 0

@@ -202,3 +202,29 @@ async def test_a_file_at_the_hosts_limit_uses_the_last_chunk_below_it(made):
     assert store.info().chunks * CHUNK == limit
     await head.discard(0, 4 * CHUNK)
     await head.write(999 * CHUNK, memoryview(b"2" * CHUNK))
+
+
+class ShortFile(FaultyFile):
+    """Its disk fills up in the middle of a write: a part of it arrives."""
+
+    def write(self, buffers, offset, /):
+        if self.full and len(buffers[0]) == CHUNK and not self._taken(offset, CHUNK):
+            RealFile.write(self, (buffers[0][: CHUNK // 2],), offset)
+        super().write(buffers, offset)
+
+
+async def test_a_chunk_with_half_a_write_in_it_does_not_read_zero_though_it_is_the_last_one(made):
+    """Looking for metadata space the store takes it, the only free one, and gives it back."""
+    store, files, _path = made
+    head, core = store.volume("v"), store._core
+    await head.write(0, memoryview(b"1" * CHUNK))
+    files.file.__class__ = ShortFile
+    files.file.full = True
+    with pytest.raises(OutOfSpace):
+        await head.write(MIB, memoryview(b"x" * CHUNK))
+    assert not await core.grow_pages(1000)
+    files.file.full = False
+    await head.write(2 * MIB, memoryview(b"2" * 4 * KIB))
+    buffer = bytearray(CHUNK)
+    await head.read(2 * MIB, memoryview(buffer))
+    assert bytes(buffer) == (b"2" * 4 * KIB).ljust(CHUNK, b"\0")
