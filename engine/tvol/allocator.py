@@ -75,6 +75,8 @@ class Allocator:
         self._zero: array[int] = array("I")
         self.cleaning = 0
         """Free chunks that somebody is punching or zeroing: nobody may take them."""
+        self.stays_dirty = False
+        """The host cannot punch: dirty chunks end only by being used, so that they come before new ones."""
 
     def take(self, *, whole: bool) -> tuple[int, bool]:
         """A free chunk, and whether it reads zero. ``whole``: the caller overwrites all of it, so that a dirty one
@@ -92,8 +94,8 @@ class Allocator:
         return self.extend(1), self._holes_read_zero
 
     def take_zero(self) -> int:
-        """A free chunk that reads zero, or 0 where ``take`` would give another one. Raises as ``take``."""
-        if not self._holes_read_zero or not self._is_granted():
+        """One that reads zero, a new one rather than one that will be punched soon; or 0. Raises as ``take``."""
+        if not self._holes_read_zero or (self.stays_dirty and self._dirty) or not self._is_granted():
             return 0
         self._granted -= 1
         if self._zero:

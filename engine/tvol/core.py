@@ -130,7 +130,6 @@ class Core:
         self._growing = asyncio.Lock()
         self.becoming_metadata = 0
         """Chunks that were taken for it and are being allocated at the host."""
-        self._can_punch = True
         self._punching = asyncio.Lock()
         self._syncing = threading.Lock()
         self._has_sync_failed = False
@@ -431,7 +430,7 @@ class Core:
 
     async def punch_all(self) -> None:
         """Give the space of all dirty chunks back to the host, in pieces."""
-        while self.allocator.dirty_count and self._can_punch:
+        while self.allocator.dirty_count and not self.allocator.stays_dirty:
             async with self._punching:
                 await self.punch_some()
 
@@ -444,7 +443,7 @@ class Core:
             await self.env.workers.run(lambda: self._punch(pieces))
         except (NotSupported, MediumError) as error:
             self.allocator.cleaned(chunks, zero=False)
-            self._can_punch = False  # some file systems cannot; the chunks are used again as they are
+            self.allocator.stays_dirty = True  # some file systems cannot; the chunks are used again as they are
             _LOG.warning("%s: free space is not given back to the host: %s", self.path, error)
         except BaseException:
             self.allocator.cleaned(chunks, zero=False)

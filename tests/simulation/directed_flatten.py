@@ -306,7 +306,7 @@ def a_zero_chunk_under_a_partial_one() -> None:
 
     async def main(env: StoreEnv, workers: HeldWorkers) -> None:
         store = await _create(env)
-        store._core._can_punch = False  # what is free holds what it held
+        store._core.allocator.stays_dirty = True  # what is free holds what it held
         head = store.volumes()[0]
         for index in range(CHUNKS):
             await head.write(index * CHUNK, memoryview(bytes(CHUNK)))

@@ -228,3 +228,29 @@ async def test_a_chunk_with_half_a_write_in_it_does_not_read_zero_though_it_is_t
     buffer = bytearray(CHUNK)
     await head.read(2 * MIB, memoryview(buffer))
     assert bytes(buffer) == (b"2" * 4 * KIB).ljust(CHUNK, b"\0")
+
+
+async def test_where_the_host_cannot_punch_the_fast_tier_uses_freed_chunks_again_too(made):
+    store, files, _path = made
+    head = store.volume("v")
+
+    def cannot(offset, length, /):
+        raise NotSupported("no FALLOC_FL_PUNCH_HOLE here")
+
+    files.file.punch = cannot
+    await head.write(0, memoryview(b"1" * MIB))
+    for number in range(8):
+        await head.discard(0, MIB)
+        await head.flush()
+        await store.settled()
+        for at in range(0, MIB, CHUNK):
+            data = memoryview(bytes([65 + number]) * 4096)
+            if head.try_write(at, data):
+                head.end_pass()
+            else:
+                await head.write(at, data)
+    content = bytearray(CHUNK)
+    await head.read(0, memoryview(content))
+    assert content == b"H" * 4096 + bytes(CHUNK - 4096)
+    space = await store.family_space()
+    assert space.used_bytes + space.free_bytes <= 2 * MIB, "nothing was taken while freed chunks were there"
