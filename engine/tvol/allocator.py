@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import OutOfSpace
+from engine.errors import EngineError, OutOfSpace
 from engine.room import BOUNDLESS
 from engine.tvol.layout import BIRTH_FREE, MAX_CHUNKS
 from engine.units import MIB
@@ -118,7 +118,7 @@ class Allocator:
                     first = self.extend(more)
                     self._granted -= more
                     taken.extend(range(first, first + more))
-        except OutOfSpace:
+        except EngineError:
             self.give_back(taken)
             raise
         return taken

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, OutOfSpace
+from engine.errors import EngineError
 from engine.tvol.chunk_map import NOT_THERE
 from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, NativeDevice
 from engine.tvol.plan import Planner
@@ -122,8 +122,8 @@ class FastWriter(NativeDevice):
         try:
             place = self._planner.place(self._node, offset, length)
             done = self._write_at(place, data) if place else self._carry_out_now(offset, data)
-        except (OutOfSpace, *NOT_THERE):
-            return False
+        except (EngineError, *NOT_THERE):
+            return False  # the coroutine meets it again and raises it
         if done and self._monotonic() - started > SLOW_WRITE_S:
             self._was_slow(preemptions)
         return done

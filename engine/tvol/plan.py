@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import OutOfSpace
+from engine.errors import EngineError
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.claims import names_chunk
 from engine.tvol.device import ZEROES
@@ -171,7 +171,7 @@ class Planner:
                 step = min(chunk_bytes - within, length - at)
                 self._plan_chunk(plan, node, (offset + at) >> self._shift, within, data[at : at + step], redirect)
                 at += step
-        except (OutOfSpace, *NOT_THERE):
+        except (EngineError, *NOT_THERE):
             self._allocator.give_back(plan.taken)
             raise
         return plan

@@ -254,3 +254,28 @@ async def test_where_the_host_cannot_punch_the_fast_tier_uses_freed_chunks_again
     assert content == b"H" * 4096 + bytes(CHUNK - 4096)
     space = await store.family_space()
     assert space.used_bytes + space.free_bytes <= 2 * MIB, "nothing was taken while freed chunks were there"
+
+
+async def test_a_file_that_cannot_grow_for_another_reason_declines_and_loses_no_chunk(made):
+    store, files, _path = made
+    head, allocator = store.volume("v"), store._core.allocator
+
+    def broken(size, /):
+        raise MediumError("simulated EIO")
+
+    await head.write(0, memoryview(b"1" * CHUNK))
+    await head.discard(0, CHUNK)
+    await head.flush()
+    await store.settled()
+    allocator._file_chunks, files.file.truncate = allocator.end, broken
+    free = allocator.free_count
+    assert free
+    two = (free + 1) * CHUNK
+    assert not head.try_write(0, memoryview(b"2" * min(two, 256 * KIB)))
+    assert allocator.free_count == free
+    with pytest.raises(MediumError):
+        await head.write(0, memoryview(b"2" * two))
+    with pytest.raises(MediumError):
+        await head.lease_write(MIB, two)
+    assert allocator.free_count == free
+    del files.file.truncate
