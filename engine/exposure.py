@@ -301,7 +301,8 @@ class Exposure:
         """Of each volume and snapshot that is shown, by name."""
         found = []
         devices = self._exports.io()
-        for key, lun in {lun.snapshot_guid or lun.volume_id: lun for row in self._targets for lun in row.luns}.items():
+        luns = {lun.device_id: lun for row in self._targets for lun in row.luns if lun.standby_of is None}
+        for key, lun in luns.items():
             if key in devices:
                 volume = self._pool.by_id(lun.volume_id)
                 snapshot = None if lun.snapshot_guid is None else self._snapshot(volume, lun.snapshot_guid).name

@@ -58,7 +58,8 @@ class ReplicaOperations(ApiPart):
         try:
             return job_info(await self._replicas.add(name, volume, target, chosen, policy))
         except BaseException:
-            await self._pool.delete_volume(target)
+            if target.content_owner is None:  # else the relation is there, and can be detached
+                await self._pool.delete_volume(target)
             raise
 
     async def replica_attach(

@@ -378,7 +378,8 @@ class Replicas:
         if source is target:
             raise InvalidArgument(f"volume {source.name} cannot be a replica of itself")
         self.require_free(target, "make it a target")
-        if any(row.target_id == source.volume_id for row in self._rows.values()):
+        arriving = self.incoming.of_volume(source.volume_id)
+        if arriving is not None or any(row.target_id == source.volume_id for row in self._rows.values()):
             raise InUse(f"volume {source.name} is itself the target of a replica; a cascade is not supported")
         if source.size_bytes != target.size_bytes:
             raise InvalidArgument(
@@ -397,8 +398,13 @@ class Replicas:
             raise
         mirror = self._mirrors[name] = self._mirror(row, source, LocalLink(target, point_prefix(name)))
         self._protect(name)
-        await mirror.start()
-        return await self._synchronizing(mirror, "replica")
+        try:
+            await mirror.start()
+            return await self._synchronizing(mirror, "replica")
+        except BaseException:
+            with contextlib.suppress(EngineError):  # the first error is the one to report
+                await self.detach(name)
+            raise
 
     async def add_remote(self, name: str, source: Volume, peer: str, mode: CopyMode, policy: MirrorPolicy) -> Job:
         """Make a volume ``name`` at a peer, and mirror ``source`` to it. The job ends when synchronized.

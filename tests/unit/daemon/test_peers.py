@@ -325,6 +325,8 @@ async def test_a_peer_reaches_nothing_but_its_own_replicas(tmp_path: Path):
         await replica(source)
         client = source.peers.client("target")
         private = target.pool.volume("private").volume_id
+        with pytest.raises(InUse, match="cascade"):
+            await target.api.replica_attach("r", "private")
         for op in ("connect", "abort_staging", "detach"):
             with pytest.raises(NotFound):
                 await client.request(op, replica=private, connection=0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.api import DeviceIoInfo
 from engine.errors import InUse, InvalidState, MediumError
 from engine.volume import Identity
 from tests.support.engine import PREFIX, Engine, opened
@@ -96,6 +97,22 @@ async def test_it_is_so_after_a_restart(tmp_path: Path):
         await engine.api.volume_delete("own", force=True)
         assert await engine.pool.catalog.reservations() == {}
         assert (await engine.api.volume_show("c")).serial == other.serial
+
+
+async def test_what_initiators_have_done_is_told_of_the_volume_that_they_did_it_with(engine, monkeypatch):
+    done = DeviceIoInfo("", None, 1, 2, 3, 4, [])
+
+    def io() -> dict[str, DeviceIoInfo]:
+        shown = {volume.device_id for luns in engine.exports.shown.values() for volume in luns.values()}
+        return dict.fromkeys(shown, done)
+
+    monkeypatch.setattr(engine.exports, "io", io)
+    assert [each.volume for each in engine.exposure.io()] == ["c"], "a standby path is its source's"
+    await engine.api.replica_promote("own")
+    assert [each.volume for each in engine.exposure.io()] == ["own"]
+    await engine.api.target_create("again")
+    await engine.api.target_lun_add("again", "c")
+    assert [each.volume for each in engine.exposure.io()] == ["c", "own"]
 
 
 async def test_its_lineage_says_where_it_comes_from(engine):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.api import ReplicaInfo
-from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, WriteProtected
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, OutOfSpace, WriteProtected
 from engine.proof import Proof
 from engine.sanitize import SanitizeMethod, SanitizeOrder
 from engine.tvol.head import NativeHead
@@ -145,6 +145,25 @@ async def test_attach_overwrites_an_existing_volume(engine):
     await finished(engine, await engine.api.replica_attach("v", "other", name="pair"))
     assert await content(engine, "other") == await content(engine, "v")
     assert (await engine.api.replica_show("pair")).target == "other"
+
+
+async def test_one_whose_job_cannot_be_recorded_is_none(engine, monkeypatch):
+    async def full(*arguments, **named):
+        raise OutOfSpace("the pool's catalogue cannot be written")
+
+    await engine.api.volume_create("other", SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.pool.catalog, "add_job", full)
+        with pytest.raises(OutOfSpace):
+            await engine.api.replica_create("v", "r")
+        with pytest.raises(OutOfSpace):
+            await engine.api.replica_attach("v", "other")
+    assert await engine.api.replica_list() == []
+    assert await engine.pool.catalog.mirrors() == []
+    assert [volume.name for volume in await engine.api.volume_list()] == ["other", "v"]
+    await write(engine, "other", 0, b"its own again" * 512)
+    await write(engine, "v", 0, b"no mirror" * 512)
+    await finished(engine, await engine.api.replica_create("v", "r"))
 
 
 async def test_what_holds_a_replicas_ends_is_refused(engine):
