@@ -92,9 +92,10 @@ class PeerTables:
 
     async def enrol(self, secret_hash: str, fingerprint: str, row: PeerRow, now: float) -> PeerRow:
         """Use an invitation for the peer with this certificate, and add that under the name that the invitation has,
-        or ``row`` has. Saying it again with the same certificate finds it done.
+        or ``row`` has. Saying it again with the same certificate finds it done, until that peer is removed.
 
-        Raises PermissionDenied: no such invitation, expired, or used by another. AlreadyExists: the name is taken.
+        Raises PermissionDenied: no such invitation, expired, or used by another or one that was removed. AlreadyExists:
+        the name is taken.
         """
 
         def work(database: sqlite3.Connection) -> PeerRow:
@@ -102,10 +103,11 @@ class PeerTables:
                 "SELECT name, used_by FROM peer_invitations WHERE secret_hash = ? AND expires_at > ?",
                 (secret_hash, now),
             ).fetchone()
-            if found is None or found[1] not in (None, fingerprint):
+            known = database.execute(f"SELECT {_PEER} FROM peers WHERE certificate = ?", (row.certificate,)).fetchone()
+            mine = found is not None and (found[1] is None or (found[1] == fingerprint and known is not None))
+            if not mine:
                 raise PermissionDenied("the invitation was used already, has expired, or was never made here")
             invited = PeerRow(found[0] or row.name, row.certificate, None, row.address, row.added_at)
-            known = database.execute(f"SELECT {_PEER} FROM peers WHERE certificate = ?", (row.certificate,)).fetchone()
             if known is None:
                 if database.execute("SELECT 1 FROM peers WHERE name = ?", (invited.name,)).fetchone():
                     raise AlreadyExists("peer", invited.name)

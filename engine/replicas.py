@@ -378,9 +378,7 @@ class Replicas:
         if source is target:
             raise InvalidArgument(f"volume {source.name} cannot be a replica of itself")
         self.require_free(target, "make it a target")
-        arriving = self.incoming.of_volume(source.volume_id)
-        if arriving is not None or any(row.target_id == source.volume_id for row in self._rows.values()):
-            raise InUse(f"volume {source.name} is itself the target of a replica; a cascade is not supported")
+        self._require_no_target(source)
         if source.size_bytes != target.size_bytes:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, the source {source.size_bytes}: resize it first"
@@ -415,8 +413,7 @@ class Replicas:
         peers = self._peers
         if peers is None:
             raise NotFound("peer", peer)
-        if self.incoming.of_volume(source.volume_id) is not None:
-            raise InUse(f"volume {source.name} is itself a replica; a cascade is not supported")
+        self._require_no_target(source)
         if self._pool.key_source(source) is not None:
             raise NotSupported(f"volume {source.name} is encrypted, and its replica at a peer would not be")
         word = next(word for word, value in MODES.items() if value is mode)
@@ -447,6 +444,12 @@ class Replicas:
         mirror = self._remote_mirror(row, source, peers)
         await mirror.start()
         return await self._synchronizing(mirror, "replica")
+
+    def _require_no_target(self, source: Volume) -> None:
+        """Raises InUse: a mirror writes the volume, and no other would see that."""
+        is_target = any(row.target_id == source.volume_id for row in self._rows.values())
+        if is_target or self.incoming.of_volume(source.volume_id) is not None:
+            raise InUse(f"volume {source.name} is itself the target of a replica; a cascade is not supported")
 
     def require_new(self, name: str) -> None:
         """Raises AlreadyExists when a replica has that name."""

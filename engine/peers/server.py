@@ -225,6 +225,8 @@ class PeerServer:
             if peer is None:
                 raise PermissionDenied("it showed no certificate of a peer")
             answer = await self._gate.greet(peer, fingerprint, hello)
+            if self._gate.peer_with(fingerprint) != peer:
+                raise PermissionDenied("it was removed meanwhile")
         except BaseException:
             connection.abort(PeerUnreachable("refused"))
             raise
@@ -292,17 +294,20 @@ class PeerServer:
         with contextlib.ExitStack() as ending:
             ending.callback(sock.close)
             try:
-                sock.settimeout(HANDSHAKE_S)
+                sock.settimeout(HANDSHAKE_S)  # of the whole handshake, however it comes
                 tune(sock)
                 tls = self._gate.context.wrap_socket(sock, server_side=True)
                 ending.callback(tls.close)
-                peer = self._gate.peer_with(fingerprint_of(tls.getpeercert(binary_form=True) or b""))
+                fingerprint = fingerprint_of(tls.getpeercert(binary_form=True) or b"")
+                peer = self._gate.peer_with(fingerprint)
                 if peer is None:
                     raise PermissionDenied("it showed no certificate of a peer")
                 names = list(self._bulk.values())
                 if len(names) - names.count(None) >= MAX_BULK or names.count(peer) >= MAX_BULK_OF_A_PEER:
                     raise PermissionDenied("there are too many bulk connections already")
                 self._bulk[waker] = peer
+                if self._gate.peer_with(fingerprint) != peer:  # who is removed from here on is found by ``drop``
+                    raise PermissionDenied("it was removed meanwhile")
                 stranger.close()
                 stream = BulkStream(tls)
                 ending.callback(stream.close)

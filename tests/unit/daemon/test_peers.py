@@ -23,6 +23,7 @@ from engine.errors import (
     PeerUnreachable,
     PermissionDenied,
 )
+from engine.peers import server
 from engine.peers.frames import MAX_HELLO_BYTES, FrameType, Kind, encode, encode_json, preamble
 from engine.peers.identity import CURRENT, NEXT, Identity, check_certificate, client_context
 from engine.peers.server import MAX_STRANGERS_OF_A_HOST
@@ -334,6 +335,20 @@ async def test_a_peer_reaches_nothing_but_its_own_replicas(tmp_path: Path):
             await client.read(replica=private, point=None, offset=0, length=4096)
 
 
+async def test_a_replica_is_not_mirrored_on(tmp_path: Path):
+    """What a mirror writes is not seen by another mirror of its target, which would call itself Synchronized."""
+    async with pair(tmp_path) as (source, target, _):
+        await replica(source)
+        await finished(source, await source.api.replica_create("v", "here"))
+        with pytest.raises(InUse, match="cascade"):
+            await source.api.replica_create("here", "there", peer="target")
+        with pytest.raises(InUse, match="cascade"):
+            await target.api.replica_create("r", "on")
+        with pytest.raises(InUse, match="cascade"):
+            await target.api.replica_create("r", "back", peer="source")
+        assert [info.name for info in await target.api.volume_list()] == ["r"]
+
+
 async def test_a_late_request_of_an_old_connection_is_refused(tmp_path: Path):
     async with pair(tmp_path) as (source, _target, _):
         await replica(source)
@@ -375,6 +390,39 @@ async def test_enrolling_again_after_a_lost_answer_finds_it_done(tmp_path: Path)
         await two.api.peer_add("one", code)
         assert len(await one.api.peer_list()) == 1
         await connected(two, "one")
+
+
+async def test_a_removed_peer_does_not_come_back_by_the_code_that_it_used(tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(opened(tmp_path / n, peer=LISTEN)) for n in ("one", "two")]
+        code = (await one.api.peer_invite(name="two")).code
+        await two.api.peer_add("one", code)
+        await one.api.peer_remove("two")
+        await two.api.peer_remove("one")
+        with pytest.raises(PermissionDenied, match="used"):
+            await two.api.peer_add("one", code)
+        assert await one.api.peer_list() == []
+
+
+async def test_a_peer_that_is_removed_while_it_is_greeted_is_not_served(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, _):
+        await connected(target, "source")
+        greet, removed = target.peers.greet, asyncio.Event()
+
+        async def greet_and_remove(peer, fingerprint, hello):
+            answer = await greet(peer, fingerprint, hello)
+            if not removed.is_set():
+                await target.api.peer_remove(peer)
+                removed.set()
+            return answer
+
+        target.peers.greet = greet_and_remove
+        connect = source.peers.client("target")._connect
+        source.peers.client("target")._task.cancel()  # it tries once, by this test
+        with suppress(PermissionDenied, PeerUnreachable):
+            (await connect()).abort(PeerUnreachable("the test is over"))
+        assert removed.is_set()
+        assert not target.peers.is_served("source")
 
 
 async def test_an_impostor_at_the_address_does_not_get_the_secret(tmp_path: Path):
@@ -474,6 +522,23 @@ async def test_an_endless_hello_is_refused_at_its_header(tmp_path: Path):
 
         with suppress(ssl.SSLError, ConnectionError):
             assert await asyncio.to_thread(attempt) == b""
+
+
+async def test_a_stranger_who_says_a_byte_now_and_then_is_cut_off(tmp_path: Path, monkeypatch):
+    """As a bulk connection, which a blocking socket serves."""
+    monkeypatch.setattr(server, "HANDSHAKE_S", 0.5)
+    async with opened(tmp_path / "one", peer=LISTEN) as engine:
+        await engine.api.peer_invite()
+        reader, writer = await asyncio.open_connection(*_address(engine))
+        writer.write(preamble(Kind.BULK) + bytes((22, 3, 1, 255, 0)))  # a TLS record of 65280 bytes begins
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b"\0")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(100), 0.02)
+        writer.close()
 
 
 async def test_strangers_of_one_address_are_counted(tmp_path: Path):
