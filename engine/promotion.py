@@ -55,15 +55,16 @@ class Promotions:
             self._require_promotable(mirror, target, force=True)
             point = await self._seal(mirror)
             try:
-                decided = self._pool.catalog.identities.promote(
-                    source.volume_id,
-                    target.volume_id,
-                    name,
-                    point=point,
-                    lossless=True,
-                    at=self._pool.env.clock.time(),
-                )
-                ids = await uncancelled(decided)  # what the catalogue has is what this process goes by
+                with self._replicas.deciding(name):
+                    decided = self._pool.catalog.identities.promote(
+                        source.volume_id,
+                        target.volume_id,
+                        name,
+                        point=point,
+                        lossless=True,
+                        at=self._pool.env.clock.time(),
+                    )
+                    ids = await uncancelled(decided)  # what the catalogue has is what this process goes by
             except BaseException:
                 with contextlib.suppress(EngineError):  # the first error is the one to report
                     await mirror.resync()

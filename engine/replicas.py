@@ -46,7 +46,7 @@ from engine.pool_space import SpaceState
 from engine.units import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from engine.api import ReplicaInfo
     from engine.catalog_peers import PeerTargetRow
@@ -95,6 +95,7 @@ class Replicas:
         self._mirrors: dict[str, Mirror] = {}
         self._rows: dict[str, MirrorRow] = {}
         self._idle: dict[str, str] = {}
+        self._deciding: set[str] = set()
         self._events: set[asyncio.Task[None]] = set()
         self._tend_at = float("-inf")
         self.is_shown: Callable[[str, str], bool] | None = None
@@ -507,6 +508,7 @@ class Replicas:
             await self.incoming.detach(arriving)
             return
         row = self._row(name)
+        self._require_undecided(name)
         mirror, link = self._mirrors.get(name), self._outgoing.link(name)
         if link is not None and not link.client.is_connected:
             link.given_up = True
@@ -524,6 +526,15 @@ class Replicas:
             target = self._pool.by_id(row.target_id)
             target.content_owner = None
             target.set_read_only(self._pool.row(target).read_only)
+
+    @contextlib.contextmanager
+    def deciding(self, name: str) -> Iterator[None]:
+        """Inside, the catalogue decides on the end of a replica: nobody changes it, and no record of it comes later."""
+        self._deciding.add(name)
+        try:
+            yield
+        finally:
+            self._deciding.discard(name)
 
     async def ended(self, name: str) -> None:
         """The relation is over, and the catalogue has recorded it; the target is a volume of its own."""
@@ -598,6 +609,8 @@ class Replicas:
             return guids if shown is None else [guid for guid in guids if shown(row.target_id, guid)]
 
         async def save(record: MirrorRecord) -> None:
+            if row.name in self._deciding or row.name not in self._rows:
+                return
             state = record.serialize() | {POLICY_KEY: policy.serialize()}
             saved = self._rows[row.name] = replace(self._rows[row.name], state=state)
             await self._pool.catalog.put_mirror(saved)
@@ -656,8 +669,13 @@ class Replicas:
 
         return await self._pool.jobs.start(kind, mirror.name, work)
 
+    def _require_undecided(self, name: str) -> None:
+        if name in self._deciding:
+            raise InvalidState(f"replica {name}", "being promoted", "one that is not")
+
     def _get(self, name: str) -> Mirror:
         self._row(name)
+        self._require_undecided(name)
         mirror = self._mirrors.get(name)
         if mirror is None:
             raise NotFound("running replica", name)

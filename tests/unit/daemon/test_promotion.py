@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.api import DeviceIoInfo
-from engine.errors import InUse, InvalidState, MediumError
+from engine.errors import EngineError, InUse, InvalidState, MediumError
 from engine.volume import Identity
 from tests.support.engine import PREFIX, Engine, opened
 
@@ -193,6 +194,35 @@ async def test_a_cancellation_comes_too_late_for_what_the_catalogue_has(tmp_path
         assert engine.exports.shown[f"{PREFIX}:c"][0] is engine.pool.volume("own")
     async with opened(tmp_path / "pool") as engine:
         assert await shown_as(engine, serial) == {"own"}
+        assert await engine.api.replica_list() == []
+        assert not engine.pool.volume("own").read_only
+
+
+async def test_while_it_is_decided_nobody_brings_the_mirror_back(tmp_path: Path, monkeypatch):
+    """What it records of itself after that would have the old disk overwrite the new one at the next start."""
+    async with opened(tmp_path / "pool") as engine:
+        await clone_with_replica(engine)
+        promote, decided, told = engine.pool.catalog.identities.promote, asyncio.Event(), asyncio.Event()
+
+        async def late(*arguments, **named):
+            ids = await promote(*arguments, **named)
+            decided.set()
+            await told.wait()
+            return ids
+
+        monkeypatch.setattr(engine.pool.catalog.identities, "promote", late)
+        mirror = engine.replicas.running("own")
+        promotion = asyncio.create_task(engine.api.replica_promote("own"))
+        await decided.wait()
+        for ask in (engine.api.replica_resync, engine.replicas.detach, engine.api.replica_pause):
+            with pytest.raises(InvalidState, match="promoted"):
+                await ask("own")
+        with contextlib.suppress(EngineError):
+            await mirror.resync()
+        told.set()
+        await promotion
+        await mirror.thin(0)
+    async with opened(tmp_path / "pool") as engine:
         assert await engine.api.replica_list() == []
         assert not engine.pool.volume("own").read_only
 
