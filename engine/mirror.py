@@ -173,6 +173,11 @@ class Mirror:
         return self._standing.state is CopyState.SYNCHRONIZED and self.mode is not CopyMode.ASYNCHRONOUS
 
     @property
+    def differs(self) -> bool:
+        """Whether it was found that the two sides differ, and nobody has said ``resync`` since."""
+        return self._standing.differs
+
+    @property
     def percent_synced(self) -> int:
         """100 only when synchronized; within one resync it never falls."""
         if self._standing.state is CopyState.SYNCHRONIZED:
@@ -376,6 +381,7 @@ class Mirror:
         self._rounds.begin()
         self._percent_floor = 0
         self._stopping = None
+        self._standing.differs = False
         self._wake.set()  # the first round is due at once
         self._standing.turn(event, reason)
         self._run_task = asyncio.get_running_loop().create_task(self._run(), name=self._what)
@@ -430,7 +436,7 @@ class Mirror:
         if self._standing.state is CopyState.SYNCHRONIZED:
             self._percent_floor = 0
             if self._stopping is not None:
-                self._standing.turn(self._stopping, reason)
+                self._standing.turn(self._stopping, reason, "error" if self._stopping is CopyEvent.BREAK else "info")
             elif retry or self.mode is CopyMode.ADAPTIVE:
                 self._standing.turn(CopyEvent.RESYNC, reason, "warning")
             else:
@@ -671,12 +677,12 @@ class Mirror:
             document.target.root,
         )
         log.error("%s", error)
-        self._record.common = None  # neither side may serve as a base any more
-        if self._stream is not None:
-            self._stream.leave(str(error), retry=False)
-            await self._stream.closed.wait()
-        else:
+        self._standing.differs = True
+        # What is under way may still make a new common point of the one that differs: first its end, then none of them
+        # may serve as a base any more.
+        while self._run_task is not None and not self._run_task.done():
             await self._stop(CopyEvent.BREAK, str(error))
-            await self._save()
-            if self._standing.state is not CopyState.BROKEN:
-                self._standing.turn(CopyEvent.BREAK, str(error), "error")
+        self._record.common = self._record.round_source = self._record.round_base = None
+        await self._save()
+        if self._standing.state in (CopyState.UNSYNCHRONIZED, CopyState.SYNCHRONIZED):
+            self._standing.turn(CopyEvent.BREAK, str(error), "error")

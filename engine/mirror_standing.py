@@ -32,6 +32,8 @@ class MirrorStanding:
         self._clock = clock
         self._tell = tell
         self._changed = asyncio.Event()
+        self.differs = False
+        """The two sides were compared and differ: such a mirror rests until the administrator has seen it."""
         self.present = self._first(wanted, reason)
 
     @property
@@ -78,7 +80,7 @@ class MirrorStanding:
 
     def _resting(self, state: CopyState, progress: ProgressStatus, reason: str) -> Standing:
         now = self._clock.time()
-        if state is CopyState.BROKEN and self._mode is not CopyMode.SYNCHRONOUS:
+        if state is CopyState.BROKEN and self._mode is not CopyMode.SYNCHRONOUS and not self.differs:
             return Standing(state, progress, now, reason, "the target to answer again", TRIES_AGAIN)
         verb = "resume" if state is CopyState.SUSPENDED else "resync"
         return Standing(state, progress, now, reason, "the administrator", f"twinvol replica {verb} {self._name}")

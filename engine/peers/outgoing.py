@@ -90,9 +90,8 @@ class Outgoing:
         if link.brought_bytes != tended.brought_bytes:  # the last attempt got on
             tended.brought_bytes = link.brought_bytes
             tended.pause_s = RETRY_S
-        # Two sides that differ have no common point any more.
         may_heal = mirror.common is not None if link.failure is None else not isinstance(link.failure, IntegrityError)
-        broken = state is CopyState.BROKEN and mirror.mode is CopyMode.SYNCHRONOUS
+        broken = state is CopyState.BROKEN and mirror.mode is CopyMode.SYNCHRONOUS and not mirror.differs
         if broken and may_heal and now >= tended.not_before:
             tended.not_before = now + tended.pause_s
             tended.pause_s = min(tended.pause_s * 2, RETRY_MAX_S)

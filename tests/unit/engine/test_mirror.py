@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from engine import proof
 from engine.copy_job import STRIP_BYTES
 from engine.errors import InUse, InvalidArgument, OutOfSpace
 from engine.hash_tree import HashTree
+from engine.links.local import LocalLink
 from engine.proof import Proof, tree_of
 from engine.tvol.check import check_file
 from tests.support.engine import HeldMover, opened
@@ -176,13 +178,13 @@ async def test_a_mirror_whose_target_is_missing_says_so_and_its_source_is_served
 async def test_a_proof_can_be_checked_again(engine):
     await mirrored(engine)
     job = await done(engine, await engine.api.replica_verify("b"))
-    proof = Proof.parse(job.result["proof"])
-    assert proof.identical
-    assert proof.size_bytes == SIZE
+    found = Proof.parse(job.result["proof"])
+    assert found.identical
+    assert found.size_bytes == SIZE
     tree = await tree_of(engine.pool.volume("b").head)
-    assert proof.holds_for(tree)
+    assert found.holds_for(tree)
     assert job.result["root"] == tree.root().hex()
-    assert not proof.holds_for(HashTree(SIZE))
+    assert not found.holds_for(HashTree(SIZE))
     with pytest.raises(InvalidArgument):
         Proof.parse("{}")
 
@@ -197,6 +199,45 @@ async def test_verify_finds_a_target_that_was_changed_behind_the_mirror(engine):
     await done(engine, await engine.api.replica_resync("b"))
     assert await content(engine, "b") == await content(engine, "a")
     assert (await done(engine, await engine.api.replica_verify("b"))).result["identical"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "adaptive"])
+async def test_what_verify_found_is_not_forgotten_by_a_round_that_was_under_way(engine, monkeypatch, mode):
+    """The round began with the point that differs, and ends after that was found."""
+    commit, compare = LocalLink.commit_staging, proof.compare
+    committing, found = asyncio.Event(), asyncio.Event()
+
+    async def commit_something_else(link, guid):
+        await (await link.resume_staging()).write(5 * MIB, memoryview(b"?" * 4096))
+        await commit(link, guid)
+
+    async def commit_later(link, guid):
+        committing.set()
+        await found.wait()
+        await commit(link, guid)
+
+    def compare_and_let_go(*sides, **facts):
+        asyncio.get_running_loop().call_soon(found.set)
+        return compare(*sides, **facts)
+
+    await engine.api.volume_create("a", SIZE)
+    await scribble(engine, "a", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLink, "commit_staging", commit_something_else)
+        await done(engine, await engine.api.replica_create("a", "b", mode=mode))
+    await engine.api.replica_fracture("b")
+    await engine.pool.volume("a").write(MIB, memoryview(b"!" * 4096))
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLink, "commit_staging", commit_later)
+        patch.setattr(proof, "compare", compare_and_let_go)
+        await engine.api.replica_resync("b")
+        await committing.wait()
+        job = await ended(engine, await engine.api.replica_verify("b"))
+    assert (job.state, job.error) == ("Exception", "IntegrityError")
+    info = await engine.api.replica_show("b")
+    assert (info.copy_state, info.next_action) == ("Broken", "twinvol replica resync b")
+    await done(engine, await engine.api.replica_resync("b"))
+    assert await content(engine, "a") == await content(engine, "b")
 
 
 async def test_roots_of_all_copies_agree(engine):
