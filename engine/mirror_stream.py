@@ -146,12 +146,12 @@ class MirrorStream:
 
     def submit(self, change: Change, /) -> Awaitable[None] | None:
         if self.mode is StreamMode.LEAVING:
-            return self._left
+            return self._until_left()
         if self.mode is StreamMode.CLOSED:
             return None
         self.written_bytes += change.length
         if self.mode is StreamMode.SYNC and not self._unstarted and self._apply_now(change):
-            return self._left
+            return self._until_left()
         # From here on it is kept longer than the initiator's buffer may be ours, so it is copied.
         data = None if change.data is None else bytes(change.data)
         write = MirrorWrite(change.sequence, change.kind, change.offset, change.length, data, change.fua, change.atomic)
@@ -178,7 +178,7 @@ class MirrorStream:
 
     def flush(self) -> Awaitable[None] | None:
         if self.mode is StreamMode.LEAVING:
-            return self._left
+            return self._until_left()
         if self.mode not in (StreamMode.CATCH_UP, StreamMode.SYNC, StreamMode.HELD):
             return None
         waiting = self._wait()
@@ -260,6 +260,10 @@ class MirrorStream:
         self._spawn(self._demote(reason, retry)).add_done_callback(self._demoted)
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _until_left(self) -> Awaitable[None] | None:
+        """What one host waits for while the stream leaves: it may give up waiting, and the others wait on."""
+        return None if self._left is None else asyncio.shield(self._left)
 
     def _push(self, write: MirrorWrite, waiting: _Waiting | None) -> None:
         self._queue.append((write, waiting))

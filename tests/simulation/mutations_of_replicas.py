@@ -259,7 +259,8 @@ CANDIDATES: dict[str, Mutation] = {
     "an acknowledgement of another connection counts": _any_acknowledgement_counts,
     "a round with another base goes on": _resume_any_round,
 }
-"""Seen to fail in few of its seeds, or none; the tests of the lease and of the stream have them as literal cases."""
+"""Seen to fail in few of its seeds, or none: ``tests/unit/engine`` has each as a literal case, those of the lease in
+``test_lease.py``, the others in ``test_mirror_rules.py``."""
 
 
 def notices(seed: int, kind: type[World] = ReplicaWorld) -> bool:
