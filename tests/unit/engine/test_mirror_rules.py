@@ -1,4 +1,4 @@
-"""Rules of streams and rounds that random runs seldom put to the test, as literal cases (tests/simulation has the rest)."""
+"""Rules of streams and rounds that seeds seldom put to the test, as literal cases. tests/simulation has the rest."""
 
 import asyncio
 from pathlib import Path
