@@ -2,7 +2,8 @@
 
 Deleting a snapshot or a volume changes rows, and SQLite needs space for that. On a disk that is full to the last block,
 where a deletion is what helps, the ballast goes, and the transaction is done again. It is made anew when there is
-space. All methods block; they run in the catalogue's thread.
+space; until then as much of what is free is the catalogue's alone, or a writer would take what it gave up. All
+methods block; they run in the catalogue's thread, ``missing_bytes`` in any.
 """
 
 from __future__ import annotations
@@ -43,3 +44,7 @@ class Ballast:
             self._path.unlink()
             return True
         return False
+
+    def missing_bytes(self) -> int:
+        """What of the host's free space is to be left to it."""
+        return 0 if self._path.exists() else BALLAST_BYTES

@@ -279,6 +279,10 @@ class Catalog:
         """There is space again: keep some for the next time that there is none."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._ballast.make)
 
+    def owed_bytes(self) -> int:
+        """What of the host's free space is no volume's, because the catalogue may need it."""
+        return self._ballast.missing_bytes()
+
     # --- volumes ----------------------------------------------------------------------------------------------
 
     async def volumes(self) -> list[VolumeRow]:

@@ -10,6 +10,7 @@ POOL/ledgers/         what copies under way have verified
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import logging
 import os
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.catalog import Catalog
-    from engine.files import StoreEnv
+    from engine.files import HostSpace, StoreEnv
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,11 @@ async def watched_space(folder: Path, env: StoreEnv, catalog: Catalog) -> PoolSp
         except EngineError as error:  # on a full disk not even this may fit
             log.warning("no event of it: %s", error)
 
-    space = PoolSpace(await catalog.space_limits(), env.workers, lambda: measure_space(folder, "*" + FILE_SUFFIX), tell)
+    def measure() -> HostSpace:
+        host = measure_space(folder, "*" + FILE_SUFFIX)
+        return dataclasses.replace(host, free_bytes=max(0, host.free_bytes - catalog.owed_bytes()))
+
+    space = PoolSpace(await catalog.space_limits(), env.workers, measure, tell)
     await space.start()
     return space
 
