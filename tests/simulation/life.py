@@ -27,6 +27,7 @@ Not checked: speed, how much of the unflushed survives, file systems that reorde
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import warnings
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING
 from engine.encryption import Encryption
 from engine.errors import MediumError, OutOfSpace, StoreFailed
 from engine.files import StoreEnv
-from engine.tvol import layout, recovery
+from engine.tvol import bulk, layout, map_changes, recovery
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.layout_encryption import EncryptionRecord
@@ -54,7 +55,7 @@ from tests.support.sim_loop import Deadlock, ProcessDied, SimClock, SimLoop, Sim
 from tests.support.volume_oracle import Content, Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 PATH = Path("/pool/volumes/family.tvol")
 CHUNK = 65536
@@ -86,6 +87,8 @@ class Plan:
     write_through: float
     encryption: Encryption | None
     cached_leaves: int
+    runs_from: tuple[int, int]
+    """Longer ones are published, and replayed, as runs; of so few chunks that leases have them."""
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -110,6 +113,7 @@ class Plan:
             write_through=rng.choice((0.0, 0.0, 0.0, 0.3)),
             encryption=KEYED if rng.random() < 0.1 else None,
             cached_leaves=rng.choice((1, 1, 2, 64)),
+            runs_from=random.Random(seed ^ 0x2B15).choice(((1, 1), (1, 32), (2, 1), (bulk.SHORT_RUN, 1))),
         )
 
 
@@ -150,6 +154,10 @@ class Life:
 
     def run(self) -> Outcome:
         """Raises Violation and whatever else the store should never raise."""
+        with _runs_from(*self.plan.runs_from):
+            return self._run()
+
+    def _run(self) -> Outcome:
         while self.outcome.crashes < self.plan.crashes or not self.created:
             self._one_process()
         self._process(self._look_only)
@@ -329,6 +337,16 @@ def _count_references(core):
 
 def _in_a_superblock(operation: str, offset: int) -> bool:
     return operation == "sync" or (operation == "write" and offset < 2 * layout.SUPERBLOCK_SIZE)
+
+
+@contextlib.contextmanager
+def _runs_from(published: int, replayed: int) -> Iterator[None]:
+    before = bulk.SHORT_RUN, map_changes.RUN_CHUNKS
+    bulk.SHORT_RUN, map_changes.RUN_CHUNKS = published, replayed
+    try:
+        yield
+    finally:
+        bulk.SHORT_RUN, map_changes.RUN_CHUNKS = before
 
 
 def run_seed(seed: int, *, verbose: bool = False) -> Outcome:

@@ -56,7 +56,29 @@ def _none(original):
     return 0
 
 
+def _runs_are_not_journaled(original):
+    return lambda self, node, first, count, entry: self.family.set_run(node, first, count, entry)
+
+
+def _runs_end_nothing(original):
+    def put(self, node, number, places, values, *, drop=False):
+        kill, self.kill_many = self.kill_many, lambda node, entries: None
+        try:
+            original(self, node, number, places, values, drop=drop)
+        finally:
+            self.kill_many = kill
+
+    return put
+
+
 SPACE: dict[str, Mutation] = {
+    "runs-are-journaled": Mutation(
+        "what a lease publishes as a run is journaled before it is acknowledged",
+        ((Core, "publish_run", _runs_are_not_journaled),),
+    ),
+    "runs-end-what-was-there": Mutation(
+        "what a run takes the place of is freed, or goes to the deadlist", ((Family, "_put", _runs_end_nothing),)
+    ),
     "quota-is-asked": Mutation(
         "a chunk whose space the host must give is taken only while the pool has room",
         ((Allocator, "_is_granted", _granted_without_asking),),
