@@ -95,7 +95,8 @@ def check_file(path: Path, files: FileSystem | None = None, *, data: bool = Fals
 
     Raises NotFound, PermissionDenied, and InUse while somebody has it open for writing.
     """
-    file = (files or RealFileSystem()).open(path, writable=False)
+    files = files or RealFileSystem()
+    file = files.open(path, writable=False)
     try:
         findings = Findings()
         report = CheckReport(str(path))
@@ -103,7 +104,7 @@ def check_file(path: Path, files: FileSystem | None = None, *, data: bool = Fals
         image = loader.load()
         if image is not None:
             _Checker(image, findings, report).structures(loader)
-            committed, soft = read_chain(file, image, findings)
+            committed, soft = read_chain(file, image, findings, files.boot_id())
             report.replayable = bool(committed or soft) or not image.superblock.clean
             report.counts.update(committed_records=len(committed), soft_records=len(soft))
             if not findings.damaged:

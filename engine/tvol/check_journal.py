@@ -37,8 +37,10 @@ MAX_GROWTH_CHUNKS = 1 << 20
 """How far behind the end of the file a record may place a chunk whose data a crash has taken."""
 
 
-def read_chain(file: BlockFile, image: Image, findings: Findings) -> tuple[list[layout.Record], list[layout.Record]]:
-    """The valid records from the superblock's position on: (committed, soft)."""
+def read_chain(
+    file: BlockFile, image: Image, findings: Findings, boot_id: str
+) -> tuple[list[layout.Record], list[layout.Record]]:
+    """The valid records from the superblock's position on: (committed, soft). ``boot_id``: of the host now."""
     superblock = image.superblock
     size = superblock.journal_chunks * superblock.chunk_bytes
     ring = memoryview(bytearray(size))
@@ -65,7 +67,7 @@ def read_chain(file: BlockFile, image: Image, findings: Findings) -> tuple[list[
     witness = _later_commit(ring, seq, superblock.incarnation)
     if witness is not None and witness[1] >= seq:
         findings.damage("journal", f"record {seq} does not verify, but record {witness[0]} says that it was durable")
-    elif layout.is_rotten(ring, offset, seq, superblock.incarnation, previous):
+    elif layout.is_rotten(ring, offset, seq, superblock.incarnation, previous, cached=superblock.boot_id == boot_id):
         findings.damage("journal", f"record {seq} does not verify, though no crash can tear it")
     if witness is not None:
         covered = max(covered, witness[1])

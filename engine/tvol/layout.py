@@ -605,11 +605,15 @@ def parse_record(ring: memoryview, offset: int, seq: int, incarnation: int, prev
     return Record(kind, seq, checksum, length, bytes(ring[start : start + size]))
 
 
-def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int) -> bool:
+def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int, *, cached: bool) -> bool:
     """Whether the expected record stood at ``offset`` and has changed since, where ``parse_record`` finds none.
 
-    Either it says that it is the expected one, and lies within one sector, as each COMMIT does: a sector is written
-    whole or not at all, so no crash leaves it broken. Or it would verify if it said so.
+    Either it says that it is the expected one, and is a COMMIT, which lies within one sector: that is written whole or
+    not at all. Or it would verify if it said so, or said that it is a COMMIT.
+
+    ``cached``: the page cache has survived, and so does any record within one sector count. After a power loss one that
+    no COMMIT covers promises nothing, and may well be half there: hosts read a page for the medium while a program
+    appends to it.
     """
     if offset + RECORD_HEADER.size > len(ring):
         return False
@@ -617,7 +621,9 @@ def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previou
         RECORD_HEADER.unpack_from(ring, offset)
     )
     if (magic, found_seq, found_incarnation, found_previous) == (RECORD_MAGIC, seq, incarnation, previous):
-        return bool(kind == RecordType.COMMIT or 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT)
+        if kind == RecordType.COMMIT or (cached and 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT):
+            return True
+        kind = RecordType.COMMIT
     if not RECORD_HEADER.size <= length <= MAX_RECORD_BYTES:
         return False
     record = bytearray(ring[offset : offset + length])

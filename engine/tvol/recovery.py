@@ -415,7 +415,7 @@ def _replay(file: BlockFile, superblock: Superblock, loader: _Loader, *, trusted
             f"record {end_seq} does not verify, but record {witness[0]} says that it was there",
         )
     end, last = (records[-1][1], records[-1][0].checksum) if records else (start[0], superblock.journal_previous)
-    if layout.is_rotten(ring, end, end_seq, superblock.incarnation, last):
+    if layout.is_rotten(ring, end, end_seq, superblock.incarnation, last, cached=trusted):
         raise StoreCorrupt(f"journal of {file.path}", f"record {end_seq} does not verify, though no crash can tear it")
     if trusted:
         covered = end_seq - 1 if records else 0

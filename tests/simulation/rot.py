@@ -132,6 +132,7 @@ class Trial:
                 slots = enumerate(layout.SUPERBLOCK_OFFSETS)
                 places["superblock"] = [(at, layout.SUPERBLOCK_SIZE, f"superblock {slot}") for slot, at in slots]
         places["journal"] = _committed_records(image, raw.read)
+        places["last commit"] = places["journal"][-1:]
         chunk_bytes = image.superblock.chunk_bytes
         places["digested data"] = [(chunk * chunk_bytes, chunk_bytes, f"chunk {chunk}") for chunk in self._digested]
         return {kind: found for kind, found in places.items() if found}

@@ -163,6 +163,29 @@ def test_a_flipped_bit_anywhere_in_the_last_commit_is_found_and_refused():
     assert check(made).findings == []
 
 
+def test_a_record_after_the_last_commit_may_be_half_there_after_a_power_loss_but_not_on_the_same_boot():
+    """The host read the page for the medium while the record was being copied into it: the first bytes arrived."""
+    made = make_volume(closed=False)
+    superblock = made.image().superblock
+    journal = layout.JOURNAL_FIRST_CHUNK * CHUNK
+    ring = memoryview(made.files.image(PATH).read(journal, superblock.journal_chunks * CHUNK))
+    chain = (superblock.journal_offset, superblock.journal_seq, superblock.incarnation, superblock.journal_previous)
+    *_, (record, behind) = scan(ring, *chain)
+    items = layout.MAP_ITEM.pack(1, 1, layout.ZERO)
+    payload = layout.pack_map(1, items)
+    length = layout.record_length(len(payload))
+    data, _ = layout.pack_record(
+        layout.RecordType.MAP, record.seq + 1, superblock.incarnation, record.checksum, payload, length
+    )
+    half = layout.RECORD_HEADER.size
+    made.files.image(PATH).write(journal + behind, bytes(data[:half]) + bytes(length - half))
+    assert check(made).exit_code == 9
+    with pytest.raises(StoreCorrupt, match="no crash can tear it"):
+        recover(made.files.open(PATH, writable=False), made.files.boot_id(), writable=False)
+    made.files.restart_process()
+    recover(made.files.open(PATH, writable=False), "another boot", writable=False)
+
+
 def test_a_file_cut_short_is_found_and_refused():
     made = make_volume()
     made.files.image(PATH).truncate(5 * CHUNK)
