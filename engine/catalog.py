@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_re
 from engine.catalog_peers import PEER_SCHEMA, PeerTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
-from engine.errors import AlreadyExists, MediumError, NotSupported, OutOfSpace, StoreCorrupt
+from engine.errors import AlreadyExists, EngineError, MediumError, NotSupported, OutOfSpace, StoreCorrupt
 from engine.pool_space import SpaceLimits
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -251,6 +254,8 @@ class Catalog:
     async def close(self) -> None:
         try:
             await self._run(lambda database: database.execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+        except EngineError as error:  # nothing is missing, it is in the other file; what came before is the one to tell
+            log.warning("closing the pool's catalogue: %s", error)
         finally:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
             self._thread.shutdown(wait=False)
@@ -261,15 +266,18 @@ class Catalog:
                 with self._database:
                     return work(self._database)
             except sqlite3.OperationalError as error:
-                full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+                code = getattr(error, "sqlite_errorcode", None)  # None: the module's own, of text that is none
+                if code is None:
+                    raise StoreCorrupt("the pool's catalogue", str(error)) from error
+                full = code == sqlite3.SQLITE_FULL
                 if full and self._ballast.give_up():
                     return transaction()
                 kind = OutOfSpace if full else MediumError
                 raise kind(f"the pool's catalogue cannot be written: {error}") from error
-            except UnicodeDecodeError as error:
+            except ValueError as error:  # text that is none, or no JSON; a number that stands for nothing
                 raise StoreCorrupt("the pool's catalogue", str(error)) from error
             except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise
                 raise StoreCorrupt("the pool's catalogue", str(error)) from error
 

@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from engine.catalog import JOB_HISTORY_MAX, JobRow
-from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound
+from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound, StoreCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -156,9 +156,11 @@ class JobRegistry:
 
     @classmethod
     async def open(cls, catalog: Catalog, clock: Clock) -> JobRegistry:
-        """Load the history; what was running is recorded as interrupted."""
+        """Load the history; what was running is recorded as interrupted. Raises StoreCorrupt."""
         registry = cls(catalog, clock)
         for row in await catalog.jobs():
+            if row.state not in map(int, JobState):
+                raise StoreCorrupt("the pool's catalogue", f"job {row.job_id} is in state {row.state}")
             job = Job(row, clock)
             registry._jobs[row.job_id] = job
             if not job.state.final:

@@ -1,7 +1,9 @@
 """What a pool says of files that are not what it left: damaged, exchanged, old, cut off, or another pool's."""
 
+import contextlib
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,28 @@ async def test_flipped_bits_in_the_catalogue_are_refused_or_do_no_harm_to_volume
         except EngineError:
             refused += 1
     assert refused
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE jobs SET state = 1",
+        "UPDATE jobs SET result = '{'",
+        "UPDATE mirrors SET state = 'no JSON'",
+        "UPDATE mirrors SET mode = CAST(x'ff' AS TEXT)",
+        "UPDATE targets SET name = CAST(x'ff' AS TEXT) WHERE name LIKE '%left'",
+    ],
+)
+async def test_values_in_the_catalogue_that_cannot_be_are_refused(tmp_path: Path, change: str):
+    pool = tmp_path / "pool"
+    await made(pool)
+    async with opened(pool) as engine:
+        await engine.api.replica_create("left", "replica")
+    with contextlib.closing(sqlite3.connect(pool / "catalog.sqlite")) as database, database:
+        assert database.execute(change).rowcount
+    with pytest.raises(StoreCorrupt, match="catalogue"):
+        async with opened(pool):
+            pass
 
 
 async def test_the_catalogue_of_another_pool_takes_no_volume_away(tmp_path: Path):
