@@ -68,6 +68,9 @@ POLICY_KEY = "policy"
 PROGRESS_INTERVAL_S = 0.2
 
 
+REMOTE_END_S = 10.0
+"""At the end, what mirrors have asked of their peers is waited for so long."""
+
 TEND_INTERVAL_S = 10.0
 """How often it is looked at what mirrors hold back: sums over the maps of their points."""
 
@@ -150,7 +153,12 @@ class Replicas:
         """Stop the mirrors to peers, which end after this."""
         await self._outgoing.close()
         remote = [mirror for name, mirror in self._mirrors.items() if self._rows[name].peer is not None]
-        await asyncio.gather(*(mirror.close() for mirror in remote))
+        closing = asyncio.gather(*(mirror.close() for mirror in remote))
+        await asyncio.wait([closing], timeout=REMOTE_END_S)
+        if not closing.done() and self._peers is not None:
+            log.warning("a peer does not answer what was asked; its connections are ended")
+            await self._peers.close()
+        await closing
 
     async def close(self) -> None:
         """Stop all mirrors for the next start."""

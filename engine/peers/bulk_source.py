@@ -11,7 +11,6 @@ import ssl
 from typing import TYPE_CHECKING
 
 from engine.errors import PermissionDenied
-from engine.errors_json import error_from_json
 from engine.hash_tree import DIGEST_BYTES, LEAF_BYTES, leaf_digests
 from engine.peers.bulk import BulkStream, tune, unreachable
 from engine.peers.frames import (
@@ -22,6 +21,7 @@ from engine.peers.frames import (
     Kind,
     decode_json,
     encode_json,
+    failure_of,
     preamble,
 )
 from engine.peers.identity import fingerprint_of, same
@@ -149,7 +149,7 @@ class BulkSender:
         if request != self._requests:
             raise FrameError("an answer to another strip")
         if kind is FrameType.FAILURE:
-            raise error_from_json(decode_json(payload))
+            raise failure_of(decode_json(payload))
         if kind is not wanted:
             raise FrameError(f"{kind.name} where {wanted.name} has its place")
         return payload

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engine.errors import EngineError, PeerUnreachable, PermissionDenied
-from engine.errors_json import error_from_json
 from engine.peers.bulk import unreachable
 from engine.peers.bulk_source import BulkSender
 from engine.peers.control import HANDSHAKE_S, FrameConnection
@@ -35,8 +34,8 @@ from engine.peers.frames import (
     Kind,
     decode_json,
     encode_json,
+    failure_of,
     preamble,
-    printable,
 )
 from engine.peers.identity import fingerprint_of, same
 from engine.peers.rate import TokenBucket
@@ -194,7 +193,7 @@ class PeerClient:
         finally:
             self._waiting.pop(number, None)
         if frame.type is FrameType.FAILURE:
-            raise cleaned(error_from_json(decode_json(frame.payload)))
+            raise failure_of(decode_json(frame.payload))
         return frame
 
     def _misfit(self, frame: Frame) -> FrameError:
@@ -394,9 +393,3 @@ async def open_tls(connection: FrameConnection, address: tuple[str, int], kind: 
         raise
     except OSError as error:
         raise unreachable(error) from error
-
-
-def cleaned(error: EngineError) -> EngineError:
-    """An error that a peer has answered: its text is for logs and terminals, so it is one printable line."""
-    error.args = (printable(str(error)),)
-    return error

@@ -45,6 +45,9 @@ class FrameConnection(asyncio.Protocol):
         """Done once the connection is no more, with why."""
         self.heard_at = loop.time()
         self._held_by: set[str] = set()
+        self.has_room = asyncio.Event()
+        """Set while what is to be sent is taken, and once the connection is no more."""
+        self.has_room.set()
 
     def allow(self, allowed: Collection[FrameType]) -> None:
         """What may come from now on."""
@@ -95,9 +98,11 @@ class FrameConnection(asyncio.Protocol):
             self.close(error)
 
     def pause_writing(self) -> None:
+        self.has_room.clear()
         self.hold("answers that are not taken")
 
     def resume_writing(self) -> None:
+        self.has_room.set()
         self.go_on("answers that are not taken")
 
     def hold(self, why: str) -> None:
@@ -117,3 +122,4 @@ class FrameConnection(asyncio.Protocol):
     def _end(self, reason: EngineError) -> None:
         if not self.ended.done():
             self.ended.set_result(reason)
+        self.has_room.set()

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
+from engine.errors_json import error_from_json
 from engine.hash_tree import DIGEST_BYTES, leaf_digests
 from engine.units import KIB, MIB
 
@@ -218,6 +219,13 @@ def text_of(message: dict[str, Any], key: str, longest: int = 255) -> str:
 def printable(text: str) -> str:
     """What another side has said, for logs and terminals: one line, and nothing that a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in text)[:1000]
+
+
+def failure_of(message: dict[str, Any]) -> EngineError:
+    """An error that another side has answered; its text is ``printable``."""
+    error = error_from_json(message)
+    error.args = (printable(str(error)),)
+    return error
 
 
 def optional_text(message: dict[str, Any], key: str, longest: int = 255) -> str | None:

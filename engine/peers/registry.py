@@ -29,9 +29,8 @@ from engine.errors import (
     PeerUnreachable,
     PermissionDenied,
 )
-from engine.errors_json import error_from_json
 from engine.names import check_name
-from engine.peers.client import PeerClient, cleaned, open_tls
+from engine.peers.client import PeerClient, open_tls
 from engine.peers.control import HANDSHAKE_S, FrameConnection
 from engine.peers.frames import (
     HELLO_ONLY,
@@ -40,6 +39,7 @@ from engine.peers.frames import (
     Kind,
     decode_json,
     encode_json,
+    failure_of,
     optional_text,
     text_of,
 )
@@ -422,7 +422,7 @@ class Peers:
             connection.abort(PeerUnreachable("enrolment is over"))
         refusal = answer.get("error")
         if isinstance(refusal, dict):
-            raise cleaned(error_from_json(refusal))
+            raise failure_of(refusal)
         return answer, ssl.DER_cert_to_PEM_cert(certificate)
 
     async def _mine(self) -> Identity:

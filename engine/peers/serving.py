@@ -55,6 +55,9 @@ MAX_UNDER_WAY = 4096
 MAX_UNDER_WAY_BYTES = 64 * MIB
 """Requests and their data that are in work; above that nothing more is read."""
 
+MAX_READING = 8
+"""Requests in work whose answers are long, at most ``MAX_DATA_BYTES`` each; further ones wait."""
+
 MAX_EXTENTS = 4096
 EXTENTS_WINDOW_BYTES = 128 * MIB
 """One answer's extents: at most those of so many bytes, which is ``MAX_EXTENTS`` at worst."""
@@ -101,6 +104,7 @@ class ControlSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unstarted = 0
         self._bytes = 0
+        self._reading = asyncio.Semaphore(MAX_READING)
         self._watch = self._loop.call_later(IDLE_S, self._look)
         connection.ended.add_done_callback(lambda _: self._watch.cancel())
 
@@ -202,7 +206,14 @@ class ControlSession:
         operation = _OPERATIONS.get(name)
         if operation is None:
             raise NotSupported(f"this peer does not know {name!r}; it may be of an older version")
-        answer = await operation(self, message)
+        if name not in _LONG:
+            self._tell(frame, await operation(self, message))
+            return
+        async with self._reading:
+            await self._connection.has_room.wait()
+            self._tell(frame, await operation(self, message))
+
+    def _tell(self, frame: Frame, answer: dict[str, Any] | bytes | None) -> None:
         if isinstance(answer, bytes):
             self._connection.send(FrameType.DATA, frame.request, answer)
         else:
@@ -388,6 +399,9 @@ _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict
     "next": ControlSession._next,
     "ping": ControlSession._ping,
 }
+
+_LONG = frozenset({"changed", "read", "extents", "digests"})
+"""Operations whose answers, or what they are made from, are long."""
 
 
 def failure_payload(error: EngineError) -> bytes:

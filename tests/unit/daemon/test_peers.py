@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine import replicas
 from engine.errors import (
     AlreadyExists,
     InUse,
@@ -23,10 +24,12 @@ from engine.errors import (
     PeerUnreachable,
     PermissionDenied,
 )
+from engine.links.local import LocalLink
 from engine.peers import server
 from engine.peers.frames import MAX_HELLO_BYTES, FrameType, Kind, encode, encode_json, preamble
 from engine.peers.identity import CURRENT, NEXT, Identity, check_certificate, client_context
 from engine.peers.server import MAX_STRANGERS_OF_A_HOST
+from engine.peers.serving import MAX_READING
 from tests.support.engine import Engine, opened
 from tests.support.link_proxy import LinkProxy
 
@@ -347,6 +350,50 @@ async def test_a_replica_is_not_mirrored_on(tmp_path: Path):
         with pytest.raises(InUse, match="cascade"):
             await target.api.replica_create("r", "back", peer="source")
         assert [info.name for info in await target.api.volume_list()] == ["r"]
+
+
+async def test_long_answers_are_made_a_few_at_a_time(tmp_path: Path, monkeypatch):
+    async with pair(tmp_path) as (source, target, _):
+        await fill(source, "v", 0)
+        await replica(source)
+        (point,) = source.replicas.points("r")
+        client, names = source.peers.client("target"), {"replica": source.replicas.target_id("r"), "point": point.guid}
+        session = target.peers._server._sessions["source"]
+        entered, go_on, point_of = [0], asyncio.Event(), LocalLink.point
+
+        async def held(link, guid):
+            entered[0] += 1
+            await go_on.wait()
+            return await point_of(link, guid)
+
+        monkeypatch.setattr(LocalLink, "point", held)
+        reads = [asyncio.create_task(client.read(**names, offset=0, length=MIB)) for _ in range(4 * MAX_READING)]
+        await until(lambda: len(session._tasks) >= len(reads))
+        await client.ping()  # other requests are answered meanwhile
+        assert entered == [MAX_READING]
+        go_on.set()
+        found = await asyncio.gather(*reads)
+        assert {len(data) for data in found} == {MIB + 16 * 16}
+
+
+async def test_a_source_ends_though_its_target_never_answers(tmp_path: Path, monkeypatch):
+    """Its process is there, and says so; its disk is not."""
+    monkeypatch.setattr(replicas, "REMOTE_END_S", 0.01)
+    mended, abort = asyncio.Event(), LocalLink.abort_staging
+
+    async def stuck(link):
+        await mended.wait()
+        await abort(link)
+
+    async with opened(tmp_path / "target", peer=LISTEN) as target:
+        async with opened(tmp_path / "source", peer=LISTEN) as source:
+            await source.api.peer_add("target", (await target.api.peer_invite()).code)
+            await connected(source, "target")
+            await source.api.volume_create("v", SIZE)
+            monkeypatch.setattr(LocalLink, "abort_staging", stuck)
+            await source.api.replica_create("v", "r", mode="sync", peer="target")
+            await until(lambda: source.replicas.running("r").rounds)
+        mended.set()
 
 
 async def test_a_late_request_of_an_old_connection_is_refused(tmp_path: Path):
