@@ -221,7 +221,12 @@ class Pool(PoolVolumes):
             await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
             unfinished.store.renamed(path)
             row = replace(row, volume_id=unfinished.head.volume_id, name=name, file=path.name)
-            await self.catalog.put_volume(row)
+            try:
+                await self.catalog.put_volume(row)
+            except BaseException:
+                await self.env.workers.run(lambda: path.rename(unfinished.path))
+                unfinished.store.renamed(unfinished.path)
+                raise
             self._unfinished.discard(name)
             self._stores[path.name] = unfinished.store
             return self._add(unfinished.head, row)
