@@ -438,10 +438,10 @@ class ThreadWorkers:
     async def run(self, call: Callable[[], T], /) -> T:
         job = _Job(call)
         self._running += 1
-        if len(self._threads) < min(self._running, self._most):
-            self._start_one()
-        self._jobs.put(job)
         try:
+            if len(self._threads) < min(self._running, self._most):
+                self._start_one()
+            self._jobs.put(job)
             return cast("T", await job.done)
         except asyncio.CancelledError:
             await job.still_running()
@@ -452,14 +452,20 @@ class ThreadWorkers:
     def _start_one(self) -> None:
         name = f"twinvol-copy-{len(self._threads)}" if self._niceness else f"twinvol-io-{len(self._threads)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._threads:
+                raise MediumError(f"{name} does not start: {error}") from error
+            return  # the host has no more: those that there are do it
         self._threads.append(thread)
-        thread.start()
 
     def _work(self) -> None:
         if self._niceness:
             own = os.getpriority(os.PRIO_PROCESS, 0)
             nice = own + self._niceness  # at most 19: the kernel cuts it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            with contextlib.suppress(OSError):  # some sandboxes forbid it
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
         while (job := self._jobs.get()) is not None:
             job.do()
             del job  # what it holds is not kept until the next one comes

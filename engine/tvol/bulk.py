@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.nodes import Node
 
-PUBLISH_STEP = 4
-"""Chunks that lie apart, published between two looks at the room for them, as many as a single write has."""
 PUBLISH_TURN = 16
 """Runs of adjacent chunks published in one turn of the loop. Usually a strip of the copy loop is one run, and so one
 record of the journal: to append it may wait for a bulk write to the same file."""

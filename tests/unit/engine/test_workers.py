@@ -72,3 +72,45 @@ async def test_niceness_is_that_of_the_threads_alone():
     assert niceness() == before
     nice.close()
     plain.close()
+
+
+async def test_where_the_host_gives_no_more_threads_those_that_there_are_do_all(monkeypatch):
+    workers = ThreadWorkers(4)
+    start, started = threading.Thread.start, []
+
+    def starts_once(thread):
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starts_once)
+    assert await asyncio.gather(*(workers.run(lambda n=n: n) for n in range(8))) == list(range(8))
+    workers.close()
+
+
+async def test_without_any_thread_the_caller_is_told_and_the_next_one_has_another_try(monkeypatch):
+    workers = ThreadWorkers(4)
+    start, refused = threading.Thread.start, []
+
+    def starts_later(thread):
+        if not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starts_later)
+    with pytest.raises(MediumError, match="does not start"):
+        await workers.run(lambda: 1)
+    assert await workers.run(lambda: 2) == 2
+    workers.close()
+
+
+async def test_threads_that_may_not_give_way_work_all_the_same(monkeypatch):
+    def forbidden(*arguments):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    workers = ThreadWorkers(1, niceness=5)
+    assert await asyncio.wait_for(workers.run(lambda: 1), 60) == 1
+    workers.close()
