@@ -270,14 +270,22 @@ class Pool(PoolVolumes):
             except BaseException:
                 await store.close()
                 raise
-            await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+            rows = [VolumeRow(volume_id=head.volume_id, name=head.name, file=path.name) for head in store.volumes()]
+            try:
+                await self.env.workers.run(lambda: self.env.files.sync_directory(path.parent))
+                for row in rows:
+                    await self.catalog.put_volume(row)
+            except BaseException:
+                await store.close()
+                await self.env.workers.run(lambda: path.rename(made))
+                with contextlib.suppress(EngineError):  # the first error is the one to report
+                    for row in rows:
+                        await self.catalog.remove_volume(row.volume_id)
+                raise
             store.renamed(path)
             self._unfinished.discard(name)
             self._stores[path.name] = store
-            rows = [VolumeRow(volume_id=head.volume_id, name=head.name, file=path.name) for head in store.volumes()]
             volumes = [self._add(head, row) for head, row in zip(store.volumes(), rows, strict=True)]
-            for row in rows:
-                await self.catalog.put_volume(row)
             await self.space.measure()  # what it has taken was granted by nobody
             return volumes
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.errors import AlreadyExists, InUse, InvalidArgument, MediumError, NotFound
+from engine.errors import AlreadyExists, InUse, InvalidArgument, MediumError, NotFound, OutOfSpace
 from engine.tvol import file_copy
 from engine.tvol.check import check_file
 from tests.support.engine import Engine, opened
@@ -128,6 +128,30 @@ async def test_what_cannot_be_taken_in_leaves_nothing(tmp_path: Path):
         await engine.api.volume_delete("new.c")
         job = await finished(engine, await engine.api.volume_import(str(copy), "new", new_identity=True))
         assert job.error is None
+
+
+async def test_what_the_catalogue_does_not_take_whole_leaves_nothing(tmp_path: Path, monkeypatch):
+    pool = tmp_path / "pool"
+    copy = shutil.copy(await family(pool), tmp_path / "copy.tvol")
+    async with opened(pool) as engine:
+        put, rows = engine.pool.catalog.put_volume, []
+
+        async def once(row) -> None:
+            rows.append(row)
+            if len(rows) > 1:
+                raise OutOfSpace("the pool's catalogue cannot be written")
+            await put(row)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.pool.catalog, "put_volume", once)
+            job = await finished(engine, await engine.api.volume_import(str(copy), "new", new_identity=True))
+        assert job.error == "OutOfSpace"
+        assert not [info.name for info in await engine.api.volume_list() if info.name.startswith("new")]
+        assert not list((pool / "volumes").rglob("new*"))
+    async with opened(pool) as engine:
+        assert (await engine.api.status()).reasons == []
+        job = await finished(engine, await engine.api.volume_import(str(copy), "new", new_identity=True))
+        assert job.result["volumes"] == ["new.a", "new.c"]
 
 
 def test_a_file_that_becomes_shorter_while_it_is_copied(tmp_path: Path, monkeypatch):
