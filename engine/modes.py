@@ -20,7 +20,7 @@ ROUNDS_REMEMBERED = 8
 HEADROOM = 0.8
 """The share of the RPO that is planned with. The rest is for what was not to be foreseen."""
 
-SHORTEST = 0.02
+SHORTEST = 0.1
 """The share of the RPO between two instants at least. Rounds that take longer than the RPO would else follow each other
 without a pause for ever, and over a source that is not written any more without any wait: nothing else could run."""
 
