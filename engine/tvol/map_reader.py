@@ -3,8 +3,8 @@
 ``MapSource`` blocks and knows the file only: it is called in workers, and while a file is being opened. ``MapReader``
 is the loop's side. Rules (``chunk_map.py`` says what *loaded* and *resident* mean):
 
-* Every page is verified when it is read. One that is wrong is a MediumError for what it maps and a message, for as long
-  as it is wrong; the rest of the volume goes on.
+* Every page is verified when it is read. One that is wrong is a MediumError for what it maps, for as long as it is
+  wrong, and one message, however often a host asks; the rest of the volume goes on.
 * A change is planned and published with resident leaves only: of its node, and of those that a late write is carried
   down to (``ready``). They stay resident, so waiting in between is allowed.
 * A leaf of a sealed snapshot that was once read is good for as long as the snapshot exists and its map keeps its
@@ -44,6 +44,8 @@ _LOG = logging.getLogger(__name__)
 CACHED_TOPS = 64
 MAY_CHANGE = NodeFlag.UNSEALED | NodeFlag.DELETED | NodeFlag.RECLAIMING
 """Snapshots whose maps stay in memory: late writes of their epoch, or the reclaiming, may still need them."""
+MAX_TOLD = 1024
+"""Wrong pages of which it is remembered that they were told."""
 READ_LEAVES = 64
 """At most so many pages (1 MiB) are read in one worker call."""
 
@@ -87,6 +89,7 @@ class MapReader:
         self._seen: deque[tuple[View, int]] = deque()
         """What is in views of snapshots, oldest first."""
         self._tops: dict[PageRef, bytearray] = {}
+        self._told_texts: set[str] = set()
 
     # --- heads, and whatever else is changed --------------------------------------------------------------------
 
@@ -222,9 +225,14 @@ class MapReader:
         return leaf
 
     def _told(self, node: Node, error: MediumError) -> MediumError:
-        if self._family.nodes.get(node.id) is node:  # else its pages have been given up while they were read
-            _LOG.error("%s; what it maps cannot be used, the rest can; run a check", error)
-        return MediumError(str(error))
+        text = str(error)
+        # Else its pages have been given up while they were read, or it was told.
+        if self._family.nodes.get(node.id) is node and text not in self._told_texts:
+            if len(self._told_texts) >= MAX_TOLD:
+                self._told_texts.clear()
+            self._told_texts.add(text)
+            _LOG.error("%s; what it maps cannot be used, the rest can; run a check", text)
+        return MediumError(text)
 
     async def see(self, node: Node, first: int, last: int) -> View:
         """The leaves of these indexes of a sealed snapshot, resident; ``node.seen`` has them too, for as long as the

@@ -1,5 +1,6 @@
 """Damage to each structure of a volume file in turn: found by ``check``, refused or repaired by opening, never used."""
 
+import logging
 import random
 
 import hypothesis.strategies as st
@@ -106,6 +107,23 @@ def test_a_flipped_bit_in_a_map_leaf_is_found_and_refused_where_it_maps():
         assert any(f"page {page} " in str(finding) for finding in report.findings)
         with pytest.raises(MediumError, match="leaf"):
             made.run(made.read_back)
+
+
+def test_a_wrong_leaf_is_told_once_however_often_a_host_asks(caplog):
+    made = make_volume(shared=True)
+    for page in made.pages("map leaf"):
+        made.flip_page(page)
+
+    async def ask(env):
+        store = await TvolFile.open(env, PATH)
+        for device in [*store.volumes(), *store.snapshots()] * 5:
+            with pytest.raises(MediumError, match="leaf"):
+                await device.read(0, memoryview(bytearray(device.size_bytes)))
+
+    with caplog.at_level(logging.ERROR, "engine.tvol.map_reader"):
+        made.run(ask)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == len(set(told)) > 0
 
 
 @pytest.mark.parametrize("parts", [("births", "nodes, page"), ("map top", "slots"), ("deadlist", "root stream")])
