@@ -137,17 +137,32 @@ class Replicas:
     async def begin_remote(self, peers: Peers) -> None:
         """The peers are there: start the mirrors to them."""
         self._peers = peers
+        peers.began = self._peer_began
         for row in list(self._rows.values()):
-            if row.peer is None:
+            if row.peer is not None:
+                await self._begin_remote(row, peers)
+
+    async def _begin_remote(self, row: MirrorRow, peers: Peers) -> None:
+        try:
+            mirror = self._remote_mirror(row, self._pool.by_id(row.source_id), peers)
+        except EngineError as error:
+            log.error("replica %s does not run: %s", row.name, error)
+            self._idle[row.name] = str(error)
+            return
+        self._idle.pop(row.name, None)
+        await mirror.start()
+
+    def _peer_began(self, peer: str) -> None:
+        """There is a new client for a peer: it is one again, and its mirrors go on."""
+        assert self._peers is not None
+        for name in self.at_peer(peer):
+            link = self._outgoing.link(name)
+            if link is not None:
+                link.client = self._peers.client(peer)
                 continue
-            try:
-                mirror = self._remote_mirror(row, self._pool.by_id(row.source_id), peers)
-            except EngineError as error:
-                log.error("replica %s does not run: %s", row.name, error)
-                self._idle[row.name] = str(error)
-                continue
-            del self._idle[row.name]
-            await mirror.start()
+            task = asyncio.ensure_future(self._begin_remote(self._rows[name], self._peers))
+            self._events.add(task)
+            task.add_done_callback(self._events.discard)
 
     async def end_remote(self) -> None:
         """Stop the mirrors to peers, which end after this."""

@@ -61,6 +61,7 @@ from engine.peers.server import PeerServer
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from engine.peers.incoming import Incoming
     from engine.pool import Pool
@@ -94,6 +95,8 @@ class Peers:
         self._changing = asyncio.Lock()
         self._serving = False
         self._announcing: set[asyncio.Task[None]] = set()
+        self.began: Callable[[str], None] = lambda _peer: None
+        """Called when there is a new client for a peer."""
 
     async def restore(self) -> None:
         """Read who is trusted. Nobody is connected yet."""
@@ -469,6 +472,7 @@ class Peers:
         client = self._clients[name] = PeerClient(_Settings(self, name), lambda: self._connected(name))
         client.bucket.rate_bytes_s = row.rate_bytes_s
         client.start()
+        self.began(name)
 
 
 class _Settings:

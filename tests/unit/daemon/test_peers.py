@@ -499,6 +499,29 @@ async def test_a_removed_peer_is_cut_off_at_once(tmp_path: Path):
         await fill(source, "v", MIB)
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["at once", "after a restart"])
+async def test_mirrors_to_a_peer_that_was_removed_go_on_when_it_is_a_peer_again(tmp_path: Path, restarted: bool):
+    async with AsyncExitStack() as stack:
+        target = await stack.enter_async_context(opened(tmp_path / "target", peer=LISTEN))
+        source = await stack.enter_async_context(opened(tmp_path / "source", peer=LISTEN))
+        await source.api.peer_add("target", (await target.api.peer_invite(name="source")).code)
+        await connected(source, "target")
+        await source.api.volume_create("v", SIZE)
+        await replica(source)
+        await source.api.peer_remove("target", force=True)
+        await fill(source, "v", MIB)
+        if restarted:
+            await stack.aclose()
+            target = await stack.enter_async_context(opened(tmp_path / "target", peer=LISTEN))
+            source = await stack.enter_async_context(opened(tmp_path / "source", peer=LISTEN))
+            assert (await source.api.replica_show("r")).copy_state == "Invalid"
+        else:
+            assert (await source.api.replica_show("r")).copy_state == "Broken"
+        await source.api.peer_add("target", (await target.api.peer_invite()).code)
+        await synchronized(source, "r")
+        assert await content(target, "r") == await content(source, "v")
+
+
 async def test_a_rotation_changes_the_certificate_under_running_mirrors(tmp_path: Path):
     async with pair(tmp_path) as (source, target, _):
         await replica(source)
