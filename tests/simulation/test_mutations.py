@@ -47,6 +47,8 @@ QUICK = {
     "digest-dropped-when-freed": 300,
     "digest-of-frozen-bytes": 600,
     "ended-digests-in-the-checkpoint": 300,
+    "runs-are-journaled": 300,
+    "runs-end-what-was-there": 300,
     "pages-are-verified": 300,
     "either-superblock-slot": 300,
     "only-failed-syncs-are-told": 300,
