@@ -164,11 +164,10 @@ class Core:
         if self.is_open and self._has_sync_failed and not self.failed_sync_told:
             self.failed_sync_told = self.journal.mark_failed()
         if self.failed is None:
-            self.failed = (
-                cause
-                if isinstance(cause, StoreFailed)
-                else StoreFailed(f"{self.path}: {cause}; close it, run a check, and reopen it")
-            )
+            advice = "close it, run a check, and reopen it"
+            if self._has_sync_failed and not self.failed_sync_told:
+                advice = "this could not be noted in the file, so restart the host before it is opened again"
+            self.failed = cause if isinstance(cause, StoreFailed) else StoreFailed(f"{self.path}: {cause}; {advice}")
             for callback in self.on_failure:
                 callback()
         return self.failed
