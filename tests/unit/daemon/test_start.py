@@ -29,7 +29,7 @@ NOT_BEFORE_READY = frozenset(
     {
         # dependencies, and parts of the standard library that cost milliseconds
         *("aiofiles", "aiohttp", "cryptography", "prometheus_client", "pydantic", "rich", "structlog"),
-        *("numpy.ma", "numpy.testing", "tempfile", "tomllib", "unittest", "email", "http", "xml"),
+        *("tempfile", "tomllib", "unittest", "email", "http", "xml"),
         # what only administration needs
         *(
             "engine.api",
