@@ -516,6 +516,9 @@ class Mirror:
         try:
             await work
         except Exception as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # what ended on the way raised something else in its place
+                raise asyncio.CancelledError from error
             if not isinstance(error, EngineError):
                 log.exception("%s broke by a mistake in twinvol", self._what)
             reason = str(error)

@@ -9,6 +9,7 @@ import pytest
 from engine import modes
 from engine.errors import InUse, InvalidArgument, MediumError, NotFound, WriteProtected
 from engine.links.local import LocalLink
+from engine.mirror import Mirror
 from engine.tvol.check import check_file
 from tests.support.engine import PREFIX, opened
 
@@ -234,6 +235,28 @@ async def test_hosts_go_on_beside_a_mirror_whose_rounds_take_longer_than_its_pro
     await scribble(engine, 2)
     await until(engine, equal(engine))
     await engine.api.replica_detach("b")
+
+
+async def test_a_mirror_that_is_cancelled_ends_whatever_is_raised_in_place_of_that(engine, monkeypatch):
+    """When a process ends all is cancelled at once: a write waits for its mirror even so, and gets its error."""
+    waiting = asyncio.Event()
+
+    async def cycle(mirror, cadence):
+        try:
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            raise MediumError("raised instead")
+
+    await done(engine, await engine.api.replica_create("a", "b", mode="async", rpo_s=RPO_S))
+    await engine.api.replica_pause("b")
+    monkeypatch.setattr(Mirror, "_cycle", cycle)
+    await engine.api.replica_resume("b")
+    await waiting.wait()
+    run = engine.replicas.running("b")._run_task
+    run.cancel()
+    await asyncio.wait([run], timeout=10)
+    assert run.cancelled()
 
 
 async def test_terms_that_make_no_sense_are_refused(engine):
