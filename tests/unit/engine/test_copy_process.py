@@ -312,10 +312,20 @@ def test_it_ends_with_its_parent_and_then_the_files_are_free(tmp_path):
         pid = int(parent.stdout.readline())
         parent.kill()
     deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+    while not has_ended(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     asyncio.run(open_and_close(tmp_path))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether no thread of it is left: while one still writes, the first one is a zombie and the files are held."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return len(threads) == 1 and state == "Z"
 
 
 async def open_and_close(folder: Path) -> None:
