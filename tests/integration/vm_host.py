@@ -47,11 +47,13 @@ def start(pool: Path, portal: str) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Whether the process is there, and more than a zombie that nobody has asked for."""
+    """Whether a thread of the process is left, and more than a zombie that nobody has asked for."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    return len(threads) > 1 or state != "Z"
 
 
 def kill(pool: Path) -> None:
