@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from tests.support.daemon import PROGRAM, ROOT, twinvol
+from tests.support.processes import has_ended
 
 
 def pid_file(pool: Path) -> Path:
@@ -46,16 +47,6 @@ def start(pool: Path, portal: str) -> None:
         sys.exit(f"the daemon did not become ready: {log_path.read_text(encoding='utf-8')[-2000:]}")
 
 
-def runs(pid: int) -> bool:
-    """Whether a thread of the process is left, and more than a zombie that nobody has asked for."""
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return len(threads) > 1 or state != "Z"
-
-
 def kill(pool: Path) -> None:
     """SIGKILL, and wait until it is gone. Nothing to do when no daemon was started."""
     if not pid_file(pool).exists():
@@ -66,7 +57,7 @@ def kill(pool: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-    while runs(pid):  # not this process's child, so it cannot be waited for
+    while not has_ended(pid):  # not this process's child, so it cannot be waited for
         time.sleep(0.01)
 
 

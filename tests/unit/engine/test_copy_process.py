@@ -30,6 +30,7 @@ from engine.stores.place import Place
 from engine.tvol.file import TvolFile
 from engine.tvol.layout_encryption import EncryptionRecord
 from engine.units import KIB, MIB
+from tests.support.processes import has_ended
 
 SIZE = 24 * MIB + 4096
 UNIT = 64 * KIB
@@ -316,16 +317,6 @@ def test_it_ends_with_its_parent_and_then_the_files_are_free(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     asyncio.run(open_and_close(tmp_path))
-
-
-def has_ended(pid: int) -> bool:
-    """Whether no thread of it is left: while one still writes, the first one is a zombie and the files are held."""
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return len(threads) == 1 and state == "Z"
 
 
 async def open_and_close(folder: Path) -> None:
