@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
+import importlib.machinery
 import logging
 import marshal
 import os
@@ -213,17 +213,23 @@ class CopyProcess:
 
 
 def _spawn(stdin: int) -> int:
-    """Start it, with ``stdin``; finds this package, xxhash and cryptography where this process does."""
-    folders = {str(Path(__file__).parents[1]): None, str(Path(xxhash.__file__).parents[1]): None}
-    for name in ("cryptography", "_cffi_backend"):  # for encrypted files
-        found = importlib.util.find_spec(name)
-        if found is not None and found.origin is not None:
-            folders[str(Path(found.origin).parents[found.submodule_search_locations is not None])] = None
+    """Start it, with ``stdin``."""
     command = [sys.executable, "-S", "-s", "-P", "-m", "engine.copy_worker"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_import_folders())}
     return os.posix_spawn(
         sys.executable, command, environment, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0)], setsigmask=[]
     )
+
+
+def _import_folders() -> list[str]:
+    """Where it finds this package, xxhash and cryptography: where this process does."""
+    folders = {str(Path(__file__).parents[1]): None, str(Path(xxhash.__file__).parents[1]): None}
+    for name in ("cryptography", "_cffi_backend"):  # for encrypted files
+        # Not importlib.util.find_spec(): that refuses a module which another thread is just importing.
+        found = importlib.machinery.PathFinder.find_spec(name)
+        if found is not None and found.origin is not None:
+            folders[str(Path(found.origin).parents[found.submodule_search_locations is not None])] = None
+    return list(folders)
 
 
 def _wait(pid: int) -> None:

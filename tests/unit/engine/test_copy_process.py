@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 
 from engine import copy_process
 from engine.copy_job import CopyOptions, copy_extents
-from engine.copy_process import MAX_DEATHS, CopyProcess
+from engine.copy_process import MAX_DEATHS, CopyProcess, _import_folders
 from engine.copy_worker import LANES
 from engine.encryption import Encryption
 from engine.errors import IntegrityError, MediumError
@@ -325,3 +326,10 @@ async def open_and_close(folder: Path) -> None:
         store = await TvolFile.open(env, folder / name)
         await store.close()
     env.workers.close()
+
+
+def test_a_module_that_a_thread_is_just_importing_is_no_obstacle(monkeypatch):
+    before = _import_folders()
+    monkeypatch.setitem(sys.modules, "_cffi_backend", types.ModuleType("_cffi_backend"))  # so it looks meanwhile
+    assert sys.modules["_cffi_backend"].__spec__ is None
+    assert _import_folders() == before
