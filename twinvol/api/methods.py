@@ -67,7 +67,5 @@ class Method:
 def methods() -> dict[str, Method]:
     """All operations by name."""
     return {
-        name: Method(name, function)
-        for name, function in vars(EngineApi).items()
-        if inspect.iscoroutinefunction(function)
+        name: Method(name, function) for name, function in inspect.getmembers(EngineApi, inspect.iscoroutinefunction)
     }

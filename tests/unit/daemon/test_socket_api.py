@@ -109,7 +109,7 @@ def test_every_operation_has_json_types_only():
             return hint in seen or all(check(each, (*seen, hint)) for each in typing.get_type_hints(hint).values())
         return hint in (int, str, bool, float, type(None), typing.Any)
 
-    assert methods().keys() == {name for name in vars(EngineApi) if not name.startswith("_")}
+    assert methods().keys() == {name for name in dir(EngineApi) if not name.startswith("_")}
     for name in methods():
         for hint in typing.get_type_hints(getattr(EngineApi, name)).values():
             assert check(hint), name

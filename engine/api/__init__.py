@@ -1,0 +1,106 @@
+"""The operations that everybody outside the engine uses, and the values they exchange.
+
+``EngineApi`` has two implementations: ``engine.local_api.LocalApi`` in the data process, and ``twinvol.api.client``
+over the pool's Unix socket. The command line, the management process and the CIM facade are written against the
+protocol and know neither. All values are JSON values, lists of them, or frozen dataclasses of them, so that the
+socket's client and server need nothing but the type hints below. Refusals are ``engine.errors``.
+
+The rooms that build these values import them in the functions that do: making the classes takes 20 ms, and no login
+needs one (``tests/unit/daemon/test_start.py``).
+
+Names of volumes and snapshots: 1-64 of ``[a-z0-9.-]``, beginning with a letter or digit. Sizes are bytes, times are
+seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engine.api.groups import GroupApi, GroupInfo, GroupMember, GroupSnapshotInfo
+from engine.api.jobs import JobApi, JobInfo
+from engine.api.peers import PeerApi, PeerInfo, PeerInvitation
+from engine.api.pool import EventInfo, PoolApi, PoolSpaceInfo, StatusInfo
+from engine.api.replicas import ReplicaApi, ReplicaInfo, ReplicaPointInfo
+from engine.api.snapshots import (
+    SNAPSHOT_PAGE,
+    DiffInfo,
+    ExtentInfo,
+    HoldInfo,
+    PrunedInfo,
+    PruneInfo,
+    ScheduleInfo,
+    SnapshotApi,
+    SnapshotInfo,
+    SnapshotPage,
+    each_snapshot,
+)
+from engine.api.targets import (
+    LATENCY_BOUNDS_US,
+    ChapInfo,
+    CommandInfo,
+    DeviceIoInfo,
+    IoInfo,
+    LunInfo,
+    LunIoInfo,
+    SessionInfo,
+    TargetApi,
+    TargetInfo,
+)
+from engine.api.volumes import (
+    DeletionInfo,
+    FamilySpaceInfo,
+    FlattenInfo,
+    ScrubInfo,
+    ScrubRange,
+    SnapshotSpace,
+    SpaceInfo,
+    VolumeApi,
+    VolumeInfo,
+)
+
+
+class EngineApi(PoolApi, VolumeApi, SnapshotApi, GroupApi, ReplicaApi, PeerApi, TargetApi, JobApi, Protocol):
+    """See the module. Every method may raise ``EngineError``; what each names is what callers tell apart."""
+
+
+__all__ = [
+    "EngineApi",
+    "EventInfo",
+    "PoolSpaceInfo",
+    "StatusInfo",
+    "VolumeInfo",
+    "ScrubRange",
+    "ScrubInfo",
+    "SnapshotSpace",
+    "FamilySpaceInfo",
+    "SpaceInfo",
+    "DeletionInfo",
+    "FlattenInfo",
+    "HoldInfo",
+    "SnapshotInfo",
+    "PrunedInfo",
+    "SNAPSHOT_PAGE",
+    "SnapshotPage",
+    "PruneInfo",
+    "ScheduleInfo",
+    "ExtentInfo",
+    "DiffInfo",
+    "GroupInfo",
+    "GroupMember",
+    "GroupSnapshotInfo",
+    "ReplicaInfo",
+    "ReplicaPointInfo",
+    "PeerInvitation",
+    "PeerInfo",
+    "LunInfo",
+    "ChapInfo",
+    "TargetInfo",
+    "LATENCY_BOUNDS_US",
+    "IoInfo",
+    "LunIoInfo",
+    "DeviceIoInfo",
+    "SessionInfo",
+    "CommandInfo",
+    "JobInfo",
+    "each_snapshot",
+]

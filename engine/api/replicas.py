@@ -1,0 +1,162 @@
+"""Mirrors and their recovery points. See ``engine.api``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.api.jobs import JobInfo
+from engine.api.volumes import VolumeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """States are the DMTF value names of CIM_Synchronized; ``mode`` is sync, async or adaptive.
+
+    ``exact``: the target has everything that was acknowledged. ``lag_seconds``: time since the instant that the target
+    has, complete; 0 while it is exact, None when it has none. ``forecast_seconds``: the lag to be expected before the
+    next recovery point is complete; ``promise`` (kept, at risk, broken): how that is with ``rpo_seconds``. None:
+    synchronous, or nothing to tell from. ``point_at``: the instant of the newest recovery point; ``points``: how many
+    there are. A state that is not Synchronized has a ``reason``, a ``since``, what it ``waits_for`` and the
+    ``next_action``. Since the daemon's start: ``switches`` into and out of the synchronous state of an adaptive mirror,
+    ``rounds``, ``resumed_rounds``, ``written_bytes`` to the target in rounds and ``identical_bytes`` found there.
+    """
+
+    name: str
+    source: str
+    target: str
+    mode: str
+    sync_type: str
+    copy_state: str
+    progress_status: str
+    percent_synced: int
+    lag_seconds: float | None
+    lag_bytes: int
+    rpo_seconds: float | None
+    peer: str | None
+    reason: str
+    since: float | None
+    waits_for: str
+    next_action: str
+    exact: bool = False
+    forecast_seconds: float | None = None
+    promise: str | None = None
+    latency_budget_seconds: float | None = None
+    points: int = 0
+    point_at: float | None = None
+    switches: int = 0
+    rounds: int = 0
+    resumed_rounds: int = 0
+    written_bytes: int = 0
+    identical_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPointInfo:
+    """A recovery point that is complete at a replica's target. ``created_at``: its instant at the source.
+
+    ``target`` and ``lun``: where it is exposed, read-only.
+    """
+
+    replica: str
+    guid: str
+    created_at: float
+    age_seconds: float
+    target: str | None
+    lun: int | None
+
+
+class ReplicaApi(Protocol):
+    """See ``engine.api``."""
+
+    async def replica_create(
+        self,
+        source: str,
+        name: str,
+        *,
+        mode: str = "sync",
+        rpo_s: float | None = None,
+        points: int | None = None,
+        points_age_s: float | None = None,
+        latency_budget_s: float | None = None,
+        backlog_bytes: int | None = None,
+        hold_down_s: float | None = None,
+        peer: str | None = None,
+    ) -> JobInfo:
+        """Make a volume like the source, here or at ``peer``, and mirror the source to it. The job ends when it is
+        Synchronized.
+
+        ``mode``: sync, async or adaptive. ``rpo_s``: the promise of the latter two. ``points`` and ``points_age_s``:
+        recovery points that stay at the target, the newest counted. ``latency_budget_s``: hosts wait no longer for the
+        target. ``backlog_bytes`` and ``hold_down_s``: adaptive, when it may be synchronous again (``engine.modes``).
+        Raises InvalidArgument.
+        """
+        ...
+
+    async def replica_attach(
+        self,
+        source: str,
+        target: str,
+        *,
+        name: str | None = None,
+        mode: str = "sync",
+        rpo_s: float | None = None,
+        points: int | None = None,
+        points_age_s: float | None = None,
+        latency_budget_s: float | None = None,
+        backlog_bytes: int | None = None,
+        hold_down_s: float | None = None,
+    ) -> JobInfo:
+        """As ``replica_create``, to an existing volume of the source's size, whose content is lost. Raises InUse."""
+        ...
+
+    async def replica_points(self, name: str) -> list[ReplicaPointInfo]:
+        """Recovery points that are complete at the target, oldest first."""
+        ...
+
+    async def replica_expose(self, name: str, guid: str | None = None) -> ReplicaPointInfo:
+        """Show a recovery point, by default the newest, read-only in a target of its own. It stays while shown."""
+        ...
+
+    async def replica_unexpose(self, name: str, guid: str, *, force: bool = False) -> ReplicaPointInfo:
+        """Show it no more. Raises InUse: sessions are there (without ``force``)."""
+        ...
+
+    async def replica_list(self) -> list[ReplicaInfo]: ...
+
+    async def replica_show(self, name: str) -> ReplicaInfo: ...
+
+    async def replica_pause(self, name: str) -> ReplicaInfo:
+        """Stop the flow; the target stays protected."""
+        ...
+
+    async def replica_resume(self, name: str) -> JobInfo: ...
+
+    async def replica_fracture(self, name: str) -> ReplicaInfo:
+        """Let the target go its own way, writable."""
+        ...
+
+    async def replica_resync(self, name: str) -> JobInfo:
+        """Bring the target up to date by what changed. What was written to a fractured target is lost.
+
+        An asynchronous replica begins its next recovery point at once, or tries again.
+        Raises InUse: sessions are on the target.
+        """
+        ...
+
+    async def replica_detach(self, name: str) -> None:
+        """End the relation; the target stays, as a volume of its own."""
+        ...
+
+    async def replica_promote(self, name: str, *, force: bool = False) -> VolumeInfo:
+        """The replica's volume takes the place of its source, as the disk that initiators know: identity, reservations,
+        LUNs, schedule. The relation ends; the source stays, under another identity and shown by nobody.
+
+        Raises InvalidState: it does not have all that the source has acknowledged. InUse: sessions (without ``force``),
+        groups, other replicas or jobs use the source, or the replica is shown itself.
+        """
+        ...
+
+    async def replica_verify(self, name: str) -> JobInfo:
+        """Compare both sides by hash tree; the job's result has ``identical``, ``root`` and the ``proof`` document."""
+        ...
