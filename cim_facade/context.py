@@ -1,0 +1,80 @@
+"""What one request sees of the engine: asked at first need, then kept, so that one answer does not contradict itself.
+
+A view lives as long as its request (a pulled enumeration as long as its context). Nothing here is scanned for one
+object: look-ups by name or id ask the engine for that one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pywbem import CIMInstanceName
+
+    from cim_facade.provider import Provider
+    from cim_facade.registry import Registry
+    from cim_facade.repository import ClassRepository
+    from engine.api import EngineApi, StatusInfo, VolumeInfo
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who asks. ``secure``: the connection is encrypted or does not leave the machine."""
+
+    name: str
+    administrator: bool
+    secure: bool
+
+
+class View:
+    """See the module. ``api``, ``user`` and ``classes`` are for whoever answers the request."""
+
+    def __init__(self, api: EngineApi, user: User, classes: ClassRepository, registry: Registry) -> None:
+        self.api = api
+        self.user = user
+        self.classes = classes
+        self._registry = registry
+        self._kept: dict[str, Any] = {}
+
+    async def once(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """What ``ask`` answered when this request first wanted ``what``."""
+        if what not in self._kept:
+            self._kept[what] = await ask()
+        kept: T = self._kept[what]
+        return kept
+
+    def forget(self) -> None:
+        """Ask again from now on: a method has changed something."""
+        self._kept.clear()
+
+    async def status(self) -> StatusInfo:
+        return await self.once("status", self.api.status)
+
+    async def volumes(self) -> list[VolumeInfo]:
+        """All of them, in the engine's order."""
+        return await self.once("volumes", self.api.volume_list)
+
+    async def volumes_by_name(self) -> dict[str, VolumeInfo]:
+        async def index() -> dict[str, VolumeInfo]:
+            return {volume.name: volume for volume in await self.volumes()}
+
+        return await self.once("volumes by name", index)
+
+    async def volumes_by_id(self) -> dict[str, VolumeInfo]:
+        async def index() -> dict[str, VolumeInfo]:
+            return {volume.volume_id: volume for volume in await self.volumes()}
+
+        return await self.once("volumes by id", index)
+
+    def providers(self, namespace: str, class_name: str) -> list[Provider]:
+        """Of a class and its subclasses."""
+        return self._registry.under(self.classes, namespace, class_name)
+
+    def is_a(self, path: CIMInstanceName, class_name: str) -> bool:
+        """Whether an instance of that path is one of the class, or a subclass."""
+        return self.classes.is_a(path.namespace, path.classname, class_name)

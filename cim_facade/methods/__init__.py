@@ -1,0 +1,1 @@
+"""Extrinsic methods. One file per service, each with its table ``METHODS``."""

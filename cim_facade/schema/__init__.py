@@ -1,0 +1,1 @@
+"""Own minimal MOF: names, types, keys, numbers. One file per family of classes; no descriptions are copied."""
