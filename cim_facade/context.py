@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from pywbem import CIMInstanceName
+    from pywbem import CIMInstance, CIMInstanceName
 
     from cim_facade.provider import Provider
     from cim_facade.registry import Registry
@@ -51,6 +51,15 @@ class View:
     def forget(self) -> None:
         """Ask again from now on: a method has changed something."""
         self._kept.clear()
+
+    def make(self, namespace: str, class_name: str, **values: Any) -> CIMInstance:
+        """An instance with its path, typed as its class says; ``Shape.make``. Properties that are left out have the
+        class's default, or are NULL."""
+        return self.classes.shape(namespace, class_name).make(namespace, values)
+
+    def path(self, namespace: str, class_name: str, **keys: Any) -> CIMInstanceName:
+        """The path of an instance of ``class_name``, of all its keys."""
+        return self.classes.shape(namespace, class_name).path(namespace, keys)
 
     async def status(self) -> StatusInfo:
         return await self.once("status", self.api.status)

@@ -31,6 +31,7 @@ from pywbem import (
     NocaseDict,
 )
 
+from cim_facade.instances import Shape
 from cim_facade.namespaces import ALIASES, SCHEMA
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ClassRepository:
         """Both by namespace; the classes are resolved, superclasses first."""
         self._classes = {ns: {each.classname.lower(): each for each in found} for ns, found in classes.items()}
         self._qualifiers = {ns: {each.name.lower(): each for each in found} for ns, found in qualifiers.items()}
+        self._shapes: dict[tuple[str, str], Shape] = {}
         self._children: dict[str, dict[str, list[str]]] = {}
         self._ancestors: dict[str, dict[str, list[str]]] = {}
         for namespace, found in self._classes.items():
@@ -77,6 +79,13 @@ class ClassRepository:
 
     def get(self, namespace: str, name: str) -> CIMClass | None:
         return self._classes[namespace.lower()].get(name.lower())
+
+    def shape(self, namespace: str, name: str) -> Shape:
+        """How instances of a class are made. Raises KeyError: there is no such class."""
+        where = (namespace.lower(), name.lower())
+        if where not in self._shapes:
+            self._shapes[where] = Shape(self._classes[where[0]][where[1]])
+        return self._shapes[where]
 
     def all(self, namespace: str) -> list[CIMClass]:
         return list(self._classes[namespace.lower()].values())
