@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _NODES_PER_TURN = 16
-_BATCH_PAGES = 64
+BATCH_PAGES = 64
 """Pages (1 MiB) that one worker call writes; between calls the loop serves others."""
 _FREED_PER_TURN = 2048
 TOUCHED_MAX = 64
@@ -226,8 +226,8 @@ class Checkpointer:
         """The top pages that no node refers to any more do not refer to their leaves either."""
         writer.changes.add(writer.tops)
         unused = self._core.pages.unused(writer.tops).tolist()
-        for at in range(0, len(unused), _BATCH_PAGES):
-            refs = [PageRef(page, writer.lost_tops[page]) for page in unused[at : at + _BATCH_PAGES]]
+        for at in range(0, len(unused), BATCH_PAGES):
+            refs = [PageRef(page, writer.lost_tops[page]) for page in unused[at : at + BATCH_PAGES]]
             writer.changes.lose(await self._core.env.workers.run(functools.partial(self._leaf_pages, refs)))
 
     def _leaf_pages(self, tops: list[PageRef]) -> list[int]:
@@ -524,7 +524,7 @@ class _PageWriter:
         data = data.ljust(PAGE_SIZE, b"\0")
         page = self._core.pages.take()
         self._batch.append((page, data))
-        if len(self._batch) == _BATCH_PAGES:
+        if len(self._batch) == BATCH_PAGES:
             await self.flush()
         return PageRef(page, checksum64(data))
 

@@ -1,7 +1,8 @@
-"""What chance does not meet: pages of maps that rot."""
+"""What chance does not meet: pages of maps that rot, and writes that wait for them over a flip."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING
 
@@ -79,3 +80,44 @@ async def _read(device: Frozen | Head, offset: int) -> bytes | None:
     except MediumError:
         return None
     return bytes(buffer)
+
+
+def two_writes_and_a_flip_before_the_map_is_loaded() -> None:
+    """Both belong to the snapshot, and the volume below has them too; its map and the snapshot's were loaded apart from
+    each other, since neither was when the one was made from the other."""
+    files = SimFileSystem(random.Random(1))
+    border = LEAF_SPAN - CHUNK
+
+    async def make(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await TvolFile.create(
+            env, PATH, volume_name="vol", size_bytes=2 * LEAF_SPAN, chunk_bytes=CHUNK, journal_bytes=CHUNK
+        )
+        await store.volumes()[0].write(border, memoryview(b"a" * 2 * CHUNK))
+        await store.snapshot(store.volumes()[0], "older")  # so that what is written goes elsewhere
+        await store.close()
+
+    async def use(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await TvolFile.open(env, PATH)
+        head = store.volumes()[0]
+        workers.meant = lambda call: True
+        first = asyncio.ensure_future(head.write(border, memoryview(b"b" * 512)))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(head.write(border, memoryview(b"c" * 2 * CHUNK)))
+        await asyncio.sleep(0)
+        flip = asyncio.ensure_future(store.snapshot(head, "s"))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not head.node.map.loaded, "the map was loaded before the flip"
+        workers.let_go()
+        results = await asyncio.gather(first, second, flip, return_exceptions=True)
+        for failed in results:
+            if isinstance(failed, BaseException):
+                raise Violation(f"a write or a snapshot has failed: {failed!r}")
+        for device in (head, results[2]):
+            for offset in (border, LEAF_SPAN):
+                if await _read(device, offset) != b"c" * CHUNK:
+                    raise Violation("a write that was admitted before the flip is missing")
+
+    _process(files, make)
+    files.restart_process()
+    _process(files, use)

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 from engine.encryption import Encryption
 from engine.errors import MediumError, OutOfSpace, StoreFailed
 from engine.files import StoreEnv
-from engine.tvol import bulk, layout, map_changes, recovery
+from engine.tvol import bulk, checkpoint, layout, map_changes, recovery
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.layout_encryption import EncryptionRecord
@@ -89,6 +89,8 @@ class Plan:
     cached_leaves: int
     runs_from: tuple[int, int]
     """Longer ones are published, and replayed, as runs; of so few chunks that leases have them."""
+    batch_pages: int
+    """So many pages a checkpoint gathers; with few, much happens between the first that it writes and the last."""
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -114,6 +116,7 @@ class Plan:
             encryption=KEYED if rng.random() < 0.1 else None,
             cached_leaves=rng.choice((1, 1, 2, 64)),
             runs_from=random.Random(seed ^ 0x2B15).choice(((1, 1), (1, 32), (2, 1), (bulk.SHORT_RUN, 1))),
+            batch_pages=random.Random(seed ^ 0xBA7C).choice((1, 1, 3, checkpoint.BATCH_PAGES)),
         )
 
 
@@ -154,7 +157,7 @@ class Life:
 
     def run(self) -> Outcome:
         """Raises Violation and whatever else the store should never raise."""
-        with _runs_from(*self.plan.runs_from):
+        with _sizes(self.plan):
             return self._run()
 
     def _run(self) -> Outcome:
@@ -340,13 +343,14 @@ def _in_a_superblock(operation: str, offset: int) -> bool:
 
 
 @contextlib.contextmanager
-def _runs_from(published: int, replayed: int) -> Iterator[None]:
-    before = bulk.SHORT_RUN, map_changes.RUN_CHUNKS
-    bulk.SHORT_RUN, map_changes.RUN_CHUNKS = published, replayed
+def _sizes(plan: Plan) -> Iterator[None]:
+    """What is done in lots by the thousand in a real file is done in small ones."""
+    before = bulk.SHORT_RUN, map_changes.RUN_CHUNKS, checkpoint.BATCH_PAGES
+    (bulk.SHORT_RUN, map_changes.RUN_CHUNKS), checkpoint.BATCH_PAGES = plan.runs_from, plan.batch_pages
     try:
         yield
     finally:
-        bulk.SHORT_RUN, map_changes.RUN_CHUNKS = before
+        bulk.SHORT_RUN, map_changes.RUN_CHUNKS, checkpoint.BATCH_PAGES = before
 
 
 def run_seed(seed: int, *, verbose: bool = False) -> Outcome:

@@ -34,11 +34,13 @@ from tests.simulation.directed import (
     a_slow_reader_of_a_freed_chunk,
     a_slow_reader_of_a_shared_chunk,
     a_source_deleted_while_it_is_shared,
+    a_table_that_changes_while_it_is_written,
     an_atomic_write_ended_anywhere,
     both_superblock_slots_torn,
     two_flips_over_a_slow_write,
+    two_syncs_at_once_of_which_one_fails,
 )
-from tests.simulation.directed_maps import a_rotten_leaf
+from tests.simulation.directed_maps import a_rotten_leaf, two_writes_and_a_flip_before_the_map_is_loaded
 from tests.simulation.directed_partials import (
     a_base_that_is_freed_before_its_partial_chunk,
     a_mask_that_grows_between_two_checkpoints,
@@ -540,6 +542,9 @@ DIRECTED: dict[str, Callable[[], None]] = {
     **DIRECTED_FLATTEN,
     **DIRECTED_GROUPS,
     "leaves-are-verified": a_rotten_leaf,
+    "late-writes-have-their-chain": two_writes_and_a_flip_before_the_map_is_loaded,
+    "captured-tables-do-not-change": a_table_that_changes_while_it_is_written,
+    "no-sync-succeeds-after-a-failed-one": two_syncs_at_once_of_which_one_fails,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
 
