@@ -17,9 +17,9 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     STORAGE: (
         "qualifiers",
         "cim_core",
+        "cim_job",
         "cim_storage",
         "cim_replication",
-        "cim_job",
         "cim_masking",
         "msiscsitarget",
     ),
