@@ -35,6 +35,7 @@ from engine.errors import (
     NotSupported,
     PeerUnreachable,
 )
+from engine.lease import length_s, wait_s
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
@@ -610,15 +611,20 @@ class Replicas:
         from engine.links.peer import PeerLink  # late: TLS, which a pool without peers does without
 
         assert row.peer is not None
-        link = PeerLink(peers.client(row.peer), uuid.UUID(row.target_id), f"{row.peer}:{row.name}")
+        link = PeerLink(
+            peers.client(row.peer), uuid.UUID(row.target_id), f"{row.peer}:{row.name}", self._pool.env.clock
+        )
         mirror = self._mirrors[row.name] = self._mirror(row, source, link)
         self._outgoing.add(mirror, link)
         return mirror
 
     async def _demote(self, row: MirrorRow) -> None:
-        """What ``Mirror.start`` records before its source may be served."""
+        """What ``Mirror.start`` records before its source may be served. The target cannot be asked yet: whatever it
+        holds is waited for."""
         record = MirrorRecord.parse(row.state)
         if record.synchronized:
+            policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+            await asyncio.sleep(wait_s(length_s(policy.budget_s)))
             record.synchronized = False
             self._rows[row.name] = saved = replace(row, state=row.state | record.serialize())
             await self._pool.catalog.put_mirror(saved)

@@ -15,6 +15,7 @@ about what was asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engine.errors import EngineError, InvalidState, NotFound, PeerUnreachable, WriteProtected
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import uuid
     from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
+    from engine.files import Clock
     from engine.lease import SourceLease
     from engine.peers.client import PeerClient
     from engine.stores import BlockDevice, BulkSource, ReadLease
@@ -47,9 +49,14 @@ class PeerLink:
     Args:
         replica_id: by which the peer knows the target.
         target_name: for people.
+        may_fail_over: whether the target may take the source's place, and so gets leases (``engine.lease``).
     """
 
-    def __init__(self, client: PeerClient, replica_id: uuid.UUID, target_name: str) -> None:
+    def __init__(
+        self, client: PeerClient, replica_id: uuid.UUID, target_name: str, clock: Clock, *, may_fail_over: bool = True
+    ) -> None:
+        self._clock = clock
+        self._may_fail_over = may_fail_over
         self.client = client
         self.replica_id = replica_id
         self.bucket = TokenBucket()
@@ -86,6 +93,7 @@ class PeerLink:
 
     async def disconnect(self) -> None:
         connection, self._connection = self._connection, 0
+        self.client.lessors.pop(self.replica_id, None)
         if connection:
             self.client.tell("disconnect", replica=str(self.replica_id), connection=connection)
 
@@ -148,14 +156,22 @@ class PeerLink:
 
     @property
     def grants_lease(self) -> bool:
-        """A target at a peer claims nothing by itself: there is no failover there that would ask it."""
-        return False
+        return self._may_fail_over
 
     def serve_lease(self, lease: SourceLease, /) -> None:
-        raise AssertionError("nobody asks for a lease here")
+        served = self._connection
+
+        def grant(connection: int) -> bool:
+            asked_here = connection == served == self._connection
+            return asked_here and lease.grant(self._clock.boottime())
+
+        self.client.lessors[self.replica_id] = grant
+        length_us = int(lease.length_s * 1e6)
+        self.client.tell("lease", replica=str(self.replica_id), connection=served, length_us=length_us)
 
     async def demote(self) -> None:
-        """There is nothing to drop."""
+        with contextlib.suppress(NotFound):  # a volume that is no replica any more claims nothing for one
+            await self.client.request("demote", replica=str(self.replica_id))
 
     # --- recovery points -------------------------------------------------------------------------------------------
 

@@ -39,9 +39,10 @@ from engine.peers.frames import (
 )
 from engine.peers.identity import fingerprint_of, same
 from engine.peers.rate import TokenBucket
-from engine.peers.writes import decode_ack
+from engine.peers.writes import decode_ack, decode_lease
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import AsyncIterator, Callable
 
     from engine.links import Ack
@@ -106,6 +107,8 @@ class PeerClient:
         self._pacing = threading.Lock()
         self.bucket = TokenBucket()
         self.sent_bytes = 0
+        self.lessors: dict[uuid.UUID, Callable[[int], bool]] = {}
+        """By replica: whether a target that asks for the lease over that connection of the mirror gets it."""
 
     # --- the control connection --------------------------------------------------------------------------------------
 
@@ -203,9 +206,19 @@ class PeerClient:
         return error
 
     def _take(self, frame: Frame) -> None:
+        if frame.type is FrameType.LEASE:
+            self._grant(frame)
+            return
         future = self._waiting.get(frame.request)
         if future is not None and not future.done():
             future.set_result(frame)
+
+    def _grant(self, frame: Frame) -> None:
+        """Answer a target that asks for a lease, in the step in which it counts from; silence is a refusal."""
+        replica, connection, _ = decode_lease(frame.payload)
+        lessor = self.lessors.get(replica)
+        if lessor is not None and self._connection is not None and lessor(connection):
+            self._connection.send(FrameType.GRANT, 0, frame.payload)
 
     async def _keep(self) -> None:
         pause = BACKOFF_S

@@ -73,6 +73,8 @@ class FrameType(enum.IntEnum):
     ORDERED = 8  # source: writes to be applied strictly one after the other
     ACK = 9  # target: of APPLY and ORDERED
     DATA = 10  # target: bytes that were asked for
+    LEASE = 11  # target: asks for the lease of a replica (``engine.lease``)
+    GRANT = 12  # source: it has it; the payload of LEASE again
     STRIP = 16  # bulk, source: an extent of a staging area follows
     WANT = 17  # bulk, target: which leaves of it differ
     PIECE = 18  # bulk, source: bytes of it
@@ -90,6 +92,8 @@ _LONGEST = {
     FrameType.ORDERED: MAX_DATA_BYTES + 64 * KIB,
     FrameType.ACK: 16,
     FrameType.DATA: MAX_DATA_BYTES + KIB,
+    FrameType.LEASE: 32,
+    FrameType.GRANT: 32,
     FrameType.STRIP: 8 * KIB,
     FrameType.WANT: KIB,
     FrameType.PIECE: MAX_DATA_BYTES + KIB,
@@ -100,8 +104,10 @@ _LONGEST = {
 HELLO_ONLY = frozenset({FrameType.HELLO})
 """What may come before the other side is known."""
 
-TO_TARGET = frozenset({FrameType.REQUEST, FrameType.PING, FrameType.APPLY, FrameType.ORDERED})
-TO_SOURCE = frozenset({FrameType.ANSWER, FrameType.FAILURE, FrameType.PONG, FrameType.ACK, FrameType.DATA})
+TO_TARGET = frozenset({FrameType.REQUEST, FrameType.PING, FrameType.APPLY, FrameType.ORDERED, FrameType.GRANT})
+TO_SOURCE = frozenset(
+    {FrameType.ANSWER, FrameType.FAILURE, FrameType.PONG, FrameType.ACK, FrameType.DATA, FrameType.LEASE}
+)
 BULK_TO_TARGET = frozenset({FrameType.STRIP, FrameType.PIECE, FrameType.END})
 BULK_TO_SOURCE = frozenset({FrameType.WANT, FrameType.ANSWER, FrameType.FAILURE})
 

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound
+from engine.lease import TargetLease
 from engine.links.local import LocalLink
 from engine.mirror_record import point_prefix
 from engine.names import check_choice, check_chunk, check_name, check_size
@@ -53,6 +54,8 @@ class IncomingReplica:
         self.report: dict[str, Any] = {}
         self.reported_at: float | None = None
         self.prefix = point_prefix(row.replica_id)
+        self.lease = TargetLease(0.0)
+        """What it may claim without asking its source; in RAM only."""
         self._link = LocalLink(volume, self.prefix)
         self._connection = 0
         self._under_way = 0
@@ -68,6 +71,7 @@ class IncomingReplica:
         """See ``MirrorLink``. What an earlier connection began has ended when it returns."""
         async with self._connecting:
             self._connection = 0
+            self.lease.demoted()  # its source begins with a round: it is not synchronous any more
             await self._idle.wait()
             state = await self._link.connect()
             self._connection = state.ack.connection
@@ -83,6 +87,15 @@ class IncomingReplica:
         async with self._connecting:
             self._connection = 0
             await self._idle.wait()
+
+    def lend(self, connection: int, length_s: float) -> TargetLease:
+        """The lease that may be asked for from now on, as long as ``is_asking``. Raises InvalidState."""
+        self._require(connection)
+        self.lease = TargetLease(length_s)
+        return self.lease
+
+    def is_asking(self, lease: TargetLease, connection: int) -> bool:
+        return lease is self.lease and connection == self._connection
 
     def apply_now(self, connection: int, write: MirrorWrite) -> Ack | None:
         """See ``MirrorLink``."""
@@ -167,6 +180,11 @@ class Incoming:
             self._replicas.pop(replica_id, None)
             raise InvalidState(f"the volume of replica {row.name}", "gone or not served", "one that is served")
         return replica
+
+    def known(self, peer: str, replica_id: str) -> IncomingReplica | None:
+        """A replica of that peer, if its volume is served."""
+        replica = self._replicas.get(replica_id)
+        return replica if replica is not None and replica.row.peer == peer else None
 
     def points(self, row: PeerTargetRow) -> list[Frozen]:
         """The recovery points of a replica, oldest first."""

@@ -18,6 +18,7 @@ from engine.catalog_peers import PeerTargetRow
 from engine.errors import EngineError, NotSupported
 from engine.errors_json import error_to_json
 from engine.hash_tree import LEAF_BYTES, leaf_digests
+from engine.lease import ASKS_PER_LEASE
 from engine.names import check_name
 from engine.peers.frames import (
     MAX_DATA_BYTES,
@@ -32,7 +33,7 @@ from engine.peers.frames import (
     text_of,
 )
 from engine.peers.identity import MAX_CERTIFICATE_BYTES
-from engine.peers.writes import decode_apply, decode_ordered, encode_ack
+from engine.peers.writes import decode_apply, decode_lease, decode_ordered, encode_ack, encode_lease
 from engine.stores import BulkSource
 from engine.units import MIB
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from engine.files import StoreEnv
+    from engine.lease import TargetLease
     from engine.links import Ack
     from engine.peers.control import FrameConnection
     from engine.peers.frames import Frame
@@ -63,6 +65,10 @@ EXTENTS_WINDOW_BYTES = 128 * MIB
 """One answer's extents: at most those of so many bytes, which is ``MAX_EXTENTS`` at worst."""
 
 MAX_DIGESTED_BYTES = 4 * MIB
+MAX_LEASE_US = 60_000_000
+MIN_ASK_S = 0.02
+"""A target asks for a lease no more often, however short it is; a shorter one it does not hold all the time."""
+
 MAX_POINTS = 1024
 MODES = frozenset({"sync", "async", "adaptive"})
 
@@ -105,6 +111,7 @@ class ControlSession:
         self._unstarted = 0
         self._bytes = 0
         self._reading = asyncio.Semaphore(MAX_READING)
+        self._asking: set[asyncio.Task[None]] = set()
         self._watch = self._loop.call_later(IDLE_S, self._look)
         connection.ended.add_done_callback(lambda _: self._watch.cancel())
 
@@ -112,7 +119,9 @@ class ControlSession:
         self._connection.close(reason)
 
     async def finished(self) -> None:
-        """Wait until nothing that was asked is in work any more."""
+        """Wait until nothing that was asked is in work any more. The connection has ended."""
+        for task in self._asking:
+            task.cancel()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
@@ -127,6 +136,8 @@ class ControlSession:
                 self._start(frame, self._ordered(frame))
             case FrameType.REQUEST:
                 self._start(frame, self._answer(frame))
+            case FrameType.GRANT:
+                self._granted(frame)
             case _:
                 raise FrameError(f"a {frame.type.name} frame has no place here")
 
@@ -167,6 +178,33 @@ class ControlSession:
 
     def _acknowledge(self, frame: Frame, ack: Ack) -> None:
         self._connection.send(FrameType.ACK, frame.request, encode_ack(ack))
+
+    # --- the lease ---------------------------------------------------------------------------------------------------
+
+    async def _lease(self, message: dict[str, Any]) -> None:
+        """From now on the target asks for the lease, over this connection of the mirror."""
+        replica = self._replica(text_of(message, "replica"))
+        connection = number_of(message, "connection")
+        lease = replica.lend(connection, number_of(message, "length_us", MAX_LEASE_US) / 1e6)
+        task = self._loop.create_task(self._ask(replica, lease, connection))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask(self, replica: IncomingReplica, lease: TargetLease, connection: int) -> None:
+        replica_id = uuid.UUID(replica.row.replica_id)
+        while replica.is_asking(lease, connection) and not self._connection.ended.done():
+            number = lease.ask(self._env.clock.boottime())
+            self._connection.send(FrameType.LEASE, 0, encode_lease(replica_id, connection, number))
+            await asyncio.sleep(max(MIN_ASK_S, lease.length_s / ASKS_PER_LEASE))
+
+    def _granted(self, frame: Frame) -> None:
+        replica_id, connection, number = decode_lease(frame.payload)
+        replica = self._incoming.known(self.peer, str(replica_id))
+        if replica is not None and replica.is_asking(replica.lease, connection):
+            replica.lease.granted(number)
+
+    async def _demote(self, message: dict[str, Any]) -> None:
+        self._replica(text_of(message, "replica")).lease.demoted()
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -388,6 +426,8 @@ _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict
     "flush_staging": ControlSession._flush_staging,
     "flush": ControlSession._flush,
     "mark": ControlSession._mark,
+    "lease": ControlSession._lease,
+    "demote": ControlSession._demote,
     "keep_points": ControlSession._keep_points,
     "point": ControlSession._point,
     "read": ControlSession._read,

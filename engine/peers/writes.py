@@ -4,6 +4,7 @@ APPLY      16s replica, Q connection, one write
 ORDERED    16s replica, Q connection, H writes, the writes
 a write    Q sequence, Q offset, I length, B kind, B flags (1 FUA, 2 atomic), I data bytes; digests; data
 ACK        Q incarnation, Q connection
+LEASE      16s replica, Q connection, Q number of the question; GRANT the same
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _TO = struct.Struct(">16sQ")
 _COUNT = struct.Struct(">H")
 _WRITE = struct.Struct(">QQIBBI")
 _ACK = struct.Struct(">QQ")
+_LEASE = struct.Struct(">16sQQ")
 
 _KINDS = (ChangeKind.DATA, ChangeKind.ZEROES, ChangeKind.DISCARD)
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
@@ -125,3 +127,15 @@ def _parse(payload: bytes, at: int) -> tuple[MirrorWrite, int]:
 def _require_end(payload: bytes, end: int) -> None:
     if end != len(payload):
         raise FrameError(f"{len(payload) - end} bytes behind the last write")
+
+
+def encode_lease(replica: uuid.UUID, connection: int, number: int) -> bytes:
+    return _LEASE.pack(replica.bytes, connection, number)
+
+
+def decode_lease(payload: bytes) -> tuple[uuid.UUID, int, int]:
+    """Raises FrameError."""
+    if len(payload) != _LEASE.size:
+        raise FrameError("a lease that is cut off")
+    replica, connection, number = _LEASE.unpack(payload)
+    return uuid.UUID(bytes=replica), connection, number

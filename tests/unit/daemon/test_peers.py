@@ -204,10 +204,40 @@ async def test_a_stalled_link_holds_a_write_back_no_longer_than_the_budget(tmp_p
         await fill(source, "v", MIB)
         info = await source.api.replica_show("r")
         assert info.copy_state == "Broken"
-        assert "0.2 s" in info.reason
+        assert "0.15 s" in info.reason, "the rest of the budget is for the end of the target's lease"
         proxy.resume()
         await synchronized(source, "r")
         assert await content(target, "r") == await content(source, "v")
+
+
+def holds_lease(target: Engine, name: str) -> bool:
+    row = target.replicas.incoming.named(name)
+    assert row is not None
+    replica = target.replicas.incoming.replica_of(row)
+    assert replica is not None
+    return replica.lease.held(target.pool.env.clock.boottime())
+
+
+async def test_the_target_holds_a_lease_while_it_is_synchronous_and_the_source_waits_for_its_end(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, proxy):
+        await finished(source, await source.api.replica_create("v", "r", peer="target", latency_budget_s=1.0))
+        await until(lambda: holds_lease(target, "r"))
+        proxy.stall()
+        await fill(source, "v", MIB)
+        assert not holds_lease(target, "r"), "a host was acknowledged without the target"
+        proxy.resume()
+        await synchronized(source, "r")
+        await until(lambda: holds_lease(target, "r"))
+        await source.api.replica_fracture("r")
+        assert not holds_lease(target, "r"), "DEMOTE was acknowledged"
+
+
+async def test_an_asynchronous_replica_never_holds_a_lease(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, _):
+        await replica(source, mode="async")
+        await synchronized(source, "r")
+        assert not source.replicas.running("r").is_exact
+        assert not holds_lease(target, "r")
 
 
 async def test_the_target_restarts_and_the_mirror_goes_on(tmp_path: Path):
