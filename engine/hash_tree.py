@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LEAF_BYTES = 64 * KIB
+BLOCK_BYTES = 4 * KIB
+"""What two differing leaves are compared in, where what differs has a way to go. No part of a tree."""
 FAN_OUT = 256
 DIGEST_BYTES = 16
 HASH_NAME = "xxh3_128"
@@ -44,6 +46,11 @@ def leaf_digests(data: memoryview) -> bytes:
     if length <= LEAF_BYTES:
         return digest_of(data)
     return b"".join([digest_of(data[at : at + LEAF_BYTES]) for at in range(0, length, LEAF_BYTES)])
+
+
+def block_digests(leaf: memoryview) -> bytes:
+    """The digests of a leaf's blocks, one behind the other."""
+    return b"".join([digest_of(leaf[at : at + BLOCK_BYTES]) for at in range(0, len(leaf), BLOCK_BYTES)])
 
 
 class HashTree:

@@ -8,8 +8,8 @@ about what was asked.
   ``connect`` returns. The connection number sees to that.
 * Calls are sent in the order of their first steps, and begin in that order at the peer.
 * Strips of a copy go by bulk connections, all else by the control connection.
-* A strip that the target has acknowledged and not flushed is in no ledger yet. It is remembered here, as long as the
-  target stays the same incarnation with the same staging area: then it is not sent again after a link was cut.
+* A staging area that may hold something is asked first what differs: one that started as a recovery point, and one that
+  an earlier attempt has written. So what the target has, and no ledger yet, is not sent again, whoever was killed.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ class PeerLink:
         self.places = asyncio.Semaphore(BULK_PER_MIRROR)
         self._name = target_name
         self._connection = 0
-        self._incarnation: int | None = None
-        self._brought: dict[int, tuple[int, Moved]] = {}
+        self._may_hold = False
         self._step_bytes = MAX_STRIP_BYTES
         self.brought_bytes = 0
         """Into staging areas, by all rounds."""
@@ -85,9 +84,6 @@ class PeerLink:
             raise FrameError("an answer without fitting points")
         ack = _ack(answer)
         self._connection = ack.connection
-        if ack.incarnation != self._incarnation:
-            self._brought.clear()
-        self._incarnation = ack.incarnation
         self.failure = None
         return LinkState(ack, points, flag_of(answer, "staging"))
 
@@ -112,18 +108,17 @@ class PeerLink:
         await self.ask("freeze_head", guid=guid)
 
     async def begin_staging(self, base: str | None, size_bytes: int) -> BlockDevice:
-        self._brought.clear()
+        self._may_hold = base is not None
         return self._staging(await self.ask("begin_staging", base=base, size_bytes=size_bytes))
 
     async def resume_staging(self) -> BlockDevice:
+        self._may_hold = True
         return self._staging(await self.ask("resume_staging"))
 
     async def abort_staging(self) -> None:
-        self._brought.clear()
         await self._clear("abort_staging")
 
     async def commit_staging(self, guid: str) -> None:
-        self._brought.clear()
         await self.ask("commit_staging", guid=guid)
 
     # --- the stream ------------------------------------------------------------------------------------------------
@@ -203,13 +198,10 @@ class PeerLink:
         moved = Moved()
         at = extent.offset
         while at < extent.end:
-            known = self._brought.get(at)
-            if known is None or at + known[0] > extent.end:
-                async with self.places:
-                    part = Extent(at, min(self._step_bytes, extent.end - at))
-                    known = part.length, await self._bring_part(part, extent, take, unit, compare=compare)
-            moved.add(known[1])
-            at += known[0]
+            async with self.places:
+                part = Extent(at, min(self._step_bytes, extent.end - at))
+                moved.add(await self._bring_part(part, extent, take, unit, compare=compare or self._may_hold))
+            at = part.end
         return moved
 
     async def _bring_part(
@@ -234,16 +226,11 @@ class PeerLink:
             raise
         self._step_bytes = min(MAX_STRIP_BYTES, self._step_bytes * 2)
         self.brought_bytes += part.length
-        if strip.connection == self._connection:
-            self._brought[part.offset] = part.length, moved
         return moved
 
     async def flush_staging(self) -> None:
         """What was brought before the call is durable when it returns."""
-        covered = list(self._brought)
         await self.ask("flush_staging", point=None)
-        for key in covered:
-            self._brought.pop(key, None)
 
     def _pace(self, size: int) -> None:
         self.client.pace(size, self.bucket)

@@ -1,7 +1,9 @@
 """The source's side of a bulk connection: one strip of a frozen source, read, digested and sent in one thread.
 
 ``engine.peers.bulk_target`` has the protocol. Leaves of zeroes are not sent: they are the caller's to discard. Where
-the target is to compare first, it is told the digests of the whole strip and asks for what differs.
+the target is to compare first, it is told the digests of the whole strip, and answers which leaves differ, with the
+digests of what it has there in blocks of 4 KiB. Then what is sent is the blocks that differ; where more than half of a
+unit of the volume does, the unit.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from engine.errors import PermissionDenied
-from engine.hash_tree import DIGEST_BYTES, LEAF_BYTES, leaf_digests
+from engine.hash_tree import BLOCK_BYTES, DIGEST_BYTES, LEAF_BYTES, ZERO_LEAF, block_digests, leaf_digests
 from engine.peers.bulk import BulkStream, tune, unreachable
 from engine.peers.frames import (
     BULK_TO_SOURCE,
@@ -25,7 +27,7 @@ from engine.peers.frames import (
     preamble,
 )
 from engine.peers.identity import fingerprint_of, same
-from engine.peers.strips import Strip, decode_want, encode_piece
+from engine.peers.strips import Strip, Wants, decode_want, encode_piece
 from engine.stores import Extent, ExtentState
 from engine.strips import Buffers, Moved, digest_strip, pieces, runs_of
 from engine.units import align_down, align_up
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from engine.strips import Source
 
 CONNECT_S = 10.0
+
+ZERO_BLOCKS = block_digests(memoryview(ZERO_LEAF))
 
 
 class BulkSender:
@@ -102,24 +106,45 @@ class BulkSender:
 
     def _send(self, strip: Strip, source: Source, unit: int, pace: Callable[[int], None], *, compare: bool) -> Moved:
         self._requests += 1
-        moved, wanted = Moved(), None
         if compare:
-            digests = digest_strip(strip.length, source, self._buffers)
-            asked = Strip(strip.replica, strip.connection, strip.offset, strip.length, digests)
-            self.stream.send(FrameType.STRIP, self._requests, asked.serialize())
-            wanted = decode_want(self._answer(FrameType.WANT), len(digests) // DIGEST_BYTES)
+            moved = self._send_what_differs(strip, source, unit, pace)
         else:
             self.stream.send(FrameType.STRIP, self._requests, strip.serialize())
-        for piece in pieces(Extent(strip.offset, strip.length)):
-            data = self._buffers.data[: piece.length]
-            source.read(piece.offset - strip.offset, data)
-            digests = leaf_digests(data)
-            moved.digests += digests
-            for part in [piece] if wanted is None else _wanted_parts(piece, strip.offset, wanted, unit):
-                self._send_part(part, piece, data, digests, unit, pace, moved)
+            moved = Moved()
+            for piece in pieces(Extent(strip.offset, strip.length)):
+                data = self._buffers.data[: piece.length]
+                source.read(piece.offset - strip.offset, data)
+                digests = leaf_digests(data)
+                moved.digests += digests
+                self._send_part(piece, piece, data, digests, unit, pace, moved)
         moved.equal_bytes = strip.length - moved.written_bytes - sum(zero.length for zero in moved.zeroes)
         self.stream.send(FrameType.END, self._requests)
         self._answer(FrameType.ANSWER)
+        return moved
+
+    def _send_what_differs(self, strip: Strip, source: Source, unit: int, pace: Callable[[int], None]) -> Moved:
+        moved = Moved(digest_strip(strip.length, source, self._buffers))
+        asked = Strip(strip.replica, strip.connection, strip.offset, strip.length, moved.digests)
+        self.stream.send(FrameType.STRIP, self._requests, asked.serialize())
+        wants = decode_want(self._answer(FrameType.WANT), strip.length)
+        for piece in pieces(Extent(strip.offset, strip.length)):
+            first, end = _leaves_of(piece, strip.offset)
+            if all(there is None for there in wants[first:end]):
+                continue
+            data = self._buffers.data[: piece.length]
+            source.read(piece.offset - strip.offset, data)
+            digests = moved.digests[first * DIGEST_BYTES : end * DIGEST_BYTES]
+            for part in _units(piece, unit):
+                leaves = slice(*_leaves_of(part, strip.offset))
+                within = data[part.offset - piece.offset : part.end - piece.offset]
+                blocks = _differing_blocks(part, within, wants[leaves])
+                if blocks is None:
+                    self._send_part(part, piece, data, digests, unit, pace, moved)
+                    continue
+                for run in blocks:
+                    at = run.offset - piece.offset
+                    self._send_run(run, data[at : at + run.length], leaf_digests(data[at : at + run.length]), pace)
+                    moved.written.append(run)
         return moved
 
     def _send_part(
@@ -137,11 +162,13 @@ class BulkSender:
             if run.state is not ExtentState.DATA:
                 moved.zeroes.append(run)
                 continue
-            pace(run.length)
-            head = encode_piece(run.offset, run.length, _digests_of(run, piece, digests))
             at = run.offset - piece.offset
-            self.stream.send_with(FrameType.PIECE, self._requests, head, data[at : at + run.length])
+            self._send_run(run, data[at : at + run.length], _digests_of(run, piece, digests), pace)
             moved.written.append(run)
+
+    def _send_run(self, run: Extent, data: memoryview, digests: bytes, pace: Callable[[int], None]) -> None:
+        pace(run.length)
+        self.stream.send_with(FrameType.PIECE, self._requests, encode_piece(run.offset, run.length, digests), data)
 
     def _answer(self, wanted: FrameType) -> bytes:
         kind, request, length = self.stream.read_header(BULK_TO_SOURCE)
@@ -155,21 +182,40 @@ class BulkSender:
         return payload
 
 
-def _wanted_parts(piece: Extent, strip_offset: int, wanted: list[bool], unit: int) -> Iterator[Extent]:
-    """What of a piece is wanted, in whole units of the volume."""
-    start: int | None = None
+def _leaves_of(extent: Extent, strip_offset: int) -> tuple[int, int]:
+    """The first leaf of an extent of a strip, and the one behind its last."""
+    return (extent.offset - strip_offset) // LEAF_BYTES, align_up(extent.end - strip_offset, LEAF_BYTES) // LEAF_BYTES
+
+
+def _units(piece: Extent, unit: int) -> Iterator[Extent]:
+    """A piece in units of the volume."""
     at = piece.offset
     while at < piece.end:
         end = min(align_down(at, unit) + unit, piece.end)
-        first, last = (at - strip_offset) // LEAF_BYTES, align_up(end - strip_offset, LEAF_BYTES) // LEAF_BYTES
-        if any(wanted[first:last]):
-            start = at if start is None else start
-        elif start is not None:
-            yield Extent(start, at - start)
-            start = None
+        yield Extent(at, end - at)
         at = end
-    if start is not None:
-        yield Extent(start, piece.end - start)
+
+
+def _differing_blocks(part: Extent, data: memoryview, wants: Wants) -> list[Extent] | None:
+    """The runs of blocks of a unit that differ. None: all of it is to be sent."""
+    runs: list[Extent] = []
+    for leaf, there in enumerate(wants):
+        if there is None:
+            continue
+        at = leaf * LEAF_BYTES
+        mine = block_digests(data[at : at + LEAF_BYTES])
+        if not there or mine == ZERO_BLOCKS:
+            return None
+        for block in range(0, len(mine), DIGEST_BYTES):
+            if mine[block : block + DIGEST_BYTES] == there[block : block + DIGEST_BYTES]:
+                continue
+            offset = part.offset + at + block // DIGEST_BYTES * BLOCK_BYTES
+            length = min(BLOCK_BYTES, part.end - offset)
+            if runs and runs[-1].end == offset:
+                runs[-1] = Extent(runs[-1].offset, runs[-1].length + length)
+            else:
+                runs.append(Extent(offset, length))
+    return None if 2 * sum(run.length for run in runs) > part.length else runs
 
 
 def _digests_of(part: Extent, piece: Extent, digests: bytes) -> bytes:

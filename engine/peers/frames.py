@@ -95,7 +95,7 @@ _LONGEST = {
     FrameType.LEASE: 32,
     FrameType.GRANT: 32,
     FrameType.STRIP: 8 * KIB,
-    FrameType.WANT: KIB,
+    FrameType.WANT: 17 * KIB,
     FrameType.PIECE: MAX_DATA_BYTES + KIB,
     FrameType.END: 0,
 }

@@ -26,6 +26,9 @@ class LinkProxy:
         self.cut_again_bytes: int | None = None
         """and then again and again after so many."""
         self.cuts = 0
+        self.stall_after_bytes: int | None = None
+        """It stalls when so many bytes in all have gone towards the target; then ``stalled`` is set."""
+        self.stalled = asyncio.Event()
         self.address = ""
         self.spoil_next = False
         """One bit of the next piece towards the target is flipped."""
@@ -99,6 +102,10 @@ class LinkProxy:
                 await self._flowing.wait()
                 if forward:
                     self.forward_bytes += len(data)
+                    if self.stall_after_bytes is not None and self.forward_bytes >= self.stall_after_bytes:
+                        self.stall_after_bytes = None
+                        self.stall()
+                        self.stalled.set()
                     if self.spoil_next:
                         self.spoil_next = False
                         data = data[:-1] + bytes([data[-1] ^ 1])

@@ -213,11 +213,38 @@ def test_pieces_stay_within_their_strip() -> None:
         parse_piece(head, len(head) + 511, strip)
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=64))
-def test_the_wanted_leaves_are_those_that_differ(differs: list[bool]) -> None:
-    mine = b"".join(index.to_bytes(16, "big") for index in range(len(differs)))
-    theirs = b"".join((index + 100 * other).to_bytes(16, "big") for index, other in enumerate(differs))
-    assert decode_want(encode_want(mine, theirs), len(differs)) == differs
+@given(st.lists(st.sampled_from((None, b"", b"d")), min_size=1, max_size=64), st.integers(1, 128))
+def test_the_wanted_leaves_are_told_with_what_is_there(kinds: list[bytes | None], sectors: int) -> None:
+    """The last leaf may be short, and has fewer blocks then."""
+    length = (len(kinds) - 1) * LEAF_BYTES + sectors * 512
+    wants: list[bytes | None] = [kind and kind * 256 for kind in kinds]
+    if wants[-1]:
+        wants[-1] = wants[-1][: -(-sectors * 512 // 4096) * 16]
+    payload = encode_want(wants)
+    assert decode_want(payload, length) == wants
+    for broken in (payload[:-1], payload + b"x", b""):
+        with pytest.raises(FrameError):
+            decode_want(broken, length)
+
+
+def test_answers_about_leaves_that_were_not_asked_for_are_refused() -> None:
+    assert encode_want([None, b"", b"d" * 32]) == b"\x06\x04" + b"d" * 32
+    assert decode_want(b"\x01\x00", LEAF_BYTES) == [b""]
+    for payload in (b"\x02\x00", b"\x00\x01", b"\x01"):
+        with pytest.raises(FrameError):
+            decode_want(payload, LEAF_BYTES)
+
+
+def test_pieces_of_blocks_have_a_place_only_where_the_target_was_asked() -> None:
+    blind, asked = Strip(REPLICA, 7, 0, LEAF_BYTES), Strip(REPLICA, 7, 0, LEAF_BYTES, bytes(16))
+    head = encode_piece(4096, 8192, bytes(16))
+    assert parse_piece(head, len(head) + 8192, asked) == (4096, 8192)
+    with pytest.raises(FrameError):
+        parse_piece(head, len(head) + 8192, blind)
+    for offset, length in ((512, 4096), (4096, 4096 + 512)):
+        head = encode_piece(offset, length, bytes(16))
+        with pytest.raises(FrameError):
+            parse_piece(head, len(head) + length, asked)
 
 
 def test_bulk_frames_have_no_place_on_the_control_connection() -> None:

@@ -186,6 +186,39 @@ async def test_what_the_ledger_has_is_not_sent_again(tmp_path: Path):
         assert proxy.forward_bytes < SIZE + 9 * MIB + MIB
 
 
+async def test_small_changes_travel_as_the_blocks_that_they_are(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, proxy):
+        await fill(source, "v", *range(0, SIZE, MIB))
+        await replica(source)
+        await source.api.replica_fracture("r")
+        volume = source.pool.volume("v")
+        for offset in range(0, SIZE, 256 * 1024):  # in 96 leaves
+            await volume.write(offset + 8192, memoryview(os.urandom(4096)))
+        await volume.write(SIZE - 512, memoryview(os.urandom(512)))
+        before = proxy.forward_bytes
+        assert (await finished(source, await source.api.replica_resync("r"))).state == "Completed"
+        assert proxy.forward_bytes - before < 97 * 4096 * 1.25
+        assert await content(target, "r") == await content(source, "v")
+        assert (await finished(source, await source.api.replica_verify("r"))).result["identical"]
+
+
+async def test_without_a_common_point_only_the_blocks_that_differ_travel(tmp_path: Path):
+    """What was found to differ has no common point any more: the two sides are compared by hash tree."""
+    async with pair(tmp_path) as (source, target, proxy):
+        await fill(source, "v", *range(0, SIZE, MIB))
+        await replica(source)
+        for offset in (0, 5 * MIB + 4096, SIZE - 4096):  # behind the mirror's back
+            await target.pool.volume("r").head.write(offset, memoryview(os.urandom(4096)))
+        await target.pool.volume("r").head.write(9 * MIB, memoryview(os.urandom(MIB)))
+        assert (await finished(source, await source.api.replica_verify("r"))).state == "Exception"
+        before = proxy.forward_bytes
+        assert (await finished(source, await source.api.replica_resync("r"))).state == "Completed"
+        assert proxy.forward_bytes - before < MIB + 128 * 1024
+        assert await content(target, "r") == await content(source, "v")
+        info = await source.api.replica_show("r")
+        assert info.identical_bytes == SIZE - MIB - 3 * 4096
+
+
 async def test_a_first_copy_gets_on_over_a_link_that_breaks_again_and_again(tmp_path: Path):
     async with pair(tmp_path) as (source, target, proxy):
         await fill(source, "v", *range(0, SIZE, MIB))
