@@ -25,6 +25,7 @@ from engine.ballast import Ballast
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
 from engine.catalog_peers import PEER_SCHEMA, PeerTables
+from engine.catalog_relations import RELATION_SCHEMA, RelationTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
 from engine.errors import AlreadyExists, EngineError, MediumError, NotSupported, OutOfSpace, StoreCorrupt
@@ -99,6 +100,7 @@ CREATE TABLE events (
     + SCRUB_SCHEMA
     + IDENTITY_SCHEMA
     + PEER_SCHEMA
+    + RELATION_SCHEMA
 )
 
 
@@ -232,6 +234,7 @@ class Catalog:
         self.scrubs = ScrubTables(self._run)
         self.identities = IdentityTables(self._run)
         self.peers = PeerTables(self._run)
+        self.relations = RelationTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:
@@ -618,6 +621,9 @@ class Catalog:
                 values,
             )
         )
+
+    async def remove_job(self, job_id: int) -> None:
+        await self._run(lambda database: database.execute("DELETE FROM jobs WHERE id = ?", (job_id,)))
 
     async def jobs(self) -> list[JobRow]:
         """All recorded jobs, oldest first."""

@@ -13,7 +13,8 @@ method is one transaction, durable when it returns, and exactly one of them is t
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from engine.errors import AlreadyExists
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GROUP_SCHEMA = """
-CREATE TABLE groups (name TEXT PRIMARY KEY, created_at REAL NOT NULL);
+CREATE TABLE groups (name TEXT PRIMARY KEY, created_at REAL NOT NULL, guid TEXT NOT NULL UNIQUE);
 CREATE TABLE group_members (
     name TEXT NOT NULL REFERENCES groups(name) ON DELETE CASCADE, volume_id TEXT NOT NULL,
     PRIMARY KEY (name, volume_id));
@@ -41,11 +42,12 @@ CREATE TABLE group_clones (volume_id TEXT PRIMARY KEY, source_id TEXT NOT NULL);
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """A group. ``members``: volume ids, in the order in which they came."""
+    """A group. ``members``: volume ids, in the order in which they came. ``guid``: of no other group, ever."""
 
     name: str
     created_at: float
     members: tuple[str, ...]
+    guid: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,8 @@ class GroupTables:
             members: dict[str, list[str]] = {}
             for name, volume_id in database.execute("SELECT name, volume_id FROM group_members ORDER BY rowid"):
                 members.setdefault(name, []).append(volume_id)
-            rows = database.execute("SELECT name, created_at FROM groups ORDER BY name")
-            return [GroupRow(name, created_at, tuple(members.get(name, ()))) for name, created_at in rows]
+            rows = database.execute("SELECT name, created_at, guid FROM groups ORDER BY name")
+            return [GroupRow(name, created_at, tuple(members.get(name, ())), guid) for name, created_at, guid in rows]
 
         return await self._run(work)
 
@@ -116,7 +118,7 @@ class GroupTables:
 
         def work(database: sqlite3.Connection) -> None:
             try:
-                database.execute("INSERT INTO groups VALUES (?, ?)", (row.name, row.created_at))
+                database.execute("INSERT INTO groups VALUES (?, ?, ?)", (row.name, row.created_at, row.guid))
             except sqlite3.IntegrityError as error:
                 raise AlreadyExists("group", row.name) from error
             _insert_members(database, row)

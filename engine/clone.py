@@ -115,7 +115,7 @@ async def _copy(pool: Pool, frozen: Frozen, unfinished: UnfinishedVolume, ledger
     def report(progress: CopyProgress) -> None:
         job.progress(progress.done_bytes, progress.total_bytes)
 
-    control = CopyControl(on_progress=report)
+    control = job.control = CopyControl(on_progress=report)
     options = CopyOptions(blank_target=True)
     try:
         result = await copy_extents(

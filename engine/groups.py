@@ -146,7 +146,7 @@ class Groups:
     # --- groups -----------------------------------------------------------------------------------------------
 
     async def create(self, name: str, volumes: Sequence[str]) -> GroupInfo:
-        """Raises AlreadyExists, NotFound, InvalidArgument (no member, too many, one twice)."""
+        """Raises AlreadyExists, NotFound, InvalidArgument (too many, one twice)."""
         check_name("group", name)
 
         async def work() -> GroupInfo:
@@ -159,7 +159,7 @@ class Groups:
         return await self._run(work())
 
     async def change(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> GroupInfo:
-        """Raises NotFound, InUse (it is in already), InvalidArgument (too many, or none left)."""
+        """Raises NotFound, InUse (it is in already), InvalidArgument (too many)."""
 
         async def work() -> GroupInfo:
             row = self._row(name)
@@ -330,7 +330,9 @@ class Groups:
         raise NotFound(f"member of group {row.name}", name)
 
     def _members(self, row: GroupRow) -> list[Volume]:
-        """Raises StoreCorrupt, NotFound: one is not served."""
+        """Raises StoreCorrupt, NotFound: one is not served. InvalidState: there are none."""
+        if not row.members:
+            raise InvalidState(f"group {row.name}", "empty", "a member")
         return [self._pool.volume(self._pool.name_of(volume_id)) for volume_id in row.members]
 
     def _info(self, row: GroupRow) -> GroupInfo:
@@ -347,6 +349,7 @@ class Groups:
             snapshots=snapshots,
             state="degraded" if missing else "ok",
             reason=_not_served(map(self._pool.name_of, missing)),
+            guid=row.guid,
         )
 
     def _snapshot_info(self, row: GroupSnapshotRow) -> GroupSnapshotInfo:
@@ -385,8 +388,8 @@ def _checked(members: tuple[str, ...]) -> tuple[str, ...]:
     """Raises InvalidArgument."""
     if len(set(members)) < len(members):
         raise InvalidArgument("a volume is in a group once")
-    if not 0 < len(members) <= MAX_MEMBERS:
-        raise InvalidArgument(f"a group has 1 to {MAX_MEMBERS} members, not {len(members)}")
+    if len(members) > MAX_MEMBERS:
+        raise InvalidArgument(f"a group has {MAX_MEMBERS} members at most, not {len(members)}")
     return members
 
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.catalog import JOB_HISTORY_MAX, JobRow
 from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound, StoreCorrupt
@@ -38,6 +38,7 @@ class JobState(IntEnum):
 
     NEW = 2
     RUNNING = 4
+    SUSPENDED = 5
     COMPLETED = 7
     TERMINATED = 8
     EXCEPTION = 10
@@ -45,6 +46,13 @@ class JobState(IntEnum):
     @property
     def final(self) -> bool:
         return self in (JobState.COMPLETED, JobState.TERMINATED, JobState.EXCEPTION)
+
+
+class Pausable(Protocol):
+    """What a job rests by: ``engine.copy_job.CopyControl``, or what several of them rest by."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +82,8 @@ class Job:
         self.rate_bytes_s = 0.0
         self.version = 1
         self.reader: _Reader | None = None
+        self.control: Pausable | None = None
+        """By what it can rest; the work sets it. None: it cannot."""
         self._clock = clock
         self._changed = asyncio.Event()
         self._begun = asyncio.Event()
@@ -111,6 +121,24 @@ class Job:
             self.rate_bytes_s += (rate - self.rate_bytes_s) * weight
             self._sample = (now, self.done_bytes)
         self._shown_at = now
+        self._show()
+
+    def suspend(self) -> None:
+        """Rest, until ``resume``. Raises InvalidState: it does not run, or cannot rest."""
+        if self.state is not JobState.RUNNING or self.control is None:
+            raise InvalidState(f"job {self.job_id}", self.state.name.lower(), "a running copy")
+        self.control.pause()
+        self.state = JobState.SUSPENDED
+        self.rate_bytes_s = 0.0
+        self._show()
+
+    def resume(self) -> None:
+        """Raises InvalidState: it does not rest."""
+        if self.state is not JobState.SUSPENDED:
+            raise InvalidState(f"job {self.job_id}", self.state.name.lower(), "a suspended one")
+        assert self.control is not None
+        self.control.resume()
+        self.state = JobState.RUNNING
         self._show()
 
     async def wait(self, after_version: int, timeout_s: float) -> None:
@@ -190,15 +218,39 @@ class JobRegistry:
             self._reading.remove(reader)
             raise
         job = Job(JobRow(job_id, kind, subject, running, 0, 0, now, None, "", None, {}), self._clock)
-        job.reader = reader
         self._jobs[job_id] = job
         while len(self._jobs) > JOB_HISTORY_MAX:
             oldest = next(iter(self._jobs))
             if not self._jobs[oldest].state.final:
                 break
             del self._jobs[oldest]
-        job._task = asyncio.create_task(self._run(job, work), name=f"job {job_id} {kind} {subject}")
+        self._begin(job, reader, work)
         return job
+
+    async def go_on(self, job: Job, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
+        """Begin anew, under its number, a job that the end of the daemon interrupted: all that it was for is known
+        from elsewhere, and it is not over."""
+        assert job.state.final
+        job.state, job.message, job.error, job.finished_at = JobState.RUNNING, "", None, None
+        await self._catalog.save_job(job._row())
+        reader = _Reader(job.kind, None, job.job_id)
+        self._reading.append(reader)
+        self._begin(job, reader, work)
+
+    async def forget(self, job_id: int) -> None:
+        """Take a job that is over out of the history. Raises NotFound, InvalidState."""
+        job = self.get(job_id)
+        if not job.state.final:
+            raise InvalidState(f"job {job_id}", job.state.name.lower(), "one that is over")
+        if job._task is not None:
+            await asyncio.wait([job._task])  # its end is being recorded
+        self._jobs.pop(job_id, None)
+        await self._catalog.remove_job(job_id)
+
+    def _begin(self, job: Job, reader: _Reader, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
+        job.reader = reader
+        name = f"job {job.job_id} {job.kind} {job.subject}"
+        job._task = asyncio.create_task(self._run(job, work), name=name)
 
     def get(self, job_id: int) -> Job:
         """Raises NotFound."""
@@ -266,6 +318,7 @@ class JobRegistry:
         job.message = message
         job.error = error
         job.finished_at = self._clock.time()
+        job.control = None
         if job.reader is not None:
             self._reading.remove(job.reader)
         log.info("job %d (%s %s) ended: %s %s", job.job_id, job.kind, job.subject, state.name.lower(), message)

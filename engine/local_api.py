@@ -27,9 +27,12 @@ from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
 from engine.jobs import job_info
 from engine.names import check_choice, check_chunk, check_name, check_size, is_view
+from engine.orders import Orders
 from engine.peer_api import PeerOperations
 from engine.pool_space import SpaceLimits, SpaceState
 from engine.promotion import Promotions
+from engine.relation_api import RelationOperations
+from engine.relations import Relations
 from engine.replica_api import ReplicaOperations
 from engine.schedules import Schedules
 from engine.snapshot_api import SnapshotOperations
@@ -63,7 +66,13 @@ JOB_WAIT_MAX_S = 60.0
 
 
 class LocalApi(
-    SnapshotOperations, GroupOperations, ImageOperations, TargetOperations, ReplicaOperations, PeerOperations
+    SnapshotOperations,
+    GroupOperations,
+    ImageOperations,
+    TargetOperations,
+    ReplicaOperations,
+    RelationOperations,
+    PeerOperations,
 ):
     """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere.
     ``peers``: None where nobody serves them."""
@@ -92,6 +101,8 @@ class LocalApi(
         self._started_at = pool.env.clock.time()
         self._views = Views(pool, exposure)
         self._promotions = Promotions(pool, exposure, replicas)
+        self._relations = Relations(pool.catalog.relations, pool.env.clock)
+        self._orders = Orders(self, pool, self._relations)
         self._snapshots = Snapshots(pool, exposure, self._views)
         self._schedules = Schedules(pool, self._snapshots)
         self._changed_blocks = ChangedBlocks(pool)
@@ -351,6 +362,19 @@ class LocalApi(
 
     async def job_cancel(self, job: int) -> JobInfo:
         return job_info(await self._pool.jobs.cancel(job))
+
+    async def job_suspend(self, job: int) -> JobInfo:
+        found = self._pool.jobs.get(job)
+        found.suspend()
+        return job_info(found)
+
+    async def job_resume(self, job: int) -> JobInfo:
+        found = self._pool.jobs.get(job)
+        found.resume()
+        return job_info(found)
+
+    async def job_forget(self, job: int) -> None:
+        await self._pool.jobs.forget(job)
 
 
 def _damaged_infos(pool: Pool, family: DamagedFamily) -> list[VolumeInfo]:

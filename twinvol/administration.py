@@ -54,6 +54,7 @@ async def begin(
         await replicas.begin_remote(peers)
     if replicas.without_peers is not None and peer_listener is not None:
         peer_listener.close()  # nobody shall wait there
+    await local_api.restore_relations()
     api = ApiServer(local_api)
     ending.push_async_callback(api.close)
     await api.start(listener)

@@ -20,6 +20,16 @@ from engine.api.groups import GroupApi, GroupInfo, GroupMember, GroupSnapshotInf
 from engine.api.jobs import JobApi, JobInfo
 from engine.api.peers import PeerApi, PeerInfo, PeerInvitation
 from engine.api.pool import EventInfo, PoolApi, PoolSpaceInfo, StatusInfo
+from engine.api.relations import (
+    ELEMENT_NAME_MAX,
+    ORDER_MAX,
+    CopyOrder,
+    GroupOrder,
+    GroupRelationInfo,
+    PairInfo,
+    RelationApi,
+    RelationInfo,
+)
 from engine.api.replicas import ReplicaApi, ReplicaInfo, ReplicaPointInfo
 from engine.api.snapshots import (
     SNAPSHOT_PAGE,
@@ -59,7 +69,9 @@ from engine.api.volumes import (
 )
 
 
-class EngineApi(PoolApi, VolumeApi, SnapshotApi, GroupApi, ReplicaApi, PeerApi, TargetApi, JobApi, Protocol):
+class EngineApi(
+    PoolApi, VolumeApi, SnapshotApi, GroupApi, ReplicaApi, RelationApi, PeerApi, TargetApi, JobApi, Protocol
+):
     """See the module. Every method may raise ``EngineError``; what each names is what callers tell apart."""
 
 
@@ -102,5 +114,12 @@ __all__ = [
     "SessionInfo",
     "CommandInfo",
     "JobInfo",
+    "ELEMENT_NAME_MAX",
+    "ORDER_MAX",
+    "CopyOrder",
+    "GroupOrder",
+    "RelationInfo",
+    "PairInfo",
+    "GroupRelationInfo",
     "each_snapshot",
 ]

@@ -8,7 +8,8 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class GroupInfo:
-    """``members``: names of volumes. ``state``: ok, or degraded with a ``reason``: a member is not served."""
+    """``members``: names of volumes. ``state``: ok, or degraded with a ``reason``: a member is not served. ``guid``: of
+    no other group, ever."""
 
     name: str
     created_at: float
@@ -17,6 +18,7 @@ class GroupInfo:
     snapshots: int
     state: str
     reason: str | None
+    guid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class GroupApi(Protocol):
     """See ``engine.api``."""
 
     async def group_create(self, name: str, volumes: list[str]) -> GroupInfo:
-        """Make a consistency group of 1 to 64 volumes; a volume may be in several. Raises AlreadyExists, NotFound."""
+        """Make a consistency group of up to 64 volumes; a volume may be in several. Raises AlreadyExists, NotFound."""
         ...
 
     async def group_add(self, name: str, volumes: list[str]) -> GroupInfo:

@@ -44,3 +44,15 @@ class JobApi(Protocol):
     async def job_cancel(self, job: int) -> JobInfo:
         """Cancel and wait for its end. Raises InvalidState: it is over."""
         ...
+
+    async def job_suspend(self, job: int) -> JobInfo:
+        """Have a copy rest where it is. Raises InvalidState: it is over, or no work that can rest."""
+        ...
+
+    async def job_resume(self, job: int) -> JobInfo:
+        """Raises InvalidState: it does not rest."""
+        ...
+
+    async def job_forget(self, job: int) -> None:
+        """Take a job that is over out of the history. Raises InvalidState: it is not."""
+        ...

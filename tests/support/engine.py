@@ -133,6 +133,7 @@ async def opened(
                     api = LocalApi(pool, exposure, replicas, version="test", remotes=IscsiDisks(), peers=peers)
                     if peers is not None:
                         await replicas.begin_remote(peers)
+                    await api.restore_relations()
                     yield Engine(pool, api, exposure, exports, replicas, peers, address)
             finally:
                 await pool.jobs.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import typing
 from typing import Any
 
@@ -47,14 +48,18 @@ class Method:
         arguments = {}
         for name, value in params.items():
             try:
-                arguments[name] = known[name][0].validate_python(value, strict=True)
+                arguments[name] = known[name][0].validate_json(json.dumps(value), strict=True)  # objects are values
             except ValidationError as error:
                 raise InvalidArgument(f"{self.name}: {name}: {error.errors()[0]['msg']}") from error
         return arguments
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The params of a request from a call's arguments."""
-        return dict(list(self._signature.bind(None, *args, **kwargs).arguments.items())[1:])
+        arguments = dict(list(self._signature.bind(None, *args, **kwargs).arguments.items())[1:])
+        return {
+            name: self._parameters[name][0].dump_python(value, mode="json", warnings=False)
+            for name, value in arguments.items()
+        }
 
     def dump_result(self, value: Any) -> Any:
         return self._result.dump_python(value, mode="json")

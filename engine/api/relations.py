@@ -1,0 +1,137 @@
+"""Copies that are ordered together, and the relations that they leave. See ``engine.api``.
+
+A *relation* says what is a copy of what. That of a snapshot is in its volume and that of a mirror is the replica; what
+is here is what nobody else knows: which full clone came from which volume and is not detached yet, and which copies
+were made as one, of a group or of one source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.api.jobs import JobInfo
+
+ORDER_MAX = 256
+"""Copies in one order."""
+
+ELEMENT_NAME_MAX = 256
+"""Characters of a free text that something is called by."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOrder:
+    """One copy to be made.
+
+    ``kind``: snapshot; clone or token (full, verified, in a family of its own; the latter moved by a copy token); or
+    mirror. ``target``: an existing volume, whose content is lost; None: it is made, and named after ``element_name``,
+    its free text, or after the source. ``name``: what it is called, where that is decided already.
+
+    ``related``: a clone stays related to its source until ``relation_end``. ``mode``, ``rpo_s``, ``peer``: of a mirror.
+    """
+
+    kind: str
+    source: str
+    element_name: str | None = None
+    target: str | None = None
+    name: str | None = None
+    related: bool = True
+    mode: str = "async"
+    rpo_s: float | None = None
+    peer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOrder:
+    """The copies of an order make one relation, called ``name``.
+
+    ``source_group``: the group whose members they copy, in its order; None: they all have one source.
+    ``target_group``: the existing group that the targets are; None: it is made, except of snapshots.
+    ``consistent``: they hold one instant of all sources.
+    """
+
+    name: str
+    source_group: str | None = None
+    target_group: str | None = None
+    consistent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RelationInfo:
+    """A full clone (``kind`` clone or token) that is not detached. Ids are those of volumes."""
+
+    kind: str
+    source_id: str
+    target_id: str
+    established_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairInfo:
+    """``target``: the id of a volume, the GUID of a snapshot, or (a mirror at a peer) the name of the replica."""
+
+    source_id: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRelationInfo:
+    """Copies that were made as one. ``source``: the GUID of a group, or the id of the one source.
+
+    ``target_group``: the GUID of a group or of a group snapshot; None: its targets are in no other group than this
+    relation. ``mode`` of mirrors. Pairs whose target is gone are left out.
+    """
+
+    guid: str
+    name: str
+    kind: str
+    mode: str | None
+    source: str
+    target_group: str | None
+    consistent: bool
+    established_at: float
+    pairs: list[PairInfo] = field(default_factory=list)
+
+
+class RelationApi(Protocol):
+    """The operations of ``EngineApi`` on relations."""
+
+    async def copies_make(
+        self,
+        orders: list[CopyOrder],
+        *,
+        group: GroupOrder | None = None,
+        at_once: bool = False,
+        on_error: str = "stop",
+        until: str = "synchronized",
+    ) -> JobInfo:
+        """Make several copies as one job, which goes on after a restart under its number.
+
+        ``on_error``: stop (then none of them stays) or continue. ``until``: what the job waits for with mirrors,
+        ``associated`` or ``synchronized``. ``at_once``: clones hold one instant of all sources.
+
+        The job's result has ``copies``, in order: each the ``source_id``, and ``target_id`` (a volume), ``guid`` (a
+        snapshot), ``replica``, or ``error`` with ``message``; and with a group ``group``, the GUID of the relation.
+        What can be refused is refused at once: InvalidArgument, NotFound, AlreadyExists, InUse, NotSupported.
+        """
+        ...
+
+    async def relation_list(self) -> list[RelationInfo]: ...
+    async def relation_end(self, target_id: str) -> None:
+        """The clone is a volume like any other. Raises NotFound."""
+        ...
+
+    async def group_relation_list(self) -> list[GroupRelationInfo]: ...
+    async def group_relation_end(self, guid: str) -> None:
+        """Forget that copies belong together; they stay, and are related to their sources as before. Raises
+        NotFound."""
+        ...
+
+    async def element_name_set(self, guid: str, name: str | None) -> None:
+        """Have something (a volume by its id, a snapshot or group by its GUID, a relation) called by a free text too;
+        None: no longer. Raises InvalidArgument: too long, empty, or with control characters."""
+        ...
+
+    async def element_name_list(self) -> dict[str, str]:
+        """The free texts, by id or GUID."""
+        ...

@@ -1,0 +1,481 @@
+"""Several copies made as one job, by the operations of ``EngineApi`` that make one each.
+
+Invariants:
+
+* What every copy is called is decided, and recorded with the order, before the first step. After the end of the daemon
+  the job goes on under its number: what is there by its name was made by it, and what is not is made.
+* An order that stops at an error, or is cancelled, takes back what it has made; what it did to the content of volumes
+  that existed before, it cannot. One that goes on at errors takes back the copy that failed, and fails if all did.
+* A job that rests (``job_suspend``) begins nothing, and its copies rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from engine.api.relations import ORDER_MAX, CopyOrder, GroupOrder, GroupRelationInfo, PairInfo
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
+from engine.errors_json import error_from_json
+from engine.jobs import JobState
+from engine.names import NAME_MAX
+from engine.relations import check_element_name, new_guid
+from engine.token_clone import start_token_clone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.jobs import Job
+    from engine.local_api import LocalApi
+    from engine.pool import Pool
+    from engine.relations import Relations
+
+log = logging.getLogger(__name__)
+
+JOB_KIND = "copies"
+KINDS = ("snapshot", "clone", "token", "mirror")
+POLL_S = 0.1
+"""How often a mirror is looked at that is waited for."""
+
+_FOREIGN = re.compile(r"[^a-z0-9.-]+")
+_SUFFIX_CHARACTERS = 8
+
+
+def made_names(text: str) -> Iterator[str]:
+    """Names after a free text: the nearest one that may be, then with numbers."""
+    stem = _FOREIGN.sub("-", text.lower()).strip(".-")[: NAME_MAX - _SUFFIX_CHARACTERS].strip(".-") or "copy"
+    yield stem
+    for number in range(2, 10**6):
+        yield f"{stem}-{number}"
+
+
+class Rest:
+    """By what an order rests; see ``engine.jobs.Pausable``."""
+
+    def __init__(self) -> None:
+        self.going = asyncio.Event()
+        self.going.set()
+
+    def pause(self) -> None:
+        self.going.clear()
+
+    def resume(self) -> None:
+        self.going.set()
+
+
+class Orders:
+    """See the module."""
+
+    def __init__(self, api: LocalApi, pool: Pool, relations: Relations) -> None:
+        self._api = api
+        self._pool = pool
+        self._relations = relations
+        self._reserved: set[tuple[str, str]] = set()
+        """Names that orders in progress are about to take, by the volume that has them (snapshots), or none."""
+
+    async def restore(self) -> None:
+        """Go on with the orders that the end of the daemon interrupted."""
+        for job_id, document in (await self._pool.catalog.relations.orders()).items():
+            try:
+                job = self._pool.jobs.get(job_id)
+            except NotFound:  # so old that it is not in the history any more
+                await self._pool.catalog.relations.remove_order(job_id)
+                continue
+            run = _Order(self._api, self._pool, self._relations, document, resumed=True)
+            self._reserved |= run.taken()
+            await self._pool.jobs.go_on(job, self._work_of(run))
+
+    async def make(
+        self, orders: list[CopyOrder], group: GroupOrder | None, *, at_once: bool, on_error: str, until: str
+    ) -> Job:
+        """See ``EngineApi.copies_make``."""
+        if not 0 < len(orders) <= ORDER_MAX:
+            raise InvalidArgument(f"an order has 1 to {ORDER_MAX} copies, not {len(orders)}")
+        if on_error not in ("stop", "continue") or until not in ("associated", "synchronized"):
+            raise InvalidArgument(f"on_error is {on_error!r}, until {until!r}")
+        for order in orders:
+            await self._check(order)
+        self._check_group(orders, group, at_once=at_once)
+        named = self._named(orders, group)
+        document: dict[str, Any] = {
+            "orders": [asdict(order) for order in named],
+            "group": None if group is None else asdict(group) | {"guid": new_guid()},
+            "at_once": at_once,
+            "on_error": on_error,
+            "until": until,
+        }
+        run = _Order(self._api, self._pool, self._relations, document)
+        self._reserved |= run.taken()
+        subject = " ".join(dict.fromkeys(order.source for order in named))
+        return await self._pool.jobs.start(JOB_KIND, subject, self._work_of(run))
+
+    def _work_of(self, run: _Order) -> Any:
+        async def work(job: Job) -> dict[str, Any]:
+            tables = self._pool.catalog.relations
+            kept = False
+            try:
+                await tables.put_order(job.job_id, run.document)
+                return await run.work(job)
+            except asyncio.CancelledError:
+                kept = not job.cancelling  # the daemon ends: the next one goes on
+                raise
+            finally:
+                self._reserved -= run.taken()
+                if not kept:
+                    await asyncio.shield(tables.remove_order(job.job_id))
+
+        return work
+
+    # --- what is refused at once --------------------------------------------------------------------------------
+
+    async def _check(self, order: CopyOrder) -> None:
+        if order.kind not in KINDS:
+            raise InvalidArgument(f"{order.kind!r} is no kind of copy: {', '.join(KINDS)}")
+        if order.element_name is not None:
+            check_element_name(order.element_name)
+        source = self._pool.volume(order.source)
+        source.require_usable()
+        if order.kind == "mirror" and order.peer is None:
+            for info in await self._api.replica_list():
+                if order.source == info.target:
+                    raise InUse(f"volume {order.source} is itself the target of a replica; a cascade is not supported")
+        if order.target is None:
+            return
+        if order.kind in ("snapshot", "token") or order.peer is not None:
+            raise NotSupported(f"a {order.kind} cannot be made in a volume that exists")
+        target = self._pool.volume(order.target)
+        if target is source:
+            raise InvalidArgument(f"volume {order.source} cannot be a copy of itself")
+        if target.size_bytes < source.size_bytes:
+            raise InvalidArgument(
+                f"volume {target.name} has {target.size_bytes} bytes, less than its source ({source.size_bytes})"
+            )
+        self._api.require_copy_target(target)
+
+    def _check_group(self, orders: list[CopyOrder], group: GroupOrder | None, *, at_once: bool) -> None:
+        kinds = {order.kind for order in orders}
+        if len(kinds) > 1:
+            raise InvalidArgument("the copies of one order are of one kind")
+        if at_once and (kinds & {"snapshot", "mirror"} or any(order.target for order in orders)):
+            raise NotSupported("only new clones are made of one instant here; for snapshots take a group")
+        if group is None:
+            return
+        check_element_name(group.name)
+        if group.target_group is not None:
+            self._pool.groups.info(group.target_group)
+        if not group.consistent:
+            return
+        if kinds != {"snapshot"} or group.source_group is None:
+            raise NotSupported("one instant of a group is there for snapshots; say at_once for clones")
+        if [order.source for order in orders] != self._pool.groups.info(group.source_group).members:
+            raise InvalidArgument(f"the copies are not of the members of group {group.source_group}")
+
+    # --- names --------------------------------------------------------------------------------------------------
+
+    def _named(self, orders: list[CopyOrder], group: GroupOrder | None) -> list[CopyOrder]:
+        """Each with the name of what it makes."""
+        if group is not None and group.consistent:
+            volumes = [self._pool.volume(order.source) for order in orders]
+            taken = {snapshot.name for volume in volumes for snapshot in self._pool.snapshots(volume)}
+            taken |= {info.name for info in self._pool.groups.snapshots(group.source_group or "")}
+            name = next(name for name in made_names(group.name) if name not in taken)
+            return [replace(order, name=name) for order in orders]
+        named: list[CopyOrder] = []
+        for order in orders:
+            text = order.element_name or f"{order.source}-{order.kind}"
+            scope = order.source if order.kind == "snapshot" else ""
+            used = {other.name for other in named if (other.source if other.kind == "snapshot" else "") == scope}
+            name = next(name for name in made_names(text) if name not in used and self._is_free(order, scope, name))
+            named.append(replace(order, name=name))
+        return named
+
+    def _is_free(self, order: CopyOrder, scope: str, name: str) -> bool:
+        if (scope, name) in self._reserved:
+            return False
+        if order.kind == "snapshot":
+            volume = self._pool.volume(order.source)
+            return all(snapshot.name != name for snapshot in self._pool.snapshots(volume))
+        try:
+            self._pool.require_new(name)
+            self._api.require_new_replica(name)
+        except AlreadyExists:
+            return False
+        return name not in self._pool.interrupted()
+
+
+class _Order:
+    """One order at work."""
+
+    def __init__(
+        self, api: LocalApi, pool: Pool, relations: Relations, document: dict[str, Any], *, resumed: bool = False
+    ) -> None:
+        self._api = api
+        self._pool = pool
+        self._relations = relations
+        self.document = document
+        self._resumed = resumed
+        self._orders = [CopyOrder(**values) for values in document["orders"]]
+        self._group: dict[str, Any] | None = document["group"]
+        self._made: list[dict[str, Any]] = [{} for _ in self._orders]
+        self._sizes = [pool.volume(order.source).size_bytes for order in self._orders]
+        self._done = [0] * len(self._orders)
+        self._rest = Rest()
+        self._child: Job | None = None
+
+    def taken(self) -> set[tuple[str, str]]:
+        return {(order.source if order.kind == "snapshot" else "", order.name or "") for order in self._orders}
+
+    async def work(self, job: Job) -> dict[str, Any]:
+        job.control = self._rest
+        for made, order in zip(self._made, self._orders, strict=True):
+            made["source_id"] = self._pool.volume(order.source).volume_id
+        job.result = {"copies": [dict(made) for made in self._made], "jobs": []}
+        job.progress(0, sum(self._sizes))
+        point = f"order-{job.job_id}"
+        try:
+            if self.document["at_once"]:
+                await self._freeze(point)
+            await self._make_all(job, point)
+            if self._group is not None:
+                await self._relate_group(job)
+        except asyncio.CancelledError:
+            if job.cancelling:
+                await asyncio.shield(self._undo_all(job, point))
+            raise
+        except EngineError:
+            await self._undo_all(job, point)
+            raise
+        if self.document["at_once"]:
+            await self._thaw(point)
+        failed = [made for made in self._made if "error" in made]
+        if failed:
+            job.message = f"{len(failed)} of {len(self._made)} copies failed: {failed[0]['message']}"
+        return job.result | {"copies": self._made}
+
+    async def _make_all(self, job: Job, point: str) -> None:
+        if self._group is not None and self._group["consistent"]:
+            await self._snapshot_group()
+        for number, order in enumerate(self._orders):
+            await self._guarded(job, number, self._begin(number, order))
+        for number, order in enumerate(self._orders):
+            if "error" not in self._made[number]:
+                await self._guarded(job, number, self._finish(job, number, order, point))
+                self._tell(job, number, self._sizes[number])
+        if all("error" in made for made in self._made):
+            first = self._made[0]
+            raise error_from_json({"type": first["error"], "message": first["message"]})
+
+    async def _guarded(self, job: Job, number: int, step: Any) -> None:
+        try:
+            await step
+        except EngineError as error:
+            if self.document["on_error"] == "stop":
+                raise
+            await self._undo(job, number)
+            self._made[number] |= {"error": type(error).__name__, "message": str(error)}
+
+    def _tell(self, job: Job, number: int, done_bytes: int) -> None:
+        self._done[number] = max(self._done[number], done_bytes)
+        job.progress(sum(self._done))
+
+    # --- one copy -----------------------------------------------------------------------------------------------
+
+    async def _begin(self, number: int, order: CopyOrder) -> None:
+        """What is over in an instant: a snapshot, and that a mirror exists."""
+        await self._rest.going.wait()
+        made, name = self._made[number], order.name or ""
+        if order.kind == "snapshot" and "guid" not in made:
+            try:
+                info = await self._api.snapshot_create(order.source, name)
+            except AlreadyExists:
+                if not self._resumed:
+                    raise
+                info = await self._api.snapshot_show(order.source, name)
+            made["guid"] = info.guid
+            await self._call(info.guid, order.element_name)
+        elif order.kind == "mirror":
+            await self._begin_mirror(order, order.mode)
+            made["replica"] = name
+            if order.peer is None:
+                made["target_id"] = self._pool.volume(order.target or name).volume_id
+                if order.target is None:
+                    await self._call(made["target_id"], order.element_name)
+
+    async def _finish(self, job: Job, number: int, order: CopyOrder, point: str) -> None:
+        made, name = self._made[number], order.name or ""
+        match order.kind:
+            case "mirror":
+                if self.document["until"] == "synchronized":
+                    await self._synchronized(job, number, name)
+            case "clone" if order.target is not None:
+                await self._begin_mirror(order, "async")  # its first round is a verified copy of one instant
+                await self._synchronized(job, number, name)
+                await self._api.replica_detach(name)
+                made["target_id"] = self._pool.volume(order.target).volume_id
+            case "clone" | "token":
+                if all(volume.name != name for volume in self._pool.volumes()):
+                    await self._copy(job, number, order, point if self.document["at_once"] else None)
+                made["target_id"] = self._pool.volume(name).volume_id
+                await self._call(made["target_id"], order.element_name)
+        if order.kind in ("clone", "token") and order.related:
+            await self._relations.relate(order.kind, made["source_id"], made["target_id"])
+
+    async def _copy(self, job: Job, number: int, order: CopyOrder, point: str | None) -> None:
+        await self._rest.going.wait()
+        source, name = self._pool.volume(order.source), order.name or ""
+        if order.kind == "token":
+            child = await start_token_clone(self._pool, source, name)
+        else:
+            child = self._pool.jobs.get((await self._api.clone_copy(order.source, point, name)).job)
+        job.result["jobs"].append(child.job_id)
+        self._child = child
+        version = 0
+        while not child.state.final:
+            await child.wait(version, 1.0)
+            version = child.version
+            self._tell(job, number, self._sizes[number] * child.done_bytes // max(1, child.total_bytes))
+            with contextlib.suppress(InvalidState):  # it is where it is to be, or over
+                (child.resume if self._rest.going.is_set() else child.suspend)()
+        self._child = None
+        if child.state is not JobState.COMPLETED:
+            raise error_from_json({"type": child.error, "message": child.message})
+
+    async def _begin_mirror(self, order: CopyOrder, mode: str) -> None:
+        name = order.name or ""
+        if any(info.name == name for info in await self._api.replica_list()):
+            return
+        if order.target is None:
+            await self._api.replica_create(order.source, name, mode=mode, rpo_s=order.rpo_s, peer=order.peer)
+            return
+        source, target = self._pool.volume(order.source), self._pool.volume(order.target)
+        if target.size_bytes != source.size_bytes:  # its content is lost anyway
+            await self._api.volume_resize(order.target, source.size_bytes, shrink=True)
+        await self._api.replica_attach(order.source, order.target, name=name, mode=mode, rpo_s=order.rpo_s)
+
+    async def _synchronized(self, job: Job, number: int, name: str) -> None:
+        """Wait for a mirror, which rests when the order does."""
+        while True:
+            info = await self._api.replica_show(name)
+            suspended = info.copy_state == "Suspended"
+            if info.copy_state == "Synchronized":
+                return
+            if self._rest.going.is_set() and suspended:
+                await self._api.replica_resume(name)
+            elif not self._rest.going.is_set() and info.copy_state == "Unsynchronized":
+                await self._api.replica_pause(name)
+            elif info.copy_state in ("Aborted", "Fractured", "Failedover") or (
+                info.copy_state == "Broken" and info.mode == "sync"
+            ):
+                raise InvalidState(f"replica {name}", f"{info.copy_state} ({info.reason})", "a running copy")
+            self._tell(job, number, self._sizes[number] * info.percent_synced // 100)
+            await asyncio.sleep(POLL_S)
+
+    async def _call(self, guid: str, element_name: str | None) -> None:
+        if element_name is not None:
+            await self._relations.set_element_name(guid, element_name)
+
+    # --- instants and groups --------------------------------------------------------------------------------------
+
+    async def _freeze(self, point: str) -> None:
+        """A snapshot of all sources at one instant, for clones to be made of."""
+        with contextlib.suppress(AlreadyExists):
+            await self._api.group_create(point, list(dict.fromkeys(order.source for order in self._orders)))
+        with contextlib.suppress(AlreadyExists):
+            await self._api.group_snapshot_create(point, point)
+
+    async def _thaw(self, point: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self._api.group_delete(point, force=True)
+
+    async def _snapshot_group(self) -> None:
+        assert self._group is not None
+        group, name = self._group["source_group"], self._orders[0].name or ""
+        try:
+            await self._api.group_snapshot_create(group, name)
+        except AlreadyExists:
+            if not self._resumed:
+                raise
+        info = next(info for info in await self._api.group_snapshot_list(group) if info.name == name)
+        self._group["snapshot"] = info.guid
+        guids = {member.volume: member.guid for member in info.members}
+        for made, order in zip(self._made, self._orders, strict=True):
+            made["guid"] = guids[order.source]
+            await self._call(made["guid"], order.element_name)
+        await self._call(info.guid, self._group["name"])
+
+    async def _relate_group(self, job: Job) -> None:
+        group = self._group
+        assert group is not None
+        whole = [(made, order) for made, order in zip(self._made, self._orders, strict=True) if "error" not in made]
+        volumes = [self._pool.by_id(made["target_id"]).name for made, _ in whole if "target_id" in made]
+        target = group.get("snapshot")
+        if group["target_group"] is not None:
+            target = self._pool.groups.info(group["target_group"]).guid
+        elif len(volumes) == len(whole):
+            target = await self._target_group(group["name"], volumes)
+        source = whole[0][0]["source_id"]
+        if group["source_group"] is not None:
+            source = self._pool.groups.info(group["source_group"]).guid
+        first = self._orders[0]
+        info = GroupRelationInfo(
+            guid=group["guid"],
+            name=group["name"],
+            kind=first.kind,
+            mode=first.mode if first.kind == "mirror" else None,
+            source=source,
+            target_group=target,
+            consistent=group["consistent"] or self.document["at_once"],
+            established_at=self._pool.env.clock.time(),
+            pairs=[PairInfo(m["source_id"], m.get("target_id") or m.get("guid") or m["replica"]) for m, _ in whole],
+        )
+        if first.kind == "mirror" or first.related:
+            await self._relations.relate_groups(info)
+            job.result["group"] = info.guid
+        job.result["target_group"] = target
+
+    async def _target_group(self, text: str, volumes: list[str]) -> str:
+        for info in self._pool.groups.all():
+            if self._resumed and info.members == volumes:
+                return info.guid
+        taken = {info.name for info in self._pool.groups.all()}
+        info = await self._api.group_create(next(name for name in made_names(text) if name not in taken), volumes)
+        await self._call(info.guid, text)
+        return info.guid
+
+    # --- taking back ----------------------------------------------------------------------------------------------
+
+    async def _undo_all(self, job: Job, point: str) -> None:
+        if self._group is not None and "snapshot" in self._group:
+            with contextlib.suppress(EngineError):
+                await self._api.group_snapshot_delete(self._group["source_group"], self._orders[0].name or "")
+        for number in range(len(self._orders)):
+            await self._undo(job, number)
+        if self.document["at_once"]:
+            await self._thaw(point)
+
+    async def _undo(self, job: Job, number: int) -> None:
+        """Remove what a copy has made. What cannot be removed is said in the log, and stays."""
+        made, order = self._made[number], self._orders[number]
+        name = order.name or ""
+        try:
+            if self._child is not None and not self._child.state.final:
+                await self._pool.jobs.cancel(self._child.job_id)
+                self._child = None
+            if any(info.name == name for info in await self._api.replica_list()):
+                await self._api.replica_detach(name)
+            if order.kind == "snapshot" and "guid" in made:
+                with contextlib.suppress(NotFound):
+                    await self._api.snapshot_delete(order.source, name, force=True)
+            elif order.target is None and order.kind != "snapshot" and order.peer is None:
+                with contextlib.suppress(NotFound):
+                    await self._api.volume_delete(name, force=True)
+        except EngineError as error:
+            log.error("job %d: %s, which it has begun, stays: %s", job.job_id, name, error)
+        for key in ("guid", "target_id", "replica"):
+            identity = made.pop(key, None)
+            if identity is not None and order.target is None:
+                await self._relations.set_element_name(identity, None)

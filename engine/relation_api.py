@@ -1,0 +1,82 @@
+"""The operations on relations in the data process: a part of ``engine.local_api.LocalApi``."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from engine.api_part import ApiPart
+from engine.errors import NotFound
+from engine.group_instant import find_point
+from engine.jobs import job_info
+
+if TYPE_CHECKING:
+    from engine.api import CopyOrder, GroupOrder, GroupRelationInfo, JobInfo, RelationInfo
+    from engine.orders import Orders
+    from engine.relations import Relations
+    from engine.volume import Volume
+
+
+class RelationOperations(ApiPart):
+    """See the module."""
+
+    _relations: Relations
+    _orders: Orders
+
+    async def restore_relations(self) -> None:
+        """To be called once volumes and replicas are there; orders that were interrupted go on."""
+        self._relations.exists = self._is_there
+        await self._relations.restore()
+        await self._orders.restore()
+
+    async def copies_make(
+        self,
+        orders: list[CopyOrder],
+        *,
+        group: GroupOrder | None = None,
+        at_once: bool = False,
+        on_error: str = "stop",
+        until: str = "synchronized",
+    ) -> JobInfo:
+        return job_info(await self._orders.make(orders, group, at_once=at_once, on_error=on_error, until=until))
+
+    async def relation_list(self) -> list[RelationInfo]:
+        return self._relations.clones()
+
+    async def relation_end(self, target_id: str) -> None:
+        await self._relations.end(target_id)
+
+    async def group_relation_list(self) -> list[GroupRelationInfo]:
+        return self._relations.groups()
+
+    async def group_relation_end(self, guid: str) -> None:
+        await self._relations.end_group(guid)
+
+    async def element_name_set(self, guid: str, name: str | None) -> None:
+        await self._relations.set_element_name(guid, name)
+
+    async def element_name_list(self) -> dict[str, str]:
+        return self._relations.element_names()
+
+    # --- for orders -------------------------------------------------------------------------------------------
+
+    def require_copy_target(self, target: Volume) -> None:
+        """Raises InUse: an existing volume cannot take another's content now."""
+        self._replicas.require_free(target, "make it a copy")
+        self._pool.jobs.require_unread(target.name)
+        luns = self._exposure.luns_of(target.volume_id)
+        self._exposure.require_idle(luns, f"volume {target.name}", hint="take another")
+
+    def require_new_replica(self, name: str) -> None:
+        """Raises AlreadyExists."""
+        self._replicas.require_new(name)
+
+    def _is_there(self, source_id: str, copy: str) -> bool:
+        source = self._pool.find(source_id)
+        if source is None:
+            return False
+        if self._pool.find(copy) is not None or find_point(source, copy) is not None:
+            return True
+        with contextlib.suppress(NotFound):
+            return bool(self._replicas.info(copy).name)
+        return False

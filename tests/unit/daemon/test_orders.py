@@ -1,0 +1,215 @@
+"""Several copies as one job: what it makes, takes back, and goes on with; relations and free texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.api import CopyOrder, GroupOrder
+from engine.errors import InUse, InvalidArgument, InvalidState, NotFound, NotSupported
+from tests.support.engine import HeldMover, opened
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def engine(tmp_path):
+    async with opened(tmp_path / "pool") as made:
+        yield made
+
+
+async def make(engine, *names, size=MIB, data=b"x" * 4096):
+    for name in names:
+        await engine.api.volume_create(name, size)
+        await engine.pool.volume(name).write(0, data)
+
+
+async def ended(engine, info):
+    while info.state not in ("Completed", "Exception", "Terminated"):
+        info = await engine.api.job_wait(info.job, after_version=info.version)
+    return info
+
+
+async def head_of(engine, name):
+    found = bytearray(4096)
+    await engine.pool.volume(name).read(0, memoryview(found))
+    return bytes(found)
+
+
+async def ordered(engine, *orders, **options):
+    return await ended(engine, await engine.api.copies_make(list(orders), **options))
+
+
+async def test_snapshots_clones_token_clones_and_mirrors(engine):
+    await make(engine, "a")
+    snapshot = await ordered(engine, CopyOrder("snapshot", "a", element_name="Nightly: Ä 1"))
+    assert snapshot.state == "Completed", snapshot.message
+    assert [info.name for info in await engine.api.snapshot_list("a")] == ["nightly-1"]
+    (made,) = snapshot.result["copies"]
+    assert (await engine.api.element_name_list()) == {made["guid"]: "Nightly: Ä 1"}
+
+    clone = await ordered(engine, CopyOrder("clone", "a"), CopyOrder("clone", "a"))
+    assert [info.name for info in await engine.api.volume_list()] == ["a", "a-clone", "a-clone-2"]
+    assert await head_of(engine, "a-clone-2") == b"x" * 4096
+    relations = await engine.api.relation_list()
+    assert [info.target_id for info in relations] == [made["target_id"] for made in clone.result["copies"]]
+
+    token = await ordered(engine, CopyOrder("token", "a", element_name="t", related=False))
+    assert token.state == "Completed", token.message
+    assert await head_of(engine, "t") == b"x" * 4096
+    assert len(await engine.api.relation_list()) == 2
+    assert not [point for point in engine.pool.volume("a").head.store.snapshots() if point.hidden]
+
+    mirror = await ordered(engine, CopyOrder("mirror", "a", element_name="m", mode="sync"))
+    assert mirror.state == "Completed", mirror.message
+    assert (await engine.api.replica_show("m")).copy_state == "Synchronized"
+
+
+async def test_an_existing_volume_takes_a_clone_and_the_size_of_its_source(engine):
+    await make(engine, "a")
+    await make(engine, "b", size=2 * MIB, data=b"b" * 4096)
+    await make(engine, "small", size=MIB // 2)
+    done = await ordered(engine, CopyOrder("clone", "a", target="b"))
+    assert done.state == "Completed", done.message
+    assert (await head_of(engine, "b"), (await engine.api.volume_show("b")).size_bytes) == (b"x" * 4096, MIB)
+    assert await engine.api.replica_list() == []
+    assert [info.kind for info in await engine.api.relation_list()] == ["clone"]
+    with pytest.raises(InvalidArgument, match="less than"):
+        await engine.api.copies_make([CopyOrder("clone", "a", target="small")])
+    with pytest.raises(NotSupported):
+        await engine.api.copies_make([CopyOrder("snapshot", "a", target="b")])
+    with pytest.raises(InvalidArgument, match="itself"):
+        await engine.api.copies_make([CopyOrder("clone", "a", target="a")])
+    await ordered(engine, CopyOrder("mirror", "a", target="b"))
+    with pytest.raises(InUse):
+        await engine.api.copies_make([CopyOrder("clone", "a", target="b")])
+    await make(engine, "c")
+    with pytest.raises(InUse):
+        await engine.api.copies_make([CopyOrder("mirror", "b", target="c")])
+
+
+async def test_what_makes_no_sense_is_refused_and_nothing_begins(engine):
+    await make(engine, "a")
+    for orders, options in (
+        ([], {}),
+        ([CopyOrder("copy", "a")], {}),
+        ([CopyOrder("clone", "a", element_name="")], {}),
+        ([CopyOrder("clone", "a", element_name="a\nb")], {}),
+        ([CopyOrder("clone", "a", element_name="x" * 300)], {}),
+        ([CopyOrder("clone", "a")], {"on_error": "hope"}),
+        ([CopyOrder("clone", "a"), CopyOrder("snapshot", "a")], {}),
+    ):
+        with pytest.raises(InvalidArgument):
+            await engine.api.copies_make(orders, **options)
+    with pytest.raises(NotFound):
+        await engine.api.copies_make([CopyOrder("clone", "x")])
+    with pytest.raises(NotSupported):
+        await engine.api.copies_make([CopyOrder("mirror", "a")], at_once=True)
+    assert await engine.api.job_list() == []
+
+
+async def test_an_order_that_stops_takes_back_what_it_has_made(engine):
+    await make(engine, "a", "b")
+    real = engine.api.snapshot_create
+
+    async def failing(volume, name, **options):
+        if volume == "b":
+            raise InUse("not now")
+        return await real(volume, name, **options)
+
+    engine.api.snapshot_create = failing
+    orders = [CopyOrder("snapshot", "a", element_name="S"), CopyOrder("snapshot", "b")]
+    stopped = await ordered(engine, *orders)
+    assert (stopped.state, stopped.error, stopped.message) == ("Exception", "InUse", "not now")
+    assert await engine.api.snapshot_list("a") == []
+    assert await engine.api.element_name_list() == {}
+    went_on = await ordered(engine, *orders, on_error="continue")
+    assert (went_on.state, went_on.result["copies"][1]["error"]) == ("Completed", "InUse")
+    assert len(await engine.api.snapshot_list("a")) == 1
+    failed = await ordered(engine, orders[1], on_error="continue")
+    assert (failed.state, failed.error) == ("Exception", "InUse")
+
+
+async def test_groups_of_copies(engine):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    both = [CopyOrder("snapshot", "a"), CopyOrder("snapshot", "b")]
+    done = await ordered(engine, *both, group=GroupOrder("Night", source_group="g", consistent=True))
+    assert done.state == "Completed", done.message
+    (shot,) = await engine.api.group_snapshot_list("g")
+    (relation,) = await engine.api.group_relation_list()
+    assert (relation.target_group, relation.guid, relation.name) == (shot.guid, done.result["group"], "Night")
+    assert [pair.target for pair in relation.pairs] == [member.guid for member in shot.members]
+
+    many = [CopyOrder("clone", "a", element_name=f"n_{number}") for number in (1, 2)]
+    done = await ordered(engine, *many, group=GroupOrder("n"))
+    assert done.state == "Completed", done.message
+    assert (await engine.api.group_show("n")).members == ["n-1", "n-2"]
+    relation = (await engine.api.group_relation_list())[1]
+    assert relation.source == engine.pool.volume("a").volume_id
+    await engine.api.group_relation_end(relation.guid)
+
+    clones = [CopyOrder("clone", "a"), CopyOrder("clone", "b")]
+    done = await ordered(engine, *clones, group=GroupOrder("at-once", source_group="g"), at_once=True)
+    assert done.state == "Completed", done.message
+    assert {info.name for info in await engine.api.group_list()} == {"g", "n", "at-once"}
+    assert len(await engine.api.snapshot_list("a")) == 1  # the point of the clones is gone
+
+
+@pytest.mark.timeout(60)
+async def test_a_job_goes_on_after_the_end_of_the_daemon_under_its_number(tmp_path):
+    held = []
+
+    def hold(mover):
+        held.append(HeldMover(mover, 1))
+        return held[-1]
+
+    async with opened(tmp_path / "pool", hold) as engine:
+        await make(engine, "a", size=64 * MIB)
+        for at in range(0, 64, 2):
+            await engine.pool.volume("a").write(at * MIB, b"y" * MIB)
+        orders = [CopyOrder("clone", "a", element_name="one"), CopyOrder("clone", "a", element_name="two")]
+        job = await engine.api.copies_make(orders, group=GroupOrder("both"))
+        await held[0].holding.wait()
+        assert (await engine.api.job_suspend(job.job)).state == "Suspended"
+        assert (await engine.api.job_resume(job.job)).state == "Running"
+        with pytest.raises(InvalidState):
+            await engine.api.job_forget(job.job)
+    async with opened(tmp_path / "pool") as engine:
+        done = await ended(engine, await engine.api.job_show(job.job))
+        assert done.state == "Completed", done.message
+        assert {info.name for info in await engine.api.volume_list()} == {"a", "one", "two"}
+        assert len(await engine.api.relation_list()) == 2
+        await engine.api.job_forget(job.job)
+        with pytest.raises(NotFound):
+            await engine.api.job_show(job.job)
+    async with opened(tmp_path / "pool") as engine:
+        assert job.job not in [info.job for info in await engine.api.job_list()]
+        assert len(await engine.api.relation_list()) == 2
+        target = engine.pool.volume("one").volume_id
+        await engine.api.group_remove("both", ["two"])
+        await engine.api.volume_delete("two")
+        assert [info.target_id for info in await engine.api.relation_list()] == [target]
+        await engine.api.relation_end(target)
+        with pytest.raises(NotFound):
+            await engine.api.relation_end(target)
+
+
+async def test_a_cancelled_order_leaves_nothing(tmp_path):
+    held = []
+
+    def hold(mover):
+        held.append(HeldMover(mover, 1))
+        return held[-1]
+
+    async with opened(tmp_path / "pool", hold) as engine:
+        await make(engine, "a", size=64 * MIB)
+        for at in range(0, 64, 2):
+            await engine.pool.volume("a").write(at * MIB, b"y" * MIB)
+        job = await engine.api.copies_make([CopyOrder("clone", "a", element_name="one")])
+        await held[0].holding.wait()
+        info = await engine.api.job_cancel(job.job)
+        assert info.state == "Terminated"
+        assert [info.name for info in await engine.api.volume_list()] == ["a"]
+        assert (await engine.api.status()).interrupted_copies == []
+        assert not [point for point in engine.pool.volume("a").head.store.snapshots() if point.hidden]
+        assert await engine.api.element_name_list() == {}
