@@ -208,7 +208,9 @@ async def test_kill_9_within_a_first_copy_sends_nothing_again_that_had_arrived(t
         await _volume(source)
         before = proxy.forward_bytes
         proxy.stall_after_bytes = before + data_bytes * 3 // 4
-        await asyncio.to_thread(source.run, "replica", "create", "v", "r", "--mode", "sync", "--peer", "target", "--no-wait")
+        await asyncio.to_thread(
+            source.run, "replica", "create", "v", "r", "--mode", "sync", "--peer", "target", "--no-wait"
+        )
         await proxy.stalled.wait()
         sides = [{"source": source, "target": target}[name] for name in killed]
         for side in sides:
