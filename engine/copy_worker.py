@@ -167,7 +167,7 @@ class _Lane:
             os._exit(1)  # a mistake: the parent does this strip itself
 
     def _answer(self, message: bytes, fds: list[int]) -> bytes:
-        number, offset, length, unit_bytes, extents, keys = marshal.loads(message)
+        number, offset, length, part_bytes, unit_bytes, extents, keys = marshal.loads(message)
         files = [_File(file, fd) for file, fd in enumerate(fds)]
         places = [
             Place(_deciphered(file, key), segments) for file, key, segments in zip(files, keys, extents, strict=True)
@@ -177,7 +177,8 @@ class _Lane:
                 return marshal.dumps((number, DONE, digest_strip(length, places[0], self._buffers)))
             source, *present, to = places
             target = _Target(to, files[-1], unit_bytes, self._writer)
-            moved = move_strip(Extent(offset, length), source, present[0] if present else None, target, self._buffers)
+            there = present[0] if present else None
+            moved = move_strip(Extent(offset, length), source, there, target, self._buffers, part_bytes)
             if moved.written:
                 target.written()
         except CallFailed as failure:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 PIECE_BYTES = 256 * KIB
 """Largest read and write: bigger ones disturb the foreground and gain nothing (PERFORMANCE section 2)."""
 
-PART_BYTES = 256 * KIB
-"""What is read and digested before it is written. The copying process hands over to the thread that writes for it once
-for each part, and who shares a core with that thread waits so long: longest 1 % of 4 KiB reads beside a full clone, one
-core for both, 512 KiB 1.6 ms, 256 KiB 0.95, 128 KiB 0.55, alone 0.2. Copies alone: 1.6 GiB/s with 512 KiB, 1.05 with
-128."""
+LARGE_PART_BYTES, SMALL_PART_BYTES = 512 * KIB, 128 * KIB
+"""What is read and digested before it is written: most of it in one go where a copy is alone, less beside others. The
+copying process hands over to the thread that writes for it once for each part, and who shares a core with that thread
+waits so long: longest 1 % of 4 KiB reads beside a full clone, one core for both, with parts of 512 KiB 1.6 ms, 256 KiB
+0.95, 128 KiB 0.55, alone 0.2. Copies alone: 1.6 GiB/s with 512 KiB, 1.05 with 128."""
 
 
 class Source(Protocol):
@@ -65,21 +65,29 @@ class Buffers:
     """Memory for one strip at a time: a part to be written, a piece that is read back."""
 
     def __init__(self) -> None:
-        self.data = memoryview(bytearray(PART_BYTES))
+        self.data = memoryview(bytearray(LARGE_PART_BYTES))
         self.back = memoryview(bytearray(PIECE_BYTES))
 
 
-def move_strip(strip: Extent, source: Source, present: Source | None, to: Target, buffers: Buffers) -> Moved:
+def move_strip(
+    strip: Extent,
+    source: Source,
+    present: Source | None,
+    to: Target,
+    buffers: Buffers,
+    part_bytes: int = SMALL_PART_BYTES,
+) -> Moved:
     """Bring a strip over and verify it.
 
     Args:
+        part_bytes: whole leaves, ``LARGE_PART_BYTES`` at most.
         present: what is at the target already, if it is to be compared first and left where it is equal.
 
     Raises:
         IntegrityError: the target returned other bytes. And what the three extents raise.
     """
     moved = Moved()
-    for part in pieces(strip, PART_BYTES):
+    for part in pieces(strip, part_bytes):
         at, data = part.offset - strip.offset, buffers.data[: part.length]
         digests = _read(source, at, data)
         there = b"" if present is None else _digests(present, at, part.length, buffers.back)

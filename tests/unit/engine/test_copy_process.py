@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import marshal
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 from engine import copy_process
 from engine.copy_job import CopyOptions, copy_extents
-from engine.copy_process import MAX_DEATHS, CopyProcess, _import_folders
+from engine.copy_process import BUSY_SHARE, LOAD_WINDOW_S, MAX_DEATHS, STRIP_S, CopyProcess, LoopLoad, _import_folders
 from engine.copy_worker import LANES
 from engine.encryption import Encryption
 from engine.errors import IntegrityError, MediumError
@@ -28,6 +29,7 @@ from engine.movers import ThreadMover
 from engine.proof import tree_of
 from engine.stores import Extent
 from engine.stores.place import Place
+from engine.strips import LARGE_PART_BYTES, SMALL_PART_BYTES, Buffers, move_strip
 from engine.tvol.file import TvolFile
 from engine.tvol.layout_encryption import EncryptionRecord
 from engine.units import KIB, MIB
@@ -122,6 +124,66 @@ async def test_it_copies_and_digests_as_the_threads_do(tmp_path):
         again = await copy_extents(frozen, target, options=CopyOptions(compare_first=True), mover=env.mover)
         assert again.progress.written_bytes == 0
         assert again.progress.equal_bytes > SIZE // 2
+
+
+@pytest.mark.parametrize(("busy", "wanted"), [(True, SMALL_PART_BYTES), (False, LARGE_PART_BYTES)])
+async def test_a_busy_loop_has_strips_moved_in_small_parts(tmp_path, monkeypatch, busy, wanted):
+    (tmp_path / "f").write_bytes(os.urandom(MIB))
+    (tmp_path / "t").write_bytes(bytes(MIB))
+    monkeypatch.setattr(LoopLoad, "is_busy", lambda _: busy)
+    asked = []
+
+    async with process() as mover:
+        send = mover._send
+        monkeypatch.setattr(mover, "_send", lambda *request: asked.append(marshal.loads(request[1])) or send(*request))
+        source, to = Lease(tmp_path / "f", os.O_RDONLY), Lease(tmp_path / "t", os.O_RDWR)
+        moved = await mover.move(Extent(0, MIB), source, None, to)
+        assert [request[3] for request in asked] == [wanted]
+        assert moved.digests == leaf_digests(memoryview((tmp_path / "t").read_bytes()))
+        assert (tmp_path / "t").read_bytes() == (tmp_path / "f").read_bytes()
+        source.release()
+        to.release()
+
+
+@pytest.mark.parametrize("part", [SMALL_PART_BYTES, LARGE_PART_BYTES])
+def test_a_part_is_read_and_digested_before_it_is_written(tmp_path, part):
+    (tmp_path / "f").write_bytes(os.urandom(MIB))
+    (tmp_path / "t").write_bytes(bytes(MIB))
+    source, to = Lease(tmp_path / "f", os.O_RDONLY), Lease(tmp_path / "t", os.O_RDWR)
+    calls = []
+    read, write = source.read, to.write
+    source.read = lambda at, view: calls.append(("read", at, len(view))) or read(at, view)
+    to.write = lambda at, data: calls.append(("write", at, len(data))) or write(at, data)
+    move_strip(Extent(0, MIB), source, None, to, Buffers(), part)
+    written = [call for call in calls if call[0] == "write"]
+    assert written == [("write", at, part) for at in range(0, MIB, part)]
+    for at in range(0, MIB, part):
+        before = calls[: calls.index(("write", at, part))]
+        assert sum(length for verb, _, length in before if verb == "read") == at + part
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "f").read_bytes()
+    source.release()
+    to.release()
+
+
+def test_the_loop_is_busy_with_what_is_not_for_the_strips():
+    now = used = 100.0
+    load = LoopLoad(lambda: now, lambda: used)
+    for share, expected in ((0.0, False), (BUSY_SHARE * 0.9, False), (BUSY_SHARE * 1.1, True), (0.0, False)):
+        for _ in range(10):
+            now += LOAD_WINDOW_S / 5
+            used += LOAD_WINDOW_S / 5 * share + STRIP_S
+            load.is_busy()
+        assert load.is_busy() is expected
+
+
+def test_a_moment_says_nothing_about_the_load():
+    now = used = 100.0
+    load = LoopLoad(lambda: now, lambda: used)
+    now += LOAD_WINDOW_S / 2
+    used += LOAD_WINDOW_S / 2
+    assert not load.is_busy()
+    now += LOAD_WINDOW_S
+    assert load.is_busy()
 
 
 def encryption(key: bytes) -> Encryption:
