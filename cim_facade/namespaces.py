@@ -22,6 +22,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         "cim_replication",
         "cim_masking",
         "msiscsitarget",
+        "replication_company",
     ),
     STORAGE_MANAGEMENT: ("qualifiers", "msft_sm"),
     INTEROP: ("qualifiers", "cim_core", "interop"),
