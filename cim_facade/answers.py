@@ -58,8 +58,9 @@ def error(found: CIMError) -> str:
 def pull_state(context: str | None, *, end_of_sequence: bool) -> str:
     """The output parameters of an operation that opens or pulls."""
     value = "" if context is None else f"<VALUE>{escape(context)}</VALUE>"
+    over = _atomic(end_of_sequence)
     return (
-        f'<PARAMVALUE NAME="EndOfSequence" PARAMTYPE="boolean"><VALUE>{str(end_of_sequence).upper()}</VALUE></PARAMVALUE>'
+        f'<PARAMVALUE NAME="EndOfSequence" PARAMTYPE="boolean"><VALUE>{over}</VALUE></PARAMVALUE>'
         f'<PARAMVALUE NAME="EnumerationContext" PARAMTYPE="string">{value}</PARAMVALUE>'
     )
 

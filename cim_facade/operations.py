@@ -33,7 +33,7 @@ from pywbem import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from cim_facade.context import View
     from cim_facade.provider import Association, End, Provider
@@ -131,7 +131,7 @@ class Operations:
         deep: bool = True,
         include_class_origin: bool = False,
         property_list: PropertyList = None,
-    ) -> AsyncIterator[CIMInstance]:
+    ) -> AsyncGenerator[CIMInstance, None]:
         """``deep``: with the properties that subclasses add; their instances come in any case."""
         wanted = property_list
         if not deep:
@@ -140,11 +140,13 @@ class Operations:
             wanted = [each for each in names if asked is None or each.lower() in asked]
         for provider in self._providers(namespace, name):
             async for instance in provider.instances(self._view):
+                await self._view.breathe()
                 yield self._as_asked(instance, include_class_origin, wanted)
 
-    async def enumerate_instance_names(self, namespace: str, name: str) -> AsyncIterator[CIMInstanceName]:
+    async def enumerate_instance_names(self, namespace: str, name: str) -> AsyncGenerator[CIMInstanceName, None]:
         for provider in self._providers(namespace, name):
             async for path in provider.paths(self._view):
+                await self._view.breathe()
                 yield path
 
     async def create_instance(self, namespace: str, instance: CIMInstance) -> CIMInstanceName:
@@ -170,7 +172,7 @@ class Operations:
         *,
         include_class_origin: bool = False,
         property_list: PropertyList = None,
-    ) -> AsyncIterator[CIMInstance]:
+    ) -> AsyncGenerator[CIMInstance, None]:
         """``filters.result_class`` names the association class here."""
         seen: set[CIMInstanceName] = set()
         async for _, instance in self._leading_from(path, filters.result_class, filters.role):
@@ -178,7 +180,7 @@ class Operations:
                 seen.add(instance.path)
                 yield self._as_asked(instance, include_class_origin, property_list)
 
-    async def reference_names(self, path: CIMInstanceName, filters: Filters) -> AsyncIterator[CIMInstanceName]:
+    async def reference_names(self, path: CIMInstanceName, filters: Filters) -> AsyncGenerator[CIMInstanceName, None]:
         seen: set[CIMInstanceName] = set()
         async for _, instance in self._leading_from(path, filters.result_class, filters.role):
             if instance.path not in seen:
@@ -192,13 +194,13 @@ class Operations:
         *,
         include_class_origin: bool = False,
         property_list: PropertyList = None,
-    ) -> AsyncIterator[CIMInstance]:
+    ) -> AsyncGenerator[CIMInstance, None]:
         async for other in self.associator_names(path, filters):
             found = await self._find(other)
             if found is not None:  # gone meanwhile
                 yield self._as_asked(found, include_class_origin, property_list)
 
-    async def associator_names(self, path: CIMInstanceName, filters: Filters) -> AsyncIterator[CIMInstanceName]:
+    async def associator_names(self, path: CIMInstanceName, filters: Filters) -> AsyncGenerator[CIMInstanceName, None]:
         if filters.result_class is not None:
             self._filter_class(path.namespace, filters.result_class)
         result_role = None if filters.result_role is None else filters.result_role.lower()
@@ -215,7 +217,7 @@ class Operations:
 
     async def _leading_from(
         self, path: CIMInstanceName, assoc_class: str | None, role: str | None
-    ) -> AsyncIterator[tuple[End, CIMInstance]]:
+    ) -> AsyncGenerator[tuple[End, CIMInstance], None]:
         """The association instances of which one end is the instance ``path``, each with its other end."""
         namespace = path.namespace
         if assoc_class is not None:
@@ -227,6 +229,7 @@ class Operations:
             raise CIMError(CIM_ERR_NOT_FOUND, f"there is no instance {_uri(path)}")
         for association, near, far in self._associations(namespace, path.classname, assoc_class, role):
             async for instance in association.references(self._view, source.path, near.role):
+                await self._view.breathe()
                 yield far, instance
 
     def _associations(

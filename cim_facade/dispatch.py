@@ -1,0 +1,421 @@
+"""From a request to the pieces of its answer: which operation, its parameters, how its results are written.
+
+``OPERATIONS`` is the table of DSP0200's intrinsic methods; what is not in it is CIM_ERR_NOT_SUPPORTED. Results are
+written as they are made, so that neither an answer nor the objects in it are ever held whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pywbem import (
+    CIM_ERR_ACCESS_DENIED,
+    CIM_ERR_CONTINUATION_ON_ERROR_NOT_SUPPORTED,
+    CIM_ERR_FILTERED_ENUMERATION_NOT_SUPPORTED,
+    CIM_ERR_INVALID_PARAMETER,
+    CIM_ERR_NOT_SUPPORTED,
+    CIMClassName,
+    CIMError,
+    CIMInstanceName,
+)
+
+from cim_facade import answers, cimxml
+from cim_facade.context import View
+from cim_facade.invoke import Methods
+from cim_facade.operations import Filters, Operations
+from cim_facade.pull import Enumerations
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from cim_facade.cimxml import Element, Request
+    from cim_facade.context import User
+    from cim_facade.registry import Registry
+    from cim_facade.repository import ClassRepository
+    from engine.api import EngineApi
+
+log = logging.getLogger(__name__)
+
+MAX_NAME = 256
+"""Characters of a class, property or role name (DSP0004 4.12 allows no more in any schema)."""
+
+
+class Call:
+    """One intrinsic operation under way: its namespace, its parameters by name, and what answers it."""
+
+    def __init__(self, facade: Facade, view: View, host: str, namespace: str, arguments: dict[str, Any]) -> None:
+        self.operations = Operations(view, facade.classes, facade.registry)
+        self.enumerations = facade.enumerations
+        self.view = view
+        self.host = host
+        self.namespace = namespace
+        self.arguments = arguments
+
+    def __getitem__(self, name: str) -> Any:
+        """A required parameter."""
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = self.arguments.get(name)
+        return default if found is None else found
+
+    @property
+    def filters(self) -> Filters:
+        get = self.arguments.get
+        return Filters(get("AssocClass"), get("ResultClass"), get("Role"), get("ResultRole"))
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Whose enumerations these are."""
+        return self.view.user.name, self.namespace
+
+    def as_asked(self) -> dict[str, Any]:
+        """How instances are wanted."""
+        return {
+            "include_class_origin": self.get("IncludeClassOrigin", False),
+            "property_list": self.arguments.get("PropertyList"),
+        }
+
+    def class_flags(self, *, qualifiers: bool) -> dict[str, Any]:
+        """How classes are wanted. ``qualifiers``: whether they come if nothing is said."""
+        return {
+            "include_qualifiers": self.get("IncludeQualifiers", qualifiers),
+            "include_class_origin": self.get("IncludeClassOrigin", False),
+        }
+
+
+class Facade:
+    """What requests have in common."""
+
+    def __init__(self, api: EngineApi, classes: ClassRepository, registry: Registry) -> None:
+        self.api = api
+        self.classes = classes
+        self.registry = registry
+        self.enumerations = Enumerations()
+
+    async def answer(self, request: Request, user: User, host: str) -> AsyncIterator[str]:
+        """The pieces of the answer behind its beginning. ``host``: how the client calls this server.
+
+        Raises CIMError, mostly before the first piece; EngineError where the engine refuses.
+        """
+        view = View(self.api, user, self.classes, self.registry)
+        operations = Operations(view, self.classes, self.registry)
+        namespace = operations.namespace(request.namespace)
+        if request.extrinsic:
+            assert request.target is not None
+            request.target.namespace = namespace
+            methods = Methods(view, self.classes, self.registry, operations)
+            yield answers.method_result(*await methods.invoke(request.target, request.name, request.params))
+            return
+        operation = OPERATIONS.get(request.name)
+        if operation is None:
+            raise CIMError(CIM_ERR_NOT_SUPPORTED, f"operation {request.name[:MAX_NAME]} is not supported")
+        if operation.writes and not user.administrator:
+            raise CIMError(CIM_ERR_ACCESS_DENIED, f"{user.name} may read only")
+        call = Call(self, view, host, namespace, _arguments(operation, request, namespace))
+        async for piece in operation.run(call):
+            yield piece
+            await view.breathe()
+
+
+# --- parameters
+
+
+def _text(element: Element | None) -> str | None:
+    found: str | None = cimxml.value(element, "string")
+    return found
+
+
+def _boolean(element: Element | None) -> bool | None:
+    found: bool | None = cimxml.value(element, "boolean")
+    return found
+
+
+def _uint32(element: Element | None) -> int | None:
+    found = cimxml.value(element, "uint32")
+    return None if found is None else int(found)
+
+
+def _names(element: Element | None) -> list[str] | None:
+    found: list[str | None] | None = cimxml.value(element, "string", array=True)
+    if found is None:
+        return None
+    if None in found:
+        raise CIMError(CIM_ERR_INVALID_PARAMETER, "PropertyList has a NULL in it")
+    return [name for name in found if name is not None]
+
+
+def _class_name(element: Element | None) -> str | None:
+    return None if element is None else str(cimxml.class_name(element).classname)
+
+
+def _object_name(element: Element | None) -> CIMInstanceName | CIMClassName | None:
+    if element is None:
+        return None
+    if element.name == "CLASSNAME":
+        return cimxml.class_name(element)
+    return cimxml.instance_name(element)
+
+
+def _or_null(mapping: Callable[[Element], Any]) -> Callable[[Element | None], Any]:
+    return lambda element: None if element is None else mapping(element)
+
+
+PARAMETERS: dict[str, Callable[[Element | None], Any]] = {
+    "ClassName": _class_name,
+    "AssocClass": _class_name,
+    "ResultClass": _class_name,
+    "InstanceName": _or_null(cimxml.instance_name),
+    "ObjectName": _object_name,
+    "Role": _text,
+    "ResultRole": _text,
+    "QualifierName": _text,
+    "LocalOnly": _boolean,
+    "DeepInheritance": _boolean,
+    "IncludeQualifiers": _boolean,
+    "IncludeClassOrigin": _boolean,
+    "PropertyList": _names,
+    "FilterQueryLanguage": _text,
+    "FilterQuery": _text,
+    "OperationTimeout": _uint32,
+    "ContinueOnError": _boolean,
+    "MaxObjectCount": _uint32,
+    "EnumerationContext": _text,
+    "NewInstance": _or_null(cimxml.instance),
+    "ModifiedInstance": _or_null(cimxml.named_instance),
+}
+"""How the value of each parameter is read; None is NULL."""
+
+
+def _arguments(operation: Operation, request: Request, namespace: str) -> dict[str, Any]:
+    """The parameters that were given, by the names of the table. Raises CIMError."""
+    known = {name.lower(): name for name in (*operation.required, *operation.optional)}
+    found: dict[str, Any] = {}
+    for given in request.params.values():
+        name = known.get(given.name.lower())
+        if name is None:
+            raise CIMError(CIM_ERR_INVALID_PARAMETER, f"{request.name} has no parameter {given.name[:MAX_NAME]}")
+        found[name] = PARAMETERS[name](given.element)
+        if isinstance(found[name], CIMInstanceName | CIMClassName):
+            found[name].namespace = namespace
+    if "ModifiedInstance" in found and found["ModifiedInstance"] is not None:
+        found["ModifiedInstance"].path.namespace = namespace
+    for name in operation.required:
+        if found.get(name) is None:
+            raise CIMError(CIM_ERR_INVALID_PARAMETER, f"{request.name} needs {name}")
+    return found
+
+
+# --- the operations
+
+Pieces = AsyncIterator[str]
+
+
+async def _listed(items: AsyncIterator[Any], write: Callable[[Any], str]) -> Pieces:
+    yield "<IRETURNVALUE>"
+    async for item in items:
+        yield write(item)
+    yield "</IRETURNVALUE>"
+
+
+async def _each(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+def _get_class(call: Call) -> Pieces:
+    found = call.operations.get_class(
+        call.namespace,
+        call["ClassName"],
+        local_only=call.get("LocalOnly", True),
+        property_list=call.arguments.get("PropertyList"),
+        **call.class_flags(qualifiers=True),
+    )
+    return _listed(_each([found]), answers.declaration)
+
+
+def _enumerate_classes(call: Call) -> Pieces:
+    found = call.operations.enumerate_classes(
+        call.namespace,
+        call.get("ClassName"),
+        deep=call.get("DeepInheritance", False),
+        local_only=call.get("LocalOnly", True),
+        **call.class_flags(qualifiers=True),
+    )
+    return _listed(_each(found), answers.declaration)
+
+
+def _enumerate_class_names(call: Call) -> Pieces:
+    deep = call.get("DeepInheritance", False)
+    found = call.operations.enumerate_class_names(call.namespace, call.get("ClassName"), deep=deep)
+    return _listed(_each(found), answers.class_name)
+
+
+def _get_qualifier(call: Call) -> Pieces:
+    return _listed(_each([call.operations.get_qualifier(call.namespace, call["QualifierName"])]), answers.declaration)
+
+
+def _enumerate_qualifiers(call: Call) -> Pieces:
+    return _listed(_each(call.operations.enumerate_qualifiers(call.namespace)), answers.declaration)
+
+
+async def _get_instance(call: Call) -> Pieces:
+    found = await call.operations.get_instance(call["InstanceName"], **call.as_asked())
+    yield f"<IRETURNVALUE>{answers.instance(found)}</IRETURNVALUE>"
+
+
+def _instances(call: Call) -> AsyncGenerator[Any, None]:
+    deep = call.get("DeepInheritance", True)
+    return call.operations.enumerate_instances(call.namespace, call["ClassName"], deep=deep, **call.as_asked())
+
+
+def _enumerate_instances(call: Call) -> Pieces:
+    return _listed(_instances(call), answers.named_instance)
+
+
+def _enumerate_instance_names(call: Call) -> Pieces:
+    found = call.operations.enumerate_instance_names(call.namespace, call["ClassName"])
+    return _listed(found, answers.instance_name)
+
+
+def _from_object(call: Call, name: str) -> Pieces:
+    """Associators, References and their names; ``name`` of ``Operations``, of an instance or of a class."""
+    source = call["ObjectName"]
+    names = name.endswith("names")
+    write = answers.object_path if names else answers.object_with_path
+    if isinstance(source, CIMInstanceName):
+        options = {} if names else call.as_asked()
+        found = getattr(call.operations, name)(source, call.filters, **options)
+    else:
+        of_classes = "associator_classes" if name.startswith("associator") else "reference_classes"
+        paths = getattr(call.operations, of_classes)(call.namespace, source.classname, call.filters)
+        flags = {**call.class_flags(qualifiers=False), "property_list": call.arguments.get("PropertyList")}
+        found = _each(paths if names else call.operations.classes_with_path(paths, **flags))
+    return _listed(found, lambda item: write(item, call.host))
+
+
+async def _create_instance(call: Call) -> Pieces:
+    made = await call.operations.create_instance(call.namespace, call["NewInstance"])
+    yield f"<IRETURNVALUE>{answers.instance_name(made)}</IRETURNVALUE>"
+
+
+async def _modify_instance(call: Call) -> Pieces:
+    await call.operations.modify_instance(call["ModifiedInstance"], call.arguments.get("PropertyList"))
+    yield ""
+
+
+async def _delete_instance(call: Call) -> Pieces:
+    await call.operations.delete_instance(call["InstanceName"])
+    yield ""
+
+
+# --- pulled
+
+
+async def _open(call: Call, kind: str, items: AsyncGenerator[Any, None]) -> Pieces:
+    if call.get("FilterQuery") is not None or call.get("FilterQueryLanguage") is not None:
+        raise CIMError(CIM_ERR_FILTERED_ENUMERATION_NOT_SUPPORTED, "no filter query is supported")
+    if call.get("ContinueOnError", False):
+        raise CIMError(CIM_ERR_CONTINUATION_ON_ERROR_NOT_SUPPORTED, "an enumeration ends with its first error")
+    most, timeout_s = call.get("MaxObjectCount", 0), call.get("OperationTimeout")
+    found, context = await call.enumerations.open(call.owner, kind, items, timeout_s, most)
+    async for piece in _pulled(call, kind, found, context):
+        yield piece
+
+
+async def _pull(call: Call, kind: str) -> Pieces:
+    most = call["MaxObjectCount"]
+    found, context = await call.enumerations.pull(call.owner, kind, call["EnumerationContext"], most)
+    async for piece in _pulled(call, kind, found, context):
+        yield piece
+
+
+async def _pulled(call: Call, kind: str, found: list[Any], context: str | None) -> Pieces:
+    write = answers.instance_path if kind == "paths" else answers.instance_with_path
+    async for piece in _listed(_each(found), lambda item: write(item, call.host)):
+        yield piece
+    yield answers.pull_state(context, end_of_sequence=context is None)
+
+
+def _open_enumeration(call: Call, kind: str) -> Pieces:
+    if kind == "paths":
+        return _open(call, kind, call.operations.enumerate_instance_names(call.namespace, call["ClassName"]))
+    return _open(call, kind, _instances(call))
+
+
+def _open_from(call: Call, kind: str, name: str) -> Pieces:
+    options = {} if kind == "paths" else call.as_asked()
+    return _open(call, kind, getattr(call.operations, name)(call["InstanceName"], call.filters, **options))
+
+
+async def _close(call: Call) -> Pieces:
+    await call.enumerations.close(call.owner, call["EnumerationContext"])
+    yield ""
+
+
+class Operation(NamedTuple):
+    """``required`` and ``optional``: names of parameters. ``run``: makes the pieces of the answer."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    run: Callable[[Call], Pieces]
+    writes: bool = False
+
+
+_DETAIL = ("IncludeQualifiers", "IncludeClassOrigin", "PropertyList")
+_CLASS_DETAIL = ("LocalOnly", *_DETAIL)
+_OPEN = ("FilterQueryLanguage", "FilterQuery", "OperationTimeout", "ContinueOnError", "MaxObjectCount")
+_REFERENCE = ("ResultClass", "Role")
+_ASSOCIATOR = ("AssocClass", "ResultClass", "Role", "ResultRole")
+_INSTANCE_DETAIL = ("IncludeClassOrigin", "PropertyList")
+_PULL = ("EnumerationContext", "MaxObjectCount")
+
+OPERATIONS: dict[str, Operation] = {
+    "GetClass": Operation(("ClassName",), _CLASS_DETAIL, _get_class),
+    "EnumerateClasses": Operation(
+        (), ("ClassName", "DeepInheritance", "LocalOnly", "IncludeQualifiers", "IncludeClassOrigin"), _enumerate_classes
+    ),
+    "EnumerateClassNames": Operation((), ("ClassName", "DeepInheritance"), _enumerate_class_names),
+    "GetQualifier": Operation(("QualifierName",), (), _get_qualifier),
+    "EnumerateQualifiers": Operation((), (), _enumerate_qualifiers),
+    "GetInstance": Operation(("InstanceName",), _CLASS_DETAIL, _get_instance),
+    "EnumerateInstances": Operation(("ClassName",), ("DeepInheritance", *_CLASS_DETAIL), _enumerate_instances),
+    "EnumerateInstanceNames": Operation(("ClassName",), (), _enumerate_instance_names),
+    "Associators": Operation(("ObjectName",), (*_ASSOCIATOR, *_DETAIL), lambda call: _from_object(call, "associators")),
+    "AssociatorNames": Operation(("ObjectName",), _ASSOCIATOR, lambda call: _from_object(call, "associator_names")),
+    "References": Operation(("ObjectName",), (*_REFERENCE, *_DETAIL), lambda call: _from_object(call, "references")),
+    "ReferenceNames": Operation(("ObjectName",), _REFERENCE, lambda call: _from_object(call, "reference_names")),
+    "CreateInstance": Operation(("NewInstance",), (), _create_instance, writes=True),
+    "ModifyInstance": Operation(
+        ("ModifiedInstance",), ("IncludeQualifiers", "PropertyList"), _modify_instance, writes=True
+    ),
+    "DeleteInstance": Operation(("InstanceName",), (), _delete_instance, writes=True),
+    "OpenEnumerateInstances": Operation(
+        ("ClassName",),
+        ("DeepInheritance", *_CLASS_DETAIL, *_OPEN),
+        lambda call: _open_enumeration(call, "instances"),
+    ),
+    "OpenEnumerateInstancePaths": Operation(("ClassName",), _OPEN, lambda call: _open_enumeration(call, "paths")),
+    "OpenReferenceInstances": Operation(
+        ("InstanceName",),
+        (*_REFERENCE, *_INSTANCE_DETAIL, *_OPEN),
+        lambda call: _open_from(call, "instances", "references"),
+    ),
+    "OpenReferenceInstancePaths": Operation(
+        ("InstanceName",), (*_REFERENCE, *_OPEN), lambda call: _open_from(call, "paths", "reference_names")
+    ),
+    "OpenAssociatorInstances": Operation(
+        ("InstanceName",),
+        (*_ASSOCIATOR, *_INSTANCE_DETAIL, *_OPEN),
+        lambda call: _open_from(call, "instances", "associators"),
+    ),
+    "OpenAssociatorInstancePaths": Operation(
+        ("InstanceName",), (*_ASSOCIATOR, *_OPEN), lambda call: _open_from(call, "paths", "associator_names")
+    ),
+    "PullInstancesWithPath": Operation(_PULL, (), lambda call: _pull(call, "instances")),
+    "PullInstancePaths": Operation(_PULL, (), lambda call: _pull(call, "paths")),
+    "CloseEnumeration": Operation(("EnumerationContext",), (), _close),
+}
+"""Of DSP0200 1.4. Queries, changes of classes and qualifiers, GetProperty and SetProperty are not supported."""
