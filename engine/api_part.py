@@ -6,12 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from engine.api import VolumeInfo
+from engine.names import is_view
 from engine.sanitize import SanitizeState
+from engine.volume import Identity
 
 if TYPE_CHECKING:
     from engine.errors import StoreFailed
     from engine.exposure import Exposure
     from engine.pool import Pool
+    from engine.pool_volumes import DamagedFamily
     from engine.replicas import Replicas
     from engine.views import Views
     from engine.volume import Volume
@@ -68,6 +71,33 @@ class ApiPart:
             bad_chunks=self._pool.store_of(volume).bad_chunks,
             verified_at=self._pool.integrity.verified_at(volume),
         )
+
+    def _damaged_infos(self, family: DamagedFamily) -> list[VolumeInfo]:
+        """What is known of the volumes of a file that is not served."""
+        infos = []
+        for row in [row for row in family.volumes if not is_view(row.name)]:
+            identity = Identity.of(self._pool.device_id(row.volume_id))
+            infos.append(
+                VolumeInfo(
+                    name=row.name,
+                    volume_id=row.volume_id,
+                    size_bytes=0,
+                    state="locked" if family.locked else "damaged",
+                    reason=family.reason,
+                    serial=identity.serial,
+                    naa=f"{identity.naa:016x}",
+                    physical_block_bytes=row.physical_block_bytes,
+                    write_cache=row.write_cache,
+                    read_only=row.read_only,
+                    removable=row.removable,
+                    snapshots=0,
+                    origin=row.origin or None,
+                    file=str(family.path),
+                    target=None,
+                    lun=None,
+                )
+            )
+        return infos
 
 
 def _volume_state(volume: Volume, failure: StoreFailed | None) -> tuple[str, str | None]:

@@ -24,6 +24,7 @@ from engine.access_state import AccessState
 from engine.ballast import Ballast
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
+from engine.catalog_inventory import INVENTORY_SCHEMA, InventoryTables
 from engine.catalog_peers import PEER_SCHEMA, PeerTables
 from engine.catalog_relations import RELATION_SCHEMA, RelationTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
@@ -101,6 +102,7 @@ CREATE TABLE events (
     + IDENTITY_SCHEMA
     + PEER_SCHEMA
     + RELATION_SCHEMA
+    + INVENTORY_SCHEMA
 )
 
 
@@ -235,6 +237,7 @@ class Catalog:
         self.identities = IdentityTables(self._run)
         self.peers = PeerTables(self._run)
         self.relations = RelationTables(self._run)
+        self.inventory = InventoryTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:

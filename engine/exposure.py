@@ -25,9 +25,9 @@ from engine.target_table import TargetTable
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from engine.api import ChapInfo, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, TargetInfo
+    from engine.api import ChapInfo, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, ShownLun, TargetInfo
     from engine.exports import Exports
     from engine.pool import Pool
     from engine.stores import Frozen
@@ -98,9 +98,16 @@ class Exposure:
         ]
         return unserved + unreached + self.access.reasons() + self._chap.reasons()
 
-    def targets(self) -> list[TargetInfo]:
+    def targets(self) -> Iterator[TargetInfo]:
+        """By name, described one by one: those that are still there."""
         sessions = self._sessions_by_target()
-        return [self._info(row, sessions[row.name]) for row in sorted(self._targets, key=lambda row: row.name)]
+        for name in sorted(row.name for row in self._targets):
+            row = self._targets.get(name)
+            if row is not None:
+                yield self._info(row, sessions[name])
+
+    def target_count(self) -> int:
+        return len(self._targets)
 
     def target(self, name: str) -> TargetInfo:
         return self._info(self._row(name))
@@ -134,6 +141,20 @@ class Exposure:
     def standby_paths(self, volume_id: str) -> list[LunRow]:
         """Where a replica is shown as a standby path of its source."""
         return [lun for lun in self.all_luns_of(volume_id) if lun.volume_id == volume_id and lun.standby_of is not None]
+
+    def shown(self, volume_id: str) -> list[ShownLun]:
+        """Where a volume, any snapshot or a standby path of it is shown, or should be."""
+        from engine.api import ShownLun  # late: see there
+
+        return [ShownLun(lun.target, self._lun_info(lun)) for lun in self.all_luns_of(volume_id)]
+
+    def admitting(self, initiator: str) -> list[str]:
+        """Names of the targets whose access list, or a LUN's mask, has an initiator, or where it is logged in."""
+        found = {target for target, holder in self._exports.holders() if holder == initiator}
+        for row in self._targets:
+            if initiator in row.initiators or any(initiator in lun.initiators for lun in row.luns):
+                found.add(row.name)
+        return sorted(found)
 
     def require_idle(self, luns: Sequence[LunRow], what: str, *, hint: str) -> None:
         """Raises InUse, naming the initiators, when sessions are on one of the targets of ``luns``."""
@@ -556,6 +577,8 @@ class Exposure:
             initiators=list(lun.initiators),
             access=self.access.of(lun).label,
             standby=lun.standby_of is not None,
+            volume_id=lun.volume_id,
+            snapshot_guid=lun.snapshot_guid,
         )
 
     def _known_groups(self, tags: Sequence[int]) -> tuple[int, ...]:

@@ -25,8 +25,9 @@ from engine.errors import InUse, InvalidArgument, NotFound
 from engine.flatten import flatten_preview, start_flatten
 from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
+from engine.inventory_api import InventoryOperations
 from engine.jobs import job_info
-from engine.names import check_choice, check_chunk, check_name, check_size, is_view
+from engine.names import check_choice, check_chunk, check_name, check_size
 from engine.orders import Orders
 from engine.peer_api import PeerOperations
 from engine.pool_space import SpaceLimits, SpaceState
@@ -48,7 +49,6 @@ from engine.target_api import TargetOperations
 from engine.unfinished import interrupted_exports
 from engine.upkeep import Upkeep
 from engine.views import Views
-from engine.volume import Identity
 
 if TYPE_CHECKING:
     from engine.api import EngineApi
@@ -73,6 +73,7 @@ class LocalApi(
     ReplicaOperations,
     RelationOperations,
     PeerOperations,
+    InventoryOperations,
 ):
     """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere.
     ``peers``: None where nobody serves them."""
@@ -141,7 +142,7 @@ class LocalApi(
             volumes=len(volumes),
             snapshots=sum(len(self._pool.snapshots(volume)) for volume in volumes),
             replicas=len(self._replicas.all()),
-            targets=len(self._exposure.targets()),
+            targets=self._exposure.target_count(),
             sessions=self._exposure.session_count(),
             jobs_running=sum(not job.state.final for job in self._pool.jobs.all()),
             provisioned_bytes=sum(volume.size_bytes for volume in volumes),
@@ -203,12 +204,12 @@ class LocalApi(
     async def volume_list(self) -> list[VolumeInfo]:
         infos = await self._volume_infos(self._pool.volumes())
         for family in self._pool.damaged():
-            infos += _damaged_infos(self._pool, family)
+            infos += self._damaged_infos(family)
         return sorted(infos, key=lambda info: info.name)
 
     async def volume_show(self, name: str) -> VolumeInfo:
         for family in self._pool.damaged():
-            for info in _damaged_infos(self._pool, family):
+            for info in self._damaged_infos(family):
                 if info.name == name:
                     return info
         return self._volume_info(self._pool.volume(name))
@@ -375,34 +376,6 @@ class LocalApi(
 
     async def job_forget(self, job: int) -> None:
         await self._pool.jobs.forget(job)
-
-
-def _damaged_infos(pool: Pool, family: DamagedFamily) -> list[VolumeInfo]:
-    """What is known of the volumes of a file that is not served."""
-    infos = []
-    for row in [row for row in family.volumes if not is_view(row.name)]:
-        identity = Identity.of(pool.device_id(row.volume_id))
-        infos.append(
-            VolumeInfo(
-                name=row.name,
-                volume_id=row.volume_id,
-                size_bytes=0,
-                state="locked" if family.locked else "damaged",
-                reason=family.reason,
-                serial=identity.serial,
-                naa=f"{identity.naa:016x}",
-                physical_block_bytes=row.physical_block_bytes,
-                write_cache=row.write_cache,
-                read_only=row.read_only,
-                removable=row.removable,
-                snapshots=0,
-                origin=row.origin or None,
-                file=str(family.path),
-                target=None,
-                lun=None,
-            )
-        )
-    return infos
 
 
 if TYPE_CHECKING:

@@ -98,10 +98,10 @@ class PoolVolumes:
 
     def by_id(self, volume_id: str) -> Volume:
         """Raises NotFound."""
-        for volume in self._volumes.values():
-            if volume.volume_id == volume_id:
-                return volume
-        raise NotFound("volume", volume_id)
+        volume = self.find(volume_id)
+        if volume is None:
+            raise NotFound("volume", volume_id)
+        return volume
 
     def find(self, volume_id: str) -> Volume | None:
         """The volume with that id, if it is served."""
@@ -110,9 +110,11 @@ class PoolVolumes:
 
     def name_of(self, volume_id: str) -> str:
         """The name of a volume, served or not; its id where nothing is known of it."""
+        row = self._rows.get(volume_id)
+        if row is not None:
+            return row.name
         damaged = (row for family in self._damaged.values() for row in family.volumes)
-        rows = (row for row in (*self._rows.values(), *damaged) if row.volume_id == volume_id)
-        return next((row.name for row in rows), volume_id)
+        return next((row.name for row in damaged if row.volume_id == volume_id), volume_id)
 
     def device_id(self, volume_id: str) -> str:
         """What initiators know a volume by, which need not be served."""

@@ -17,6 +17,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.api.groups import GroupApi, GroupInfo, GroupMember, GroupSnapshotInfo
+from engine.api.inventory import (
+    INITIATOR_LABEL_MAX,
+    INITIATORS_MAX,
+    InitiatorInfo,
+    InventoryApi,
+    PoolIdentity,
+    ShownLun,
+)
 from engine.api.jobs import JobApi, JobInfo
 from engine.api.peers import PeerApi, PeerInfo, PeerInvitation
 from engine.api.pool import EventInfo, PoolApi, PoolSpaceInfo, StatusInfo
@@ -70,7 +78,17 @@ from engine.api.volumes import (
 
 
 class EngineApi(
-    PoolApi, VolumeApi, SnapshotApi, GroupApi, ReplicaApi, RelationApi, PeerApi, TargetApi, JobApi, Protocol
+    PoolApi,
+    VolumeApi,
+    SnapshotApi,
+    GroupApi,
+    ReplicaApi,
+    RelationApi,
+    PeerApi,
+    TargetApi,
+    JobApi,
+    InventoryApi,
+    Protocol,
 ):
     """See the module. Every method may raise ``EngineError``; what each names is what callers tell apart."""
 
@@ -121,5 +139,10 @@ __all__ = [
     "RelationInfo",
     "PairInfo",
     "GroupRelationInfo",
+    "INITIATOR_LABEL_MAX",
+    "INITIATORS_MAX",
+    "InitiatorInfo",
+    "PoolIdentity",
+    "ShownLun",
     "each_snapshot",
 ]

@@ -9,7 +9,8 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class LunInfo:
     """``initiators``: the only ones that see it; empty: all that the target admits. ``access``: the asymmetric access
-    state in which it is offered. ``standby``: a replica, shown as a standby path of its source's disk."""
+    state in which it is offered. ``standby``: a replica, shown as a standby path of its source's disk. What is shown
+    has the ``volume_id``, and if it is a snapshot the ``snapshot_guid``."""
 
     lun: int
     volume: str
@@ -20,6 +21,8 @@ class LunInfo:
     initiators: list[str]
     access: str
     standby: bool
+    volume_id: str = ""
+    snapshot_guid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
