@@ -141,6 +141,10 @@ class Job:
         self.state = JobState.RUNNING
         self._show()
 
+    def tell(self) -> None:
+        """Have watchers see what the work has put into ``result`` so far."""
+        self._show()
+
     async def wait(self, after_version: int, timeout_s: float) -> None:
         """Return when ``version`` is above ``after_version``, the job is over, or the time is up."""
         try:

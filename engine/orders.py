@@ -261,6 +261,7 @@ class _Order:
             await self._snapshot_group()
         for number, order in enumerate(self._orders):
             await self._guarded(job, number, self._begin(number, order))
+        self._say_begun(job, all(order.kind in ("snapshot", "mirror") for order in self._orders))
         for number, order in enumerate(self._orders):
             if "error" not in self._made[number]:
                 await self._guarded(job, number, self._finish(job, number, order, point))
@@ -268,6 +269,13 @@ class _Order:
         if all("error" in made for made in self._made):
             first = self._made[0]
             raise error_from_json({"type": first["error"], "message": first["message"]})
+
+    def _say_begun(self, job: Job, begun: bool) -> None:
+        """Show what there is by now."""
+        job.result["copies"] = [dict(made) for made in self._made]
+        if begun:
+            job.result["begun"] = True
+        job.tell()
 
     async def _guarded(self, job: Job, number: int, step: Any) -> None:
         try:
@@ -313,6 +321,7 @@ class _Order:
                     await self._synchronized(job, number, name)
             case "clone" if order.target is not None:
                 await self._begin_mirror(order, "async")  # its first round is a verified copy of one instant
+                self._say_begun(job, True)
                 await self._synchronized(job, number, name)
                 await self._api.replica_detach(name)
                 made["target_id"] = self._pool.volume(order.target).volume_id
@@ -333,6 +342,7 @@ class _Order:
             child = self._pool.jobs.get((await self._api.clone_copy(order.source, point, name)).job)
         job.result["jobs"].append(child.job_id)
         self._child = child
+        self._say_begun(job, True)
         version = 0
         while not child.state.final:
             await child.wait(version, 1.0)

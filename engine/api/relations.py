@@ -111,7 +111,9 @@ class RelationApi(Protocol):
         ``associated`` or ``synchronized``. ``at_once``: clones hold one instant of all sources.
 
         The job's result has ``copies``, in order: each the ``source_id``, and ``target_id`` (a volume), ``guid`` (a
-        snapshot), ``replica``, or ``error`` with ``message``; and with a group ``group``, the GUID of the relation.
+        snapshot), ``replica``, or ``error`` with ``message``; with a group ``group``, the GUID of the relation, and
+        ``target_group``. While it runs, what there is so far, and ``begun``: snapshots are made, mirrors exist, or the
+        first clone is being copied. ``jobs``: those that make single copies.
         What can be refused is refused at once: InvalidArgument, NotFound, AlreadyExists, InUse, NotSupported.
         """
         ...

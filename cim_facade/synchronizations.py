@@ -1,0 +1,284 @@
+"""What is a copy of what, as both models show it: mirrors, snapshots, full clones that are not detached, and groups.
+
+An *element* is known by an id: that of a volume, the GUID of a snapshot, or, at a peer, the name of the replica. A
+``Copy`` is a relation of two of them; a ``GroupCopy`` one of several pairs. Both are computed at each request from what
+``EngineApi`` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cim_facade.value_maps import (
+    MODES,
+    CopyMethodology,
+    CopyState,
+    CopyType,
+    Mode,
+    ProgressStatus,
+    ReplicaType,
+    SyncState,
+    SyncType,
+    copy_state,
+    copy_type,
+    progress_status,
+    sync_state,
+)
+from engine.api import each_snapshot
+
+if TYPE_CHECKING:
+    from cim_facade.context import View
+    from engine.api import GroupRelationInfo, RelationInfo, ReplicaInfo, SnapshotInfo, VolumeInfo
+
+KINDS = {
+    "mirror": SyncType.MIRROR,
+    "snapshot": SyncType.SNAPSHOT,
+    "clone": SyncType.CLONE,
+    "token": SyncType.TOKENIZED_CLONE,
+}
+"""As the engine says them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """``source`` and ``target``: ids of elements. ``source_at``, ``target_at``: the peer where it is, if at one.
+
+    ``established_at``, ``synchronized_at``: None where nobody knows. ``rpo_s``: of asynchronous mirrors.
+    ``replica``: the mirror's name. ``volume``: the name of a snapshot's volume, ``snapshot`` its own.
+    """
+
+    sync_type: SyncType
+    source: str
+    target: str
+    state: CopyState = CopyState.SYNCHRONIZED
+    progress: ProgressStatus = ProgressStatus.COMPLETED
+    percent: int = 100
+    mode: Mode | None = None
+    source_at: str | None = None
+    target_at: str | None = None
+    established_at: float | None = None
+    synchronized_at: float | None = None
+    changed_at: float | None = None
+    rpo_s: float | None = None
+    reason: str = ""
+    replica: str | None = None
+    volume: str | None = None
+    snapshot: str | None = None
+    group_snapshot: str | None = None
+
+    @property
+    def copy_type(self) -> CopyType:
+        return copy_type(self.sync_type, self.mode)
+
+    @property
+    def sync_state(self) -> SyncState:
+        return sync_state(self.sync_type, self.state, self.progress)
+
+    @property
+    def is_remote(self) -> bool:
+        return self.source_at is not None or self.target_at is not None
+
+    @property
+    def maintained(self) -> bool:
+        """SyncMaintained: a mirror that flows, or would by itself."""
+        return self.sync_type is SyncType.MIRROR and self.state in (
+            CopyState.INITIALIZED,
+            CopyState.UNSYNCHRONIZED,
+            CopyState.SYNCHRONIZED,
+        )
+
+    @property
+    def replica_type(self) -> ReplicaType:
+        return ReplicaType.AFTER_DELTA if self.sync_type is SyncType.SNAPSHOT else ReplicaType.FULL_COPY
+
+    @property
+    def methodology(self) -> CopyMethodology:
+        if self.sync_type is SyncType.SNAPSHOT:
+            return CopyMethodology.REDIRECT_ON_WRITE
+        return CopyMethodology.INCREMENTAL_COPY if self.sync_type is SyncType.MIRROR else CopyMethodology.FULL_COPY
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCopy:
+    """A relation of groups, or of one source to several targets. ``target_group``: a GUID. ``source``: a group's GUID,
+    or (``of_element``) an element's id."""
+
+    info: GroupRelationInfo
+    sync_type: SyncType
+    source: str
+    of_element: bool
+    target_group: str
+    members: list[Copy]
+
+    @property
+    def guid(self) -> str:
+        return self.info.guid
+
+    @property
+    def state(self) -> CopyState:
+        states = {member.state for member in self.members}
+        return states.pop() if len(states) == 1 else CopyState.MIXED
+
+    @property
+    def progress(self) -> ProgressStatus:
+        found = {member.progress for member in self.members}
+        return found.pop() if len(found) == 1 else ProgressStatus.MIXED
+
+    @property
+    def percent(self) -> int:
+        return min((member.percent for member in self.members), default=100)
+
+
+# --- by the kinds of copies -------------------------------------------------------------------------------------
+
+
+async def replicas(view: View) -> list[ReplicaInfo]:
+    return await view.once("replicas", view.api.replica_list)
+
+
+async def clone_relations(view: View) -> list[RelationInfo]:
+    return await view.once("relations", view.api.relation_list)
+
+
+async def group_relations(view: View) -> list[GroupRelationInfo]:
+    return await view.once("group relations", view.api.group_relation_list)
+
+
+async def element_names(view: View) -> dict[str, str]:
+    return await view.once("element names", view.api.element_name_list)
+
+
+async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
+    """Oldest first. None of a volume that is not served."""
+
+    async def ask() -> list[SnapshotInfo]:
+        info = (await view.volumes_by_name()).get(volume)
+        if info is None or not info.snapshots:
+            return []
+        return await each_snapshot(view.api, volume)
+
+    return await view.once(f"snapshots of {volume}", ask)
+
+
+async def mirrors(view: View) -> list[Copy]:
+    async def ask() -> list[Copy]:
+        volumes = await view.volumes_by_name()
+        return [_mirror(info, volumes) for info in await replicas(view)]
+
+    return await view.once("mirrors", ask)
+
+
+def _mirror(info: ReplicaInfo, volumes: dict[str, VolumeInfo]) -> Copy:
+    def element(text: str) -> tuple[str, str | None]:
+        """Its id, and the peer where it is."""
+        if info.peer is not None and text.startswith(f"{info.peer}:"):
+            return info.name, info.peer
+        volume = volumes.get(text)
+        return (text if volume is None else volume.volume_id), None
+
+    source, source_at = element(info.source)
+    target, target_at = element(info.target)
+    mode = MODES[info.mode]
+    state = copy_state(info.copy_state)
+    return Copy(
+        sync_type=SyncType.MIRROR,
+        source=source,
+        target=target,
+        state=state,
+        progress=progress_status(info.progress_status),
+        percent=100 if state is CopyState.SYNCHRONIZED else info.percent_synced,
+        mode=mode,
+        source_at=source_at,
+        target_at=target_at,
+        synchronized_at=info.point_at,
+        changed_at=info.since,
+        rpo_s=0.0 if mode is Mode.SYNCHRONOUS else info.rpo_seconds,
+        reason=info.reason,
+        replica=info.name,
+    )
+
+
+async def clones(view: View) -> list[Copy]:
+    async def ask() -> list[Copy]:
+        return [
+            Copy(
+                sync_type=KINDS[info.kind],
+                source=info.source_id,
+                target=info.target_id,
+                established_at=info.established_at,
+                synchronized_at=info.established_at,
+            )
+            for info in await clone_relations(view)
+        ]
+
+    return await view.once("clones", ask)
+
+
+def of_snapshot(volume: VolumeInfo, info: SnapshotInfo) -> Copy:
+    return Copy(
+        sync_type=SyncType.SNAPSHOT,
+        source=volume.volume_id,
+        target=info.guid,
+        established_at=info.created_at,
+        synchronized_at=info.created_at,
+        volume=volume.name,
+        snapshot=info.name,
+        group_snapshot=info.group,
+    )
+
+
+# --- looking up -------------------------------------------------------------------------------------------------
+
+
+async def copies_of(view: View, element: str) -> list[Copy]:
+    """Those that have the element as their source."""
+    found = [copy for copy in await mirrors(view) if copy.source == element]
+    found += [copy for copy in await clones(view) if copy.source == element]
+    volume = (await view.volumes_by_id()).get(element)
+    if volume is not None:
+        found += [of_snapshot(volume, info) for info in await snapshots_of(view, volume.name)]
+    return found
+
+
+async def copy_into(view: View, element: str, *, volume: str | None = None) -> Copy | None:
+    """The one that has the element as its target. ``volume``: the name of the volume whose snapshot it is."""
+    if volume is not None:
+        source = (await view.volumes_by_name()).get(volume)
+        found = [info for info in await snapshots_of(view, volume) if info.guid == element]
+        return of_snapshot(source, found[0]) if source is not None and found else None
+    for copy in (*await mirrors(view), *await clones(view)):
+        if copy.target == element:
+            return copy
+    return None
+
+
+async def all_copies(view: View) -> list[Copy]:
+    found = [*await mirrors(view), *await clones(view)]
+    for volume in await view.volumes():
+        if volume.snapshots:
+            found += [of_snapshot(volume, info) for info in await snapshots_of(view, volume.name)]
+    return found
+
+
+async def group_copies(view: View) -> list[GroupCopy]:
+    async def ask() -> list[GroupCopy]:
+        return [await _group_copy(view, info) for info in await group_relations(view)]
+
+    return await view.once("group copies", ask)
+
+
+async def _group_copy(view: View, info: GroupRelationInfo) -> GroupCopy:
+    members = []
+    volumes = await view.volumes_by_id()
+    for pair in info.pairs:
+        found = await copies_of(view, pair.source_id)
+        members += [copy for copy in found if pair.target in (copy.target, copy.replica)]
+    return GroupCopy(
+        info=info,
+        sync_type=KINDS[info.kind],
+        source=info.source,
+        of_element=info.source in volumes,
+        target_group=info.target_group or info.guid,
+        members=members,
+    )
