@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cim_facade.paths import Paths
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from cim_facade.provider import Provider
     from cim_facade.registry import Registry
     from cim_facade.repository import ClassRepository
-    from engine.api import EngineApi, StatusInfo, VolumeInfo
+    from engine.api import EngineApi, PoolIdentity, PoolSpaceInfo, StatusInfo, VolumeInfo
 
 T = TypeVar("T")
 
@@ -72,6 +74,20 @@ class View:
     def path(self, namespace: str, class_name: str, **keys: Any) -> CIMInstanceName:
         """The path of an instance of ``class_name``, of all its keys."""
         return self.classes.shape(namespace, class_name).path(namespace, keys)
+
+    async def paths(self) -> Paths:
+        """What makes and reads the names of instances."""
+
+        async def ask() -> Paths:
+            return Paths((await self.pool_identity()).pool_id)
+
+        return await self.once("paths", ask)
+
+    async def pool_identity(self) -> PoolIdentity:
+        return await self.once("pool identity", self.api.pool_identity)
+
+    async def pool_space(self) -> PoolSpaceInfo:
+        return await self.once("pool space", self.api.pool_space)
 
     async def status(self) -> StatusInfo:
         return await self.once("status", self.api.status)
