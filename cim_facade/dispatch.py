@@ -95,7 +95,7 @@ class Facade:
         self.registry = registry
         self.enumerations = Enumerations()
 
-    async def answer(self, request: Request, user: User, host: str) -> AsyncIterator[str]:
+    async def answer(self, request: Request, user: User, host: str) -> AsyncGenerator[str, None]:
         """The pieces of the answer behind its beginning. ``host``: how the client calls this server.
 
         Raises CIMError, mostly before the first piece; EngineError where the engine refuses.

@@ -1,0 +1,403 @@
+"""The CIM-XML listener (DSP0200 7): HTTP in front of the ``Facade``.
+
+Everything is refused as early as it can be: a connection beyond the limits at once; one that sends no request within
+``FIRST_REQUEST_S``; a request whose user is not known before its body is read; a body that is too long or too slow; a
+document that is no request, with status 400 and the header CIMError; and what the operation says, with status 200 and
+an ERROR. Before authentication a client makes this process hold its headers and what its socket's reader has taken in,
+some 128 KiB.
+
+A request of more than ``BIG_REQUEST_BYTES`` is parsed in a thread; an answer longer than ``BUFFERED_BYTES`` is sent in
+chunks as it is made. If the engine then fails in the middle, the connection ends without the last chunk: the client
+knows that it has not got all.
+
+Without TLS only the machine itself is served, as administrator without a password, by explicit choice. So that no web
+page in a browser there can do it, a request must call this machine by a loopback name and carry CIM's own headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import urllib.parse
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from pywbem import CIM_ERR_FAILED, CIMClassName, CIMError
+
+from cim_facade import answers, cimxml
+from cim_facade.auth import Overloaded, Users, parse_basic
+from cim_facade.cimxml import RequestError
+from cim_facade.context import User
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import AsyncGenerator, Callable
+
+    from cim_facade.cimxml import Request
+    from cim_facade.dispatch import Facade
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+MAX_CONNECTIONS_PER_ADDRESS = 64
+MAX_REQUESTS = 32
+"""Authenticated requests under way; the others are told to come again."""
+
+FIRST_REQUEST_S = 20.0
+KEEP_ALIVE_S = 75.0
+BODY_S = 60.0
+SEND_S = 60.0
+"""How long a client may leave a piece of an answer unread."""
+
+TLS_HANDSHAKE_S = 20.0
+BIG_REQUEST_BYTES = 32 << 10
+BUFFERED_BYTES = 256 << 10
+MAX_HEADER_BYTES = 4096
+MAX_HEADERS = 24
+READ_BYTES = 16 << 10
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?", re.ASCII)
+_MAN = re.compile(r'\s*"?http://www\.dmtf\.org/cim/mapping/http/v1\.[01]"?\s*;\s*ns\s*=\s*(\d{2})\s*', re.ASCII)
+_LOOPBACK_USER = User("", administrator=True, secure=True)
+
+CIM_TYPES = ("application/xml", "text/xml")
+
+
+class Refused(Exception):
+    """The request ends with this HTTP answer."""
+
+    def __init__(self, status: int, text: str, **headers: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class CimServer:
+    """See the module. ``unavailable``: what calls raise while the engine cannot be reached; answered with 503."""
+
+    def __init__(self, facade: Facade, users: Users, unavailable: type[Exception]) -> None:
+        self._facade = facade
+        self._users = users
+        self._unavailable = unavailable
+        self._connections: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
+        self._addresses: dict[str, int] = {}
+        self._requests = 0
+        self._servers: list[asyncio.Server] = []
+        self._protocols: list[web.Server] = []
+
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Accept on a listening socket. Without ``tls`` whoever comes is an administrator."""
+        handler = self._handler_of(secure=tls is not None)
+        protocol = web.Server(handler)
+        loop = asyncio.get_running_loop()
+
+        def connection() -> _Connection:
+            return _Connection(
+                protocol,
+                loop=loop,
+                opened=self._opened,
+                closed=self._closed,
+                keepalive_timeout=KEEP_ALIVE_S,
+                access_log=None,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
+                max_headers=MAX_HEADERS,
+                auto_decompress=False,
+                lingering_time=2.0,
+                read_bufsize=READ_BYTES,
+            )
+
+        handshake = None if tls is None else TLS_HANDSHAKE_S
+        server = await loop.create_server(connection, sock=listener, ssl=tls, ssl_handshake_timeout=handshake)
+        self._protocols.append(protocol)
+        self._servers.append(server)
+
+    async def close(self) -> None:
+        """Accept no more, end what is under way, close all enumerations."""
+        for server in self._servers:
+            server.close()
+        for protocol in self._protocols:
+            await protocol.shutdown(timeout=2.0)
+        await self._facade.enumerations.close_all()
+
+    # --- connections
+
+    def _opened(self, transport: asyncio.Transport) -> bool:
+        address = _address(transport)
+        if len(self._connections) >= MAX_CONNECTIONS or self._addresses.get(address, 0) >= MAX_CONNECTIONS_PER_ADDRESS:
+            return False
+        self._addresses[address] = self._addresses.get(address, 0) + 1
+        loop = asyncio.get_running_loop()
+        self._connections[transport] = loop.call_later(FIRST_REQUEST_S, transport.abort)
+        return True
+
+    def _closed(self, transport: asyncio.Transport) -> None:
+        timer = self._connections.pop(transport, None)
+        if timer is None:
+            return
+        timer.cancel()
+        address = _address(transport)
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
+
+    # --- requests
+
+    def _handler_of(self, *, secure: bool) -> Callable[[web.BaseRequest], Any]:
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
+            if request.transport is not None and request.transport in self._connections:
+                self._connections[request.transport].cancel()
+            try:
+                return await self._serve(request, secure)
+            except Refused as refusal:
+                return _plain(request, refusal.status, str(refusal), refusal.headers)
+            except self._unavailable as error:
+                return _plain(request, 503, str(error), {"Retry-After": "1"})
+
+        return handler
+
+    async def _serve(self, request: web.BaseRequest, secure: bool) -> web.StreamResponse:
+        headers = _cim_headers(request)
+        user = await self._authenticated(request, secure)
+        if headers.get("CIMOperation", "").lower() != "methodcall":
+            raise Refused(
+                400, "a CIM request has the header CIMOperation: MethodCall", CIMError="unsupported-operation"
+            )
+        if request.content_type not in CIM_TYPES:
+            raise Refused(415, "a CIM request has the Content-Type application/xml")
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refused(415, "no Content-Encoding is understood")
+        if self._requests >= MAX_REQUESTS:
+            raise Refused(503, "too many requests are under way", Retry_After="1")
+        self._requests += 1
+        try:
+            body = await _body(request)
+            return await self._answer(request, headers, body, user)
+        finally:
+            self._requests -= 1
+
+    async def _authenticated(self, request: web.BaseRequest, secure: bool) -> User:
+        if not secure:
+            if not _is_loopback(request.host):
+                raise Refused(403, "without TLS this server answers to loopback names only")
+            return _LOOPBACK_USER
+        given = parse_basic(request.headers.get("Authorization", ""))
+        if given is None:
+            raise Refused(401, "send a user and a password", WWW_Authenticate='Basic realm="twinvol"')
+        name, password = given
+        try:
+            role = await self._users.role(name, password)
+        except Overloaded:
+            raise Refused(503, "too many logins at once", Retry_After="1") from None
+        except EngineError as error:
+            log.error("nobody can log in: %s", error)
+            raise Refused(503, "the users' file is not usable; see the log") from None
+        if role is None:
+            log.warning("wrong user or password from %s", request.remote)
+            raise Refused(401, "wrong user or password", WWW_Authenticate='Basic realm="twinvol"')
+        return User(name, administrator=role == "admin", secure=True)
+
+    async def _answer(
+        self, request: web.BaseRequest, headers: dict[str, str], body: bytes, user: User
+    ) -> web.StreamResponse:
+        try:
+            if len(body) > BIG_REQUEST_BYTES:
+                asked = await asyncio.to_thread(cimxml.parse, body)
+            else:
+                asked = cimxml.parse(body)
+            _check_headers(headers, asked)
+        except RequestError as error:
+            raise Refused(400, str(error), CIMError=error.kind) from None
+        except CIMError as error:
+            raise Refused(400, str(error), CIMError="request-not-valid") from None
+        pieces = self._pieces(asked, user, _host(request))
+        first = ""
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                first += piece
+                if len(first) > BUFFERED_BYTES:
+                    return await self._streamed(request, first, pieces)
+        return web.Response(body=first.encode(), headers=_answer_headers(request))
+
+    async def _streamed(
+        self, request: web.BaseRequest, first: str, rest: AsyncGenerator[str, None]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers=_answer_headers(request))
+        await response.prepare(request)
+        ready = first
+        async for piece in rest:
+            ready += piece
+            if len(ready) > BUFFERED_BYTES // 4:
+                await _write(response, ready)
+                ready = ""
+        await _write(response, ready)
+        await response.write_eof()
+        return response
+
+    async def _pieces(self, asked: Request, user: User, host: str) -> AsyncGenerator[str, None]:
+        """The whole document. An error before its first piece is its result; a later one ends it, raised."""
+        begun = False
+        results = self._facade.answer(asked, user, host)
+        try:
+            async for piece in results:
+                if not begun:
+                    yield answers.begin(asked.message_id, asked.name, extrinsic=asked.extrinsic)
+                    begun = True
+                yield piece
+        except (self._unavailable, asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as error:
+            if begun:
+                raise
+            yield answers.begin(asked.message_id, asked.name, extrinsic=asked.extrinsic)
+            yield answers.error(_cim_error(error, asked))
+        yield answers.end(extrinsic=asked.extrinsic)
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, with a say in whether it may be."""
+
+    __slots__ = ("_closed_hook", "_guarded", "_opened_hook")
+
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        opened: Callable[[asyncio.Transport], bool],
+        closed: Callable[[asyncio.Transport], None],
+        **options: Any,
+    ) -> None:
+        super().__init__(manager, **options)
+        self._opened_hook = opened
+        self._closed_hook = closed
+        self._guarded: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        self._guarded = transport
+        if not self._opened_hook(transport):
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._guarded is not None:
+            self._closed_hook(self._guarded)
+            self._guarded = None
+
+
+def _cim_error(error: Exception, asked: Request) -> CIMError:
+    if isinstance(error, CIMError):
+        return error
+    if isinstance(error, RequestError):
+        return CIMError(4, str(error))
+    if isinstance(error, EngineError):
+        return CIMError(CIM_ERR_FAILED, str(error))
+    log.error("%s failed", asked.name, exc_info=error)
+    return CIMError(CIM_ERR_FAILED, "an internal error; the log of the server has it")
+
+
+def _cim_headers(request: web.BaseRequest) -> dict[str, str]:
+    """The headers that begin with CIM, without the prefix that M-POST gives them (RFC 2774, DSP0200 7.3.2)."""
+    prefix = ""
+    if request.method == "M-POST":
+        man = _MAN.fullmatch(request.headers.get("Man", ""))
+        if man is None:
+            raise Refused(510, "an M-POST here has the header Man: http://www.dmtf.org/cim/mapping/http/v1.0 ; ns=NN")
+        prefix = f"{man[1]}-"
+    elif request.method != "POST":
+        raise Refused(405, "CIM requests are POSTed", Allow="POST, M-POST")
+    wanted = ("CIMOperation", "CIMMethod", "CIMObject", "CIMProtocolVersion")
+    found = {name: request.headers.get(prefix + name) for name in wanted}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_headers(headers: dict[str, str], asked: Request) -> None:
+    """That the headers say what the body does (DSP0200 7.3.3). Raises RequestError."""
+    if not headers.get("CIMProtocolVersion", "1.0").startswith("1."):
+        raise RequestError("unsupported-protocol-version", "the protocol's version is 1.x")
+    method = urllib.parse.unquote(headers.get("CIMMethod", "")).strip()
+    if method.lower() != asked.name.lower():
+        raise RequestError("header-mismatch", f"CIMMethod is {method[:200]!r}, the request {asked.name[:200]!r}")
+    named = urllib.parse.unquote(headers.get("CIMObject", "")).strip().strip("/").lower()
+    wanted = asked.namespace.strip("/").lower()
+    if asked.target is not None:
+        wanted = f"{wanted}:{asked.target.classname.lower()}"
+        if not isinstance(asked.target, CIMClassName):
+            named = named[: len(wanted)] if named[len(wanted) :].startswith(".") else named
+    if named != wanted:
+        raise RequestError("header-mismatch", f"CIMObject is {named[:200]!r}, the request's {wanted[:200]!r}")
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    if (request.content_length or 0) > cimxml.MAX_REQUEST_BYTES:
+        raise Refused(413, f"a request has at most {cimxml.MAX_REQUEST_BYTES} bytes")
+    parts: list[bytes] = []
+    length = 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.content.iter_any():
+                length += len(part)
+                if length > cimxml.MAX_REQUEST_BYTES:
+                    raise Refused(413, f"a request has at most {cimxml.MAX_REQUEST_BYTES} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise Refused(408, f"the request was not there within {BODY_S:.0f} s") from None
+    except (web.PayloadAccessError, web.RequestPayloadError):
+        raise Refused(400, "the body is not what its headers say", CIMError="request-not-well-formed") from None
+    return b"".join(parts)
+
+
+async def _write(response: web.StreamResponse, text: str) -> None:
+    async with asyncio.timeout(SEND_S):
+        await response.write(text.encode())
+
+
+def _answer_headers(request: web.BaseRequest) -> dict[str, str]:
+    headers = {"Content-Type": 'application/xml; charset="utf-8"', "Server": "twinvol", "Cache-Control": "no-cache"}
+    if request.method == "M-POST":
+        prefix = _MAN.fullmatch(request.headers["Man"])
+        assert prefix is not None
+        return {
+            **headers,
+            "Ext": "",
+            "Man": f"http://www.dmtf.org/cim/mapping/http/v1.0 ; ns={prefix[1]}",
+            f"{prefix[1]}-CIMOperation": "MethodResponse",
+        }
+    return {**headers, "CIMOperation": "MethodResponse"}
+
+
+def _plain(request: web.BaseRequest, status: int, text: str, headers: dict[str, str]) -> web.Response:
+    """A refusal. What is left of its request is not waited for."""
+    clean = "".join(character if character.isprintable() else "?" for character in text[:1000])
+    response = web.Response(status=status, text=clean + "\n", headers={**headers, "Server": "twinvol"})
+    if not request.content.is_eof():
+        response.force_close()
+    return response
+
+
+def _host(request: web.BaseRequest) -> str:
+    """How the client calls this server: the host in the paths of its answers."""
+    return request.host if _HOST.fullmatch(request.host) else "localhost"
+
+
+def _is_loopback(host: str) -> bool:
+    if not _HOST.fullmatch(host):
+        return False
+    name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
