@@ -13,8 +13,9 @@ FUZZ_SECONDS ?= 60
 N ?= 2000
 MUTATION_CRASHES ?= 5000
 GROUP_ROUNDS ?= 10000
+FLIPS ?= 1000
 
-.PHONY: help demo test check format bench fuzz sim sim-groups sim-mutations crash-images kill9 clients clean
+.PHONY: help demo test check format bench fuzz sim sim-groups sim-mutations crash-images scrub-flips kill9 clients clean
 
 help:
 	@echo "make demo     the main job end to end on temporary files, under a minute"
@@ -27,6 +28,7 @@ help:
 	@echo "make sim-groups  GROUP_ROUNDS=10000 group snapshots under ordered writers, with crashes, from SEED=0"
 	@echo "make sim-mutations  each rule of the store taken away in turn, and how many crashes it took to notice"
 	@echo "make crash-images  IMAGES=2000 crash images from a recorded run of a real daemon"
+	@echo "make scrub-flips  FLIPS=1000 flipped bits in frozen chunks, all found by a scrub beside a writer, and nothing else"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
 	@echo "make clean    remove what these made"
 
@@ -79,6 +81,9 @@ sim-mutations: $(STAMP)
 
 crash-images: $(STAMP)
 	$(BIN)/python -m tests.crash_images --seed $(SEED) --images $(IMAGES)
+
+scrub-flips: $(STAMP)
+	$(BIN)/python -m tests.integration.test_scrub_under_writes $(FLIPS)
 
 kill9: $(STAMP) clients
 	TWINVOL_KILL9_ROUNDS=$(ROUNDS) $(PYTEST) tests/integration/test_kill9.py -s

@@ -8,8 +8,10 @@ claims: nodes that exist, places within a map, chunks that nothing else names.
 The chain ends at the first bytes that are not the expected record, as it does for a recovery. ``committed`` are the
 records that a power loss leaves in force, ``soft`` those that only an opening on the same boot takes over. Where the
 chain ends, but a later COMMIT of the same incarnation covers what should stand there, it was damaged (what else such a
-one covers is committed);
-and so it was where the record that should stand there lies in one sector, which no crash tears (every COMMIT does).
+one covers is committed). On the same boot it was, too, where any later COMMIT follows, and where the record that should
+stand there lies in one sector, which no kill tears.
+
+Of the two copies of each COMMIT one is enough: rot, or a power loss before the flush had ended, has taken the other.
 """
 
 from __future__ import annotations
@@ -49,13 +51,17 @@ def read_chain(
     except EngineError as error:
         findings.damage("journal", f"cannot be read: {error}")
         return [], []
+    same_boot = superblock.boot_id == boot_id
     records: list[layout.Record] = []
     covered = consumed = 0
     offset, seq, previous = superblock.journal_offset, superblock.journal_seq, superblock.journal_previous
     while True:
         record = layout.parse_record(ring, offset, seq, superblock.incarnation, previous)
         if record is None:
-            break
+            record = _lost_copy(ring, offset, seq, superblock.incarnation, records, previous)
+            if record is None:
+                break
+            findings.note("journal", f"record {seq}, a COMMIT, does not verify; its copy does")
         consumed += record.length
         if record.length == 0 or consumed > size:
             findings.damage("journal", f"record {seq} runs over the begin of its own chain")
@@ -65,14 +71,41 @@ def read_chain(
         if record.type == RecordType.COMMIT:
             covered = max(covered, _covers(record))
     witness = _later_commit(ring, seq, superblock.incarnation)
-    if witness is not None and witness[1] >= seq:
-        findings.damage("journal", f"record {seq} does not verify, but record {witness[0]} says that it was durable")
-    elif layout.is_rotten(ring, offset, seq, superblock.incarnation, previous, cached=superblock.boot_id == boot_id):
-        findings.damage("journal", f"record {seq} does not verify, though no crash can tear it")
+    if witness is not None and (same_boot or witness[1] >= seq):
+        findings.damage("journal", f"record {seq} does not verify, but record {witness[0]} says that it was there")
+    elif same_boot and layout.is_rotten(ring, offset, seq, superblock.incarnation, previous):
+        if _wants_copy(records):
+            findings.note("journal", f"record {seq}, a COMMIT, does not verify; its copy does")
+        else:
+            findings.damage("journal", f"record {seq} does not verify, though no kill can tear it")
     if witness is not None:
         covered = max(covered, witness[1])
     committed = sum(record.seq <= covered for record in records)
     return records[:committed], records[committed:]
+
+
+def _lost_copy(
+    ring: memoryview, offset: int, seq: int, incarnation: int, before: list[layout.Record], previous: int
+) -> layout.Record | None:
+    """One of the two copies of a COMMIT, made from the other, if what follows was written behind it."""
+    end = (offset // layout.COMMIT_ALIGNMENT + 1) * layout.COMMIT_ALIGNMENT
+    behind = end % len(ring)
+    at = behind + layout.RECORD_HEADER.size
+    candidates = [bytes(ring[at : at + layout.COMMIT.size])]
+    if before and before[-1].type == RecordType.COMMIT:
+        candidates.append(before[-1].payload)
+    for payload in candidates:
+        _, checksum = layout.pack_record(RecordType.COMMIT, seq, incarnation, previous, payload, end - offset)
+        if layout.parse_record(ring, behind, seq + 1, incarnation, checksum) is not None:
+            return layout.Record(RecordType.COMMIT, seq, checksum, end - offset, payload)
+    return None
+
+
+def _wants_copy(records: list[layout.Record]) -> bool:
+    """Whether the last record is the first copy of a COMMIT. No two COMMITs cover the same."""
+    if not records or records[-1].type != RecordType.COMMIT:
+        return False
+    return all((each.type, each.payload) != (records[-1].type, records[-1].payload) for each in records[-2:-1])
 
 
 def _later_commit(ring: memoryview, end_seq: int, incarnation: int) -> tuple[int, int] | None:

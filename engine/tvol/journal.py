@@ -4,6 +4,12 @@ A record is valid if it has the expected sequence number, the file's current inc
 and a right checksum of its own; the first that is not ends the journal. Records are appended with a plain write: they
 survive the process at once, and a power loss once a COMMIT that covers them is durable.
 
+A COMMIT is two records, one behind the other, each in a sector that nobody writes to again. When a flush has returned
+both are on the medium, so one that is not whole then has rotted, and the other one says what it was; that neither is
+whole is what a power loss during the flush leaves, of which nobody was told (``docs/decisions/0032``). Nothing in a
+record says which of the two it is: each names its predecessor's checksum, so of two that belong together each proves
+the other.
+
 ``head`` is the position of the first record that the superblock in force still needs; space behind it is free.
 """
 
@@ -24,8 +30,8 @@ if TYPE_CHECKING:
 
     from engine.files import BlockFile
 
-COMMIT_ROOM = 4 * COMMIT_ALIGNMENT
-"""What a COMMIT takes at most, with a PAD before it."""
+COMMIT_ROOM = 2 * COMMIT_ALIGNMENT
+"""What both copies of a COMMIT take at most."""
 
 
 class Journal:
@@ -67,13 +73,17 @@ class Journal:
         """Write a record; its sequence number. The caller has seen to the room. Raises MediumError."""
         return self._append(kind, payload, layout.record_length(len(payload)))
 
-    def commit(self, covers: int) -> int:
-        """Write a COMMIT of everything up to ``covers``, filled up to the end of its sector."""
-        self._pad(RECORD_UNIT)
-        offset = self.offset
-        return self._append(
-            RecordType.COMMIT, layout.COMMIT.pack(covers), align_up(offset + RECORD_UNIT, COMMIT_ALIGNMENT) - offset
-        )
+    def commit(self, covers: int) -> None:
+        """Write a COMMIT of everything up to ``covers``, and once more in a sector of its own."""
+        self._write_commit(covers)
+        self._write_commit_again(covers)
+
+    def _write_commit(self, covers: int) -> None:
+        self._append(RecordType.COMMIT, layout.COMMIT.pack(covers), _rest_of_sector(self.offset))
+
+    def _write_commit_again(self, covers: int) -> None:
+        """So that one is left when the other one rots."""
+        self._write_commit(covers)
 
     def mark_failed(self) -> bool:
         """Say that a sync has failed, for whoever opens the file next. False: it could not be said on such a disk."""
@@ -103,18 +113,48 @@ class Journal:
         return seq
 
 
+def _rest_of_sector(offset: int) -> int:
+    return align_up(offset + RECORD_UNIT, COMMIT_ALIGNMENT) - offset
+
+
 def scan(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int) -> Iterator[tuple[Record, int]]:
-    """The valid records from ``offset`` on, PADs included, each with the ring offset behind it."""
+    """The valid records from ``offset`` on, PADs included, each with the ring offset behind it. A copy of a COMMIT that
+    does not verify is among them when the other one does."""
     read = 0
+    first: Record | None = None
+    """The first copy of a COMMIT whose second one is next."""
     while read < len(ring):
         record = layout.parse_record(ring, offset, seq, incarnation, previous)
         if record is None:
+            record = _by_its_copy(ring, offset, seq, incarnation, previous, first)
+        if record is None:
             return
+        first = record if record.type == RecordType.COMMIT and first is None else None
         read += record.length
         offset = (offset + record.length) % len(ring)
         seq += 1
         previous = record.checksum
         yield record, offset
+
+
+def _by_its_copy(
+    ring: memoryview, offset: int, seq: int, incarnation: int, previous: int, first: Record | None
+) -> Record | None:
+    """The COMMIT that stood at ``offset``, or has not got there, if it has another copy: ``first`` is before it, or it
+    is the first one itself, and the one behind names its checksum."""
+    length = _rest_of_sector(offset)
+    behind = (offset + length) % len(ring)
+    if first is not None:
+        payload = first.payload
+    else:
+        at = behind + layout.RECORD_HEADER.size
+        payload = bytes(ring[at : at + layout.COMMIT.size])
+    _, checksum = layout.pack_record(RecordType.COMMIT, seq, incarnation, previous, payload, length)
+    if first is None:
+        second = layout.parse_record(ring, behind, seq + 1, incarnation, checksum)
+        if second is None or second.type != RecordType.COMMIT or second.payload != payload:
+            return None
+    return Record(RecordType.COMMIT, seq, checksum, length, payload)
 
 
 def later_commit(ring: memoryview, end_seq: int, incarnation: int) -> tuple[int, int] | None:

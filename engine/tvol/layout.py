@@ -528,7 +528,7 @@ incarnation, reserved, checksum of the predecessor."""
 assert RECORD_HEADER.size == 48
 MAX_RECORD_BYTES = 32 * 1024
 COMMIT_ALIGNMENT = 512
-"""The record after a COMMIT begins at a new sector: no later write touches a sector that a flush made durable."""
+"""A COMMIT ends with its sector, so that no later write touches one that a flush made durable."""
 
 
 class RecordType(enum.IntEnum):
@@ -605,15 +605,13 @@ def parse_record(ring: memoryview, offset: int, seq: int, incarnation: int, prev
     return Record(kind, seq, checksum, length, bytes(ring[start : start + size]))
 
 
-def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int, *, cached: bool) -> bool:
-    """Whether the expected record stood at ``offset`` and has changed since, where ``parse_record`` finds none.
+def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previous: int) -> bool:
+    """Whether the expected record stood at ``offset`` of what one page cache has, and has changed since, where
+    ``parse_record`` finds none: a process that ends leaves of what lies within one sector all or nothing.
 
-    Either it says that it is the expected one, and is a COMMIT, which lies within one sector: that is written whole or
-    not at all. Or it would verify if it said so, or said that it is a COMMIT.
-
-    ``cached``: the page cache has survived, and so does any record within one sector count. After a power loss one that
-    no COMMIT covers promises nothing, and may well be half there: hosts read a page for the medium while a program
-    appends to it.
+    Either it says that it is the expected one, and lies within one sector or is not as long as its payload wants. Or it
+    would verify if it said so, or said that it is a COMMIT. After a power loss this says nothing: hosts read a page for
+    the medium while a program appends to it, and may have taken any part of a record.
     """
     if offset + RECORD_HEADER.size > len(ring):
         return False
@@ -621,7 +619,8 @@ def is_rotten(ring: memoryview, offset: int, seq: int, incarnation: int, previou
         RECORD_HEADER.unpack_from(ring, offset)
     )
     if (magic, found_seq, found_incarnation, found_previous) == (RECORD_MAGIC, seq, incarnation, previous):
-        if kind == RecordType.COMMIT or (cached and 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT):
+        within_sector = 0 < length <= COMMIT_ALIGNMENT - offset % COMMIT_ALIGNMENT
+        if kind == RecordType.COMMIT or within_sector or (kind != RecordType.PAD and length != record_length(size)):
             return True
         kind = RecordType.COMMIT
     if not RECORD_HEADER.size <= length <= MAX_RECORD_BYTES:

@@ -4,7 +4,7 @@ Which records count (STORE section 2):
 
 * the same boot_id as the last writer's: its page cache survived, so every valid record is replayed;
 * another boot_id: only what a valid COMMIT covers, even if later records happen to be whole; also one that the chain
-  does not reach, since a record between it and what it covers is missing;
+  does not reach, since a record between it and what it covers is missing. Of a COMMIT one copy is enough (``journal``);
 * the same boot_id, and a FAILED record among them: a sync has failed, and the page cache may show what the medium does
   not have. First the superblocks are made to say that no boot is to be trusted, then the cache is dropped; what is
   on the medium then counts as after a power loss.
@@ -415,8 +415,8 @@ def _replay(file: BlockFile, superblock: Superblock, loader: _Loader, *, trusted
             f"record {end_seq} does not verify, but record {witness[0]} says that it was there",
         )
     end, last = (records[-1][1], records[-1][0].checksum) if records else (start[0], superblock.journal_previous)
-    if layout.is_rotten(ring, end, end_seq, superblock.incarnation, last, cached=trusted):
-        raise StoreCorrupt(f"journal of {file.path}", f"record {end_seq} does not verify, though no crash can tear it")
+    if _was_longer(ring, end, end_seq, superblock.incarnation, last, trusted=trusted):
+        raise StoreCorrupt(f"journal of {file.path}", f"record {end_seq} does not verify, though no kill can tear it")
     if trusted:
         covered = end_seq - 1 if records else 0
     else:
@@ -442,6 +442,12 @@ def _replay(file: BlockFile, superblock: Superblock, loader: _Loader, *, trusted
         replayed=replayed,
         dropped=sum(record.seq > covered for record, _ in records),
     )
+
+
+def _was_longer(ring: memoryview, end: int, end_seq: int, incarnation: int, previous: int, *, trusted: bool) -> bool:
+    """Whether a record that has rotted is where the journal ends. A power loss may leave any part of what no COMMIT
+    covers there, also of a COMMIT; none of that was promised."""
+    return trusted and layout.is_rotten(ring, end, end_seq, incarnation, previous)
 
 
 def _last_covered(records: list[tuple[layout.Record, int]]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from engine.file_trace import Kind, read_trace
 from tests.crash_images.images import images
 from tests.crash_images.recording import record
+from tests.support.progress import Progress
 
 
 def main() -> int:
@@ -39,9 +40,11 @@ def main() -> int:
             flush=True,
         )
         made: Counter[str] = Counter()
+        progress = Progress(options.images, "crash images")
         for moment, seed, examine in images(recording, options.images, options.seed):
             try:
                 made[examine()] += 1
+                progress.at(made.total())
             except Exception as error:
                 kept = options.keep or Path(tempfile.mkdtemp(prefix="twinvol-trace-")) / "run"
                 if options.keep is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import multiprocessing
 import os
 import sys
@@ -18,6 +19,7 @@ from collections import Counter
 
 from tests.simulation.life import run_seed
 from tests.simulation.mutations import MUTATIONS, REDUNDANT, crashes_until_caught
+from tests.support.progress import Progress
 
 BATCH = 64
 """Lives handed to the processes at a time."""
@@ -32,6 +34,8 @@ def main() -> int:
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="with this rule taken away")
     parser.add_argument("--mutations", action="store_true", help="the table of all of them")
     arguments = parser.parse_args()
+    if arguments.replay is None:
+        logging.disable(logging.ERROR)  # what the store says of the faults it meets, by the thousand
     if arguments.mutations:
         return mutation_table(arguments.seed, arguments.crashes, arguments.processes)
     if arguments.replay is not None:
@@ -42,6 +46,7 @@ def main() -> int:
 def simulate(seed: int, crashes: int, processes: int) -> int:
     """Until ``crashes`` have been survived, or the first failure."""
     begun = time.monotonic()
+    progress = Progress(crashes, "crashes")
     kills = losses = lives = operations = 0
     faults: Counter[str] = Counter()
     with multiprocessing.Pool(processes) as pool:
@@ -57,6 +62,7 @@ def simulate(seed: int, crashes: int, processes: int) -> int:
                 losses += outcome.power_losses
                 operations += outcome.operations
                 faults += outcome.faults
+                progress.at(kills + losses)
             if kills + losses >= crashes:
                 break
     seconds = time.monotonic() - begun

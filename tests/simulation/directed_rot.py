@@ -9,7 +9,8 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from engine.errors import MediumError
+from engine.errors import MediumError, StoreCorrupt
+from engine.tvol import layout
 from engine.tvol.file import TvolFile
 from engine.tvol.scrub import Found
 from tests.simulation.directed import CHUNK, CHUNKS, PATH, _create, _process
@@ -227,3 +228,33 @@ def a_digested_chunk_loses_its_last_slot() -> None:
         await store.close()
 
     _process(files, main)
+
+
+def an_acknowledged_write_rots_before_a_restart() -> None:
+    """The record of a write that nobody has flushed, on the same boot: refused, since a kill leaves it whole."""
+    files = SimFileSystem(random.Random(1))
+    records: list[tuple[int, int]] = []
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head, ring = store.volumes()[0], store._core.journal
+        await head.write(0, memoryview(b"a" * CHUNK), fua=True)
+        start = layout.JOURNAL_FIRST_CHUNK * CHUNK + ring.offset
+        await head.write(CHUNK, memoryview(b"b" * CHUNK))
+        records.append((start, layout.JOURNAL_FIRST_CHUNK * CHUNK + ring.offset))
+
+    async def look(env: StoreEnv, workers: HeldWorkers) -> None:
+        try:
+            await TvolFile.open(env, PATH)
+        except StoreCorrupt:
+            return
+        raise Violation("an acknowledged write is gone without a word")
+
+    _process(files, main)
+    files.restart_process()
+    begin, end = records[0]
+    for byte in (*range(begin, begin + layout.RECORD_HEADER.size), end - 1):
+        files.flip(PATH, byte)
+        _process(files, look)
+        files.restart_process()
+        files.flip(PATH, byte)

@@ -47,6 +47,7 @@ from engine.group_instant import GroupInstants, find_point
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from tests.simulation.group_machine import Catalogue, Era, Members, Outcome, Snap, Values
+from tests.support.progress import Progress
 from tests.support.sim_files import Fault, SimFileSystem, eio
 from tests.support.sim_loop import ProcessDied, SimClock, SimLoop, SimWorkers
 from tests.support.volume_oracle import Violation
@@ -567,6 +568,7 @@ def run_seed(seed: int, *, verbose: bool = False) -> Outcome:
 def simulate(seed: int, rounds: int, processes: int) -> int:
     """Until so many group snapshots were taken, or the first broken promise."""
     begun = time.monotonic()
+    progress = Progress(rounds, "group snapshots")
     totals = Outcome(seed)
     lives = 0
     with multiprocessing.Pool(processes) as pool:
@@ -582,6 +584,7 @@ def simulate(seed: int, rounds: int, processes: int) -> int:
                 totals.kills += outcome.kills
                 totals.power_losses += outcome.power_losses
                 totals.checked += outcome.checked
+                progress.at(totals.rounds)
             if totals.rounds >= rounds:
                 break
     print(

@@ -146,6 +146,7 @@ class Life:
         self.files = SimFileSystem(
             random.Random(self.rng.getrandbits(64)), cold_read_chance=self.rng.choice((0.0, 0.2))
         )
+        self.files.halves_below = (layout.JOURNAL_FIRST_CHUNK + 1) * self.plan.chunk_bytes
         self.family = Family()
         self.disk = Disk(seed if self.plan.quota_chunks is None else None, self.files)
         self.host = Host(seed, self.files, calm=self.plan.fail_sync or self.disk.kind is not None)

@@ -51,6 +51,7 @@ from tests.simulation.directed_rot import (
     a_digested_chunk_loses_its_last_slot,
     a_repair_from_a_copy_that_differs,
     a_snapshot_digested_over_a_slow_write,
+    an_acknowledged_write_rots_before_a_restart,
     bad_memory_of_the_host,
 )
 from tests.simulation.life import run_seed
@@ -542,6 +543,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     **DIRECTED_FLATTEN,
     **DIRECTED_GROUPS,
     "leaves-are-verified": a_rotten_leaf,
+    "no-kill-tears-a-sector": an_acknowledged_write_rots_before_a_restart,
     "late-writes-have-their-chain": two_writes_and_a_flip_before_the_map_is_loaded,
     "captured-tables-do-not-change": a_table_that_changes_while_it_is_written,
     "no-sync-succeeds-after-a-failed-one": two_syncs_at_once_of_which_one_fails,

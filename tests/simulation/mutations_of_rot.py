@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.steady_clock import SteadyClock
 from engine.tvol import journal, layout, recovery
 from engine.tvol.core import Core
+from engine.tvol.journal import Journal
 from tests.simulation.mutation import Mutation, nothing
 
 
@@ -26,6 +27,17 @@ def _any_checksum(original):
 
 def _never(original):
     return lambda *arguments, **named: False
+
+
+def _on_any_boot(original):
+    return lambda *arguments, trusted: original(*arguments, trusted=True)
+
+
+def _a_pad_instead(original):
+    def write_commit_again(self, covers):
+        self._write(layout.RecordType.PAD, b"", layout.COMMIT_ALIGNMENT)
+
+    return write_commit_again
 
 
 def _every_failure_is_told(original):
@@ -61,9 +73,21 @@ ROT: dict[str, Mutation] = {
         "a record that does not verify, though a later COMMIT says that it was durable, is damage",
         ((journal, "later_commit", nothing),),
     ),
-    "no-crash-tears-a-sector": Mutation(
-        "a COMMIT that does not verify is damage, not one that was never written",
+    "no-kill-tears-a-sector": Mutation(
+        "a soft record that has rotted in the page cache, or on its way back to it, is damage, not the journal's end",
         ((layout, "is_rotten", _never),),
+    ),
+    "power-loss-tears-any": Mutation(
+        "what a power loss leaves of a COMMIT that nobody was told of is the journal's end, not damage",
+        ((recovery, "_was_longer", _on_any_boot),),
+    ),
+    "commit-has-a-copy": Mutation(
+        "a COMMIT that rots has a copy",
+        ((Journal, "_write_commit_again", _a_pad_instead),),
+    ),
+    "either-copy-of-a-commit": Mutation(
+        "one good copy of a COMMIT is enough",
+        ((journal, "_by_its_copy", nothing),),
     ),
     "either-superblock-slot": Mutation(
         "one good superblock slot is enough",

@@ -2,7 +2,8 @@
 
 A trial works on copies of the file; the life goes on with the sound one. What has to hold of the spoilt copy:
 
-* ``check`` calls it damaged, and names the page, the record or the chunk; of two good superblocks it notes one;
+* ``check`` calls it damaged, and names the page, the record or the chunk; of two good superblocks, or copies of a
+  COMMIT, it notes one, and everything is read;
 * it is refused (StoreCorrupt, NotSupported, MediumError), or it opens and every chunk of every device, read in pieces,
   is what the sound copy has, or a MEDIUM ERROR; no volume and no snapshot is missing;
 * the same again after it was open for writing: nothing is made worse, or silently right;
@@ -51,12 +52,18 @@ KINDS = {
     "digests": ("digest page", "bits of digests", "index of digests"),
 }
 """The structures that are pages: how the checker names them."""
+TWICE = ("superblock", "commit", "last commit")
+"""What is there twice, so that one is enough."""
 BITS = 3
 """Tried in one trial."""
 JOURNAL_WEIGHT = 2
 USED_CHANCE = 0.8
 """How often it is a byte that is not zero: most of most pages is not used."""
-NOT_COVERED = "not covered"
+Place = tuple[int, int, str]
+"""(offset, bytes, how the checker names it)."""
+NOWHERE: Place = (0, 0, "")
+UNNAMED = "not named"
+"""What the checker need not name."""
 EMPTY_CHUNKS = 8
 """So many chunks that hold nothing are read too."""
 
@@ -98,13 +105,13 @@ class Trial:
             try:
                 found = self._content(spoilt, scrub=kind == "digested data", like=expected)
             except REFUSED:
-                if kind in ("superblock", "digested data"):
+                if kind in TWICE or kind == "digested data":
                     raise
                 continue
             _compare(expected, found, f"{what}, {opening}")
 
-    def _places(self, files: SimFileSystem) -> dict[str, list[tuple[int, int, str]]]:
-        """(offset, bytes, how the checker names it) of everything that there is of each kind."""
+    def _places(self, files: SimFileSystem) -> dict[str, list[Place]]:
+        """Of everything that there is of each kind."""
         file = files.open(self._path, writable=False)
         findings = Findings()
         loader = Loader(file, findings)
@@ -113,7 +120,7 @@ class Trial:
         _Checker(image, findings, CheckReport(str(self._path))).structures(loader)  # maps and deadlists are looked at
         file.close()
         raw = files.image(self._path)
-        places: dict[str, list[tuple[int, int, str]]] = {
+        places: dict[str, list[Place]] = {
             kind: [
                 (page * layout.PAGE_SIZE, layout.PAGE_SIZE, f"page {page} ")
                 for page, use in image.uses.items()
@@ -131,16 +138,16 @@ class Trial:
             if found[0].sequence == found[1].sequence:
                 slots = enumerate(layout.SUPERBLOCK_OFFSETS)
                 places["superblock"] = [(at, layout.SUPERBLOCK_SIZE, f"superblock {slot}") for slot, at in slots]
-        places["journal"] = _committed_records(image, raw.read)
-        places["last commit"] = places["journal"][-1:]
+        places["journal"], places["commit"] = _journal_places(image, raw.read)
+        places["last commit"] = places["commit"][-2:]
         chunk_bytes = image.superblock.chunk_bytes
         places["digested data"] = [(chunk * chunk_bytes, chunk_bytes, f"chunk {chunk}") for chunk in self._digested]
         return {kind: found for kind, found in places.items() if found}
 
     def _checked(self, files: SimFileSystem, kind: str, named: str, what: str) -> None:
         report = check_file(self._path, files=files, data=True)
-        severity = Severity.NOTE if kind == "superblock" else Severity.DAMAGE
-        if named == NOT_COVERED:
+        severity = Severity.NOTE if kind in TWICE else Severity.DAMAGE
+        if named == UNNAMED:
             return
         if kind == "digested data" and report.counts["committed_records"] + report.counts["soft_records"]:
             return  # the journal may free it
@@ -219,28 +226,36 @@ async def _scrub(store: TvolFile) -> None:
         await store.scrubber(head, pace=pace, report=findings.append).run(0, -(-head.size_bytes // store.chunk_bytes))
 
 
-def _committed_records(image: Image, read: Callable[[int, int], bytes]) -> list[tuple[int, int, str]]:
-    """The records up to the last COMMIT. One that it does not cover (it came while the data was synced) may be missing
-    without damage."""
+def _journal_places(image: Image, read: Callable[[int, int], bytes]) -> tuple[list[Place], list[Place]]:
+    """The records that the last COMMIT covers, and both copies of each COMMIT of which the crash has left both."""
     superblock = image.superblock
     begin = layout.JOURNAL_FIRST_CHUNK * superblock.chunk_bytes
     ring = memoryview(read(begin, superblock.journal_chunks * superblock.chunk_bytes))
     chain = superblock.journal_offset, superblock.journal_seq, superblock.incarnation, superblock.journal_previous
-    records = list(journal.scan(ring, *chain))
-    while records and records[-1][0].type != layout.RecordType.COMMIT:
-        records.pop()
-    if not records:
-        return []
-    last = records[-1][0]
-    covered = int(layout.COMMIT.unpack(last.payload)[0])
-    return [
-        (
-            begin + (behind - record.length) % len(ring),
-            record.length,
-            "journal" if record.seq <= covered or record is last else NOT_COVERED,
-        )
-        for record, behind in records
-    ]
+    covered: list[Place] = []
+    commits: list[Place] = []
+    waiting: list[tuple[int, Place]] = []
+    first: Place | None = None
+    previous = superblock.journal_previous
+    for record, behind in journal.scan(ring, *chain):
+        at = (behind - record.length) % len(ring)
+        is_whole = layout.parse_record(ring, at, record.seq, superblock.incarnation, previous) is not None
+        previous = record.checksum
+        place = begin + at, record.length, "journal"
+        if record.type != layout.RecordType.COMMIT:
+            waiting.append((record.seq, place))
+        elif first is None:
+            first = place if is_whole else NOWHERE
+            covers = int(layout.COMMIT.unpack(record.payload)[0])
+            covered += [found for seq, found in waiting if seq <= covers]
+            waiting = [found for found in waiting if found[0] > covers]  # they came while the data was being synced
+        else:
+            if is_whole and first is not NOWHERE:
+                commits += [first, place]
+            first = None
+    if commits:  # behind the last one there may be nothing that proves it
+        commits[-1] = *commits[-1][:2], UNNAMED
+    return covered, commits
 
 
 def _compare(expected: Content, found: Content, what: str) -> None:

@@ -50,6 +50,8 @@ QUICK = {
     "runs-are-journaled": 300,
     "runs-end-what-was-there": 300,
     "pages-are-verified": 300,
+    "commit-has-a-copy": 300,
+    "either-copy-of-a-commit": 300,
     "either-superblock-slot": 300,
     "only-failed-syncs-are-told": 300,
     "freed-waits-for-durability": 600,

@@ -2,7 +2,8 @@
 
 What is modelled
     * A write, punch, truncation or allocation is visible at once (the page cache) and *pends* until ``sync_data``.
-    * **Power loss**: each pending effect is applied, dropped, or torn into 512-byte sectors; which of them, by
+    * **Power loss**: each pending effect is applied, dropped, or torn into 512-byte sectors, superblocks and journal
+      also within them (a host may read a page for the medium while it is written to); which of them, by
       one of several biased patterns (nothing, all, oldest, newest, one side of an offset, independent chance),
       because real caches write back in patterns and independent chance hardly ever loses exactly one region.
       The boot id changes.
@@ -24,7 +25,8 @@ What each structure of a volume file must survive
     ==================  =================================================================
 
 What is not modelled
-    * A sector (512 bytes) is written whole or not at all; a drive that lies about its flush is out of scope.
+    * A sector (512 bytes) is written whole or not at all, but for what is below ``halves_below``; bytes that a write
+      leaves as they were are never lost by it; a drive that lies about its flush is out of scope.
     * Data that the drive returned as synced does not rot by itself; misdirected writes.
     * The calls inside one worker job follow each other without the loop's work in between, but a crash may
       come between any two of them.
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 PAGE = 65536
 SECTOR = 512
+HALVES_CHANCE = 0.5
 _ZERO_PAGE = bytes(PAGE)
 
 
@@ -129,6 +132,8 @@ class Effect:
     offset: int
     length: int
     data: bytes = b""
+    halves: bool = False
+    """Of a torn write a sector may have any part."""
 
     def apply(self, image: SparseBytes) -> None:
         if self.kind == "write":
@@ -158,6 +163,15 @@ class Effect:
                 image.write(start, self.data[start - self.offset : end - self.offset])
             else:
                 image.punch(start, end - start)
+        if self.halves and self.kind == "write":
+            self._apply_parts(image, rng)
+
+    def _apply_parts(self, image: SparseBytes, rng: random.Random) -> None:
+        """Of some sectors some words, as of a page that was read for the medium while it was being written."""
+        for start, end in _sectors(self.offset, self.length):
+            if rng.random() < HALVES_CHANCE:
+                first, last = sorted(rng.randrange(start, end + 1) for _ in range(2))
+                image.write(first, self.data[first - self.offset : last - self.offset])
 
 
 def _touches(effect: Effect, offset: int, length: int) -> bool:
@@ -259,7 +273,7 @@ class SimBlockFile:
 
     def write(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         data = b"".join(buffers)
-        effect = Effect("write", offset, len(data), data)
+        effect = Effect("write", offset, len(data), data, halves=offset < self._system.halves_below)
         tear = functools.partial(self._tear, effect)
         if self._step("write", offset, len(data), on_death=tear, on_fault=tear):
             self._check_writable()
@@ -379,6 +393,8 @@ class SimFileSystem:
         self.dead = False
         self.cache_lies = False
         """A sync has failed since the last power loss: the cache shows what the medium will never get."""
+        self.halves_below = 0
+        """At smaller offsets power loss tears a write within its sectors, too; in no other."""
         self.life = 1
         """Number of the process."""
         self.on_death: Callable[[], None] = lambda: None
