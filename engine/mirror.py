@@ -29,12 +29,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine import proof
 from engine.copy_state import CopyEvent, CopyMode, CopyState, SyncType, after
 from engine.errors import EngineError, IntegrityError, InvalidState, TimedOut
 from engine.lease import SourceLease, length_s
+from engine.links import MirrorLink
+from engine.mirror_parts import MirrorRounds, MirrorTarget, Stream
 from engine.mirror_record import MirrorPolicy, MirrorRecord
 from engine.mirror_round import Rounds
 from engine.mirror_standing import MirrorStanding
@@ -48,9 +50,10 @@ if TYPE_CHECKING:
     from engine.copy_job import CopyControl
     from engine.copy_state import Standing
     from engine.files import StoreEnv
-    from engine.links import Ack, MirrorLink
+    from engine.links import Ack, LinkState
     from engine.mirror_record import RecoveryPoint
-    from engine.stores import Extent
+    from engine.mirror_round import Shipped
+    from engine.stores import Extent, Frozen
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -71,17 +74,18 @@ def _nobody() -> Collection[str]:
     return ()
 
 
-class Mirror:
-    """See the module.
+RoundsT = TypeVar("RoundsT", bound=MirrorRounds)
+LinkT = TypeVar("LinkT", bound=MirrorTarget)
+StreamT = TypeVar("StreamT", bound=Stream)
+
+
+class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
+    """See the module: all but what a round is of, which ``Mirror`` and ``engine.mirror_group.GroupMirror`` add.
 
     Args:
-        source: the volume that hosts write.
-        link: to the target.
-        ledger_path: where the ledger of a round is kept.
         record: as saved last; a new one for a new mirror.
-        save: makes a record durable; awaited before what the record says is acted on.
+        save: makes the record durable; awaited before what the record says is acted on.
         tell: takes events (severity, text) for the administrator.
-        in_use: GUIDs of recovery points of the target that somebody reads; those stay.
     """
 
     sync_type = SyncType.MIRROR
@@ -89,37 +93,32 @@ class Mirror:
     def __init__(
         self,
         name: str,
-        source: Volume,
-        link: MirrorLink,
+        link: LinkT,
+        rounds: RoundsT,
         env: StoreEnv,
-        ledger_path: Path,
         *,
         record: MirrorRecord,
-        save: Callable[[MirrorRecord], Awaitable[None]],
+        save: Callable[[], Awaitable[None]],
         tell: Callable[[str, str], None],
-        mode: CopyMode = CopyMode.SYNCHRONOUS,
-        policy: MirrorPolicy | None = None,
-        in_use: Callable[[], Collection[str]] = _nobody,
+        mode: CopyMode,
+        policy: MirrorPolicy,
     ) -> None:
         self.name = name
         self._what = f"replica {name}"
-        self.source = source
         self.link = link
         self.mode = mode
-        self.policy = policy or MirrorPolicy()
+        self.policy = policy
         self._env = env
         self._record = record
-        self._save_record = save
-        self._rounds = Rounds(
-            name, source, link, env, ledger_path, self.policy, record=record, save=self._save, in_use=in_use
-        )
+        self._save = save
+        self._rounds = rounds
         self._cadence = None if mode is CopyMode.SYNCHRONOUS else Cadence(self.policy.rpo_s)
         self._switch = ModeSwitch(self.policy.hold_down_s, self.policy.backlog_bytes)
         self._detect_s = self.policy.budget_s * (DETECT_SHARE if link.grants_lease else 1)
         self._lease = SourceLease(length_s(self.policy.budget_s) if link.grants_lease else 0.0, self._is_late)
         self._percent_floor = 0
         self._lost_rounds = 0
-        self._stream: MirrorStream | None = None
+        self._stream: StreamT | None = None
         self._run_task: asyncio.Task[None] | None = None
         self._stopping: CopyEvent | None = None
         self._wake = asyncio.Event()  # ends a pause: to stop, or to go on at once
@@ -127,6 +126,20 @@ class Mirror:
         self._ended = False
         self._lock = asyncio.Lock()  # one operation on the common point at a time
         self._standing = MirrorStanding(name, mode, env.clock, record.wanted, record.reason, tell)
+
+    # --- what a round is of -------------------------------------------------------------------------------------------
+
+    async def _round(self, state: LinkState, *, stream: bool) -> Shipped:
+        """One round. ``stream``: of a mirror that is to become synchronous, with ``_stream`` from the flip on."""
+        raise NotImplementedError
+
+    async def _is_current(self, state: LinkState) -> bool:
+        """See ``Rounds.is_current``."""
+        raise NotImplementedError
+
+    async def _mark_point(self, stream: StreamT, *, release: bool) -> None:
+        """See ``Rounds.mark``."""
+        raise NotImplementedError
 
     # --- what it is -----------------------------------------------------------------------------------------------
 
@@ -182,7 +195,7 @@ class Mirror:
         """100 only when synchronized; within one resync it never falls."""
         if self._standing.state is CopyState.SYNCHRONIZED:
             return 100
-        left, size = self._rounds.left, self.source.size_bytes
+        left, size = self._rounds.left, self._rounds.size_bytes
         if left is not None and size:
             self._percent_floor = max(self._percent_floor, min(99, 100 * (size - min(size, left[0])) // size))
         return self._percent_floor
@@ -317,39 +330,21 @@ class Mirror:
                 if not self._ended:
                     self._begin(CopyEvent.RESUME, "")
 
-    async def verify(self, software: str, *, control: CopyControl | None = None) -> proof.Proof:
-        """Compare a recovery point of the source with the same one of the target, by hash tree.
-
-        While synchronized both sides take a new one at the same place in the stream; else the last common point is
-        compared. The mirror breaks when they differ.
-
-        Raises:
-            InvalidState: there is no common point yet.
-        """
+    @contextlib.asynccontextmanager
+    async def _pinned_point(self) -> AsyncIterator[str]:
+        """A common point that stays as long as it is looked at: while synchronized a new one, taken at the same place
+        in the stream on both sides; else the last one. Raises InvalidState: there is none yet."""
         async with self._lock:
             if self._stream is not None and self._stream.mode is StreamMode.SYNC:
                 await self._mark(self._stream)
             guid = self._record.common
-            point = self._rounds.source_point(guid)
-            if guid is None or point is None:
+            if guid is None:
                 raise InvalidState(self._what, self._standing.text(), "a completed first copy")
             self._rounds.pinned.add(guid)
         try:
-            target = await self.link.point(guid)
-            mover = self._env.mover
-            trees = [await proof.tree_of(side, control=control, mover=mover) for side in (point, target)]
+            yield guid
         finally:
             self._rounds.pinned.discard(guid)
-        sides = [
-            (name, guid, point.created_at, tree)
-            for name, tree in zip((self.source.name, self.link.target_name), trees, strict=True)
-        ]
-        document, differing = proof.compare(
-            self.name, sides[0], sides[1], checked_at=self._env.clock.time(), software=software
-        )
-        if differing:
-            await self._mismatch(document, differing)
-        return document
 
     async def thin(self, limit_bytes: int) -> None:
         """See to it that the mirror holds back no more of the source's space; a target that is gone fills nothing."""
@@ -371,9 +366,6 @@ class Mirror:
         """The daemon ends: stop, and leave everything for the next start."""
         self._ended = True
         await self._stop(CopyEvent.SUSPEND, "the daemon stops")
-
-    async def _save(self) -> None:
-        await self._save_record(self._record)
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
 
@@ -539,8 +531,8 @@ class Mirror:
         self._rounds.go_on()
         state = await self.link.connect()
         self._reached()
-        if not await self._rounds.is_current(state):
-            shipped = await self._rounds.run(state)
+        if not await self._is_current(state):
+            shipped = await self._round(state, stream=False)
             if shipped.interval_s is not None:
                 cadence.observe(shipped.interval_s, self._now() - shipped.instant)
             self._switch.shipped(shipped.changed_bytes)
@@ -611,7 +603,7 @@ class Mirror:
             await self._end_stream("the next round begins")
             state = await self.link.connect()
             self._reached()
-            await self._rounds.run(state, self._new_stream)
+            await self._round(state, stream=True)
             stream = self._stream  # None: an interrupted round went on, whose point is older than any stream
             if stream is not None and await stream.converge():
                 self._record.synchronized = True
@@ -628,18 +620,6 @@ class Mirror:
         raise InvalidState(
             self._what, f"behind after {self.policy.rounds_max} rounds ({lost})", "a target as fast as the writes"
         )
-
-    def _new_stream(self, ack: Ack) -> MirrorStream:
-        self._stream = MirrorStream(
-            self.source,
-            self.link,
-            ack,
-            budget_s=self._detect_s,
-            demote=self._demoted,
-            queue_bytes=self.policy.queue_bytes,
-            allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._rounds.allowance,
-        )
-        return self._stream
 
     # --- while synchronized ----------------------------------------------------------------------------------------
 
@@ -660,10 +640,10 @@ class Mirror:
                     if stream.mode is StreamMode.SYNC:
                         await self._mark(stream)
 
-    async def _mark(self, stream: MirrorStream, then_leave: str | None = None) -> None:
+    async def _mark(self, stream: StreamT, then_leave: str | None = None) -> None:
         """A recovery point at one place in the stream, on both sides; it becomes C."""
         try:
-            await self._rounds.mark(stream, release=then_leave is None)
+            await self._mark_point(stream, release=then_leave is None)
         except BaseException as error:
             stream.leave(f"no common point could be taken: {error}", retry=False)
             raise
@@ -689,3 +669,95 @@ class Mirror:
         await self._save()
         if self._standing.state in (CopyState.UNSYNCHRONIZED, CopyState.SYNCHRONIZED):
             self._standing.turn(CopyEvent.BREAK, str(error), "error")
+
+
+class Mirror(MirrorRun[Rounds, MirrorLink, MirrorStream]):
+    """A mirror of one volume.
+
+    Args:
+        source: the volume that hosts write.
+        link: to the target.
+        ledger_path: where the ledger of a round is kept.
+        in_use: GUIDs of recovery points of the target that somebody reads; those stay.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Volume,
+        link: MirrorLink,
+        env: StoreEnv,
+        ledger_path: Path,
+        *,
+        record: MirrorRecord,
+        save: Callable[[MirrorRecord], Awaitable[None]],
+        tell: Callable[[str, str], None],
+        mode: CopyMode = CopyMode.SYNCHRONOUS,
+        policy: MirrorPolicy | None = None,
+        in_use: Callable[[], Collection[str]] = _nobody,
+    ) -> None:
+        policy = policy or MirrorPolicy()
+
+        async def saved() -> None:
+            await save(record)
+
+        rounds = Rounds(name, source, link, env, ledger_path, policy, record=record, save=saved, in_use=in_use)
+        super().__init__(name, link, rounds, env, record=record, save=saved, tell=tell, mode=mode, policy=policy)
+        self.source = source
+
+    async def verify(self, software: str, *, control: CopyControl | None = None) -> proof.Proof:
+        """Compare a recovery point of the source with the same one of the target, by hash tree.
+
+        While synchronized both sides take a new one at the same place in the stream; else the last common point is
+        compared. The mirror breaks when they differ.
+
+        Raises:
+            InvalidState: there is no common point yet.
+        """
+        async with self._pinned_point() as guid:
+            point = self._rounds.source_point(guid)
+            if point is None:
+                raise InvalidState(self._what, self._standing.text(), "a completed first copy")
+            sides = self.source.name, point, self.link
+            document, differing = await compared(self.name, guid, sides, self._env, software, control)
+        if differing:
+            await self._mismatch(document, differing)
+        return document
+
+    async def _round(self, state: LinkState, *, stream: bool) -> Shipped:
+        return await self._rounds.run(state, self._new_stream if stream else None)
+
+    async def _is_current(self, state: LinkState) -> bool:
+        return await self._rounds.is_current(state)
+
+    async def _mark_point(self, stream: MirrorStream, *, release: bool) -> None:
+        await self._rounds.mark(stream, release=release)
+
+    def _new_stream(self, ack: Ack) -> MirrorStream:
+        self._stream = MirrorStream(
+            self.source,
+            self.link,
+            ack,
+            budget_s=self._detect_s,
+            demote=self._demoted,
+            queue_bytes=self.policy.queue_bytes,
+            allowance=None if self._lost_rounds < self.policy.unpaced_rounds else self._rounds.allowance,
+        )
+        return self._stream
+
+
+async def compared(
+    name: str,
+    guid: str,
+    sides: tuple[str, Frozen, MirrorLink],
+    env: StoreEnv,
+    software: str,
+    control: CopyControl | None,
+) -> tuple[proof.Proof, list[Extent]]:
+    """A recovery point of a source, of that name, and the same one of its target, compared by hash tree."""
+    source_name, point, link = sides
+    target = await link.point(guid)
+    trees = [await proof.tree_of(side, control=control, mover=env.mover) for side in (point, target)]
+    ours = source_name, guid, point.created_at, trees[0]
+    theirs = link.target_name, guid, point.created_at, trees[1]
+    return proof.compare(name, ours, theirs, checked_at=env.clock.time(), software=software)

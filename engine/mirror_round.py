@@ -103,12 +103,12 @@ class Rounds:
         self.started: float | None = None
         """The instant of the round that is under way."""
         self._what = f"replica {name}"
-        self._source = source
-        self._link = link
+        self.source = source
+        self.link = link
         self._env = env
         self._ledger_path = ledger_path
         self._policy = policy
-        self._record = record
+        self.record = record
         self._save = save
         self._in_use = in_use
         self._prefix = point_prefix(name)
@@ -127,16 +127,21 @@ class Rounds:
     # --- what it is -----------------------------------------------------------------------------------------------
 
     @property
+    def size_bytes(self) -> int:
+        """Of what is mirrored."""
+        return self.source.size_bytes
+
+    @property
     def common(self) -> str | None:
-        return self._record.common
+        return self.record.common
 
     @property
     def instant(self) -> float | None:
         """Of the last recovery point that is complete at the target, in seconds of ``Clock.boottime``."""
-        if self._instant is None and self._record.common is not None:
-            newest = next((point for point in self._record.points if point.guid == self._record.common), None)
+        if self._instant is None and self.record.common is not None:
+            newest = next((point for point in self.record.points if point.guid == self.record.common), None)
             if newest is not None:
-                self._instant = self._boot_instant(newest.at)
+                self._instant = self.boot_instant(newest.at)
         return self._instant
 
     @property
@@ -173,6 +178,10 @@ class Rounds:
         if self._copying is not None:
             self._copying.cancel()
 
+    def proceed(self) -> None:
+        """As if ``stop`` had not been said; what it has ended stays ended."""
+        self._stopped = False
+
     def go_on(self) -> None:
         """Raises InvalidState after ``stop``."""
         if self._stopped:
@@ -191,22 +200,22 @@ class Rounds:
 
     async def _run(self, state: LinkState, new_stream: Callable[[Ack], MirrorStream] | None) -> Shipped:
         self.count += 1
-        await self._read_note()
+        await self.read_note()
         common, before = self._common(state), self.instant
         source = self._resumable(state)
         resumed = source is not None
         if source is None:
-            await self._drop_staging()
+            await self.drop_staging()
             source = await self._flip(None if new_stream is None else lambda: new_stream(state.ack))
         else:
             self.resumed += 1
-            self.started = self._boot_instant(source.created_at)
+            self.started = self.boot_instant(source.created_at)
         instant = self.started
         assert instant is not None
         try:
-            plan = await self._plan(source, common, resumed=resumed)
-            changed_bytes = await self._copy(source, plan)
-            await self._link.commit_staging(source.guid)
+            plan = await self.plan(source, common, resumed=resumed)
+            changed_bytes = await self.copy(source, plan)
+            await self.link.commit_staging(source.guid)
             await self.advance(source, instant)
             await Ledger.discard(self._env.control_files, self._ledger_path)
         finally:
@@ -217,18 +226,18 @@ class Rounds:
         """Whether the target still has what the source has, with no round to resume. If so, the common point stands
         for the instant of this call as well: no copy is needed to say so."""
         async with self._busy:
-            await self._read_note()
-            return await self._is_current(state)
+            await self.read_note()
+            return await self.is_current_now(state)
 
-    async def _is_current(self, state: LinkState) -> bool:
+    async def is_current_now(self, state: LinkState) -> bool:
         now = self._env.clock.boottime()
         common = self._common(state)
         point = self.source_point(common)
-        if common is None or point is None or state.staging or point.size_bytes != self._source.size_bytes:
+        if common is None or point is None or state.staging or point.size_bytes != self.source.size_bytes:
             return False
-        if await self._link.changed(common, None):
+        if await self.link.changed(common, None):
             return False
-        async for _ in self._source.head.store.changed(point, self._source.head):
+        async for _ in self.source.head.store.changed(point, self.source.head):
             return False
         self._instant = now
         return True
@@ -247,10 +256,10 @@ class Rounds:
             await self._mark(stream, release=release)
 
     async def _mark(self, stream: MirrorStream, *, release: bool) -> None:
-        await self._source.flush()  # here and at the target, so that little is left to do while hosts wait
+        await self.source.flush()  # here and at the target, so that little is left to do while hosts wait
         guid = str(uuid.uuid4())
-        await self._source.head.store.prepare_flip()
-        head, instant = self._source.head, self._env.clock.boottime()
+        await self.source.head.store.prepare_flip()
+        head, instant = self.source.head, self._env.clock.boottime()
         stream.hold()
         follow = asyncio.get_running_loop().create_task(self._mark_target(stream, guid, release=release))
         try:
@@ -268,13 +277,13 @@ class Rounds:
 
     async def _mark_target(self, stream: MirrorStream, guid: str, *, release: bool) -> None:
         await stream.drained()
-        await self._link.mark(guid)
+        await self.link.mark(guid)
         if release:
             stream.release()
 
     async def advance(self, point: Frozen, instant: float) -> None:
         """``point`` is on both sides, durably and the same: it is C now, and older points go."""
-        record, now = self._record, self._env.clock.time()
+        record, now = self.record, self._env.clock.time()
         record.common = point.guid
         record.round_source = record.round_base = None
         busy = self._in_use()
@@ -283,8 +292,12 @@ class Rounds:
         record.points = tuple(p for p in points if p in stay or p.guid in busy)
         self._instant = instant
         await self._save()
-        await self._link.keep_points({p.guid for p in record.points} | self.pinned)
-        await self._keep_source_points({point.guid, *self.pinned})
+        await self.link.keep_points({p.guid for p in record.points} | self.pinned)
+        await self.keep_source_points({point.guid, *self.pinned})
+        await self.drop_note()
+
+    async def drop_note(self) -> None:
+        """There is a newer common point than the one that was thinned."""
         if self._note is not None:
             self._note = None
             await self._notes.remove()
@@ -295,14 +308,14 @@ class Rounds:
         Not while a round or a mark uses them. What an interrupted round has not brought over is forgotten if need be.
         Returns the bytes that come back; 0: there was no need, or nothing to be done now.
         """
-        head, record = self._source.head, self._record
+        head, record = self.source.head, self.record
         if self._busy.locked():
             return 0
         async with self._busy:
-            await self._read_note()
+            await self.read_note()
             mine = [p for p in self._own_points() if p.guid not in self.pinned]
             held = await head.store.freed_by(mine) if mine else 0
-            since = self._since(record.common)
+            since = self.since(record.common)
             if held <= limit_bytes:
                 return 0
             record.round_source = record.round_base = None
@@ -315,62 +328,62 @@ class Rounds:
                 await self._notes.write(note)
                 self._note = note
                 keep.add(guid)
-            await self._keep_source_points(keep | self.pinned)
+            await self.keep_source_points(keep | self.pinned)
             return held
 
     async def forget(self) -> None:
         """The relation ends: remove everything half copied, and the recovery points."""
-        await self._drop_staging()
-        await self._link.keep_points(())
-        await self._keep_source_points(set())
+        await self.drop_staging()
+        await self.link.keep_points(())
+        await self.keep_source_points(set())
         await self._notes.remove()
 
     # --- the parts of a round, in their order -------------------------------------------------------------------------
 
-    async def _drop_staging(self) -> None:
+    async def drop_staging(self) -> None:
         await Ledger.discard(self._env.control_files, self._ledger_path)
-        await self._link.abort_staging()
+        await self.link.abort_staging()
 
     async def _flip(self, new_stream: Callable[[], MirrorStream] | None) -> Frozen:
         """S, and in the same step of the loop the stream of all later writes."""
         guid = str(uuid.uuid4())
-        self._source.require_usable()
-        await self._source.head.store.prepare_flip()
-        while self._source.is_quiesced:  # its content is being replaced, behind every stream's back
-            await self._source.resumed()
-            await self._source.head.store.prepare_flip()
+        self.source.require_usable()
+        await self.source.head.store.prepare_flip()
+        while self.source.is_quiesced:  # its content is being replaced, behind every stream's back
+            await self.source.resumed()
+            await self.source.head.store.prepare_flip()
         self.go_on()  # a stream that was told to leave before it is attached would stay attached for ever
         # One step of the loop: S has every write before it, the stream every one after.
         if new_stream is not None:
-            self._source.attach(new_stream())
+            self.source.attach(new_stream())
         self.started = self._env.clock.boottime()
-        head = self._source.head
+        head = self.source.head
         return await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
 
-    async def _plan(self, source: Frozen, common: str | None, *, resumed: bool) -> Plan:
-        store = self._source.head.store
-        since = self._since(common)
+    async def plan(self, source: Frozen, common: str | None, *, resumed: bool) -> Plan:
+        store = self.source.head.store
+        since = self.since(common)
         extents = [extent async for extent in store.changed(since, source)]
         if since is not None and since.guid != common and self._note is not None:
             extents += [extent for extent in self._note.extents if extent.offset < source.size_bytes]
         if resumed:
-            base = self._record.round_base
-            staging = await self._link.resume_staging()
+            base = self.record.round_base
+            staging = await self.link.resume_staging()
         else:
             base = common
-            if await self._link.changed(common, None):
+            if await self.link.changed(common, None):
                 base = str(uuid.uuid4())
-                await self._link.freeze_head(base)
-            staging = await self._link.begin_staging(base, source.size_bytes)
-            self._record.round_source, self._record.round_base = source.guid, base
+                await self.link.freeze_head(base)
+            staging = await self.link.begin_staging(base, source.size_bytes)
+            self.record.round_source, self.record.round_base = source.guid, base
             await self._save()
-        written = [] if base == common else await self._link.changed(common, base)
+        written = [] if base == common else await self.link.changed(common, base)
         extents += [extent for extent in written if extent.offset < source.size_bytes]
         return Plan(staging, base, extents, bool(written))
 
-    async def _copy(self, source: Frozen, plan: Plan) -> int:
+    async def copy(self, source: Frozen, plan: Plan) -> int:
         """The delta to ``source``, verified and durable in the staging area; how much it was."""
-        key = LedgerKey(source.guid, plan.base or "", self._link.target_name, source.size_bytes)
+        key = LedgerKey(source.guid, plan.base or "", self.link.target_name, source.size_bytes)
         ledger = await Ledger.open(self._env.control_files, self._ledger_path, key)
         self._control = CopyControl()
         options = CopyOptions(blank_target=plan.base is None, compare_first=plan.written)
@@ -404,23 +417,23 @@ class Rounds:
 
     def _common(self, state: LinkState) -> str | None:
         """C, if both sides still have it."""
-        record = self._record
+        record = self.record
         switched = self.source_point(record.round_source)
         if switched is not None and switched.guid in state.points and switched.guid != record.common:
             record.common = switched.guid  # the last round's switch was durable, its record was not
             record.points += (RecoveryPoint(switched.guid, switched.created_at),)
             self._instant = None
         common = record.common
-        return common if common in state.points and self._since(common) is not None else None
+        return common if common in state.points and self.since(common) is not None else None
 
-    def _since(self, common: str | None) -> Frozen | None:
+    def since(self, common: str | None) -> Frozen | None:
         """The snapshot of the source that changes since C are counted from: C, or what it was thinned to."""
         point = self.source_point(common)
         if point is None and self._note is not None and self._note.common == common:
             point = self.source_point(self._note.since)
         return point
 
-    async def _read_note(self) -> None:
+    async def read_note(self) -> None:
         """Have the note whose snapshot is there, if there is one."""
         if not self._noted:
             self._note = await self._notes.read(lambda note: self.source_point(note.since) is not None)
@@ -428,9 +441,9 @@ class Rounds:
 
     async def _noted_until(self, since: Frozen, until: Frozen) -> Note:
         """What has changed since C, up to a snapshot that is there."""
-        common, earlier = self._record.common, self._note
+        common, earlier = self.record.common, self._note
         assert common is not None
-        extents = [extent async for extent in self._source.head.store.changed(since, until)]
+        extents = [extent async for extent in self.source.head.store.changed(since, until)]
         if until.size_bytes < since.size_bytes:  # what was cut off may be there again, empty, in a later one
             extents.append(Extent(until.size_bytes, since.size_bytes - until.size_bytes))
         if since.guid != common:
@@ -440,7 +453,7 @@ class Rounds:
 
     def _resumable(self, state: LinkState) -> Frozen | None:
         """The interrupted round's S, if its staging area, base and S itself are still there."""
-        record = self._record
+        record = self.record
         if not state.staging or record.round_source is None or record.round_source in state.points:
             return None
         if record.round_base is not None and record.round_base not in state.points:
@@ -452,12 +465,12 @@ class Rounds:
 
     def source_point(self, guid: str | None) -> Frozen | None:
         """A recovery point of the source."""
-        head = self._source.head
+        head = self.source.head
         return None if guid is None else head.store.snapshot_with(head.volume_id, guid)
 
-    async def _keep_source_points(self, guids: Collection[str]) -> None:
+    async def keep_source_points(self, guids: Collection[str]) -> None:
         """Delete every other recovery point that this mirror made at the source."""
-        head = self._source.head
+        head = self.source.head
         for point in self._own_points():
             if point.guid not in guids:
                 try:
@@ -466,10 +479,10 @@ class Rounds:
                     continue  # the other mirror of this name's beginning was faster
 
     def _own_points(self) -> list[Frozen]:
-        head = self._source.head
+        head = self.source.head
         return [point for point in head.store.snapshots(head.volume_id) if point.name.startswith(self._prefix)]
 
-    def _boot_instant(self, wall: float) -> float:
+    def boot_instant(self, wall: float) -> float:
         """When that was by the clock that nobody sets; what lies in the future of the wall clock was just now."""
         clock = self._env.clock
         return clock.boottime() - max(0.0, clock.time() - wall)

@@ -137,8 +137,8 @@ def _thin_to_what_changed_last(patch) -> None:
     """A second note forgets what the first had."""
 
     async def noted_until(self, since, until):
-        extents = [extent async for extent in self._source.head.store.changed(since, until)]
-        return Note(self._record.common, until.guid, merged(extents))
+        extents = [extent async for extent in self.source.head.store.changed(since, until)]
+        return Note(self.record.common, until.guid, merged(extents))
 
     patch.setattr(Rounds, "_noted_until", noted_until)
 
@@ -147,14 +147,14 @@ def _any_note(patch) -> None:
     def since(self, common):
         return self.source_point(common) or (self.source_point(self._note.since) if self._note else None)
 
-    patch.setattr(Rounds, "_since", since)
+    patch.setattr(Rounds, "since", since)
 
 
 def _note_without_what_was_cut_off(patch) -> None:
     async def noted_until(self, since, until):
-        extents = [extent async for extent in self._source.head.store.changed(since, until)]
-        extents += self._note.extents if since.guid != self._record.common else ()
-        return Note(self._record.common, until.guid, merged(extents))
+        extents = [extent async for extent in self.source.head.store.changed(since, until)]
+        extents += self._note.extents if since.guid != self.record.common else ()
+        return Note(self.record.common, until.guid, merged(extents))
 
     patch.setattr(Rounds, "_noted_until", noted_until)
 
@@ -166,15 +166,15 @@ def _any_ledger(patch) -> None:
 
 def _resume_any_round(patch) -> None:
     def resumable(self, state):
-        return self.source_point(self._record.round_source) if state.staging else None
+        return self.source_point(self.record.round_source) if state.staging else None
 
     async def plan(self, source, common, *, resumed):
-        self._record.round_base = common if resumed else self._record.round_base
+        self.record.round_base = common if resumed else self.record.round_base
         return await real(self, source, common, resumed=resumed)
 
-    real = Rounds._plan
+    real = Rounds.plan
     patch.setattr(Rounds, "_resumable", resumable)
-    patch.setattr(Rounds, "_plan", plan)
+    patch.setattr(Rounds, "plan", plan)
 
 
 def _percent_without_floor(patch) -> None:
