@@ -126,6 +126,10 @@ class Exposure:
         """Addresses of these portal groups, by default of all."""
         return [address for address, group in self._exports.portals() if not groups or group in groups]
 
+    def portal_groups(self) -> list[tuple[str, int]]:
+        """Addresses that accept logins, each with the tag of its portal group."""
+        return self._exports.portals()
+
     def luns_of(self, volume_id: str, snapshot_guid: str | None = None) -> list[LunRow]:
         """Where a volume, or a snapshot of it, is shown as itself: not as a standby path, which nobody can use."""
         return [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from engine.api import INITIATOR_LABEL_MAX, INITIATORS_MAX, InitiatorInfo, PoolIdentity
-from engine.api_part import ApiPart
+from engine.api import INITIATOR_LABEL_MAX, INITIATORS_MAX, InitiatorInfo, PoolIdentity, PortalInfo
+from engine.api_part import VOLUMES_PER_TURN, ApiPart
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound, OutOfSpace
 from engine.names import check_iscsi_name, is_view
 
@@ -43,6 +44,22 @@ class InventoryOperations(ApiPart):
 
     async def volume_luns(self, volume_id: str) -> list[ShownLun]:
         return self._exposure.shown(volume_id)
+
+    async def volume_allocated(self, volume_ids: list[str] | None = None) -> dict[str, int]:
+        if volume_ids is None:
+            volumes = self._pool.volumes()
+        else:
+            volumes = [volume for each in volume_ids if (volume := self._pool.find(each)) is not None]
+        found = {}
+        for number, volume in enumerate(volumes):
+            if self._pool.find(volume.volume_id) is volume:
+                found[volume.volume_id] = (await volume.head.store.space(volume.head)).mapped_bytes
+            if not number % VOLUMES_PER_TURN:
+                await asyncio.sleep(0)  # the data path goes on meanwhile
+        return found
+
+    async def portal_list(self) -> list[PortalInfo]:
+        return [PortalInfo(address, group) for address, group in self._exposure.portal_groups()]
 
     async def initiator_list(self) -> list[InitiatorInfo]:
         known = await self._pool.catalog.inventory.initiators()

@@ -84,14 +84,15 @@ class Snapshots:
         raise NotFound("snapshot", f"{volume}@{name}")  # it was deleted meanwhile
 
     async def with_guid(self, volume: Volume, guid: str) -> SnapshotInfo:
-        """That one, without the space that it takes. Raises NotFound."""
+        """Raises NotFound."""
         expiries = await self._views.expiries()
         snapshot = volume.head.store.snapshot_with(volume.volume_id, guid)
         if snapshot is None or snapshot.hidden or self._pool.groups.is_going(guid):
             raise NotFound("snapshot", f"{volume.name}@{guid}")
         parents = self._parents(volume)
         branch = self._branches(volume, parents).get(guid)
-        return self._info(volume, snapshot, parents[guid], branch, expiries)
+        info = self._info(volume, snapshot, parents[guid], branch, expiries)
+        return (await with_spaces(volume, [info], [snapshot]))[0]
 
     def _info(
         self,

@@ -23,6 +23,7 @@ from engine.api.inventory import (
     InitiatorInfo,
     InventoryApi,
     PoolIdentity,
+    PortalInfo,
     ShownLun,
 )
 from engine.api.jobs import JobApi, JobInfo
@@ -143,6 +144,7 @@ __all__ = [
     "INITIATORS_MAX",
     "InitiatorInfo",
     "PoolIdentity",
+    "PortalInfo",
     "ShownLun",
     "each_snapshot",
 ]

@@ -38,6 +38,14 @@ class ShownLun:
 
 
 @dataclass(frozen=True, slots=True)
+class PortalInfo:
+    """An ``address`` (HOST:PORT) that accepts logins, and the tag of its portal group."""
+
+    address: str
+    portal_group: int
+
+
+@dataclass(frozen=True, slots=True)
 class InitiatorInfo:
     """An initiator that was made known. ``label``: free text."""
 
@@ -55,12 +63,18 @@ class InventoryApi(Protocol):
         ...
 
     async def snapshot_find(self, volume_id: str, guid: str) -> SnapshotInfo:
-        """The snapshot of a volume with that GUID, without the bytes that only lists have. Raises NotFound."""
+        """The snapshot of a volume with that GUID. Raises NotFound."""
         ...
 
     async def volume_luns(self, volume_id: str) -> list[ShownLun]:
         """Where a volume, any snapshot of it or a standby path to it is shown."""
         ...
+
+    async def volume_allocated(self, volume_ids: list[str] | None = None) -> dict[str, int]:
+        """The bytes that volumes map, in whole chunks, by id; of those that are served, by default all."""
+        ...
+
+    async def portal_list(self) -> list[PortalInfo]: ...
 
     async def initiator_list(self) -> list[InitiatorInfo]:
         """Those that were made known, by name. Access lists and sessions may have others."""
