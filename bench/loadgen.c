@@ -54,6 +54,7 @@ enum { MAX_DEPTH = 1024, MAX_BLOCK = 1 << 20 };
 enum { OK = 0, WRONG_BYTES = 1, USAGE = 2, TARGET_LOST = 3 };
 enum { TEST_UNIT_READY = 0x00, READ_10 = 0x28, WRITE_10 = 0x2a, SYNCHRONIZE_CACHE_10 = 0x35 };
 enum { READ_16 = 0x88, WRITE_16 = 0x8a, SERVICE_ACTION_IN_16 = 0x9e, READ_CAPACITY_16 = 0x10, UNIT_ATTENTION = 6 };
+enum { SOFT_THRESHOLD_REACHED = 0x3807 }; /* little space is left: SBC-4 section 4.7.3.7.6 */
 
 struct ledger_entry {
     uint32_t issued;       /* set before the write is sent */
@@ -252,6 +253,11 @@ static void acknowledge_granules(const struct slot *slot) {
 
 static void done(struct session *session, struct command *command) {
     struct slot *slot = command->owner;
+    if (command->status == STATUS_CHECK_CONDITION && command->sense_key == UNIT_ATTENTION &&
+        command->asc_ascq == SOFT_THRESHOLD_REACHED) { /* nothing was done, nothing is wrong: once more */
+        session_submit(session, command);
+        return;
+    }
     g.outstanding--;
     if (command->status != STATUS_GOOD) {
         char why[100];

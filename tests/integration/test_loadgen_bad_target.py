@@ -109,6 +109,11 @@ def target() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
         (pdu(0x21, 0x80, READ_ITT, READ_STAT_SN, status=0x0008), "status 08"),
         (check_condition(bytes.fromhex("70000300000000 0a 00000000 1100 0000 0000")), "sense key 3, asc/ascq 1100"),
         (check_condition(bytes.fromhex("7203110000000000")), "sense key 3, asc/ascq 1100"),
+        (  # little space is left: no failure, the command is sent once more, and that one is refused
+            check_condition(bytes.fromhex("72063807 00000000"))
+            + pdu(0x21, 0x80, READ_ITT, READ_STAT_SN + 1, status=0x0008),
+            "status 08",
+        ),
         (check_condition(b""), "sense key 0, asc/ascq 0000"),
         (pdu(0x31, 0x80, READ_ITT, 0, struct.pack(">III", 0, 0, 4096), ttt=1), "R2T for offset 0, length 4096 of 4096"),
         (pdu(0x3F, 0x80, NO_TAG, READ_STAT_SN, status=0x0400, data=bytes(48)), "Reject, reason 04"),
