@@ -164,7 +164,7 @@ async def test_a_lost_connection_fails_what_is_in_progress():
 async def test_a_command_that_takes_too_long_ends_the_connection():
     device = MemoryDevice(SIZE)
     async with serving(device) as (portal, _):
-        disk = await connect(portal, TARGET, timeout_s=0.05)
+        disk = await connect(portal, TARGET, timeout_s=2.0)  # its login takes part in it, on a busy machine too
         device.gate = asyncio.Event()
         with pytest.raises(ConnectionLost):
             await disk.read(0, 512)
@@ -207,18 +207,18 @@ async def test_the_same_isid_replaces_the_session():
 
 
 @pytest.mark.parametrize(
-    ("reply", "error"),
-    [(b"", ConnectionLost), (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(100), ProtocolError)],
+    ("reply", "error", "timeout_s"),
+    [(b"", ConnectionLost, 0.2), (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(100), ProtocolError, 60.0)],
     ids=["silent", "another protocol"],
 )
-async def test_what_is_no_target(reply, error):
+async def test_what_is_no_target(reply, error, timeout_s):
     done = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(48)
-        writer.write(reply)
-        with contextlib.suppress(ConnectionError):
-            await reader.read()  # until the initiator gives up
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readexactly(48)
+            writer.write(reply)
+            await reader.read()  # until the initiator gives up, which it may have done before it said anything
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -226,5 +226,5 @@ async def test_what_is_no_target(reply, error):
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         with pytest.raises(error):
-            await connect(server.sockets[0].getsockname()[:2], TARGET, timeout_s=0.2)
+            await connect(server.sockets[0].getsockname()[:2], TARGET, timeout_s=timeout_s)
         await done.wait()
