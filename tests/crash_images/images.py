@@ -18,14 +18,16 @@ from __future__ import annotations
 import bisect
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.file_trace import Kind, Record, read_trace
 from engine.files import StoreEnv
+from engine.tvol import layout
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
+from engine.units import CHUNK_SIZES
 from tests.crash_images.recording import SECTOR, SIZE, VOLUME, WRITERS, Event, Recording
 from tests.simulation.clients import read_all
 from tests.support.sim_files import Effect, Inode, SimFileSystem, SparseBytes
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     Floors = tuple[np.ndarray, np.ndarray]
 
 IMAGE = Path("/pool/volumes/image.tvol")
+HALVES_BELOW = CHUNK_SIZES[0] * layout.JOURNAL_FIRST_CHUNK + layout.DEFAULT_JOURNAL_BYTES
+"""Superblocks and journal: a power loss tears what is written there within sectors, too."""
 WINDOWS = Windows(((0, SIZE),))
 SECTORS = SIZE // SECTOR
 _CHANGES = {Kind.WRITE: "write", Kind.PUNCH: "punch", Kind.ALLOCATE: "allocate", Kind.TRUNCATE: "truncate"}
@@ -96,7 +100,8 @@ class Medium:
 
     def after_power_loss(self) -> Inode:
         """The medium, and what the cache had."""
-        return Inode(self._live(), self._durable.copy(), [p.effect for p in self._pending.values()], entry_durable=True)
+        pending = [replace(p.effect, halves=p.effect.offset < HALVES_BELOW) for p in self._pending.values()]
+        return Inode(self._live(), self._durable.copy(), pending, entry_durable=True)
 
     def after_kill(self, rng: random.Random) -> Inode:
         """The page cache; operations that had not returned are in it, or not, or in part."""
