@@ -35,7 +35,7 @@ from engine import proof
 from engine.copy_state import CopyEvent, CopyMode, CopyState, SyncType, after
 from engine.errors import EngineError, IntegrityError, InvalidState, TimedOut
 from engine.lease import SourceLease, length_s
-from engine.links import MirrorLink
+from engine.links import LivePoint, MirrorLink
 from engine.mirror_parts import MirrorRounds, MirrorTarget, Stream
 from engine.mirror_record import MirrorPolicy, MirrorRecord
 from engine.mirror_round import Rounds
@@ -757,7 +757,13 @@ async def compared(
     """A recovery point of a source, of that name, and the same one of its target, compared by hash tree."""
     source_name, point, link = sides
     target = await link.point(guid)
-    trees = [await proof.tree_of(side, control=control, mover=env.mover) for side in (point, target)]
+    unverified: list[Extent] = []
+    try:
+        trees = [await proof.tree_of(side, control=control, mover=env.mover) for side in (point, target)]
+    finally:
+        if isinstance(target, LivePoint):
+            unverified = await target.end()
     ours = source_name, guid, point.created_at, trees[0]
     theirs = link.target_name, guid, point.created_at, trees[1]
-    return proof.compare(name, ours, theirs, checked_at=env.clock.time(), software=software)
+    now = env.clock.time()
+    return proof.compare(name, ours, theirs, checked_at=now, software=software, unverified=unverified)

@@ -19,7 +19,7 @@ from engine.stores import BulkSource, Extent, ExtentState, SelfDigesting
 from engine.strips import PIECE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from engine.movers import Mover
 
@@ -113,7 +113,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A proof document. ``differing_bytes`` counts whole leaves; ``identical`` is the result."""
+    """A proof document. ``differing_bytes`` counts whole leaves; ``identical`` is the result.
+
+    ``unverified_bytes``: of a target without snapshots, what was written to it meanwhile. The roots are those of the
+    content that the source has there, and say nothing about it: such a document proves less than the whole.
+    """
 
     relation: str
     source: Side
@@ -126,6 +130,7 @@ class Proof:
     hash: str = HASH_NAME
     leaf_bytes: int = LEAF_BYTES
     schema: str = SCHEMA
+    unverified_bytes: int = 0
 
     def serialize(self) -> str:
         """The document as JSON text, keys in a fixed order."""
@@ -146,6 +151,8 @@ class Proof:
 
     def holds_for(self, tree: HashTree) -> bool:
         """Whether a device with this tree is what the proof is about."""
+        if self.unverified_bytes:
+            return False
         return tree.size_bytes == self.size_bytes and tree.root().hex() == self.source.root == self.target.root
 
 
@@ -156,9 +163,15 @@ def compare(
     *,
     checked_at: float,
     software: str,
+    unverified: Sequence[Extent] = (),
 ) -> tuple[Proof, list[Extent]]:
-    """The proof of two sides, each as (name, point, instant, tree), and where they differ."""
+    """The proof of two sides, each as (name, point, instant, tree), and where they differ.
+
+    ``unverified``: in whole leaves, what cannot be compared; there ``target`` gets the digests of the source.
+    """
     source_tree, target_tree = source[3], target[3]
+    for extent in unverified:
+        target_tree.put(extent.offset, source_tree.digests(extent.offset, extent.length))
     differing = source_tree.differing(target_tree)
     roots = source_tree.root().hex(), target_tree.root().hex()
     proof = Proof(
@@ -170,5 +183,6 @@ def compare(
         differing_bytes=sum(extent.length for extent in differing),
         checked_at=checked_at,
         software=software,
+        unverified_bytes=sum(extent.length for extent in unverified),
     )
     return proof, differing

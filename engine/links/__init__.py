@@ -13,7 +13,7 @@ Rules that every link keeps:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -149,4 +149,13 @@ class MirrorLink(Protocol):
 
     async def keep_points(self, guids: Collection[str]) -> None:
         """Delete every other recovery point that this mirror made, durably, but for those that somebody reads."""
+        ...
+
+
+@runtime_checkable
+class LivePoint(Protocol):
+    """What ``point`` returns where a target cannot keep one: the target itself, which may be written meanwhile."""
+
+    async def end(self) -> list[Extent]:
+        """Nobody reads it any more. What was written since the point, in whole leaves: that says nothing of it."""
         ...
