@@ -17,6 +17,16 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine only."""
+    import ipaddress  # a daemon without such a question does without
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def address_text(host: str, port: int) -> str:
     """The opposite of ``parse_address``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

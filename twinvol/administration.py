@@ -37,11 +37,11 @@ async def begin(
     exposure: Exposure,
     replicas: Replicas,
     listener: socket.socket,
-    http_listener: socket.socket | None,
+    management_listeners: dict[str, socket.socket],
     peer_listener: socket.socket | None,
 ) -> None:
-    """Begin all of it; ``ending`` ends it. ``listener``: of the pool's socket; ``http_listener``: of the HTTP API;
-    ``peer_listener``: where peers connect."""
+    """Begin all of it; ``ending`` ends it. ``listener``: of the pool's socket; ``management_listeners``: of the
+    management process; ``peer_listener``: where peers connect."""
     peers = await _restored_peers(pool, replicas)
     local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks(), peers=peers)
     if peers is not None:
@@ -61,8 +61,8 @@ async def begin(
     upkeep = asyncio.create_task(local_api.upkeep.run(), name="upkeep")
     ending.push_async_callback(_end, upkeep)
     await api.warm()
-    if http_listener is not None:
-        management = ManagementProcess(pool.path, http_listener)
+    if management_listeners:
+        management = ManagementProcess(pool.path, management_listeners)
         ending.push_async_callback(management.close)
         management.start()
 

@@ -3,6 +3,8 @@
 iqn_prefix = "iqn.2026-11.org.twinvol"    # what the names of the pool's own targets begin with
 iscsi = ["0.0.0.0:3260", "[::]:3260"]     # "10.0.1.1:3260,2" puts a portal into portal group 2; 1 is the default
 api = "127.0.0.1:8080"
+wbem = "0.0.0.0:5989"                     # CIM-XML over HTTPS, for users of ``twinvol wbem user add``
+wbem_http = "127.0.0.1:5988"              # CIM-XML without TLS or password, for this machine only
 peer = "0.0.0.0:3270"                     # where other twinvols connect
 workers = 8                               # threads for disk calls
 busy_poll_us = 0                          # after serving a socket, look again for so long before sleeping (up to 1000)
@@ -14,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.addresses import parse_address
+from engine.addresses import is_loopback, parse_address
 from engine.errors import InvalidArgument
 from engine.names import check_iscsi_name
 from iscsi.chap import Algorithm
@@ -45,6 +47,8 @@ class Settings:
     iqn_prefix: str = "iqn.2026-11.org.twinvol"
     iscsi: tuple[str, ...] = (DEFAULT_ISCSI,)
     api: str | None = None
+    wbem: str | None = None
+    wbem_http: str | None = None
     peer: str | None = None
     workers: int = 8
     busy_poll_us: int = 0
@@ -55,9 +59,11 @@ class Settings:
         check_iscsi_name(self.iqn_prefix)
         for portal in self.iscsi:
             parse_portal(portal)
-        for address in (self.api, self.peer):
+        for address in (self.api, self.peer, self.wbem):
             if address:
                 parse_address(address)
+        if self.wbem_http and not is_loopback(parse_address(self.wbem_http)[0]):
+            raise InvalidArgument(f"wbem-http {self.wbem_http}: without TLS only a loopback address is served")
         if not 1 <= self.workers <= WORKERS_MAX:
             raise InvalidArgument(f"workers = {self.workers} is not within 1-{WORKERS_MAX}")
         if not 0 <= self.busy_poll_us <= MAX_SPIN_S * 1e6:

@@ -33,6 +33,7 @@ from iscsi.server import IscsiServer
 from iscsi.target import TargetRegistry
 from twinvol import __version__, config, sockets, token
 from twinvol.api import server as api_server
+from twinvol.management_process import API, WBEM, WBEM_HTTP
 from twinvol.wiring import IscsiExports
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _Sockets:
     iscsi: list[socket.socket] = field(default_factory=list)
     portal_groups: list[int] = field(default_factory=list)  # the tag of each
     unix: socket.socket | None = None
-    api: socket.socket | None = None
+    management: dict[str, socket.socket] = field(default_factory=dict)
     peer: socket.socket | None = None
 
     def open(self, pool: Path, settings: Settings) -> None:
@@ -63,15 +64,18 @@ class _Sockets:
             address, group = config.parse_portal(portal)
             self.iscsi.append(sockets.listen(address))
             self.portal_groups.append(group)
+        asked = {API: settings.api, WBEM: settings.wbem, WBEM_HTTP: settings.wbem_http}
+        for name, wanted in asked.items():
+            if wanted is not None:
+                self.management[name] = sockets.listen(wanted)
         if settings.api is not None:
-            self.api = sockets.listen(settings.api)
             token.make(pool)
         if settings.peer is not None:
             self.peer = sockets.listen(settings.peer)
         self.unix = api_server.bind(pool)
 
     def close(self) -> None:
-        for listener in [*self.iscsi, self.unix, self.api, self.peer]:
+        for listener in [*self.iscsi, self.unix, *self.management.values(), self.peer]:
             if listener is not None:
                 listener.close()
 
@@ -121,11 +125,11 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         administration = await ending.enter_async_context(contextlib.AsyncExitStack())  # ends when iSCSI has
         ending.push_async_callback(iscsi.stop)
         await iscsi.start(listening.iscsi, listening.portal_groups)
-        _say_ready(portals, _address(listening.api), _address(listening.peer))
+        _say_ready(portals, listening)
         await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
         begin = await asyncio.to_thread(_load_administration)
         assert listening.unix is not None
-        await begin(administration, pool, exposure, replicas, listening.unix, listening.api, listening.peer)
+        await begin(administration, pool, exposure, replicas, listening.unix, listening.management, listening.peer)
         gc.freeze()  # what is there now stays; a collection need not look at it again
         await stop.wait()
         log.info("stopping")
@@ -153,15 +157,15 @@ def _address(listener: socket.socket | None) -> str | None:
     return None if listener is None else sockets.bound_address(listener)
 
 
-def _say_ready(iscsi: list[str], api: str | None, peer: str | None) -> None:
+def _say_ready(iscsi: list[str], listening: _Sockets) -> None:
     """The one line on stdout, which other programs wait for."""
     message = {
         "event": "ready",
         "iscsi": iscsi,
-        "wbem": None,
-        "wbem_http": None,
-        "api": api,
-        "peer": peer,
+        "wbem": _address(listening.management.get(WBEM)),
+        "wbem_http": _address(listening.management.get(WBEM_HTTP)),
+        "api": _address(listening.management.get(API)),
+        "peer": _address(listening.peer),
         "pid": os.getpid(),
     }
     print(json.dumps(message), flush=True)

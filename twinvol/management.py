@@ -1,9 +1,9 @@
-"""The management process: HTTP API and metrics, talking to the data process over the pool's Unix socket only.
+"""The management process: HTTP API, metrics and CIM, talking to the data process over the pool's Unix socket only.
 
     GET /v1/status  /v1/volumes  /metrics        Authorization: Bearer <content of POOL/api.token>
 
 It parses what strangers send, away from the data (DESIGN section 2). Started by the data process
-(``twinvol.management_process``); ends when its stdin does.
+(``twinvol.management_process``); ends when its stdin does. CIM-XML is ``twinvol.wbem``'s.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import contextlib
 import dataclasses
 import hmac
 import logging
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ.setdefault("AIOHTTP_NO_EXTENSIONS", "1")  # the parser in C refuses M-POST, which DSP0200 7.2.2 asks for
 from aiohttp import web
 
 from engine.errors import EngineError
 from twinvol import logs, token
 from twinvol.api.client import open_api
 from twinvol.api.frames import DaemonUnreachable
+from twinvol.management_process import API, LISTENERS, WBEM, WBEM_HTTP
 from twinvol.metrics import render
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ def _error(status: int, kind: str, message: str) -> web.Response:
     return _answer({"error": {"type": kind, "message": message}}, status)
 
 
-async def _run(pool: Path, listener: socket.socket) -> None:
+async def _run(pool: Path, listeners: dict[str, socket.socket]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # A terminal's Ctrl-C reaches both processes; the data process decides when this one ends.
@@ -87,28 +90,36 @@ async def _run(pool: Path, listener: socket.socket) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     parent = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
-    async with open_api(pool) as api:
-        runner = web.AppRunner(application(api, token.read(pool)), access_log=None)
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listener).start()
+    async with contextlib.AsyncExitStack() as ending:
+        api = await ending.enter_async_context(open_api(pool))
+        if API in listeners:
+            runner = web.AppRunner(application(api, token.read(pool)), access_log=None)
+            ending.push_async_callback(runner.cleanup)
+            await runner.setup()
+            await web.SockSite(runner, listeners[API]).start()
             log.info("HTTP API is up")
-            waits = [asyncio.create_task(stop.wait()), asyncio.create_task(parent.read())]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for task in waits:
-                task.cancel()
-        finally:
-            await runner.cleanup()
+        if WBEM in listeners or WBEM_HTTP in listeners:
+            from twinvol import wbem  # pywbem takes 130 ms, which a daemon without CIM does without
+
+            server = await wbem.start(pool, api, listeners.get(WBEM), listeners.get(WBEM_HTTP))
+            ending.push_async_callback(server.close)
+        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(parent.read())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--socket", type=int, required=True, help="descriptor of the listening socket")
-    arguments = parser.parse_args()
+    for name in LISTENERS:
+        parser.add_argument(f"--{name}", type=int, help="descriptor of a listening socket")
+    arguments = vars(parser.parse_args())
+    numbers = {name: arguments[name.replace("-", "_")] for name in LISTENERS}
+    listeners = {name: socket.socket(fileno=number) for name, number in numbers.items() if number is not None}
     logs.configure("management")
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_run(arguments.pool, socket.socket(fileno=arguments.socket)))
+        asyncio.run(_run(arguments["pool"], listeners))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The data process's hold on the management process: starts it, starts it again when it dies, ends it.
 
-The child gets the listening socket by inheritance, so that connections queue while it starts again, and a pipe as
+The child gets the listening sockets by inheritance, so that connections queue while it starts again, and a pipe as
 stdin, whose end tells it that the data process is gone, however that happened.
 """
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+API, WBEM, WBEM_HTTP = LISTENERS = ("api", "wbem", "wbem-http")
+"""What it may listen for; names of its options."""
+
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 STEADY_S = 60.0
@@ -26,11 +29,11 @@ STOP_TIMEOUT_S = 5.0
 
 
 class ManagementProcess:
-    """See the module."""
+    """See the module. ``listeners``: by what they are for, of ``LISTENERS``."""
 
-    def __init__(self, pool: Path, listener: socket.socket) -> None:
+    def __init__(self, pool: Path, listeners: dict[str, socket.socket]) -> None:
         self._pool = pool
-        self._listener = listener
+        self._listeners = listeners
         self._keeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -55,9 +58,11 @@ class ManagementProcess:
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
     async def _run_once(self) -> int:
-        number = self._listener.fileno()
-        command = [sys.executable, "-m", "twinvol.management", "--pool", str(self._pool), "--socket", str(number)]
-        child = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, pass_fds=[number])
+        command = [sys.executable, "-m", "twinvol.management", "--pool", str(self._pool)]
+        numbers = [listener.fileno() for listener in self._listeners.values()]
+        for name, number in zip(self._listeners, numbers, strict=True):
+            command += [f"--{name}", str(number)]
+        child = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, pass_fds=numbers)
         try:
             return await child.wait()
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from engine.errors import EngineError, NotSupported
+from engine.errors import EngineError
 from twinvol import config
 from twinvol.cli.command import Output, fail, pool_option
 
@@ -22,8 +22,8 @@ from twinvol.cli.command import Output, fail, pool_option
 )
 @click.option("--api", metavar="HOST:PORT", help="HTTP API and metrics.")
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Settings in TOML.")
-@click.option("--wbem", metavar="HOST:PORT", help="Not supported yet.")
-@click.option("--wbem-http", metavar="HOST:PORT", help="Not supported yet.")
+@click.option("--wbem", metavar="HOST:PORT", help="CIM-XML over HTTPS (5989), for the users of: twinvol wbem user.")
+@click.option("--wbem-http", metavar="HOST:PORT", help="CIM-XML without TLS or password; a loopback address.")
 @click.option("--peer", metavar="HOST:PORT", help="Where other twinvols connect.")
 @pool_option
 def cli(
@@ -40,14 +40,15 @@ def cli(
     Prints one line of JSON when iSCSI can serve a login. SIGTERM stops it cleanly.
     """
     try:
-        for option, value in (("--wbem", wbem), ("--wbem-http", wbem_http)):
-            if value is not None:
-                raise NotSupported(f"{option} is not supported yet; leave it out")
         settings = config.Settings() if config_file is None else config.load(config_file)
         if iscsi:
             settings = replace(settings, iscsi=iscsi)
         if api is not None:
             settings = replace(settings, api=api)
+        if wbem is not None:
+            settings = replace(settings, wbem=wbem)
+        if wbem_http is not None:
+            settings = replace(settings, wbem_http=wbem_http)
         if peer is not None:
             settings = replace(settings, peer=peer)
         settings.check()

@@ -391,10 +391,10 @@ def test_the_pool_may_come_from_the_environment_and_must_come_from_somewhere(tmp
     assert runner.invoke(cli, ["volume", "list"], env={"TWINVOL_POOL": str(tmp_path)}).exit_code == 20
 
 
-@pytest.mark.parametrize("option", ["--wbem", "--wbem-http"])
-def test_services_that_are_not_there_yet_are_refused(tmp_path: Path, option):
-    done = CliRunner().invoke(cli, ["serve", option, "127.0.0.1:0", "--pool", str(tmp_path / "pool")])
-    assert (done.exit_code, "not supported yet" in done.output) == (6, True)
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.org:0"])
+def test_cim_without_tls_is_for_this_machine_only(tmp_path: Path, address):
+    done = CliRunner().invoke(cli, ["serve", "--wbem-http", address, "--pool", str(tmp_path / "pool")])
+    assert (done.exit_code, "loopback" in done.output) == (2, True)
     assert not (tmp_path / "pool").exists()
 
 

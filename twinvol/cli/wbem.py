@@ -1,0 +1,91 @@
+"""``twinvol wbem user``: who may use the CIM facade. Works on the pool's file; a running daemon reads it again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cim_facade.auth import MAX_PASSWORD, ROLES, USERS_NAME, UsersFile
+from engine.errors import EngineError, InvalidArgument
+from engine.secret_files import read_secret
+from twinvol.cli.command import Output, fail, json_option, pool_option
+
+_LONGEST_LINE = 4 * MAX_PASSWORD + 2
+
+
+@click.group()
+def cli() -> None:
+    """The CIM (WBEM) facade: serve --wbem."""
+
+
+@cli.group()
+def user() -> None:
+    """Who may use it: an admin everything, a reader what changes nothing. Without users nobody may."""
+
+
+@user.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(ROLES), required=True)
+@click.option(
+    "--password-file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Holds the password; - for stdin. Else it is asked for.",
+)
+@pool_option
+@json_option
+def add(pool: Path, as_json: bool, name: str, role: str, password_file: str | None) -> None:
+    """Add a user with a password of 8-256 characters."""
+    output = Output(as_json)
+    try:
+        _users(pool).add(name, role, _password(name, password_file))
+    except EngineError as error:
+        fail(output, error)
+    output.object({"name": name, "role": role}, f"{name} may use the CIM facade as {role}")
+
+
+@user.command("list")
+@pool_option
+@json_option
+def list_(pool: Path, as_json: bool) -> None:
+    """All users."""
+    output = Output(as_json)
+    try:
+        accounts: list[dict[str, Any]] = [
+            {"name": each.name, "role": each.role} for each in _users(pool).read().values()
+        ]
+    except EngineError as error:
+        fail(output, error)
+    output.list("users", accounts, ["name", "role"])
+
+
+@user.command()
+@click.argument("name")
+@pool_option
+@json_option
+def remove(pool: Path, as_json: bool, name: str) -> None:
+    """Remove a user, at once."""
+    output = Output(as_json)
+    try:
+        _users(pool).remove(name)
+    except EngineError as error:
+        fail(output, error)
+    output.done(f"{name} may not use the CIM facade any more")
+
+
+def _users(pool: Path) -> UsersFile:
+    if not pool.is_dir():
+        raise InvalidArgument(f"{pool} is no pool; the first serve makes one")
+    return UsersFile(pool / USERS_NAME)
+
+
+def _password(name: str, file: str | None) -> str:
+    if file == "-":
+        return sys.stdin.readline(_LONGEST_LINE).rstrip("\r\n")
+    if file is not None:
+        return read_secret(Path(file))
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"no terminal to ask for the password of {name}; give it in a file, or - for stdin")
+    return str(click.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True))

@@ -1,0 +1,44 @@
+"""The CIM facade in the management process: its listeners, users, certificate and classes, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from cim_facade import repository
+from cim_facade.auth import USERS_NAME, Users
+from cim_facade.dispatch import Facade
+from cim_facade.registry import whole_registry
+from cim_facade.server import CimServer
+from engine.errors import EngineError
+from twinvol import certificate
+from twinvol.api.frames import DaemonUnreachable
+from twinvol.sockets import bound_address
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from engine.api import EngineApi
+
+log = logging.getLogger(__name__)
+
+
+async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: socket.socket | None) -> CimServer:
+    """Serve CIM-XML on these listening sockets; connections have queued since they were bound."""
+    classes = await asyncio.to_thread(repository.load, pool / repository.CACHE_NAME)
+    server = CimServer(Facade(api, classes, whole_registry()), Users(pool / USERS_NAME), DaemonUnreachable)
+    if http is not None:
+        await server.start(http, None)
+        log.info("CIM-XML is up at http://%s", bound_address(http))
+    if https is not None:
+        try:
+            context = await asyncio.to_thread(certificate.server_context, pool, bound_address(https))
+        except EngineError as error:
+            log.error("CIM-XML is not served over TLS: %s", error)
+            https.close()  # nobody shall wait there
+        else:
+            await server.start(https, context)
+            log.info("CIM-XML is up at https://%s", bound_address(https))
+    return server
