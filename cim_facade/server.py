@@ -25,12 +25,13 @@ import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from pywbem import CIM_ERR_FAILED, CIMClassName, CIMError
+from pywbem import CIM_ERR_FAILED, CIM_ERR_INVALID_PARAMETER, CIMClassName, CIMError
 
 from cim_facade import answers, cimxml
 from cim_facade.auth import Overloaded, Users, parse_basic
 from cim_facade.cimxml import RequestError
 from cim_facade.context import User
+from cim_facade.errors import cim_error
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ KEEP_ALIVE_S = 75.0
 BODY_S = 60.0
 SEND_S = 60.0
 """How long a client may leave a piece of an answer unread."""
+
+STOP_S = 2.0
+"""What requests under way have to end."""
 
 TLS_HANDSHAKE_S = 20.0
 BIG_REQUEST_BYTES = 32 << 10
@@ -84,7 +88,7 @@ class CimServer:
         self._facade = facade
         self._users = users
         self._unavailable = unavailable
-        self._connections: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
+        self._connections: dict[asyncio.BaseTransport, tuple[str, asyncio.TimerHandle]] = {}
         self._addresses: dict[str, int] = {}
         self._requests = 0
         self._servers: list[asyncio.Server] = []
@@ -121,8 +125,10 @@ class CimServer:
         """Accept no more, end what is under way, close all enumerations."""
         for server in self._servers:
             server.close()
+        await asyncio.sleep(0)  # what has come in is begun
         for protocol in self._protocols:
-            await protocol.shutdown(timeout=2.0)
+            protocol.pre_shutdown()  # ends idle connections
+            await protocol.shutdown(timeout=STOP_S)
         await self._facade.enumerations.close_all()
 
     # --- connections
@@ -133,15 +139,14 @@ class CimServer:
             return False
         self._addresses[address] = self._addresses.get(address, 0) + 1
         loop = asyncio.get_running_loop()
-        self._connections[transport] = loop.call_later(FIRST_REQUEST_S, transport.abort)
+        self._connections[transport] = (address, loop.call_later(FIRST_REQUEST_S, transport.abort))
         return True
 
     def _closed(self, transport: asyncio.Transport) -> None:
-        timer = self._connections.pop(transport, None)
-        if timer is None:
-            return
+        if transport not in self._connections:
+            return  # it was one too many
+        address, timer = self._connections.pop(transport)
         timer.cancel()
-        address = _address(transport)
         self._addresses[address] -= 1
         if not self._addresses[address]:
             del self._addresses[address]
@@ -151,7 +156,7 @@ class CimServer:
     def _handler_of(self, *, secure: bool) -> Callable[[web.BaseRequest], Any]:
         async def handler(request: web.BaseRequest) -> web.StreamResponse:
             if request.transport is not None and request.transport in self._connections:
-                self._connections[request.transport].cancel()
+                self._connections[request.transport][1].cancel()
             try:
                 return await self._serve(request, secure)
             except Refused as refusal:
@@ -294,10 +299,10 @@ class _Connection(web.RequestHandler):
 def _cim_error(error: Exception, asked: Request) -> CIMError:
     if isinstance(error, CIMError):
         return error
-    if isinstance(error, RequestError):
-        return CIMError(4, str(error))
+    if isinstance(error, RequestError):  # in a value: the request as such was understood
+        return CIMError(CIM_ERR_INVALID_PARAMETER, str(error))
     if isinstance(error, EngineError):
-        return CIMError(CIM_ERR_FAILED, str(error))
+        return cim_error(error)
     log.error("%s failed", asked.name, exc_info=error)
     return CIMError(CIM_ERR_FAILED, "an internal error; the log of the server has it")
 
