@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from cim_facade.repository import ClassRepository
 
-_PROVIDER_MODULES: tuple[str, ...] = ()
+_PROVIDER_MODULES: tuple[str, ...] = ("synchronizations", "groups", "jobs")
 """Each has ``PROVIDERS: tuple[Provider, ...]``."""
 
-_METHOD_MODULES: tuple[str, ...] = ()
+_METHOD_MODULES: tuple[str, ...] = ("storage_configuration", "replication_service")
 """Each has ``METHODS: dict[tuple[str, str], MethodHandler]``, by class and method; they hold for subclasses, too."""
 
 

@@ -82,3 +82,15 @@ async def settled(view: View, job: JobInfo, *, to_the_end: bool) -> Outcome:
         raise JobFailed(job)
     copies = [made for made in job.result.get("copies", []) if "error" not in made]
     return Outcome(None, copies, job.result.get("group"), job.result.get("target_group"))
+
+
+async def joined(view: View, jobs: list[int], *, wait: bool) -> Outcome:
+    """Of an operation that takes these jobs. ``wait``: for their end, as long as a call may."""
+    if not jobs:
+        return Outcome(None)
+    job = await view.api.job_show(jobs[0])
+    if len(jobs) > 1:
+        job = await view.api.job_join(jobs, " ".join(map(str, jobs)))
+    if not wait:
+        return Outcome(job.job)
+    return await settled(view, job, to_the_end=True)

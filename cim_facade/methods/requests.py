@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pywbem import CIMDateTime
-
 from cim_facade.errors import ReturnCode
 from cim_facade.value_maps import CopyMethodology, CopyState, CopyType, Mode, SyncType
 from engine.api import ELEMENT_NAME_MAX, ORDER_MAX
@@ -18,7 +16,7 @@ from engine.api import ELEMENT_NAME_MAX, ORDER_MAX
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pywbem import CIMInstance
+    from pywbem import CIMDateTime, CIMInstance
 
     from cim_facade.provider import Parameters
 
