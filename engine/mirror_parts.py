@@ -17,11 +17,13 @@ class MirrorRounds(Protocol):
 
     count: int
     resumed: int
-    written_bytes: int
-    equal_bytes: int
     started: float | None
     pinned: set[str]
 
+    @property
+    def written_bytes(self) -> int: ...
+    @property
+    def equal_bytes(self) -> int: ...
     @property
     def size_bytes(self) -> int: ...
     @property
@@ -53,9 +55,10 @@ class MirrorTarget(Protocol):
 class Stream(Protocol):
     """What a mirror asks of its stream: a ``MirrorStream``, or several that are one."""
 
-    lost: bool
     closed: asyncio.Event
 
+    @property
+    def lost(self) -> bool: ...
     @property
     def mode(self) -> StreamMode: ...
     @property

@@ -106,7 +106,7 @@ class Rounds:
         self.source = source
         self.link = link
         self._env = env
-        self._ledger_path = ledger_path
+        self.ledger_path = ledger_path
         self._policy = policy
         self.record = record
         self._save = save
@@ -175,7 +175,7 @@ class Rounds:
     def stop(self) -> None:
         """End the round that is under way at the next safe place; what was copied stays in staging and ledger."""
         self._stopped = True
-        if self._copying is not None:
+        if self._copying is not None and not self._copying.cancelling():  # twice would cut off what it still records
             self._copying.cancel()
 
     def proceed(self) -> None:
@@ -217,7 +217,7 @@ class Rounds:
             changed_bytes = await self.copy(source, plan)
             await self.link.commit_staging(source.guid)
             await self.advance(source, instant)
-            await Ledger.discard(self._env.control_files, self._ledger_path)
+            await Ledger.discard(self._env.control_files, self.ledger_path)
         finally:
             self.started = None
         return Shipped(instant, None if common is None or before is None else instant - before, changed_bytes)
@@ -264,7 +264,7 @@ class Rounds:
         follow = asyncio.get_running_loop().create_task(self._mark_target(stream, guid, release=release))
         try:
             # Still the step of ``hold``: the snapshot has exactly the writes that the stream did not hold back.
-            point = await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
+            point = await head.store.snapshot(head, self.point_name(guid), guid=guid, hidden=True)
             await follow
         except BaseException:
             await asyncio.wait([follow])
@@ -323,7 +323,7 @@ class Rounds:
             keep = set()
             if since is not None:
                 guid = str(uuid.uuid4())
-                point = await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
+                point = await head.store.snapshot(head, self.point_name(guid), guid=guid, hidden=True)
                 note = await self._noted_until(since, point)
                 await self._notes.write(note)
                 self._note = note
@@ -341,7 +341,7 @@ class Rounds:
     # --- the parts of a round, in their order -------------------------------------------------------------------------
 
     async def drop_staging(self) -> None:
-        await Ledger.discard(self._env.control_files, self._ledger_path)
+        await Ledger.discard(self._env.control_files, self.ledger_path)
         await self.link.abort_staging()
 
     async def _flip(self, new_stream: Callable[[], MirrorStream] | None) -> Frozen:
@@ -358,7 +358,7 @@ class Rounds:
             self.source.attach(new_stream())
         self.started = self._env.clock.boottime()
         head = self.source.head
-        return await head.store.snapshot(head, self._point_name(guid), guid=guid, hidden=True)
+        return await head.store.snapshot(head, self.point_name(guid), guid=guid, hidden=True)
 
     async def plan(self, source: Frozen, common: str | None, *, resumed: bool) -> Plan:
         store = self.source.head.store
@@ -384,7 +384,7 @@ class Rounds:
     async def copy(self, source: Frozen, plan: Plan) -> int:
         """The delta to ``source``, verified and durable in the staging area; how much it was."""
         key = LedgerKey(source.guid, plan.base or "", self.link.target_name, source.size_bytes)
-        ledger = await Ledger.open(self._env.control_files, self._ledger_path, key)
+        ledger = await Ledger.open(self._env.control_files, self.ledger_path, key)
         self._control = CopyControl()
         options = CopyOptions(blank_target=plan.base is None, compare_first=plan.written)
         try:
@@ -460,7 +460,7 @@ class Rounds:
             return None
         return self.source_point(record.round_source)
 
-    def _point_name(self, guid: str) -> str:
+    def point_name(self, guid: str) -> str:
         return f"{self._prefix}.{guid}"
 
     def source_point(self, guid: str | None) -> Frozen | None:

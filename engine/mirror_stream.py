@@ -131,6 +131,8 @@ class MirrorStream:
         self._left: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
+        self.leaving: Callable[[str, bool], None] | None = None
+        """Called in the step in which the stream leaves, with reason and ``retry``: others that leave with it."""
 
     @property
     def oldest_wait_s(self) -> float:
@@ -257,6 +259,8 @@ class MirrorStream:
         self._queue.clear()
         self._queue_bytes = 0
         self._idle.set()
+        if self.leaving is not None:
+            self.leaving(reason, retry)
         self._spawn(self._demote(reason, retry)).add_done_callback(self._demoted)
 
     # --- inside ---------------------------------------------------------------------------------------------------

@@ -238,6 +238,14 @@ async def _at_once(operation: str, node: MemoryNode, offset: int, length: int) -
     return
 
 
+@dataclass(eq=False)
+class MemoryFlip:
+    """A snapshot whose instant has passed."""
+
+    snapshot: MemoryNode
+    head: MemoryNode
+
+
 class MemoryStore:
     """One family of volumes and snapshots."""
 
@@ -259,6 +267,8 @@ class MemoryStore:
             recovery_points=True,
             share_unit=share_unit,
         )
+        self.notes = None
+        """Nobody asks for them."""
         self._ids = 0
         self._captures = 0
 
@@ -326,6 +336,45 @@ class MemoryStore:
         for node in self.volumes():
             self.harden(node, self.capture(node))
         return self._add(frozen)
+
+    # Group operations (``engine.stores.GroupStore``): a promise that nobody accepts is gone with the process.
+
+    def ready_to_flip(self, members: int) -> bool:
+        return True
+
+    async def prepare_flips(self, members: int) -> None:
+        return
+
+    def flip(self, head: MemoryNode, name: str, *, guid: str | None = None, hidden: bool = False) -> MemoryFlip:
+        if guid is not None and self.snapshot_with(head.volume_id, guid) is not None:
+            raise AlreadyExists("recovery point", guid)
+        frozen = head.freeze(name, guid)
+        frozen.hidden = hidden
+        return MemoryFlip(frozen, head)
+
+    async def prepare(self, flips: Sequence[MemoryFlip]) -> None:
+        for flip in flips:
+            await flip.head.settle()
+            await self.pace("snapshot", flip.head, 0, 0)
+        if self.closed:
+            raise StoreFailed("the store is closed")
+        for node in self.volumes():
+            self.harden(node, self.capture(node))
+
+    def prepared(self) -> Sequence[MemoryNode]:
+        return ()
+
+    async def accept(self, snapshots: Sequence[MemoryNode]) -> None:
+        if self.closed:
+            raise StoreFailed("the store is closed")
+        for snapshot in snapshots:
+            self._add(snapshot)
+
+    async def drop(self, snapshots: Sequence[MemoryNode]) -> None:
+        return
+
+    async def replace_content(self, head: MemoryNode, to: MemoryNode, kept: MemoryNode) -> None:
+        raise AssertionError("not in this store")
 
     async def prepare_flip(self) -> None:
         await self.pace("prepare", self.nodes[0], 0, 0)
