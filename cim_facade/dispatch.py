@@ -214,10 +214,11 @@ Pieces = AsyncIterator[str]
 
 
 async def _listed(items: AsyncIterator[Any], write: Callable[[Any], str]) -> Pieces:
-    yield "<IRETURNVALUE>"
+    before = "<IRETURNVALUE>"  # goes with the first item: until then it may be an error
     async for item in items:
-        yield write(item)
-    yield "</IRETURNVALUE>"
+        yield before + write(item)
+        before = ""
+    yield before + "</IRETURNVALUE>"
 
 
 async def _each(items: Iterable[Any]) -> AsyncIterator[Any]:

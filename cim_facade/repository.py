@@ -146,14 +146,7 @@ Compiled = tuple[dict[str, list[CIMClass]], dict[str, list[CIMQualifierDeclarati
 
 def compile_schema(sources: Mapping[str, str], schema: Mapping[str, Iterable[str]] = SCHEMA) -> Compiled:
     """Resolved classes and qualifier declarations of each namespace. Raises SchemaError."""
-    collected = _Collected()
-    compiler = pywbem.MOFCompiler(collected, log_func=None)
-    for name, mof in sources.items():
-        collected.begin(name)
-        try:
-            compiler.compile_string(mof, "", filename=None)
-        except pywbem.MOFCompileError as error:
-            raise SchemaError(f"{name}.mof: {error.get_err_msg()}") from error
+    collected = collect(sources)
     classes, qualifiers = {}, {}
     for namespace, files in schema.items():
         declared = NocaseDict((each.name, each) for name in files for each in collected.qualifiers[name])
@@ -167,7 +160,20 @@ def compile_schema(sources: Mapping[str, str], schema: Mapping[str, Iterable[str
     return classes, qualifiers
 
 
-class _Collected(pywbem.BaseRepositoryConnection):  # type: ignore[misc]  # pywbem has no types
+def collect(sources: Mapping[str, str]) -> Collected:
+    """What each file declares, by the file's name. Raises SchemaError."""
+    collected = Collected()
+    compiler = pywbem.MOFCompiler(collected, log_func=None)
+    for name, mof in sources.items():
+        collected.begin(name)
+        try:
+            compiler.compile_string(mof, "", filename=None)
+        except pywbem.MOFCompileError as error:
+            raise SchemaError(f"{name}.mof: {error.get_err_msg()}") from error
+    return collected
+
+
+class Collected(pywbem.BaseRepositoryConnection):  # type: ignore[misc]  # pywbem has no types
     """What the compiler makes of each file; it sees all of them as one namespace."""
 
     default_namespace = ""
@@ -198,6 +204,10 @@ class _Collected(pywbem.BaseRepositoryConnection):  # type: ignore[misc]  # pywb
             raise CIMError(CIM_ERR_NOT_FOUND, ClassName) from None
 
     def SetQualifier(self, QualifierDeclaration: CIMQualifierDeclaration, namespace: str | None = None) -> None:
+        scopes = QualifierDeclaration.scopes
+        anywhere = scopes.pop("ANY", False)  # is MOF's; in CIM-XML each scope is said (DSP0201 5.2.2.1)
+        for scope in scopes:
+            scopes[scope] = bool(scopes[scope] or anywhere)
         self._declared[QualifierDeclaration.name] = QualifierDeclaration
         self.qualifiers[self._file].append(QualifierDeclaration)
 

@@ -61,6 +61,7 @@ STOP_S = 2.0
 TLS_HANDSHAKE_S = 20.0
 BIG_REQUEST_BYTES = 32 << 10
 BUFFERED_BYTES = 256 << 10
+CHUNK_BYTES = 64 << 10
 MAX_HEADER_BYTES = 4096
 MAX_HEADERS = 24
 READ_BYTES = 16 << 10
@@ -220,48 +221,45 @@ class CimServer:
             raise Refused(400, str(error), CIMError=error.kind) from None
         except CIMError as error:
             raise Refused(400, str(error), CIMError="request-not-valid") from None
-        pieces = self._pieces(asked, user, _host(request))
-        first = ""
+        begin = answers.begin(asked.message_id, asked.name, extrinsic=asked.extrinsic)
+        end = answers.end(extrinsic=asked.extrinsic)
+        pieces = self._facade.answer(asked, user, _host(request))
+        ready = begin
         async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                first += piece
-                if len(first) > BUFFERED_BYTES:
-                    return await self._streamed(request, first, pieces)
-        return web.Response(body=first.encode(), headers=_answer_headers(request))
+            try:
+                async for piece in pieces:
+                    ready += piece
+                    if len(ready) > BUFFERED_BYTES:
+                        break
+                else:
+                    return _document(request, ready + end)
+            except self._unavailable:
+                raise
+            except Exception as error:
+                return _document(request, begin + answers.error(_cim_error(error, asked)) + end)
+            return await self._streamed(request, ready, pieces, end)
 
     async def _streamed(
-        self, request: web.BaseRequest, first: str, rest: AsyncGenerator[str, None]
+        self, request: web.BaseRequest, ready: str, rest: AsyncGenerator[str, None], end: str
     ) -> web.StreamResponse:
+        """Send what is ``ready``, and the ``rest`` as it is made."""
         response = web.StreamResponse(headers=_answer_headers(request))
         await response.prepare(request)
-        ready = first
-        async for piece in rest:
-            ready += piece
-            if len(ready) > BUFFERED_BYTES // 4:
-                await _write(response, ready)
-                ready = ""
-        await _write(response, ready)
-        await response.write_eof()
-        return response
-
-    async def _pieces(self, asked: Request, user: User, host: str) -> AsyncGenerator[str, None]:
-        """The whole document. An error before its first piece is its result; a later one ends it, raised."""
-        begun = False
-        results = self._facade.answer(asked, user, host)
         try:
-            async for piece in results:
-                if not begun:
-                    yield answers.begin(asked.message_id, asked.name, extrinsic=asked.extrinsic)
-                    begun = True
-                yield piece
-        except (self._unavailable, asyncio.CancelledError, GeneratorExit):
-            raise
-        except Exception as error:
-            if begun:
-                raise
-            yield answers.begin(asked.message_id, asked.name, extrinsic=asked.extrinsic)
-            yield answers.error(_cim_error(error, asked))
-        yield answers.end(extrinsic=asked.extrinsic)
+            async for piece in rest:
+                ready += piece
+                if len(ready) > CHUNK_BYTES:
+                    await _write(response, ready)
+                    ready = ""
+            await _write(response, ready + end)
+            await response.write_eof()
+        except (ConnectionError, TimeoutError):
+            log.info("a client did not take its answer")
+            _abort(request)
+        except Exception:
+            log.exception("an answer ends in its middle")
+            _abort(request)
+        return response
 
 
 class _Connection(web.RequestHandler):
@@ -361,6 +359,16 @@ async def _body(request: web.BaseRequest) -> bytes:
 async def _write(response: web.StreamResponse, text: str) -> None:
     async with asyncio.timeout(SEND_S):
         await response.write(text.encode())
+
+
+def _abort(request: web.BaseRequest) -> None:
+    """End the connection so that the client cannot take its answer for whole."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _document(request: web.BaseRequest, text: str) -> web.Response:
+    return web.Response(body=text.encode(), headers=_answer_headers(request))
 
 
 def _answer_headers(request: web.BaseRequest) -> dict[str, str]:
