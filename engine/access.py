@@ -94,7 +94,14 @@ class AccessStates:
     async def release(self, device_id: str) -> None:
         """Offer it again in the states that it has."""
         async with self._lock:
-            del self._withheld[device_id]
+            self._withheld.pop(device_id, None)
+            await self._reapply(device_id)
+
+    async def renewed(self, device_id: str) -> None:
+        """The LUNs of a device are others than before, and the catalogue has forgotten the states that they had."""
+        async with self._lock:
+            for place in [place for place in self._states if place[1] == device_id]:
+                del self._states[place]
             await self._reapply(device_id)
 
     async def forget(self, lun: LunRow) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.access_state import AccessState
 from engine.ballast import Ballast
+from engine.catalog_failover import FailoverTables
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
 from engine.catalog_inventory import INVENTORY_SCHEMA, InventoryTables
@@ -238,6 +239,7 @@ class Catalog:
         self.peers = PeerTables(self._run)
         self.relations = RelationTables(self._run)
         self.inventory = InventoryTables(self._run)
+        self.failover = FailoverTables(self._run)
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:

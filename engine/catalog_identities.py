@@ -12,8 +12,9 @@ numbers with different GUIDs are diverged.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from engine.lineage import LineageEntry
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,22 +32,7 @@ CREATE TABLE releases (
 CREATE TABLE ended_mirrors (name TEXT PRIMARY KEY);
 """
 
-_DEVICE_OF = "COALESCE((SELECT device_id FROM identities WHERE volume_id = ?1), ?1)"
-
-
-@dataclass(frozen=True, slots=True)
-class LineageEntry:
-    """A volume was made, or promoted. ``point``: GUID of the recovery point that it went on from; None: it was made.
-
-    ``at``: seconds since the epoch; 0 of a volume that was made before anybody asked. ``lossless``: nothing that was
-    acknowledged was missing.
-    """
-
-    number: int
-    guid: str
-    at: float
-    point: str | None
-    lossless: bool
+DEVICE_OF = "COALESCE((SELECT device_id FROM identities WHERE volume_id = ?1), ?1)"
 
 
 class _Run(Protocol):
@@ -67,7 +53,7 @@ class IdentityTables:
 
     async def lineage(self, volume_id: str) -> list[LineageEntry]:
         """Oldest first; at least the volume's making."""
-        return await self._run(lambda database: _lineage(database, volume_id))
+        return await self._run(lambda database: lineage_of(database, volume_id))
 
     async def released(self, volume_id: str) -> tuple[int, str] | None:
         """The lineage entry that a volume gave its identity to, if it did."""
@@ -82,14 +68,14 @@ class IdentityTables:
         none any more, but for its recovery points (``ended_mirrors``). Returns the new device ids by volume id."""
 
         def work(database: sqlite3.Connection) -> dict[str, str]:
-            (device_id,) = database.execute(f"SELECT {_DEVICE_OF}", (source_id,)).fetchone()
+            (device_id,) = database.execute(f"SELECT {DEVICE_OF}", (source_id,)).fetchone()
             ids = {source_id: str(uuid.uuid4()), target_id: device_id}
             database.executemany("DELETE FROM identities WHERE volume_id = ?", [(each,) for each in ids])
             database.executemany("INSERT INTO identities VALUES (?, ?)", list(ids.items()))
-            lineage = _lineage(database, source_id)
+            lineage = lineage_of(database, source_id)
             new = LineageEntry(lineage[-1].number + 1, str(uuid.uuid4()), at, point, lossless)
-            _put_lineage(database, source_id, lineage)
-            _put_lineage(database, target_id, [*lineage, new])
+            put_lineage(database, source_id, lineage)
+            put_lineage(database, target_id, [*lineage, new])
             released = (source_id, new.number, new.guid, at)
             database.execute("INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?)", released)
             database.execute("DELETE FROM releases WHERE volume_id = ?", (target_id,))
@@ -113,17 +99,17 @@ class IdentityTables:
 
 def forget_reservations(database: sqlite3.Connection, volume_id: str) -> None:
     """Within a transaction: the reservations of a volume, by whatever identity, end with it."""
-    database.execute(f"DELETE FROM reservations WHERE device_id = {_DEVICE_OF}", (volume_id,))
+    database.execute(f"DELETE FROM reservations WHERE device_id = {DEVICE_OF}", (volume_id,))
 
 
-def _lineage(database: sqlite3.Connection, volume_id: str) -> list[LineageEntry]:
+def lineage_of(database: sqlite3.Connection, volume_id: str) -> list[LineageEntry]:
     query = "SELECT number, guid, at, point, lossless FROM lineages WHERE volume_id = ? ORDER BY number"
     rows = database.execute(query, (volume_id,)).fetchall()
     found = [LineageEntry(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
     return found or [LineageEntry(1, volume_id, 0.0, None, lossless=True)]
 
 
-def _put_lineage(database: sqlite3.Connection, volume_id: str, lineage: list[LineageEntry]) -> None:
+def put_lineage(database: sqlite3.Connection, volume_id: str, lineage: list[LineageEntry]) -> None:
     database.execute("DELETE FROM lineages WHERE volume_id = ?", (volume_id,))
     rows = [(volume_id, each.number, each.guid, each.at, each.point, each.lossless) for each in lineage]
     database.executemany("INSERT INTO lineages VALUES (?, ?, ?, ?, ?, ?)", rows)

@@ -24,7 +24,7 @@ CREATE TABLE peer_invitations (
     secret_hash TEXT PRIMARY KEY, name TEXT, expires_at REAL NOT NULL, used_by TEXT);
 CREATE TABLE peer_targets (
     replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL, name TEXT NOT NULL UNIQUE, volume_id TEXT NOT NULL,
-    source TEXT NOT NULL, mode TEXT NOT NULL);
+    source TEXT NOT NULL, mode TEXT NOT NULL, facts TEXT NOT NULL DEFAULT '', whole_on TEXT NOT NULL DEFAULT '');
 """
 
 
@@ -50,6 +50,9 @@ class PeerTargetRow:
     """A volume here that is the replica of a volume of ``peer``. ``volume_id`` is empty while it is being made.
 
     ``name``: the replica's, and the volume's when it was made. ``source``: what its source is called there.
+    ``facts``: what the source has told for a failover (``engine.failover_facts``), JSON; empty: nothing yet.
+    ``whole_on``: the boot of this machine on which its content was last replaced by a whole one, or empty: after a loss
+    of power, and in a volume that was a source before, only recovery points are whole.
     """
 
     replica_id: str
@@ -58,6 +61,20 @@ class PeerTargetRow:
     volume_id: str
     source: str
     mode: str
+    facts: str = ""
+    whole_on: str = ""
+
+    def values(self) -> tuple[str, ...]:
+        return (
+            self.replica_id,
+            self.peer,
+            self.name,
+            self.volume_id,
+            self.source,
+            self.mode,
+            self.facts,
+            self.whole_on,
+        )
 
 
 _PEER = "name, certificate, next_certificate, address, added_at, told, rate"
@@ -124,15 +141,17 @@ class PeerTables:
             lambda database: [
                 PeerTargetRow(*row)
                 for row in database.execute(
-                    "SELECT replica_id, peer, name, volume_id, source, mode FROM peer_targets ORDER BY name"
+                    "SELECT replica_id, peer, name, volume_id, source, mode, facts, whole_on FROM peer_targets"
+                    " ORDER BY name"
                 )
             ]
         )
 
     async def put_target(self, row: PeerTargetRow) -> None:
-        values = (row.replica_id, row.peer, row.name, row.volume_id, row.source, row.mode)
         await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?)", values)
+            lambda database: database.execute(
+                "INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row.values()
+            )
         )
 
     async def remove_target(self, replica_id: str) -> None:

@@ -25,7 +25,7 @@ from engine.target_table import TargetTable
 from engine.volume import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
     from engine.api import ChapInfo, CommandInfo, DeviceIoInfo, LunInfo, SessionInfo, ShownLun, TargetInfo
     from engine.exports import Exports
@@ -62,6 +62,9 @@ class Exposure:
         await self.access.restore()
         await self._chap.restore()
         self._exports.set_chap(None, self._chap.secrets(None))
+        for volume in self._pool.volumes():
+            if volume.fence_reason is not None:
+                await self.access.withhold(volume.device_id, volume.fence_reason)
         for row in await self._pool.catalog.targets():
             self._targets.put(row)
             self._exports.add_target(row.name, row.initiators, row.portal_groups, row.port_group)
@@ -334,6 +337,11 @@ class Exposure:
                 found.append(replace(devices[key], volume=volume.name, snapshot=snapshot))
         return sorted(found, key=lambda device: (device.volume, device.snapshot or ""))
 
+    def written_bytes(self, device_id: str) -> int | None:
+        """By initiators, to a device that is shown, since that. None: it is not."""
+        device = self._exports.io().get(device_id)
+        return None if device is None else sum(io.bytes for io in device.io if io.kind == "write")
+
     async def set_chap(
         self, target: str | None, user: tuple[str, str] | None, mutual: tuple[str, str] | None
     ) -> ChapInfo:
@@ -350,6 +358,25 @@ class Exposure:
             await self._chap.remove(key, user, mutual=mutual)
             self._exports.set_chap(key, self._chap.secrets(key))
             return self._chap.info(key)
+
+    async def turn(self, volume: Volume, device_id: str, standby_of: str | None) -> None:
+        """The ways to a device that a volume here is behind become standby paths to the volume ``standby_of``, an id;
+        with None standby paths become ways to the volume. The catalogue has recorded it."""
+        async with self._changing:
+            turned = self.luns_of(volume.volume_id) if standby_of is not None else self.standby_paths(volume.volume_id)
+            for lun in turned:
+                row = self._targets[lun.target]
+                new = replace(lun, standby_of=standby_of, identity=device_id)
+                self._targets.put(replace(row, luns=tuple(new if each == lun else each for each in row.luns)))
+            await self.access.renewed(device_id)
+
+    async def expose_to(self, volume: Volume, initiators: Sequence[str], not_groups: Collection[int]) -> None:
+        """``expose``, where only these initiators are admitted (none named: all), as a target port group whose number
+        is none of ``not_groups``: the same disk has those elsewhere."""
+        name = self.volume_target(volume.name)
+        async with self._changing:
+            lun = LunRow(name, 0, volume.volume_id, identity=self._other_identity(volume.volume_id))
+            await self._create(name, _names(initiators), lun=lun, not_groups=not_groups)
 
     async def expose(self, volume: Volume, snapshot: Frozen | None = None) -> None:
         """Make the target of its own name, with the volume or snapshot as LUN 0. Raises AlreadyExists."""
@@ -441,9 +468,15 @@ class Exposure:
         return None if device_id == volume_id else device_id
 
     async def _create(
-        self, name: str, access: Sequence[str] = (), groups: Sequence[int] = (), *, lun: LunRow | None = None
+        self,
+        name: str,
+        access: Sequence[str] = (),
+        groups: Sequence[int] = (),
+        *,
+        lun: LunRow | None = None,
+        not_groups: Collection[int] = (),
     ) -> TargetRow:
-        number = self._free_port_group()
+        number = self._free_port_group(not_groups)
         row = TargetRow(name, self._pool.env.clock.time(), () if lun is None else (lun,), access, groups, number)
         await self._pool.catalog.add_target(row)
         self._targets.put(row)
@@ -457,8 +490,8 @@ class Exposure:
                 raise
         return row
 
-    def _free_port_group(self) -> int:
-        taken = {row.port_group for row in self._targets}
+    def _free_port_group(self, not_groups: Collection[int] = ()) -> int:
+        taken = {row.port_group for row in self._targets} | set(not_groups)
         if len(taken) >= MAX_TARGETS:
             raise InvalidArgument(f"a pool has at most {MAX_TARGETS} targets")
         return next(number for number in range(1, MAX_TARGETS + 1) if number not in taken)

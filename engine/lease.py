@@ -109,9 +109,14 @@ class TargetLease:
                 self._until = max(self._until, at + self.length_s)
 
     def demoted(self) -> None:
-        """The source sent DEMOTE: the target claims nothing from this step on, and then acknowledges."""
+        """The source sent DEMOTE, or begins anew: the target claims nothing from this step on, and then says so."""
         self._asked.clear()
         self._until = float("-inf")
+
+    @property
+    def until(self) -> float:
+        """The instant, by the target's clock, until which it may."""
+        return self._until
 
     def held(self, now: float) -> bool:
         """Whether the target may say that it has everything."""

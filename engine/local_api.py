@@ -22,6 +22,8 @@ from engine.changed_blocks import ChangedBlocks
 from engine.clone import discard_interrupted, start_full_clone
 from engine.encryption import check_source
 from engine.errors import InUse, InvalidArgument, NotFound
+from engine.failover import Failovers
+from engine.failover_api import FailoverOperations
 from engine.flatten import flatten_preview, start_flatten
 from engine.group_api import GroupOperations
 from engine.image_api import ImageOperations
@@ -71,6 +73,7 @@ class LocalApi(
     ImageOperations,
     TargetOperations,
     ReplicaOperations,
+    FailoverOperations,
     RelationOperations,
     PeerOperations,
     InventoryOperations,
@@ -102,6 +105,7 @@ class LocalApi(
         self._started_at = pool.env.clock.time()
         self._views = Views(pool, exposure)
         self._promotions = Promotions(pool, exposure, replicas)
+        self._failovers = Failovers(pool, exposure, replicas)
         self._relations = Relations(pool.catalog.relations, pool.env.clock)
         self._orders = Orders(self, pool, self._relations)
         self._snapshots = Snapshots(pool, exposure, self._views)

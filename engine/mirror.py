@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BRING_LOOK_S = 0.02
+"""How often it is looked whether everything has been brought over."""
+
 TIMER_ERROR_S = 0.001
 """A timer may end so much early."""
 
@@ -293,6 +296,47 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
             raise InvalidState(self._what, "without a common point of this moment", "a link that holds")
         return self._record.common
 
+    async def bring_all(self, reason: str) -> str:
+        """Nobody writes to the source any more: bring over what is missing, and come to rest at a common point, whose
+        GUID is returned. What the administrator wants stays on record.
+
+        Raises InvalidState: the mirror does not run, or the target does not take it.
+        """
+        since = self._now()
+        while not self.is_exact:
+            instant = self._rounds.instant
+            if instant is not None and instant >= since and self._cadence is not None:
+                await self._leave_in_order(CopyEvent.FRACTURE, reason)
+                assert self._record.common is not None
+                return self._record.common
+            if self._run_task is None or self._run_task.done() or self._standing.state is CopyState.BROKEN:
+                raise InvalidState(self._what, self._standing.text(), "one that reaches its target")
+            self._wake.set()
+            await asyncio.sleep(BRING_LOOK_S)
+        return await self.seal(reason)
+
+    async def agree_on(self, guids: Collection[str]) -> None:
+        """Count from the newest recovery point that is one of these; from none, if the other side has none of them."""
+        assert self._run_task is None or self._run_task.done()
+        known = [point for point in self._record.points if point.guid in guids]
+        self._record.common = known[-1].guid if known else None
+        self._record.points = tuple(known)
+        self._record.round_source = self._record.round_base = None
+        await self._save()
+
+    async def fail_back(self) -> None:
+        """Begin rounds to what was the source before the target took its place. What only that had is overwritten."""
+        await self._go(CopyEvent.FAIL_BACK if self._standing.state is CopyState.FAILEDOVER else CopyEvent.RESYNC)
+
+    @property
+    def is_at_rest(self) -> bool:
+        return self._run_task is None or self._run_task.done()
+
+    @property
+    def is_demoted(self) -> bool:
+        """Whether hosts may have been acknowledged without the target, by the record."""
+        return not self._record.synchronized
+
     async def suspend(self) -> None:
         """Stop the flow. A copy under way keeps what it has and goes on at ``resume``."""
         await self._rest(CopyEvent.SUSPEND, "suspended")
@@ -434,8 +478,14 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
             else:
                 self._standing.turn(CopyEvent.BREAK, reason, "error")
         await self._end_lease()
+        if self._is_replaced():
+            return  # nobody is acknowledged any more: the target has taken the source's place
         self._record.synchronized = False
         await self._save()
+
+    def _is_replaced(self) -> bool:
+        """Whether the target has, or may have, taken the source's place."""
+        return False
 
     async def _end_lease(self) -> None:
         """Return when the target holds no lease: it says so, or it must be over."""
@@ -679,6 +729,7 @@ class Mirror(MirrorRun[Rounds, MirrorLink, MirrorStream]):
         link: to the target.
         ledger_path: where the ledger of a round is kept.
         in_use: GUIDs of recovery points of the target that somebody reads; those stay.
+        prefix: of the names of the source's recovery points; by default it follows from ``name``.
     """
 
     def __init__(
@@ -695,13 +746,16 @@ class Mirror(MirrorRun[Rounds, MirrorLink, MirrorStream]):
         mode: CopyMode = CopyMode.SYNCHRONOUS,
         policy: MirrorPolicy | None = None,
         in_use: Callable[[], Collection[str]] = _nobody,
+        prefix: str | None = None,
     ) -> None:
         policy = policy or MirrorPolicy()
 
         async def saved() -> None:
             await save(record)
 
-        rounds = Rounds(name, source, link, env, ledger_path, policy, record=record, save=saved, in_use=in_use)
+        rounds = Rounds(
+            name, source, link, env, ledger_path, policy, record=record, save=saved, in_use=in_use, prefix=prefix
+        )
         super().__init__(name, link, rounds, env, record=record, save=saved, tell=tell, mode=mode, policy=policy)
         self.source = source
 
@@ -723,6 +777,9 @@ class Mirror(MirrorRun[Rounds, MirrorLink, MirrorStream]):
         if differing:
             await self._mismatch(document, differing)
         return document
+
+    def _is_replaced(self) -> bool:
+        return self.source.fence_reason is not None
 
     async def _round(self, state: LinkState, *, stream: bool) -> Shipped:
         return await self._rounds.run(state, self._new_stream if stream else None)

@@ -32,6 +32,7 @@ class MirrorPolicy:
     the newest counted, and for how long (None: no limit of age); the newest stays always. ``hold_down_s``,
     ``backlog_bytes``: adaptive, see ``engine.modes.ModeSwitch``. ``retry_s``, ``retry_max_s``: the first and the
     longest pause before an asynchronous or adaptive mirror tries again after a failure; it never gives up.
+    ``failover``: a target at a peer may take the source's place; then the source asks it first after each start.
     """
 
     budget_s: float = 5.0
@@ -44,6 +45,7 @@ class MirrorPolicy:
     points_age_s: float | None = None
     hold_down_s: float = 30.0
     backlog_bytes: int = 64 * MIB
+    failover: bool = True
     retry_s: float = 1.0
     retry_max_s: float = 30.0
 
@@ -88,7 +90,8 @@ def retained(points: tuple[RecoveryPoint, ...], policy: MirrorPolicy, now: float
 
 @dataclass(slots=True)
 class MirrorRecord:
-    """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said.
+    """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said;
+    failed over: its source was its target, and what was the source has not come back yet.
 
     ``points``: recovery points at the target, oldest first; the newest is the common point, if there is one.
     """

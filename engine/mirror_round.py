@@ -79,6 +79,7 @@ class Rounds:
         record: the mirror's; this keeps ``common``, ``round_*`` and ``points`` of it.
         save: makes the record durable.
         in_use: GUIDs of recovery points that somebody reads at the target, so that they stay.
+        prefix: of the names of the source's recovery points; by default it follows from ``name``.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Rounds:
         record: MirrorRecord,
         save: Callable[[], Awaitable[None]],
         in_use: Callable[[], Collection[str]],
+        prefix: str | None = None,
     ) -> None:
         self.count = 0
         self.resumed = 0
@@ -111,7 +113,7 @@ class Rounds:
         self.record = record
         self._save = save
         self._in_use = in_use
-        self._prefix = point_prefix(name)
+        self._prefix = prefix or point_prefix(name)
         self._control = CopyControl()
         self._finished_bytes = 0
         self._copying: asyncio.Task[CopyResult] | None = None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from engine.files import Clock
 
+FAIL_BACK = "twinvol replica failback"
 TRIES_AGAIN = "nothing: it is tried again by itself; mend the target, or the way to it"
 
 
@@ -73,6 +74,8 @@ class MirrorStanding:
         match wanted:
             case "fractured":
                 return self._resting(CopyState.FRACTURED, ProgressStatus.REQUIRES_RESYNC, reason)
+            case "failed over":
+                return self._resting(CopyState.FAILEDOVER, ProgressStatus.COMPLETED, reason)
             case "suspended":
                 return self._resting(CopyState.SUSPENDED, ProgressStatus.DORMANT, reason)
         now = self._clock.time()
@@ -82,5 +85,7 @@ class MirrorStanding:
         now = self._clock.time()
         if state is CopyState.BROKEN and self._mode is not CopyMode.SYNCHRONOUS and not self.differs:
             return Standing(state, progress, now, reason, "the target to answer again", TRIES_AGAIN)
+        if state is CopyState.FAILEDOVER:
+            return Standing(state, progress, now, reason, "the other side to come back", f"{FAIL_BACK} {self._name}")
         verb = "resume" if state is CopyState.SUSPENDED else "resync"
         return Standing(state, progress, now, reason, "the administrator", f"twinvol replica {verb} {self._name}")

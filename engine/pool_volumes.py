@@ -124,7 +124,9 @@ class PoolVolumes:
         """Volumes have other device ids now; the catalogue has recorded it."""
         self._device_ids.update(device_ids)
         for volume_id, device_id in device_ids.items():
-            self.by_id(volume_id).device_id = device_id
+            volume = self.find(volume_id)  # one of a peer is not here
+            if volume is not None:
+                volume.device_id = device_id
 
     def stores(self) -> list[TvolFile]:
         """The families that are open."""

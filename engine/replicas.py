@@ -35,7 +35,6 @@ from engine.errors import (
     NotSupported,
     PeerUnreachable,
 )
-from engine.lease import length_s, wait_s
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
@@ -52,8 +51,10 @@ if TYPE_CHECKING:
     from engine.api import ReplicaInfo
     from engine.catalog_peers import PeerTargetRow
     from engine.copy_job import CopyProgress
+    from engine.failover import Failovers
     from engine.jobs import Job
     from engine.links import MirrorLink
+    from engine.links.peer import PeerLink
     from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.volume import Volume
@@ -108,6 +109,8 @@ class Replicas:
         self.incoming.is_taken = lambda name: name in self._rows
         self._outgoing = Outgoing()
         self._peers: Peers | None = None
+        self.failovers: Failovers | None = None
+        """Who decides which side of a mirror to a peer is the disk."""
         self.without_peers: str | None = None
         """Why peers are not served, where they should be."""
         pool.integrity.copies = self.counterparts
@@ -116,11 +119,12 @@ class Replicas:
         """Start the mirrors of the catalogue. One whose volumes are not there waits, with its reason."""
         await self._drop_orphans()
         await self.incoming.restore()
+        released = await self._pool.catalog.failover.releases()
         for row in await self._pool.catalog.mirrors():
             self._rows[row.name] = row
             if row.peer is not None:
                 self._idle[row.name] = "the peers are not there yet"
-                await self._demote(row)
+                await self._fence(row, row.source_id in released)
                 continue
             try:
                 source, target = self._pool.by_id(row.source_id), self._pool.by_id(row.target_id)
@@ -139,9 +143,11 @@ class Replicas:
         """The peers are there: start the mirrors to them."""
         self._peers = peers
         peers.began = self._peer_began
-        for row in list(self._rows.values()):
-            if row.peer is not None:
+        for row in self.remote_rows():
+            if not self._is_fenced(row):
                 await self._begin_remote(row, peers)
+        if self.failovers is not None:
+            await self.failovers.begin(peers)
 
     async def _begin_remote(self, row: MirrorRow, peers: Peers) -> None:
         try:
@@ -161,12 +167,16 @@ class Replicas:
             if link is not None:
                 link.client = self._peers.client(peer)
                 continue
+            if self._is_fenced(self._rows[name]) or self.failovers is not None:
+                continue  # begun when the peer has been asked
             task = asyncio.ensure_future(self._begin_remote(self._rows[name], self._peers))
             self._events.add(task)
             task.add_done_callback(self._events.discard)
 
     async def end_remote(self) -> None:
         """Stop the mirrors to peers, which end after this."""
+        if self.failovers is not None:
+            await self.failovers.close()
         await self._outgoing.close()
         remote = [mirror for name, mirror in self._mirrors.items() if self._rows[name].peer is not None]
         closing = asyncio.gather(*(mirror.close() for mirror in remote))
@@ -304,6 +314,86 @@ class Replicas:
             points=len(points),
             point_at=newest,
         )
+
+    # --- mirrors to peers, whose sides may be exchanged (``engine.failover``) ----------------------------------------
+
+    def remote_rows(self) -> list[MirrorRow]:
+        return [row for row in self._rows.values() if row.peer is not None]
+
+    def remote_row(self, name: str) -> MirrorRow | None:
+        """Of the mirror of that name, if its target is at a peer."""
+        row = self._rows.get(name)
+        return row if row is not None and row.peer is not None else None
+
+    def remote_row_of(self, peer: str, replica_id: str) -> MirrorRow | None:
+        return next((row for row in self.remote_rows() if (row.peer, row.target_id) == (peer, replica_id)), None)
+
+    def mirror_of(self, name: str) -> Mirror | None:
+        return self._mirrors.get(name)
+
+    def link_of(self, name: str) -> PeerLink:
+        """Raises NotFound."""
+        link = self._outgoing.link(name)
+        if link is None:
+            raise NotFound("running replica to a peer", name)
+        return link
+
+    def set_idle(self, name: str, why: str) -> None:
+        """The mirror does not run, and says why."""
+        self._idle[name] = why
+        self._outgoing.remove(name)
+        self._mirrors.pop(name, None)
+
+    async def begin(self, name: str) -> None:
+        """Run a mirror whose source is the disk; nothing to do if it runs. What its target claims is over on return."""
+        if name not in self._mirrors and self._peers is not None:
+            await self._begin_remote(self._rows[name], self._peers)
+
+    async def demote(self, name: str) -> None:
+        """Record that the target of a mirror that does not run has not everything; it claims nothing any more."""
+        if name not in self._mirrors:
+            await self._demote(self._rows[name])
+
+    async def stop_remote(self, name: str) -> None:
+        """Bring a mirror to rest as it is, for good."""
+        mirror = self._mirrors.get(name)
+        if mirror is not None:
+            await mirror.close()
+
+    def now_replica(self, name: str, target: PeerTargetRow) -> None:
+        """The source of that mirror is a replica now; the catalogue has recorded it."""
+        self._outgoing.remove(name)
+        self._mirrors.pop(name, None)
+        self._idle.pop(name, None)
+        self._rows.pop(name)
+        self.incoming.adopt(target)
+
+    def now_source(self, row: MirrorRow, target: PeerTargetRow, peers: Peers) -> None:
+        """A replica is the source of that mirror now, which rests; the catalogue has recorded it."""
+        self.incoming.give_up(target)
+        self._rows[row.name] = row
+        try:
+            self._remote_mirror(row, self._pool.by_id(row.source_id), peers)
+        except EngineError as error:
+            self._idle[row.name] = str(error)
+
+    async def _fence(self, row: MirrorRow, released: bool) -> None:
+        """At a start: a volume whose replica may have taken its place is not served before its peer was asked."""
+        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+        record = MirrorRecord.parse(row.state)
+        if released or (policy.failover and record.wanted != "failed over"):
+            with contextlib.suppress(NotFound):
+                self._pool.by_id(row.source_id).fence(
+                    f"peer {row.peer} has not been asked yet whether its replica {row.name} has taken its place;"
+                    f" if you know that it has not: twinvol replica resolve {row.name} --serve"
+                )
+            self._idle[row.name] = "its peer has not been asked yet who is the disk"
+        elif not policy.failover:
+            await self._demote(row)
+
+    def _is_fenced(self, row: MirrorRow) -> bool:
+        volume = self._pool.find(row.source_id)
+        return volume is not None and volume.fence_reason is not None
 
     def at_peer(self, peer: str) -> list[str]:
         """Names of the replicas whose targets are there."""
@@ -533,6 +623,12 @@ class Replicas:
             return
         row = self._row(name)
         self._require_undecided(name)
+        if row.peer is not None and self._is_fenced(row):
+            raise InvalidState(
+                f"replica {name}",
+                "in doubt about who is the disk",
+                f"twinvol replica resolve {name} --serve or --yield",
+            )
         mirror, link = self._mirrors.get(name), self._outgoing.link(name)
         if link is not None and not link.client.is_connected:
             link.given_up = True
@@ -611,25 +707,28 @@ class Replicas:
         from engine.links.peer import PeerLink  # late: TLS, which a pool without peers does without
 
         assert row.peer is not None
+        may_fail_over = MirrorPolicy.parse(row.state.get(POLICY_KEY, {})).failover
         link = PeerLink(
-            peers.client(row.peer), uuid.UUID(row.target_id), f"{row.peer}:{row.name}", self._pool.env.clock
+            peers.client(row.peer),
+            uuid.UUID(row.target_id),
+            f"{row.peer}:{row.name}",
+            self._pool.env.clock,
+            may_fail_over=may_fail_over,
         )
-        mirror = self._mirrors[row.name] = self._mirror(row, source, link)
+        link.superseded = lambda: None if self.failovers is None else self.failovers.superseded(row.name)
+        mirror = self._mirrors[row.name] = self._mirror(row, source, link, point_prefix(row.target_id))
         self._outgoing.add(mirror, link)
         return mirror
 
     async def _demote(self, row: MirrorRow) -> None:
-        """What ``Mirror.start`` records before its source may be served. The target cannot be asked yet: whatever it
-        holds is waited for."""
+        """What ``Mirror.start`` records before its source may be served, where the target never gets a lease."""
         record = MirrorRecord.parse(row.state)
         if record.synchronized:
-            policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
-            await asyncio.sleep(wait_s(length_s(policy.budget_s)))
             record.synchronized = False
             self._rows[row.name] = saved = replace(row, state=row.state | record.serialize())
             await self._pool.catalog.put_mirror(saved)
 
-    def _mirror(self, row: MirrorRow, source: Volume, link: MirrorLink) -> Mirror:
+    def _mirror(self, row: MirrorRow, source: Volume, link: MirrorLink, prefix: str | None = None) -> Mirror:
         policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
 
         def in_use() -> list[str]:
@@ -640,7 +739,7 @@ class Replicas:
         async def save(record: MirrorRecord) -> None:
             if row.name in self._deciding or row.name not in self._rows:
                 return
-            state = record.serialize() | {POLICY_KEY: policy.serialize()}
+            state = self._rows[row.name].state | record.serialize() | {POLICY_KEY: policy.serialize()}
             saved = self._rows[row.name] = replace(self._rows[row.name], state=state)
             await self._pool.catalog.put_mirror(saved)
 
@@ -656,6 +755,7 @@ class Replicas:
             mode=mode_of(row.mode),
             policy=policy,
             in_use=in_use,
+            prefix=prefix,
         )
 
     def _teller(self, name: str) -> Callable[[str, str], None]:

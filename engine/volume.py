@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from engine.errors import InUse, InvalidState, OutOfRange, WriteProtected
+from engine.errors import InUse, InvalidState, OutOfRange, Superseded, WriteProtected
 from engine.sanitize import SanitizeState
 from engine.stores import AtomicTarget, BurstSource
 from engine.units import SECTOR_SIZE
@@ -155,6 +155,7 @@ class Volume:
         self._in_flight = 0
         self._drained: asyncio.Future[None] | None = None
         self._gate: asyncio.Event | None = None
+        self._fence: str | None = None
         self._subscribers: list[Callable[[VolumeEvent], None]] = []
         self._bind()
 
@@ -225,6 +226,21 @@ class Volume:
             self._read_only = read_only
             self._bind()
             self._tell(VolumeEvent.PROTECTION_CHANGED)
+
+    @property
+    def fence_reason(self) -> str | None:
+        """Why nobody may use the volume as a disk; None: it may be used."""
+        return self._fence
+
+    def fence(self, reason: str) -> None:
+        """From this step of the loop on nothing is read or written here, and nothing that runs is acknowledged: each
+        ends with ``Superseded``. For a volume whose replica has, or may have, taken its place."""
+        self._fence = reason
+        self._bind()
+
+    def unfence(self) -> None:
+        self._fence = None
+        self._bind()
 
     def sanitize_changed(self) -> None:
         """The sanitizer's state is another one."""
@@ -328,6 +344,7 @@ class Volume:
             finally:
                 for wait in waits:
                     await wait
+            self._require_unfenced()
         finally:
             self._leave()
 
@@ -378,7 +395,8 @@ class Volume:
                 #    buffer is theirs until then.
                 for wait in waits:
                     await wait
-            # 6. Acknowledged.
+            # 6. Acknowledged, unless another volume has taken this one's place meanwhile.
+            self._require_unfenced()
         finally:
             self._leave()
 
@@ -404,7 +422,7 @@ class Volume:
 
     def _bind(self) -> None:
         """Point the fast path at the head, or away from it."""
-        open_for_reads = self._gate is None
+        open_for_reads = self._gate is None and self._fence is None
         plain_writes = open_for_reads and not self._taps and not self.read_only and self.write_cache
         self.try_read = self._head.try_read if open_for_reads else _later
         self.try_read_each = (
@@ -416,7 +434,13 @@ class Volume:
     async def _enter(self) -> None:
         while self._gate is not None:
             await self._gate.wait()
+        self._require_unfenced()
         self._in_flight += 1
+
+    def _require_unfenced(self) -> None:
+        """Raises Superseded."""
+        if self._fence is not None:
+            raise Superseded(f"volume {self.name} is not served: {self._fence}")
 
     def _leave(self) -> None:
         self._in_flight -= 1

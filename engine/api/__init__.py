@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from engine.api.failover import FailoverApi, FailoverPlan
 from engine.api.groups import GroupApi, GroupInfo, GroupMember, GroupSnapshotInfo
 from engine.api.inventory import (
     INITIATOR_LABEL_MAX,
@@ -84,6 +85,7 @@ class EngineApi(
     SnapshotApi,
     GroupApi,
     ReplicaApi,
+    FailoverApi,
     RelationApi,
     PeerApi,
     TargetApi,
@@ -121,6 +123,7 @@ __all__ = [
     "GroupSnapshotInfo",
     "ReplicaInfo",
     "ReplicaPointInfo",
+    "FailoverPlan",
     "PeerInvitation",
     "PeerInfo",
     "LunInfo",

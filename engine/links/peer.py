@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from engine.errors import EngineError, InvalidState, NotFound, PeerUnreachable, WriteProtected
+from engine.errors import EngineError, InvalidState, NotFound, PeerUnreachable, Superseded, WriteProtected
 from engine.hash_tree import leaf_digests
 from engine.links import Ack, LinkState, MirrorWrite
 from engine.peers.client import BULK_PER_MIRROR
@@ -60,6 +60,8 @@ class PeerLink:
         self.client = client
         self.replica_id = replica_id
         self.bucket = TokenBucket()
+        self.superseded: Callable[[], None] = lambda: None
+        """Called in the step in which the peer says that the target has taken the source's place."""
         self.failure: EngineError | None = None
         """What the last connection failed by; None while it has not."""
         self.given_up = False
@@ -166,7 +168,7 @@ class PeerLink:
 
     async def demote(self) -> None:
         with contextlib.suppress(NotFound):  # a volume that is no replica any more claims nothing for one
-            await self.client.request("demote", replica=str(self.replica_id))
+            await self.ask("demote", connection=None)
 
     # --- recovery points -------------------------------------------------------------------------------------------
 
@@ -240,6 +242,8 @@ class PeerLink:
             return await work
         except EngineError as error:
             self.failure = error
+            if isinstance(error, Superseded):
+                self.superseded()
             raise
 
     async def _apply_long(self, write: MirrorWrite) -> Ack:

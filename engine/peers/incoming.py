@@ -22,7 +22,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound
+from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound, Superseded
 from engine.lease import TargetLease
 from engine.links.local import LocalLink
 from engine.mirror_record import point_prefix
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from engine.catalog import VolumeRow
     from engine.catalog_peers import PeerTargetRow
+    from engine.failover import Failovers
+    from engine.failover_plan import Told
     from engine.links import Ack, LinkState, MirrorWrite
     from engine.pool import Pool
     from engine.stores import Frozen, Head
@@ -51,6 +53,11 @@ class IncomingReplica:
         self.row = row
         self.volume = volume
         self.fractured = False
+        self.changing = asyncio.Lock()
+        self.told: Told | None = None
+        """What its source said last of what is missing here."""
+        self.exact_until: float | None = None
+        """Until when it is known to have had everything that was acknowledged, in seconds since the epoch."""
         self.report: dict[str, Any] = {}
         self.reported_at: float | None = None
         self.prefix = point_prefix(row.replica_id)
@@ -146,6 +153,10 @@ class Incoming:
         """Whether a replica of this pool's own has the name."""
         self.is_shown: Callable[[str, str], bool] = lambda _volume_id, _guid: False
         """Whether initiators see the snapshot of that GUID of the volume of that id."""
+        self.failovers: Failovers | None = None
+        """Who decides which side is the disk."""
+        self.is_promoted: Callable[[str, str], bool] = lambda _peer, _replica_id: False
+        """Whether that replica for that peer has taken the place of its source."""
 
     async def restore(self) -> None:
         """Find the volumes again, and protect them."""
@@ -173,6 +184,8 @@ class Incoming:
     def get(self, peer: str, replica_id: str) -> IncomingReplica:
         """The replica that a peer asks about. Raises NotFound (also for another peer's), InvalidState."""
         row = self._rows.get(replica_id)
+        if self.is_promoted(peer, replica_id):
+            raise Superseded("the replica has been promoted: it is the disk now")
         if row is None or row.peer != peer:
             raise NotFound("replica for this peer", replica_id)
         replica = self._replicas.get(replica_id) or self._found(row)
@@ -253,6 +266,40 @@ class Incoming:
             replica.volume.content_owner = None
             replica.volume.set_read_only(self._pool.row(replica.volume).read_only)
         await self._forget(row.replica_id)
+
+    async def told(self, replica: IncomingReplica, facts: str) -> None:
+        """What a source says of itself for a failover; durable on return."""
+        if replica.row.facts != facts:
+            await self._change(replica, facts=facts)
+
+    async def switched(self, replica: IncomingReplica) -> None:
+        """The content was replaced by a whole one: it may be shown, as long as no power is lost."""
+        boot = self._pool.env.files.boot_id()
+        if replica.row.whole_on != boot:
+            await self._change(replica, whole_on=boot)
+
+    def is_whole(self, row: PeerTargetRow) -> bool:
+        """Whether the volume's content, beside its recovery points, is write-order consistent."""
+        return row.whole_on == self._pool.env.files.boot_id()
+
+    async def _change(self, replica: IncomingReplica, **fields: str) -> None:
+        async with replica.changing:
+            row = replace(replica.row, **fields)
+            await self._put(row)
+            replica.row = row
+
+    def adopt(self, row: PeerTargetRow) -> None:
+        """A volume here is a replica from now on; the catalogue has recorded it."""
+        self._rows[row.replica_id] = row
+        self._found(row)
+
+    def give_up(self, row: PeerTargetRow) -> None:
+        """It is none any more; the catalogue has recorded it."""
+        self._rows.pop(row.replica_id, None)
+        replica = self._replicas.pop(row.replica_id, None)
+        if replica is not None:
+            replica.volume.content_owner = None
+            replica.volume.set_read_only(self._pool.row(replica.volume).read_only)
 
     def _found(self, row: PeerTargetRow) -> IncomingReplica | None:
         volume = self._pool.find(row.volume_id) if row.volume_id else None

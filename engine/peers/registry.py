@@ -153,6 +153,11 @@ class Peers:
         """Whether a peer has a control connection to us."""
         return self._server is not None and self._server.is_connected(name)
 
+    def reaches(self, name: str) -> bool:
+        """Whether we have a control connection to a peer."""
+        client = self._clients.get(name)
+        return client is not None and client.is_connected
+
     def client(self, name: str) -> PeerClient:
         """Raises NotFound, and PeerUnreachable when the peer has no address."""
         self.row(name)

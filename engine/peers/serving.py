@@ -17,6 +17,7 @@ from engine.catalog import VolumeRow
 from engine.catalog_peers import PeerTargetRow
 from engine.errors import EngineError, NotSupported
 from engine.errors_json import error_to_json
+from engine.failover_facts import MAX_BYTES as MAX_FACTS_BYTES
 from engine.hash_tree import LEAF_BYTES, leaf_digests
 from engine.lease import ASKS_PER_LEASE
 from engine.names import check_name
@@ -40,6 +41,7 @@ from engine.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from engine.failover import Failovers
     from engine.files import StoreEnv
     from engine.lease import TargetLease
     from engine.links import Ack
@@ -202,9 +204,13 @@ class ControlSession:
         replica = self._incoming.known(self.peer, str(replica_id))
         if replica is not None and replica.is_asking(replica.lease, connection):
             replica.lease.granted(number)
+            replica.exact_until = self._env.clock.time() + replica.lease.until - self._env.clock.boottime()
 
     async def _demote(self, message: dict[str, Any]) -> None:
-        self._replica(text_of(message, "replica")).lease.demoted()
+        replica = self._replica(text_of(message, "replica"))
+        if replica.lease.held(self._env.clock.boottime()):
+            replica.exact_until = self._env.clock.time()
+        replica.lease.demoted()
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -335,6 +341,7 @@ class ControlSession:
     async def _commit_staging(self, message: dict[str, Any]) -> None:
         with self._working(message) as replica:
             await replica.link.commit_staging(text_of(message, "guid"))
+            await self._incoming.switched(replica)
 
     async def _discard_staging(self, message: dict[str, Any]) -> None:
         with self._working(message) as replica:
@@ -398,6 +405,26 @@ class ControlSession:
         replica.reported_at = self._env.clock.time()
         await self._incoming.protect(replica, fractured=flag_of(message, "fractured"))
 
+    @property
+    def _failovers(self) -> Failovers:
+        if self._incoming.failovers is None:
+            raise NotSupported("nobody decides on failovers here")
+        return self._incoming.failovers
+
+    async def _facts(self, message: dict[str, Any]) -> None:
+        replica = self._replica(text_of(message, "replica"))
+        await self._failovers.facts(replica, text_of(message, "facts", MAX_FACTS_BYTES))
+
+    async def _standing(self, message: dict[str, Any]) -> dict[str, Any]:
+        return await self._failovers.standing(self.peer, message)
+
+    async def _promote(self, message: dict[str, Any]) -> dict[str, Any]:
+        replica = self._replica(text_of(message, "replica"))
+        return await self._failovers.promote(replica, number_of(message, "connection"), message)
+
+    async def _hand_over(self, message: dict[str, Any]) -> dict[str, Any]:
+        return await self._failovers.hand_over(self.peer, _uuid_of(message, "replica"))
+
     async def _detach(self, message: dict[str, Any]) -> None:
         await self._incoming.detach(self._replica(text_of(message, "replica")).row)
 
@@ -435,6 +462,10 @@ _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict
     "digests": ControlSession._digests,
     "report": ControlSession._report,
     "detach": ControlSession._detach,
+    "facts": ControlSession._facts,
+    "standing": ControlSession._standing,
+    "promote": ControlSession._promote,
+    "hand_over": ControlSession._hand_over,
     "knows": ControlSession._knows,
     "next": ControlSession._next,
     "ping": ControlSession._ping,

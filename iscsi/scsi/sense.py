@@ -18,6 +18,7 @@ from engine.errors import (
     OutOfSpace,
     StoreCorrupt,
     StoreFailed,
+    Superseded,
     WriteProtected,
 )
 
@@ -259,6 +260,7 @@ _SENSE_BY_ERROR: tuple[tuple[type[EngineError], Sense], ...] = (
     (OutOfSpace, Sense(SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)),
     (WriteProtected, _WRITE_PROTECTED),
     (NotSupported, Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_COMMAND_OPERATION_CODE)),
+    (Superseded, Sense(SenseKey.NOT_READY, Asc.TARGET_PORT_IN_UNAVAILABLE_STATE)),
     (InvalidState, Sense(SenseKey.NOT_READY, Asc.NOT_READY_CAUSE_NOT_REPORTABLE)),
 )
 _SENSE_BY_EFFECT: dict[tuple[type[EngineError], Effect], Sense] = {

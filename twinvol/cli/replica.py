@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import InvalidArgument
+from twinvol.cli import failover
 from twinvol.cli.command import Output, duration, size, with_api
 from twinvol.cli.job import finish, job_options, outcome
 
@@ -228,6 +229,10 @@ async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     await write_proof(out, job.result["proof"])
     fields = {key: job.result[key] for key in ("identical", "root", "size_bytes")}
     output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
+
+
+for _command in failover.COMMANDS:
+    cli.add_command(_command)
 
 
 def _line(info: ReplicaInfo) -> str:

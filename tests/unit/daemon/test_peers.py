@@ -100,6 +100,11 @@ async def finished(engine: Engine, job):
     return job
 
 
+async def served(engine: Engine, volume: str) -> None:
+    """After a start its peer is asked first who is the disk."""
+    await until(lambda: engine.pool.volume(volume).fence_reason is None)
+
+
 async def synchronized(engine: Engine, name: str) -> None:
     await until(lambda: engine.replicas.info(name).copy_state == "Synchronized")
 
@@ -300,6 +305,7 @@ async def test_the_source_restarts_and_the_mirror_goes_on(tmp_path: Path):
             await source.api.volume_create("v", SIZE)
             await replica(source)
         async with opened(tmp_path / "source", peer=LISTEN) as source:
+            await served(source, "v")
             await fill(source, "v", MIB)
             await synchronized(source, "r")
             assert await content(target, "r") == await content(source, "v")

@@ -1,0 +1,93 @@
+"""``twinvol replica failover|failback|resolve``."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine.errors import InvalidArgument
+from twinvol.cli.command import Output, with_api
+from twinvol.cli.job import finish, job_options
+
+if TYPE_CHECKING:
+    from engine.api import EngineApi, FailoverPlan
+
+
+@click.command()
+@click.argument("name")
+@click.option("--plan", is_flag=True, help="Only say what would be lost now.")
+@click.option("--accept-loss", is_flag=True, help="Writes that were acknowledged may be missing.")
+@click.option("--fenced", is_flag=True, help="The source serves nobody: you have seen to that.")
+@job_options
+@with_api
+async def failover(
+    api: EngineApi,
+    output: Output,
+    name: str,
+    plan: bool,
+    accept_loss: bool,
+    fenced: bool,
+    no_wait: bool,
+    progress: bool,
+) -> None:
+    """Have the replica NAME, which is here, be the disk that its source is (serial, NAA).
+
+    Without flags the source hands it over, without loss. Where that cannot be reached, nobody but you knows whether it
+    still serves hosts: say --fenced. It becomes the replica when it comes back.
+    """
+    if plan:
+        info = await api.replica_failover_plan(name)
+        output.object(info, _plan(info))
+        return
+    job = await api.replica_failover(name, accept_loss=accept_loss, fenced=fenced)
+    await finish(api, output, job, no_wait=no_wait, progress=progress, text=_taken)
+
+
+@click.command()
+@click.argument("name")
+@job_options
+@with_api
+async def failback(api: EngineApi, output: Output, name: str, no_wait: bool, progress: bool) -> None:
+    """Bring what was the source before a failover up to date, and hand the disk back to it, without loss."""
+    text = functools.partial(_given, name)
+    await finish(api, output, await api.replica_failback(name), no_wait=no_wait, progress=progress, text=text)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--serve", is_flag=True, help="This side is the disk; another one that says so has to stop.")
+@click.option("--yield", "give_way", is_flag=True, help="Follow the other side; what only this one has is a snapshot.")
+@with_api
+async def resolve(api: EngineApi, output: Output, name: str, serve: bool, give_way: bool) -> None:
+    """Decide for a volume that is not served because its replica has, or may have, taken its place."""
+    if serve == give_way:
+        raise InvalidArgument("say one of --serve and --yield")
+    await api.replica_resolve(name, serve=serve, give_way=give_way)
+    output.done(f"replica {name}: {'this side is the disk' if serve else 'this side follows the other'}")
+
+
+COMMANDS = (failover, failback, resolve)
+
+
+def _taken(result: dict[str, Any]) -> str:
+    where = f"{result['target']} LUN {result['lun']}" if result["target"] else "no target yet"
+    return f"volume {result['volume']} is the disk with serial {result['serial']} now, shown by {where}"
+
+
+def _given(name: str, result: dict[str, Any]) -> str:
+    return f"replica {name}: the disk is at peer {result['peer']} again, and {result['volume']} follows it"
+
+
+def _plan(info: FailoverPlan) -> str:
+    lines = [f"replica {info.replica} of {info.source}: {info.reason}"]
+    if info.complete_until is not None:
+        instant = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.complete_until))
+        lines.append(f"complete until {instant}, {info.age_seconds or 0:.1f} s ago (recovery point {info.point})")
+    if info.missing_bytes is not None:
+        lines.append(f"written since then, as far as the source has said: at most {info.missing_bytes} bytes")
+    if info.needs:
+        lines.append(f"without its source: twinvol replica failover {info.replica} {' '.join(info.needs)}")
+    return "\n".join(lines)
