@@ -7,21 +7,34 @@ object: look-ups by name or id ask the engine for that one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cim_facade.paths import Paths
+from engine.errors import EngineError, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from pywbem import CIMInstance, CIMInstanceName
 
     from cim_facade.provider import Provider
     from cim_facade.registry import Registry
     from cim_facade.repository import ClassRepository
-    from engine.api import EngineApi, PoolIdentity, PoolSpaceInfo, StatusInfo, VolumeInfo
+    from engine.api import (
+        EngineApi,
+        PoolIdentity,
+        PoolSpaceInfo,
+        PortalInfo,
+        ReplicaInfo,
+        SessionInfo,
+        SnapshotInfo,
+        StatusInfo,
+        TargetInfo,
+        VolumeInfo,
+    )
 
 T = TypeVar("T")
 
@@ -107,6 +120,118 @@ class View:
             return {volume.volume_id: volume for volume in await self.volumes()}
 
         return await self.once("volumes by id", index)
+
+    async def volume(self, volume_id: str) -> VolumeInfo | None:
+        """The volume with that id."""
+
+        async def ask() -> VolumeInfo | None:
+            if "volumes" in self._kept:
+                return (await self.volumes_by_id()).get(volume_id)
+            with contextlib.suppress(NotFound):
+                return await self.api.volume_find(volume_id)
+            return None
+
+        return await self.once(f"volume {volume_id}", ask)
+
+    async def snapshots(self, volume: VolumeInfo) -> AsyncIterator[SnapshotInfo]:
+        """Those of a volume, oldest first; none of one that is not served."""
+        cursor = None
+        while True:
+            try:
+                page = await self.api.snapshot_page(volume.name, cursor)
+            except EngineError:  # deleted meanwhile, or not served any more
+                return
+            for snapshot in page.snapshots:
+                self._kept[f"snapshot {snapshot.guid}"] = snapshot
+                yield snapshot
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def snapshot(self, volume_id: str, guid: str) -> SnapshotInfo | None:
+        """The snapshot of a volume with that GUID."""
+
+        async def ask() -> SnapshotInfo | None:
+            with contextlib.suppress(NotFound):
+                return await self.api.snapshot_find(volume_id, guid)
+            return None
+
+        return await self.once(f"snapshot {guid}", ask)
+
+    async def all_allocated(self) -> dict[str, int]:
+        """What volumes map, in bytes, by id."""
+        return await self.once("allocated", self.api.volume_allocated)
+
+    async def allocated(self, volume_id: str) -> int:
+        """What one volume maps, in bytes."""
+        if "allocated" in self._kept:
+            return (await self.all_allocated()).get(volume_id, 0)
+        return (await self.api.volume_allocated([volume_id])).get(volume_id, 0)
+
+    async def element_name(self, guid: str) -> str | None:
+        """The free text by which a volume (its id), a snapshot or a group (their GUIDs) is called, if there is one."""
+        return (await self.once("element names", self.api.element_name_list)).get(guid)
+
+    async def targets(self) -> list[TargetInfo]:
+        """All of them, by name."""
+        return await self.once("targets", self.api.target_list)
+
+    async def target(self, name: str) -> TargetInfo | None:
+        """The target with that iSCSI name."""
+
+        async def index() -> dict[str, TargetInfo]:
+            return {target.name: target for target in await self.targets()}
+
+        async def ask() -> TargetInfo | None:
+            if "targets" in self._kept:
+                return (await self.once("targets by name", index)).get(name)
+            with contextlib.suppress(NotFound, InvalidArgument):
+                found = await self.api.target_show(name)
+                return found if found.name == name else None  # it may have been given a short name
+            return None
+
+        return await self.once(f"target {name}", ask)
+
+    async def portals(self) -> list[PortalInfo]:
+        return await self.once("portals", self.api.portal_list)
+
+    async def initiators(self) -> dict[str, str]:
+        """Labels of those that were made known, by name."""
+
+        async def ask() -> dict[str, str]:
+            return {each.name: each.label for each in await self.api.initiator_list()}
+
+        return await self.once("initiators", ask)
+
+    async def sessions(self) -> dict[str, SessionInfo]:
+        """By their IDs: target, tag of the portal group, ISID and TSIH are no other's."""
+
+        async def ask() -> dict[str, SessionInfo]:
+            found = await self.api.session_list()
+            return {f"{each.target},{each.portal_group},{each.isid},{each.tsih}": each for each in found}
+
+        return await self.once("sessions", ask)
+
+    async def logged_in(self) -> set[str]:
+        """Names of initiators."""
+        return {session.initiator for session in (await self.sessions()).values()}
+
+    async def replicas(self) -> list[ReplicaInfo]:
+        return await self.once("replicas", self.api.replica_list)
+
+    async def replica_usages(self) -> dict[str, int]:
+        """StorageExtent.Usage of volumes that mirrors use, by name."""
+
+        async def ask() -> dict[str, int]:
+            usages: dict[str, int] = {}
+            for replica in await self.replicas():
+                here, there = (6, 8) if replica.peer is None else (7, 9)
+                usages.setdefault(replica.source, here)
+                if replica.peer is None:
+                    usages[replica.target] = there if replica.target not in usages else 10
+            return usages
+
+        return await self.once("usages", ask)
 
     def providers(self, namespace: str, class_name: str) -> list[Provider]:
         """Of a class and its subclasses."""

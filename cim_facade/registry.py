@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
     from cim_facade.repository import ClassRepository
 
-_PROVIDER_MODULES: tuple[str, ...] = ("synchronizations", "groups", "jobs")
+_PROVIDER_MODULES: tuple[str, ...] = (
+    "system",
+    "pools",
+    "volumes",
+    "capabilities",
+    "targets",
+    "sessions",
+    "synchronizations",
+    "groups",
+    "jobs",
+)
 """Each has ``PROVIDERS: tuple[Provider, ...]``."""
 
 _METHOD_MODULES: tuple[str, ...] = ("storage_configuration", "replication_service")

@@ -1,0 +1,123 @@
+"""Everything that the storage namespace shows, checked as a whole over a pool with all kinds of things."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pywbem import CIMInstanceName
+
+from cim_facade.namespaces import STORAGE
+from cim_facade.registry import whole_registry
+from cim_facade.repository import ClassRepository, load
+from tests.support.cim_model import Model
+from tests.support.engine import Engine, opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cim_facade.provider import Association
+    from engine.api import EngineApi
+
+HOST, OTHER = "iqn.2026-11.org.example:host", "iqn.2026-11.org.example:other"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def classes() -> ClassRepository:
+    return load()
+
+
+async def finished(api: EngineApi, job: int) -> None:
+    info = await api.job_wait(job)
+    while info.finished_at is None:
+        info = await api.job_wait(job, after_version=info.version)
+    assert info.error is None, info.message
+
+
+async def furnish(engine: Engine) -> None:
+    """Volumes, snapshots, clones, mirrors; targets that admit all, some, or some to one LUN; sessions."""
+    api = engine.api
+    for name in ("plain", "source", "shared"):
+        await api.volume_create(name, 4 * MIB)
+    await api.volume_create("shown", MIB, expose=True)
+    await api.volume_create("fixed", MIB, read_only=True)
+    for name in ("one", "two"):
+        await api.snapshot_create("source", name, expose=name == "one", description=f"the snapshot {name}")
+    await api.clone_create("source", "one", "linked")
+    await finished(api, (await api.clone_copy("source", "two", "full")).job)
+    await finished(api, (await api.replica_create("source", "mirror", mode="sync")).job)
+    await api.target_create("shelf", initiators=[HOST])
+    await api.target_lun_add("shelf", "shared")
+    await api.target_create("masked", initiators=[HOST, OTHER], portal_groups=[2])
+    await api.target_lun_add("masked", "shared", lun=3)
+    await api.target_lun_add("masked", "plain", lun=17, initiators=[OTHER])
+    await api.target_lun_add("masked", "fixed", lun=18, initiators=[OTHER])
+    await api.target_create("second")
+    await api.target_lun_add("second", "mirror", standby=True)
+    await api.initiator_add("iqn.2026-11.org.example:announced", "a host to come")
+    shown = await api.volume_show("shown")
+    assert shown.target is not None
+    engine.exports.log_in(shown.target, HOST)
+
+
+def model_of(engine: Engine, classes: ClassRepository) -> Model:
+    return Model(engine.api, classes, whole_registry(), STORAGE)
+
+
+async def test_the_whole_model(tmp_path: Path, classes: ClassRepository) -> None:
+    async with opened(tmp_path / "pool") as engine:
+        await furnish(engine)
+        model = model_of(engine, classes)
+        assert await model.problems() == []
+        shown = {instance.classname for instance in await model.everything()}
+        assert shown == {provider.class_name for provider in model.registry.all() if provider.namespace == STORAGE}
+
+
+async def test_keys_are_the_same_after_a_restart(tmp_path: Path, classes: ClassRepository) -> None:
+    async with opened(tmp_path / "pool") as engine:
+        await furnish(engine)
+        engine.exports.logged_in.clear()  # sessions end
+        before = {instance.path for instance in await model_of(engine, classes).everything()}
+    (tmp_path / "pool").rename(tmp_path / "moved")
+    async with opened(tmp_path / "moved") as engine:
+        model = model_of(engine, classes)
+        assert {instance.path for instance in await model.everything()} == before
+        assert await model.problems() == []
+
+
+async def test_an_empty_pool(tmp_path: Path, classes: ClassRepository) -> None:
+    async with opened(tmp_path / "pool") as engine:
+        assert await model_of(engine, classes).problems() == []
+
+
+async def test_what_is_not_there(tmp_path: Path, classes: ClassRepository) -> None:
+    """Keys that nothing has, of every class: no instance, no references, and never a traceback."""
+    async with opened(tmp_path / "pool") as engine:
+        await furnish(engine)
+        model = model_of(engine, classes)
+        everything = await model.everything()
+        for provider in model.registry.all():
+            for instance in [each for each in everything if each.classname == provider.class_name][:1]:
+                for keys in _wrong(instance.path):
+                    assert await provider.instance(model.view(), keys) is None, (provider.class_name, keys)
+                    wrong = CIMInstanceName(provider.class_name, keys, namespace=STORAGE)
+                    for association in model.registry.associations(STORAGE):
+                        await _leads_nowhere(model, association, wrong)
+
+
+def _wrong(path: CIMInstanceName) -> list[dict[str, object]]:
+    keys = dict(path.keybindings)
+    strings = [name for name, value in keys.items() if isinstance(value, str)]
+    return [
+        {},
+        {**keys, "More": "x"},
+        *({**keys, name: wrong} for name in strings for wrong in ("", "x", 7, True)),
+    ]
+
+
+async def _leads_nowhere(model: Model, association: Association, path: CIMInstanceName) -> None:
+    for end in association.ends:
+        if model.classes.is_a(STORAGE, path.classname, end.class_name):
+            found = [each.path async for each in association.references(model.view(), path, end.role)]
+            assert found == [], (association.class_name, path)
