@@ -6,6 +6,7 @@ are joined with what is there.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,13 +57,11 @@ async def find(view: View, path: CIMInstanceName) -> Element | None:
 
 
 async def by_key(view: View, volume_id: str, guid: str | None) -> Element | None:
-    try:
-        volume = await view.once(f"volume {volume_id}", lambda: view.api.volume_find(volume_id))
-        if guid is None:
-            return Element(volume)
-        return Element(volume, await view.api.snapshot_find(volume_id, guid))
-    except NotFound:
-        return None
+    volume = await view.volume(volume_id)
+    if volume is None or guid is None:
+        return None if volume is None else Element(volume)
+    snapshot = await view.snapshot(volume_id, guid)
+    return None if snapshot is None else Element(volume, snapshot)
 
 
 # --- synchronizations -------------------------------------------------------------------------------------------
@@ -295,7 +294,14 @@ async def peer_at(view: View, path: CIMInstanceName) -> str | None:
 
 
 async def peers(view: View) -> list[PeerInfo]:
-    return await view.once("peers", view.api.peer_list)
+    """None, where nobody serves peers."""
+
+    async def ask() -> list[PeerInfo]:
+        with contextlib.suppress(NotFound):
+            return await view.api.peer_list()
+        return []
+
+    return await view.once("peers", ask)
 
 
 async def access_point_path(view: View, peer: str) -> CIMInstanceName:

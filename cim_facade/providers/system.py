@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pywbem import CIMDateTime, CIMInstanceName
-
 from cim_facade.paths import SYSTEM_CLASS
 from cim_facade.provider import End, Provider
 from cim_facade.providers.shared import OK, Links, State
+from cim_facade.providers.synchronizations import point_in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from pywbem import CIMInstance
+    from pywbem import CIMInstance, CIMInstanceName
 
     from cim_facade.context import View
     from cim_facade.provider import Keys
@@ -61,7 +60,7 @@ class ComputerSystem(Provider):
             Dedicated=[3, 15],  # Storage, Block Server
             ResetCapability=5,  # Not Implemented
             PowerManagementCapabilities=[1],  # Not Supported
-            TimeOfLastStateChange=moment(identity.started_at),
+            TimeOfLastStateChange=point_in_time(identity.started_at),
             **_health(status).enabled_properties(),
         )
 
@@ -75,11 +74,6 @@ def _health(status: StatusInfo) -> State:
     if status.health == "ok":
         return OK
     return State(3, 10, "Degraded", reason="; ".join(status.reasons))
-
-
-def moment(at: float) -> CIMDateTime:
-    """Seconds since the epoch as a point in time."""
-    return CIMDateTime.fromtimestamp(at)
 
 
 class Service(Provider):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from cim_facade.paths import VOLUME_CLASS
 from cim_facade.provider import End, Provider
 from cim_facade.providers.shared import OK, Fixed, Links, State
-from cim_facade.providers.system import moment
+from cim_facade.providers.synchronizations import point_in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -134,7 +134,7 @@ def _snapshot_properties(snapshot: SnapshotInfo) -> dict[str, Any]:
     return {
         "Caption": f"{snapshot.volume}@{snapshot.name}",
         "Description": snapshot.description or None,
-        "InstallDate": moment(snapshot.created_at),
+        "InstallDate": point_in_time(snapshot.created_at),
         "Name": snapshot.naa.upper(),
         "NumberOfBlocks": snapshot.size_bytes // BLOCK_BYTES,
         "ConsumableBlocks": snapshot.size_bytes // BLOCK_BYTES,

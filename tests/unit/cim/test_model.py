@@ -10,6 +10,7 @@ from pywbem import CIMInstanceName
 from cim_facade.namespaces import STORAGE
 from cim_facade.registry import whole_registry
 from cim_facade.repository import ClassRepository, load
+from engine.api import CopyOrder, GroupOrder
 from tests.support.cim_model import Model
 from tests.support.engine import Engine, opened
 
@@ -59,6 +60,17 @@ async def furnish(engine: Engine) -> None:
     shown = await api.volume_show("shown")
     assert shown.target is not None
     engine.exports.log_in(shown.target, HOST)
+    await api.group_create("pair", ["plain", "shared"])
+    await api.group_snapshot_create("pair", "instant")
+    orders = [CopyOrder("clone", name) for name in ("plain", "shared")]
+    await finished(api, (await api.copies_make(orders, group=GroupOrder("copied", source_group="pair"))).job)
+
+
+async def befriend(engine: Engine, other: Engine) -> None:
+    """A mirror to another pool."""
+    code = (await other.api.peer_invite(name="here")).code
+    await engine.api.peer_add("there", code, address=other.peer_address)
+    await finished(engine.api, (await engine.api.replica_create("plain", "far", mode="async", peer="there")).job)
 
 
 def model_of(engine: Engine, classes: ClassRepository) -> Model:
@@ -66,8 +78,12 @@ def model_of(engine: Engine, classes: ClassRepository) -> Model:
 
 
 async def test_the_whole_model(tmp_path: Path, classes: ClassRepository) -> None:
-    async with opened(tmp_path / "pool") as engine:
+    async with (
+        opened(tmp_path / "pool", peer="127.0.0.1:0") as engine,
+        opened(tmp_path / "other", peer="127.0.0.1:0") as other,
+    ):
         await furnish(engine)
+        await befriend(engine, other)
         model = model_of(engine, classes)
         assert await model.problems() == []
         shown = {instance.classname for instance in await model.everything()}
