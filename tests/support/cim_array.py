@@ -38,10 +38,13 @@ def registry() -> Registry:
     return whole_registry()
 
 
+ADMINISTRATOR = User("admin", administrator=True, secure=True)
+
+
 class Array:
     """``engine`` behind the facade. Each call is a request of its own, by ``user``."""
 
-    def __init__(self, engine: Engine, user: User = User("admin", administrator=True, secure=True)) -> None:
+    def __init__(self, engine: Engine, user: User = ADMINISTRATOR) -> None:
         self.engine = engine
         self.api = engine.api
         self.user = user
@@ -76,7 +79,7 @@ class Array:
         handler = registry().method(classes(), path.namespace, path.classname, method)
         assert handler is not None, f"{method} has no handler"
         code, outputs = await handler(view, path, params)
-        values = {text for text in declared.qualifiers["ValueMap"].value}
+        values = set(declared.qualifiers["ValueMap"].value)
         assert str(int(code)) in values or any(_within(int(code), text) for text in values), code
         found = NocaseDict()
         for name, value in outputs.items():

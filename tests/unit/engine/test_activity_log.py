@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from engine.activity_log import BLOCK_BYTES, HYSTERESIS, REGION_BYTES, REGIONS_PER_BLOCK, ActivityLog
 from engine.control_files import AioControlFiles
 from engine.stores import Extent
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GUIDS = [f"0000000{n}-0000-4000-8000-000000000000" for n in range(9)]
 SIZE = 10 * REGION_BYTES + 512
