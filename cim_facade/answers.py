@@ -147,6 +147,8 @@ def _reference(path: CIMInstanceName | CIMClassName) -> str:
 def instance(found: CIMInstance) -> str:
     """INSTANCE."""
     inner = "".join(map(_property, found.properties.values()))
+    if not inner:
+        return f'<INSTANCE CLASSNAME="{found.classname}"/>'
     return f'<INSTANCE CLASSNAME="{found.classname}">{inner}</INSTANCE>'
 
 

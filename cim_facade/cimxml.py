@@ -193,7 +193,7 @@ class _Reader:
         self._count = 0
 
     def read(self, data: bytes) -> Element:
-        parser = expat.ParserCreate("utf-8")  # whatever the document says: DSP0200 7.2
+        parser = expat.ParserCreate("utf-8")  # DSP0200 7.2: whatever its declaration says
         parser.buffer_text = True
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
