@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.tvol import flatten
 from engine.tvol.allocator import Allocator
 from engine.tvol.claims import Claims
 from engine.tvol.core import Core
@@ -57,11 +58,16 @@ def _shared_partials_in_place(original):
     return plan_partial
 
 
-def _walks_see_the_chunk_only(original):
-    def of_entries(self, entries):
-        return np.where(entries >= PARTIAL, entries & np.uint32(CHUNK_MASK), entries)
+def _chunks(entries):
+    return np.where(entries >= PARTIAL, entries & np.uint32(CHUNK_MASK), entries)
 
-    return of_entries
+
+def _walks_see_the_chunk_only(original):
+    return lambda self, entries: _chunks(entries)
+
+
+def _inherits_by_the_chunk_only(original):
+    return lambda family, entries, generation: original(family, _chunks(entries), generation)
 
 
 def _only_the_pages_at_hand(original):
@@ -162,7 +168,10 @@ PARTIALS = {
     ),
     "walks-visit-both": Mutation(
         "whatever goes through claims goes through partial chunks and their bases",
-        ((Partials, "of_entries", _walks_see_the_chunk_only),),
+        (
+            (Partials, "of_entries", _walks_see_the_chunk_only),
+            (flatten, "inherits", _inherits_by_the_chunk_only),
+        ),
     ),
     "masked-pages-go-along": Mutation(
         "the pages of a shared partial chunk are copied to the one that replaces it",
