@@ -36,11 +36,11 @@ from tests.simulation.directed import (
     a_source_deleted_while_it_is_shared,
     a_table_that_changes_while_it_is_written,
     an_atomic_write_ended_anywhere,
-    both_superblock_slots_torn,
     two_flips_over_a_slow_write,
     two_syncs_at_once_of_which_one_fails,
 )
 from tests.simulation.directed_maps import a_rotten_leaf, two_writes_and_a_flip_before_the_map_is_loaded
+from tests.simulation.directed_notes import a_hold_and_a_step_of_the_wall_clock
 from tests.simulation.directed_partials import (
     a_base_that_is_freed_before_its_partial_chunk,
     a_mask_that_grows_between_two_checkpoints,
@@ -54,6 +54,11 @@ from tests.simulation.directed_rot import (
     an_acknowledged_write_rots_before_a_restart,
     bad_memory_of_the_host,
 )
+from tests.simulation.directed_superblocks import (
+    a_first_slot_that_rots_after_the_next_checkpoint_began,
+    a_superblock_that_only_the_page_cache_has,
+    both_superblock_slots_torn,
+)
 from tests.simulation.life import run_seed
 from tests.simulation.mutation import Mutation, at_once, left_out
 from tests.simulation.mutations_of_digests import DIGESTS
@@ -65,6 +70,7 @@ from tests.simulation.mutations_of_partials import PARTIALS
 from tests.simulation.mutations_of_rot import ROT
 from tests.simulation.mutations_of_sharing import SHARING
 from tests.simulation.mutations_of_space import DIRECTED_SPACE, SPACE
+from tests.simulation.mutations_of_trees import TREES
 from tests.support.sim_files import SimBlockFile, SimFileSystem
 from tests.support.volume_oracle import Violation
 
@@ -477,6 +483,7 @@ MUTATIONS: dict[str, Mutation] = {
     **FLATTEN,
     **GROUPS,
     **MAPS,
+    **TREES,
     # Checkpoint
     "pages-before-superblock": Mutation(
         "pages and data are durable before a superblock refers to them",
@@ -529,8 +536,12 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "atomic-writes-in-one-record": an_atomic_write_ended_anywhere,
     "freed-waits-for-its-users": a_slow_reader_of_a_freed_chunk,
     "seal-waits-for-older-epochs": two_flips_over_a_slow_write,
+    "what-was-read-is-synced": a_superblock_that_only_the_page_cache_has,
+    "slots-are-healed": a_superblock_that_only_the_page_cache_has,
     "merge-after-durable-delete": a_merge_before_the_deletion_is_durable,
     "reclaim-before-merge": a_chunk_reused_while_a_node_is_reclaimed,
+    "reuse-after-both-slots": a_first_slot_that_rots_after_the_next_checkpoint_began,
+    "expiry-takes-its-time": a_hold_and_a_step_of_the_wall_clock,
     "slots-one-after-the-other": both_superblock_slots_torn,
     "journal-space-after-superblock": a_journal_overrun_during_a_checkpoint,
     "failure-is-journaled": a_failed_sync_and_a_reopening_on_the_same_boot,
