@@ -28,7 +28,13 @@ _PROVIDER_MODULES: tuple[str, ...] = (
 )
 """Each has ``PROVIDERS: tuple[Provider, ...]``."""
 
-_METHOD_MODULES: tuple[str, ...] = ("storage_configuration", "replication_service")
+_METHOD_MODULES: tuple[str, ...] = (
+    "storage_configuration",
+    "replication_service",
+    "synchronizations",
+    "groups",
+    "jobs",
+)
 """Each has ``METHODS: dict[tuple[str, str], MethodHandler]``, by class and method; they hold for subclasses, too."""
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.catalog import JOB_HISTORY_MAX, JobRow
 from engine.errors import EngineError, InUse, InvalidState, JobCancelled, NotFound, StoreCorrupt
-from engine.errors_json import error_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -241,28 +240,6 @@ class JobRegistry:
         reader = _Reader(job.kind, None, job.job_id)
         self._reading.append(reader)
         self._begin(job, reader, work)
-
-    async def join(self, jobs: list[Job], subject: str) -> Job:
-        """A job that ends when all of ``jobs`` have; see ``EngineApi.job_join``."""
-
-        async def work(joint: Job) -> dict[str, Any]:
-            joint.result = {"jobs": [job.job_id for job in jobs]}
-            try:
-                for job in jobs:
-                    while not job.state.final:
-                        await job.wait(job.version, 1.0)
-                        joint.progress(sum(each.done_bytes for each in jobs), sum(each.total_bytes for each in jobs))
-            except asyncio.CancelledError:
-                if joint.cancelling:
-                    for job in (job for job in jobs if not job.state.final):
-                        await self.cancel(job.job_id)
-                raise
-            failed = next((job for job in jobs if job.state is not JobState.COMPLETED), None)
-            if failed is not None:
-                raise error_from_json({"type": failed.error, "message": failed.message})
-            return joint.result
-
-        return await self.start("joint", subject, work)
 
     async def forget(self, job_id: int) -> None:
         """Take a job that is over out of the history. Raises NotFound, InvalidState."""

@@ -378,9 +378,6 @@ class LocalApi(
         found.resume()
         return job_info(found)
 
-    async def job_join(self, jobs: list[int], subject: str) -> JobInfo:
-        return job_info(await self._pool.jobs.join([self._pool.jobs.get(job) for job in jobs], subject))
-
     async def job_forget(self, job: int) -> None:
         await self._pool.jobs.forget(job)
 

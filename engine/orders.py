@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from engine.relations import check_element_name, new_guid
 from engine.token_clone import start_token_clone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from engine.jobs import Job
     from engine.local_api import LocalApi
@@ -112,6 +113,38 @@ class Orders:
         self._reserved |= run.taken()
         subject = " ".join(dict.fromkeys(order.source for order in named))
         return await self._pool.jobs.start(JOB_KIND, subject, self._work_of(run))
+
+    async def follow(self, verb: str, names: list[str]) -> Job:
+        """See ``EngineApi.mirrors_follow``."""
+        if verb not in ("resync", "resume") or not 0 < len(names) <= ORDER_MAX:
+            raise InvalidArgument(f"{verb!r} of {len(names)} replicas")
+        begin = self._api.replica_resync if verb == "resync" else self._api.replica_resume
+        parts = [(await begin(name)).job for name in names]
+        rest = Rest()
+        percent = dict.fromkeys(names, 0)
+
+        async def work(job: Job) -> dict[str, Any]:
+            job.control = rest
+            job.result = {"replicas": names, "jobs": parts}
+            job.progress(0, 100 * len(names))
+
+            def tell(name: str, of: int) -> None:
+                percent[name] = of
+                job.progress(sum(percent.values()))
+
+            try:
+                for name in names:
+                    await _until_synchronized(self._api, rest, name, functools.partial(tell, name))
+                    tell(name, 100)
+            except asyncio.CancelledError:
+                if job.cancelling:
+                    for name in names:
+                        with contextlib.suppress(EngineError):  # it is at rest, or gone
+                            await self._api.replica_pause(name)
+                raise
+            return job.result
+
+        return await self._pool.jobs.start(verb, " ".join(names), work)
 
     def _work_of(self, run: _Order) -> Any:
         async def work(job: Job) -> dict[str, Any]:
@@ -367,22 +400,8 @@ class _Order:
         await self._api.replica_attach(order.source, order.target, name=name, mode=mode, rpo_s=order.rpo_s)
 
     async def _synchronized(self, job: Job, number: int, name: str) -> None:
-        """Wait for a mirror, which rests when the order does."""
-        while True:
-            info = await self._api.replica_show(name)
-            suspended = info.copy_state == "Suspended"
-            if info.copy_state == "Synchronized":
-                return
-            if self._rest.going.is_set() and suspended:
-                await self._api.replica_resume(name)
-            elif not self._rest.going.is_set() and info.copy_state == "Unsynchronized":
-                await self._api.replica_pause(name)
-            elif info.copy_state in ("Aborted", "Fractured", "Failedover") or (
-                info.copy_state == "Broken" and info.mode == "sync"
-            ):
-                raise InvalidState(f"replica {name}", f"{info.copy_state} ({info.reason})", "a running copy")
-            self._tell(job, number, self._sizes[number] * info.percent_synced // 100)
-            await asyncio.sleep(POLL_S)
+        size = self._sizes[number]
+        await _until_synchronized(self._api, self._rest, name, lambda of: self._tell(job, number, size * of // 100))
 
     async def _call(self, guid: str, element_name: str | None) -> None:
         if element_name is not None:
@@ -489,3 +508,24 @@ class _Order:
             identity = made.pop(key, None)
             if identity is not None and order.target is None:
                 await self._relations.set_element_name(identity, None)
+
+
+async def _until_synchronized(api: LocalApi, rest: Rest, name: str, tell: Callable[[int], None]) -> None:
+    """Wait for a mirror, which rests when ``rest`` says so. ``tell``: how many percent there are.
+
+    Raises InvalidState: it went to another rest.
+    """
+    while True:
+        info = await api.replica_show(name)
+        if info.copy_state == "Synchronized":
+            return
+        if rest.going.is_set() and info.copy_state == "Suspended":
+            await api.replica_resume(name)
+        elif not rest.going.is_set() and info.copy_state == "Unsynchronized":
+            await api.replica_pause(name)
+        elif info.copy_state in ("Aborted", "Fractured", "Failedover") or (
+            info.copy_state == "Broken" and info.mode == "sync"
+        ):
+            raise InvalidState(f"replica {name}", f"{info.copy_state} ({info.reason})", "a running copy")
+        tell(info.percent_synced)
+        await asyncio.sleep(POLL_S)

@@ -40,6 +40,9 @@ class RelationOperations(ApiPart):
     ) -> JobInfo:
         return job_info(await self._orders.make(orders, group, at_once=at_once, on_error=on_error, until=until))
 
+    async def mirrors_follow(self, verb: str, names: list[str]) -> JobInfo:
+        return job_info(await self._orders.follow(verb, names))
+
     async def relation_list(self) -> list[RelationInfo]:
         return self._relations.clones()
 

@@ -84,13 +84,8 @@ async def settled(view: View, job: JobInfo, *, to_the_end: bool) -> Outcome:
     return Outcome(None, copies, job.result.get("group"), job.result.get("target_group"))
 
 
-async def joined(view: View, jobs: list[int], *, wait: bool) -> Outcome:
-    """Of an operation that takes these jobs. ``wait``: for their end, as long as a call may."""
-    if not jobs:
-        return Outcome(None)
-    job = await view.api.job_show(jobs[0])
-    if len(jobs) > 1:
-        job = await view.api.job_join(jobs, " ".join(map(str, jobs)))
-    if not wait:
-        return Outcome(job.job)
-    return await settled(view, job, to_the_end=True)
+async def of_job(view: View, job: int | None, *, wait: bool) -> Outcome:
+    """Of an operation that takes this job. ``wait``: for its end, as long as a call may."""
+    if job is None or not wait:
+        return Outcome(job)
+    return await settled(view, await view.api.job_show(job), to_the_end=True)

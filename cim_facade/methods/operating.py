@@ -11,63 +11,94 @@ from typing import TYPE_CHECKING
 from cim_facade.methods.requests import invalid, unsupported
 from cim_facade.synchronizations import Copy, GroupCopy
 from cim_facade.value_maps import CopyState, Operation, SyncType
+from engine.api import CopyOrder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cim_facade.context import View
 
-    Run = Callable[[View, Copy], Awaitable[int | None]]
+    Run = Callable[[View, list[Copy], bool], Awaitable[int | None]]
 
 
-def _mirror(copy: Copy) -> str:
-    assert copy.replica is not None
-    return copy.replica
+def _mirrors(copies: list[Copy]) -> list[str]:
+    return [copy.replica for copy in copies if copy.replica is not None]
 
 
-async def _pause(view: View, copy: Copy) -> int | None:
-    await view.api.replica_pause(_mirror(copy))
+async def _pause(view: View, copies: list[Copy], force: bool) -> int | None:
+    for name in _mirrors(copies):
+        await view.api.replica_pause(name)
     return None
 
 
-async def _resume(view: View, copy: Copy) -> int | None:
-    return (await view.api.replica_resume(_mirror(copy))).job
+async def _resume(view: View, copies: list[Copy], force: bool) -> int | None:
+    return (await view.api.mirrors_follow("resume", _mirrors(copies))).job
 
 
-async def _fracture(view: View, copy: Copy) -> int | None:
-    await view.api.replica_fracture(_mirror(copy))
+async def _fracture(view: View, copies: list[Copy], force: bool) -> int | None:
+    for name in _mirrors(copies):
+        await view.api.replica_fracture(name)
     return None
 
 
-async def _resync(view: View, copy: Copy) -> int | None:
-    return (await view.api.replica_resync(_mirror(copy))).job
+async def _resync(view: View, copies: list[Copy], force: bool) -> int | None:
+    return (await view.api.mirrors_follow("resync", _mirrors(copies))).job
 
 
-async def _detach_mirror(view: View, copy: Copy) -> int | None:
-    await view.api.replica_detach(_mirror(copy))
+async def _detach_mirror(view: View, copies: list[Copy], force: bool) -> int | None:
+    for name in _mirrors(copies):
+        await view.api.replica_detach(name)
     return None
 
 
-async def _detach_clone(view: View, copy: Copy) -> int | None:
-    await view.api.relation_end(copy.target)
+async def _detach_clone(view: View, copies: list[Copy], force: bool) -> int | None:
+    for copy in copies:
+        await view.api.relation_end(copy.target)
     return None
 
 
-async def _roll_back(view: View, copy: Copy) -> int | None:
-    assert copy.volume is not None
-    assert copy.snapshot is not None
-    await view.api.snapshot_rollback(copy.volume, copy.snapshot)
+async def _copy_again(view: View, copies: list[Copy], force: bool) -> int | None:
+    """The clones get what their sources hold now."""
+    return await _clone_onto(view, [(copy.source, copy.target) for copy in copies], related=True)
+
+
+async def _copy_back(view: View, copies: list[Copy], force: bool) -> int | None:
+    """The sources get what the clones hold."""
+    return await _clone_onto(view, [(copy.target, copy.source) for copy in copies], related=False)
+
+
+async def _clone_onto(view: View, pairs: list[tuple[str, str]], *, related: bool) -> int:
+    volumes = await view.volumes_by_id()
+    orders = [
+        CopyOrder("clone", volumes[source].name, target=volumes[target].name, related=related)
+        for source, target in pairs
+    ]
+    return (await view.api.copies_make(orders)).job
+
+
+async def _roll_back(view: View, copies: list[Copy], force: bool) -> int | None:
+    for volume, snapshot, _ in _snapshots(copies):
+        await view.api.snapshot_rollback(volume, snapshot, force=force)
     return None
 
 
-async def _return_snapshot(view: View, copy: Copy) -> int | None:
-    assert copy.volume is not None
-    assert copy.snapshot is not None
-    if copy.group_snapshot is not None:
-        raise unsupported(f"{copy.volume}@{copy.snapshot} belongs to group snapshot {copy.group_snapshot}")
-    await view.api.snapshot_delete(copy.volume, copy.snapshot)
-    await view.api.element_name_set(copy.target, None)
+async def _return_snapshot(view: View, copies: list[Copy], force: bool) -> int | None:
+    for volume, snapshot, guid in _snapshots(copies):
+        await view.api.snapshot_delete(volume, snapshot, force=force)
+        await view.api.element_name_set(guid, None)
     return None
+
+
+def _snapshots(copies: list[Copy]) -> list[tuple[str, str, str]]:
+    """Volume, name and GUID of each."""
+    found = []
+    for copy in copies:
+        assert copy.volume is not None
+        assert copy.snapshot is not None
+        if copy.group_snapshot is not None:
+            raise unsupported(f"{copy.volume}@{copy.snapshot} belongs to group snapshot {copy.group_snapshot}")
+        found.append((copy.volume, copy.snapshot, copy.target))
+    return found
 
 
 MIRROR_OPERATIONS: dict[Operation, Run] = {
@@ -82,7 +113,12 @@ MIRROR_OPERATIONS: dict[Operation, Run] = {
     Operation.SUSPEND: _pause,
 }
 
-CLONE_OPERATIONS: dict[Operation, Run] = {Operation.DETACH: _detach_clone, Operation.DISSOLVE: _detach_clone}
+CLONE_OPERATIONS: dict[Operation, Run] = {
+    Operation.DETACH: _detach_clone,
+    Operation.DISSOLVE: _detach_clone,
+    Operation.RESTORE_FROM_REPLICA: _copy_back,
+    Operation.RESYNC_REPLICA: _copy_again,
+}
 
 SNAPSHOT_OPERATIONS: dict[Operation, Run] = {
     Operation.RESTORE_FROM_REPLICA: _roll_back,
@@ -96,18 +132,14 @@ OPERATIONS: dict[SyncType, dict[Operation, Run]] = {
     SyncType.TOKENIZED_CLONE: CLONE_OPERATIONS,
 }
 
-GROUP_OPERATIONS = {
-    SyncType.MIRROR: frozenset(MIRROR_OPERATIONS),
-    SyncType.SNAPSHOT: frozenset(SNAPSHOT_OPERATIONS),
-    SyncType.CLONE: frozenset(CLONE_OPERATIONS),
-    SyncType.TOKENIZED_CLONE: frozenset(CLONE_OPERATIONS),
-}
-"""Of a relation of groups: on all of its pairs."""
+ENDING = (Operation.DETACH, Operation.DISSOLVE, Operation.RETURN_TO_RESOURCE_POOL)
+"""Operations after which there is no relation."""
 
 RESULTS = {
     Operation.ACTIVATE: CopyState.SYNCHRONIZED,
     Operation.RESUME: CopyState.SYNCHRONIZED,
     Operation.RESYNC_REPLICA: CopyState.SYNCHRONIZED,
+    Operation.RESTORE_FROM_REPLICA: CopyState.SYNCHRONIZED,
     Operation.FRACTURE: CopyState.FRACTURED,
     Operation.SPLIT: CopyState.FRACTURED,
     Operation.DEACTIVATE: CopyState.SUSPENDED,
@@ -135,33 +167,33 @@ def check_wait(value: int | None, operation: Operation) -> bool:
     return True
 
 
-async def operate(view: View, operation: Operation, copy: Copy | GroupCopy) -> list[int]:
-    """Do it; the numbers of the engine's jobs that it takes. A relation of groups: all of its pairs, in order."""
-    check_operation(operation, copy.sync_type)
-    if isinstance(copy, GroupCopy):
-        return await _operate_group(view, operation, copy)
-    job = await OPERATIONS[copy.sync_type][operation](view, copy)
+async def operate(
+    view: View, operation: Operation, copies: list[Copy] | list[GroupCopy], *, force: bool = False
+) -> int | None:
+    """Do it with all of them, which are of one kind; the number of the engine's job that it takes, if it takes one.
+
+    ``force``: also under initiators that are logged in. A relation of groups: with all of its pairs.
+    """
+    check_operation(operation, copies[0].sync_type)
+    run = OPERATIONS[copies[0].sync_type][operation]
+    single = [copy for copy in copies if isinstance(copy, Copy)]
+    for group in (copy for copy in copies if isinstance(copy, GroupCopy)):
+        whole = {member.group_snapshot for member in group.members} - {None}
+        for label in whole:
+            await _operate_group_snapshot(view, operation, str(label), force=force)
+        if not whole:
+            single += group.members
+    job = await run(view, single, force) if single else None
+    if operation in ENDING:
+        for group in (copy for copy in copies if isinstance(copy, GroupCopy)):
+            await view.api.group_relation_end(group.guid)
     view.forget()
-    return [] if job is None else [job]
+    return job
 
 
-async def _operate_group(view: View, operation: Operation, group: GroupCopy) -> list[int]:
-    whole = [member.group_snapshot for member in group.members if member.group_snapshot is not None]
-    if whole:
-        return await _operate_group_snapshot(view, operation, whole[0])
-    run = OPERATIONS[group.sync_type][operation]
-    jobs = [job for member in group.members if (job := await run(view, member)) is not None]
-    if operation in (Operation.DETACH, Operation.DISSOLVE, Operation.RETURN_TO_RESOURCE_POOL):
-        await view.api.group_relation_end(group.guid)
-    view.forget()
-    return jobs
-
-
-async def _operate_group_snapshot(view: View, operation: Operation, label: str) -> list[int]:
+async def _operate_group_snapshot(view: View, operation: Operation, label: str, *, force: bool) -> None:
     name, _, snapshot = label.partition("@")
     if operation is Operation.RESTORE_FROM_REPLICA:
-        await view.api.group_rollback(name, snapshot)
+        await view.api.group_rollback(name, snapshot, force=force)
     else:
-        await view.api.group_snapshot_delete(name, snapshot)
-    view.forget()
-    return []
+        await view.api.group_snapshot_delete(name, snapshot, force=force)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from cim_facade import elements
 from cim_facade.methods.answering import answering, check_space, volume_name
-from cim_facade.methods.making import joined, make
+from cim_facade.methods.making import make, of_job
 from cim_facade.methods.operating import operate
 from cim_facade.methods.requests import Kind, element_name, invalid, of_copy_type, unsupported
+from cim_facade.synchronizations import Copy
 from cim_facade.value_maps import ENGINE_MODES, NEW_OPERATIONS, CopyType, Mode, OldOperation, SyncType
 from engine.api import CopyOrder
 
@@ -87,7 +88,9 @@ async def modify_synchronization(view: View, path: CIMInstanceName, params: Para
     copy = await elements.copy_at(view, params.get("Synchronization"))
     if copy is None:
         raise invalid("Synchronization leads nowhere")
-    outcome = await joined(view, await operate(view, NEW_OPERATIONS[OldOperation(number)], copy), wait=False)
+    if not isinstance(copy, Copy):
+        raise invalid("Synchronization is one of groups")
+    outcome = await of_job(view, await operate(view, NEW_OPERATIONS[OldOperation(number)], [copy]), wait=False)
     return outcome.code, {"Job": await elements.job_path(view, outcome.job)}
 
 

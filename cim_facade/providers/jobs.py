@@ -30,7 +30,6 @@ RETENTION_S = 300.0
 
 KINDS = {
     "copies": "Make copies",
-    "joint": "Change synchronizations",
     "clone": "Full clone",
     "token clone": "Full clone by token",
     "flatten": "Separate a clone",
@@ -138,11 +137,7 @@ async def affected(view: View, job: JobInfo) -> list[tuple[CIMInstanceName, bool
 async def _subjects(view: View, job: JobInfo) -> list[CIMInstanceName]:
     """Of a job that the engine knows by names only: of replicas, or of volumes."""
     paths = await view.paths()
-    numbers = job.result.get("jobs", [])
     words = job.subject.split()
-    for number in numbers:
-        part = await elements.job_numbered(view, str(number))
-        words += [] if part is None else part.subject.split()
     mirrors = {copy.replica: copy for copy in await synchronizations.mirrors(view)}
     volumes = await view.volumes_by_name()
     found = [await elements.target_path(view, mirrors[word]) for word in words if word in mirrors]

@@ -56,8 +56,3 @@ class JobApi(Protocol):
     async def job_forget(self, job: int) -> None:
         """Take a job that is over out of the history. Raises InvalidState: it is not."""
         ...
-
-    async def job_join(self, jobs: list[int], subject: str) -> JobInfo:
-        """A job that ends when all of these have, as the first that failed did; ``jobs`` of its result are they.
-        Cancelling it cancels them. Raises NotFound."""
-        ...

@@ -118,6 +118,11 @@ class RelationApi(Protocol):
         """
         ...
 
+    async def mirrors_follow(self, verb: str, names: list[str]) -> JobInfo:
+        """``resync`` or ``resume`` several replicas as one job, which ends when all are Synchronized; its result has
+        their ``replicas``. When it rests, they are suspended; when it is cancelled, they stay so. Raises NotFound."""
+        ...
+
     async def relation_list(self) -> list[RelationInfo]: ...
     async def relation_end(self, target_id: str) -> None:
         """The clone is a volume like any other. Raises NotFound."""
