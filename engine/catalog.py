@@ -12,6 +12,7 @@ the connection has one owner. Each method is one transaction, durable when it re
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import sqlite3
@@ -88,7 +89,7 @@ CREATE TABLE chap (
     mutual INTEGER NOT NULL, UNIQUE (target, mutual, user));
 CREATE TABLE mirrors (
     name TEXT PRIMARY KEY, source_id TEXT NOT NULL, target_id TEXT NOT NULL, mode TEXT NOT NULL,
-    state TEXT NOT NULL, peer TEXT);
+    state TEXT NOT NULL, peer TEXT, disk TEXT);
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, subject TEXT NOT NULL, state INTEGER NOT NULL,
     done_bytes INTEGER NOT NULL, total_bytes INTEGER NOT NULL, created_at REAL NOT NULL, finished_at REAL,
@@ -182,11 +183,27 @@ class ChapRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskRow:
+    """A disk of elsewhere. ``url`` has no secret; the files hold those of CHAP, ours and the one that proves the disk's
+    target, which calls itself ``mutual_user``."""
+
+    url: str
+    secret_file: str | None = None
+    mutual_user: str | None = None
+    mutual_file: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """Of secrets."""
+        return [file for file in (self.secret_file, self.mutual_file) if file is not None]
+
+
+@dataclass(frozen=True, slots=True)
 class MirrorRow:
     """A mirror. ``state`` is the mirror engine's own durable record.
 
-    ``peer``: where the target is, and then ``target_id`` is the replica id by which it is known there; None: it is the
-    volume of that id in this pool.
+    ``peer``: where the target is, and then ``target_id`` is the replica id by which it is known there. ``disk``: the
+    target is that one, and ``target_id`` a UUID of the relation. Neither: it is the volume of that id in this pool.
     """
 
     name: str
@@ -195,6 +212,7 @@ class MirrorRow:
     mode: str
     state: dict[str, Any] = field(default_factory=dict)
     peer: str | None = None
+    disk: DiskRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,16 +593,23 @@ class Catalog:
 
     async def mirrors(self) -> list[MirrorRow]:
         def work(database: sqlite3.Connection) -> list[MirrorRow]:
-            rows = database.execute("SELECT name, source_id, target_id, mode, state, peer FROM mirrors ORDER BY name")
-            return [MirrorRow(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5]) for row in rows]
+            rows = database.execute(
+                "SELECT name, source_id, target_id, mode, state, peer, disk FROM mirrors ORDER BY name"
+            )
+            found = []
+            for name, source_id, target_id, mode, state, peer, disk in rows:
+                where = None if disk is None else DiskRow(**json.loads(disk))
+                found.append(MirrorRow(name, source_id, target_id, mode, json.loads(state), peer, where))
+            return found
 
         return await self._run(work)
 
     async def put_mirror(self, row: MirrorRow) -> None:
         """Record a mirror or its new state."""
-        values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer)
+        disk = None if row.disk is None else json.dumps(dataclasses.asdict(row.disk))
+        values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer, disk)
         await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?)", values)
+            lambda database: database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         )
 
     async def remove_mirror(self, name: str) -> None:

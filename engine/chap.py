@@ -93,7 +93,10 @@ class ChapUsers:
     async def restore(self) -> None:
         """Read what the catalogue names, and remove what it does not."""
         rows = await self._catalog.chap()
-        await asyncio.to_thread(self._files.sweep, {row.file for row in rows})
+        disks = {
+            file for mirror in await self._catalog.mirrors() if mirror.disk is not None for file in mirror.disk.files
+        }
+        await asyncio.to_thread(self._files.sweep, {row.file for row in rows} | disks)
         for row in rows:
             try:
                 entry = _Entry(row, check_secret(await asyncio.to_thread(self._files.get, row.file)))

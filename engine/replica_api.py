@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from engine.api import ReplicaPointInfo
 from engine.api_part import ApiPart
-from engine.errors import InUse, NotFound, NotSupported
+from engine.disk_targets import DiskSecrets
+from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
 from engine.jobs import job_info
 from engine.mirror_record import MirrorPolicy
 from engine.names import check_name
@@ -75,10 +76,27 @@ class ReplicaOperations(ApiPart):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        secret: str | None = None,
+        mutual_user: str | None = None,
+        mutual_secret: str | None = None,
     ) -> JobInfo:
         chosen = mode_of(mode)
         policy = _policy(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
-        volume, other = self._pool.volume(source), self._pool.volume(target)
+        volume = self._pool.volume(source)
+        if self._replicas.disks.is_disk(target):
+            if name is None:
+                raise InvalidArgument("a replica whose target is a disk of elsewhere needs a name of its own")
+            if (mutual_user is None) != (mutual_secret is None):
+                raise InvalidArgument("a mutual user and a mutual secret come together")
+            if points is not None or points_age_s is not None:
+                raise NotSupported("a disk of elsewhere keeps no recovery points")
+            mutual = None if mutual_user is None or mutual_secret is None else (mutual_user, mutual_secret)
+            secrets = DiskSecrets(secret, mutual)
+            name = check_name("replica", name)
+            return job_info(await self._replicas.add_disk(name, volume, target, secrets, chosen, policy))
+        if (secret, mutual_user, mutual_secret) != (None, None, None):
+            raise InvalidArgument("secrets go with the URL of a disk")
+        other = self._pool.volume(target)
         self._exposure.require_idle(self._exposure.luns_of(other.volume_id), f"volume {target}", hint="take another")
         self._require_unshown(other, chosen)
         name = check_name("replica", name or target)
@@ -101,7 +119,7 @@ class ReplicaOperations(ApiPart):
 
     async def replica_resync(self, name: str) -> JobInfo:
         info = self._replicas.info(name)
-        if info.peer is not None:
+        if info.peer is not None or self._replicas.disks.link(name) is not None:
             return job_info(await self._replicas.resync(name))
         target = self._pool.volume(info.target)
         luns = self._exposure.luns_of(target.volume_id)
@@ -130,6 +148,8 @@ class ReplicaOperations(ApiPart):
         peer = self._replicas.info(name).peer
         if peer is not None:
             raise NotSupported(f"replica {name} is between this pool and peer {peer}: it cannot be promoted yet")
+        if self._replicas.disks.link(name) is not None:
+            raise NotSupported(f"the target of replica {name} is a disk of elsewhere: detach it, and use it there")
         volume = await self._promotions.promote(name, force=force)
         await self._event(f"volume {volume.name}", f"promoted: the disk that {source} was is this volume now")
         return self._volume_info(volume)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from engine.catalog import MirrorRow
 from engine.copy_job import CopyControl
 from engine.copy_state import CopyMode, CopyState, ProgressStatus, label
+from engine.disk_targets import DiskTargets
 from engine.errors import (
     AlreadyExists,
     EngineError,
@@ -51,9 +52,11 @@ if TYPE_CHECKING:
     from engine.api import ReplicaInfo
     from engine.catalog_peers import PeerTargetRow
     from engine.copy_job import CopyProgress
+    from engine.disk_targets import DiskOpener, DiskSecrets
     from engine.failover import Failovers
     from engine.jobs import Job
     from engine.links import MirrorLink
+    from engine.links.disk import DiskLink
     from engine.links.peer import PeerLink
     from engine.peers.registry import Peers
     from engine.pool import Pool
@@ -108,6 +111,7 @@ class Replicas:
         self.incoming = Incoming(pool)
         self.incoming.is_taken = lambda name: name in self._rows
         self._outgoing = Outgoing()
+        self.disks = DiskTargets(pool)
         self._peers: Peers | None = None
         self.failovers: Failovers | None = None
         """Who decides which side of a mirror to a peer is the disk."""
@@ -125,6 +129,10 @@ class Replicas:
             if row.peer is not None:
                 self._idle[row.name] = "the peers are not there yet"
                 await self._fence(row, row.source_id in released)
+                continue
+            if row.disk is not None:
+                self._idle[row.name] = "what opens its disk is not there yet"
+                await self._demote(row)
                 continue
             try:
                 source, target = self._pool.by_id(row.source_id), self._pool.by_id(row.target_id)
@@ -148,6 +156,27 @@ class Replicas:
                 await self._begin_remote(row, peers)
         if self.failovers is not None:
             await self.failovers.begin(peers)
+
+    async def begin_disks(self, opener: DiskOpener) -> None:
+        """Disks of elsewhere can be opened: start the mirrors to them."""
+        self.disks.begin(opener)
+        for row in list(self._rows.values()):
+            if row.disk is None:
+                continue
+            try:
+                source = self._pool.by_id(row.source_id)
+                mirror = self._disk_mirror(row, source, await self.disks.link_to(row, source))
+            except EngineError as error:
+                log.error("replica %s does not run: %s", row.name, error)
+                self._idle[row.name] = str(error)
+                continue
+            self._idle.pop(row.name, None)
+            await mirror.start()
+
+    def _disk_mirror(self, row: MirrorRow, source: Volume, link: DiskLink) -> Mirror:
+        mirror = self._mirrors[row.name] = self._mirror(row, source, link)
+        self.disks.add(mirror, link)
+        return mirror
 
     async def _begin_remote(self, row: MirrorRow, peers: Peers) -> None:
         try:
@@ -189,6 +218,7 @@ class Replicas:
     async def close(self) -> None:
         """Stop all mirrors for the next start."""
         await asyncio.gather(*(mirror.close() for mirror in self._mirrors.values()))
+        await self.disks.close()
         if self._events:
             await asyncio.wait(self._events)
 
@@ -233,7 +263,7 @@ class Replicas:
             return ReplicaInfo(
                 name=name,
                 source=self._name(row.source_id),
-                target=self._name(row.target_id) if row.peer is None else f"{row.peer}:{name}",
+                target=self._target_name(row),
                 mode=row.mode,
                 sync_type="Mirror",
                 copy_state=label(CopyState.INVALID),
@@ -248,7 +278,7 @@ class Replicas:
                 waits_for="its volumes",
                 next_action="twinvol status",
             )
-        standing = mirror.standing
+        standing, disk = mirror.standing, self.disks.link(name)
         return ReplicaInfo(
             name=name,
             source=mirror.source.name,
@@ -270,8 +300,9 @@ class Replicas:
             forecast_seconds=mirror.forecast_s,
             promise=None if mirror.promise is None else mirror.promise.value,
             latency_budget_seconds=None if mirror.mode is CopyMode.ASYNCHRONOUS else mirror.policy.budget_s,
-            points=len(mirror.points),
+            points=0 if disk is not None else len(mirror.points),
             point_at=mirror.points[-1].at if mirror.points else None,
+            target_consistent=disk is None or disk.is_whole,
             switches=mirror.switches,
             rounds=mirror.rounds,
             resumed_rounds=mirror.rounds_resumed,
@@ -404,8 +435,10 @@ class Replicas:
         arriving = self.incoming.named(name)
         if arriving is not None:
             return [RecoveryPoint(point.guid, point.created_at) for point in self.incoming.points(arriving)]
-        mirror = self._mirrors.get(name)
-        return MirrorRecord.parse(self._row(name).state).points if mirror is None else mirror.points
+        mirror, row = self._mirrors.get(name), self._row(name)
+        if row.disk is not None:
+            return ()  # it has none: only what it is
+        return MirrorRecord.parse(row.state).points if mirror is None else mirror.points
 
     def require_free(self, volume: Volume, verb: str) -> None:
         """Raises InUse when a replica has the volume at one of its ends."""
@@ -560,6 +593,40 @@ class Replicas:
         await mirror.start()
         return await self._synchronizing(mirror, "replica")
 
+    async def add_disk(
+        self, name: str, source: Volume, url: str, secrets: DiskSecrets, mode: CopyMode, policy: MirrorPolicy
+    ) -> Job:
+        """Keep a disk of elsewhere a mirror of ``source``; what it held is lost. The job ends when synchronized.
+
+        Raises AlreadyExists, InUse, InvalidArgument (too small, or a volume of this pool), NotSupported (adaptive), and
+        what keeps the disk from being opened: PeerUnreachable, PermissionDenied.
+        """
+        self.require_new(name)
+        self._require_no_target(source)
+        if mode is CopyMode.ADAPTIVE:
+            raise NotSupported(
+                "an adaptive mirror is consistent at every moment, which a disk without snapshots is not"
+            )
+        disk = await self.disks.row(url, secrets)
+        word = next(word for word, value in MODES.items() if value is mode)
+        state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
+        row = MirrorRow(name, source.volume_id, str(uuid.uuid4()), word, state, disk=disk)
+        try:
+            link = await self.disks.link_to(row, source)
+            await self.disks.require_fit(link, source)
+            self.require_new(name)
+            self._require_no_target(source)
+            self._rows[name] = row
+            await self._pool.catalog.put_mirror(row)
+        except BaseException:
+            if self._rows.get(name) is row:
+                del self._rows[name]
+            await self.disks.forget(disk)
+            raise
+        mirror = self._disk_mirror(row, source, link)
+        await mirror.start()
+        return await self._synchronizing(mirror, "replica")
+
     def _require_no_target(self, source: Volume) -> None:
         """Raises InUse: a mirror writes the volume, and no other would see that."""
         is_target = any(row.target_id == source.volume_id for row in self._rows.values())
@@ -575,6 +642,7 @@ class Replicas:
         mirror = self._get(name)
         await mirror.fracture()
         self._protect(name)
+        await self._release_disk(name)
         if self._outgoing.link(name) is not None:
             with contextlib.suppress(PeerUnreachable):  # then it is told when it is there again
                 await self._outgoing.report(name, fractured=True)
@@ -594,6 +662,9 @@ class Replicas:
         mirror = self._get(name)
         if self._outgoing.link(name) is not None:
             await self._outgoing.report(name, fractured=False)
+        elif self._rows[name].disk is not None:
+            if mirror.standing.state is CopyState.FRACTURED:
+                await self._release_disk(name)
         else:
             target = self._pool.by_id(self._rows[name].target_id)
             target.set_read_only(True)
@@ -603,6 +674,12 @@ class Replicas:
         finally:
             self._protect(name)
         return await self._synchronizing(mirror, "resync")
+
+    async def _release_disk(self, name: str) -> None:
+        """Its users may write to it, or have."""
+        link = self.disks.link(name)
+        if link is not None:
+            await link.release()
 
     async def tend(self) -> None:
         """To be called now and then: no mirror holds back more of its source's space than it may, and none at all
@@ -642,6 +719,9 @@ class Replicas:
         self._mirrors.pop(name, None)
         self._idle.pop(name, None)
         del self._rows[name]
+        if row.disk is not None:
+            await self.disks.remove(name)
+            await self.disks.forget(row.disk)
         with contextlib.suppress(NotFound):
             target = self._pool.by_id(row.target_id)
             target.content_owner = None
@@ -679,6 +759,7 @@ class Replicas:
                 "identical": True,
                 "root": document.source.root,
                 "size_bytes": document.size_bytes,
+                "unverified_bytes": document.unverified_bytes,
                 "proof": document.serialize(),
             }
 
@@ -818,6 +899,11 @@ class Replicas:
                 raise InvalidState(f"replica {name}", f"here for peer {arriving.peer}", "to be said at its source")
             raise NotFound("replica", name)
         return row
+
+    def _target_name(self, row: MirrorRow) -> str:
+        if row.disk is not None:
+            return row.disk.url
+        return self._name(row.target_id) if row.peer is None else f"{row.peer}:{row.name}"
 
     def _name(self, volume_id: str) -> str:
         try:

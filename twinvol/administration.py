@@ -43,7 +43,9 @@ async def begin(
     """Begin all of it; ``ending`` ends it. ``listener``: of the pool's socket; ``management_listeners``: of the
     management process; ``peer_listener``: where peers connect."""
     peers = await _restored_peers(pool, replicas)
-    local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=IscsiDisks(), peers=peers)
+    disks = IscsiDisks()
+    local_api = LocalApi(pool, exposure, replicas, version=__version__, remotes=disks, peers=peers)
+    await replicas.begin_disks(disks)
     if peers is not None:
         ending.push_async_callback(peers.close)
         try:

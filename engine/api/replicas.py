@@ -20,6 +20,8 @@ class ReplicaInfo:
     there are. A state that is not Synchronized has a ``reason``, a ``since``, what it ``waits_for`` and the
     ``next_action``. Since the daemon's start: ``switches`` into and out of the synchronous state of an adaptive mirror,
     ``rounds``, ``resumed_rounds``, ``written_bytes`` to the target in rounds and ``identical_bytes`` found there.
+    ``target_consistent``: the target is some instant of the source now; a disk without snapshots is not while a round
+    writes it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ReplicaInfo:
     resumed_rounds: int = 0
     written_bytes: int = 0
     identical_bytes: int = 0
+    target_consistent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,16 @@ class ReplicaApi(Protocol):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        secret: str | None = None,
+        mutual_user: str | None = None,
+        mutual_secret: str | None = None,
     ) -> JobInfo:
-        """As ``replica_create``, to an existing volume of the source's size, whose content is lost. Raises InUse."""
+        """As ``replica_create``, to an existing volume of the source's size, whose content is lost. Raises InUse.
+
+        ``target`` may be the URL of any iSCSI LUN that is large enough, for sync and async; then ``name`` is needed.
+        ``secret``: of the CHAP user in the URL; ``mutual_user`` and ``mutual_secret``: by which its target has to prove
+        itself. Such a target has no recovery points and is no instant of the source while a round writes it.
+        """
         ...
 
     async def replica_points(self, name: str) -> list[ReplicaPointInfo]:

@@ -54,6 +54,11 @@ class Disk(Protocol):
     @property
     def sector_bytes(self) -> int: ...
     @property
+    def is_open(self) -> bool:
+        """False once it is known that nothing can be sent any more."""
+        ...
+
+    @property
     def identity(self) -> str:
         """What it calls itself; the same disk says the same each time. At most ``MAX_IDENTITY_BYTES``."""
         ...
@@ -123,10 +128,15 @@ class DiskLink:
         """Whether the disk is some instant of the source, as far as its log says."""
         return self._log is not None and bool(self._log.points) and self._log.staging_bytes is None
 
-    async def probe(self) -> None:
-        """Raises what keeps the disk from being opened. What it opened serves the next ``connect``."""
+    @property
+    def is_connected(self) -> bool:
+        return self._disk is not None and self._disk.is_open
+
+    async def probe(self) -> Disk:
+        """The disk, for a look at it; it serves the next ``connect``. Raises what keeps it from being opened."""
         await self._drop_probed()
         self._probed = await self._disks.open(writing=True)
+        return self._probed
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -313,12 +323,6 @@ class DiskLink:
             await log.keep_points(guids)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    async def forget(self) -> None:
-        """The relation has ended: remove the log."""
-        await self.close()
-        self._log = None
-        await ActivityLog.discard(self._files, self._log_path)
 
     def _ack(self) -> Ack:
         if self._disk is None:

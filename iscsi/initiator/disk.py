@@ -44,6 +44,7 @@ MAX_UNIT_ATTENTIONS = 16
 
 _VPD_SUPPORTED_PAGES, _VPD_BLOCK_LIMITS = 0x00, 0xB0
 _INQUIRY_LENGTH = 255
+_POWER_ON_OR_RESET = 0x29
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,8 @@ class IscsiDisk:
         self._tells_status = True
         self.target = target
         self.lun = lun
+        self.resets = 0
+        """Unit attentions 29h so far: the disk was powered on or reset, and what it had not flushed may be lost."""
 
     async def __aenter__(self) -> IscsiDisk:
         return self
@@ -339,6 +342,10 @@ class IscsiDisk:
         if _VPD_BLOCK_LIMITS in (await self.vpd_page(_VPD_SUPPORTED_PAGES))[4:]:
             self._limits = commands.BlockLimits.parse(await self.vpd_page(_VPD_BLOCK_LIMITS))
 
+    def drop(self) -> None:
+        """Close at once. Commands under way fail here; whether the target carries them out is not known."""
+        self._link.drop(ConnectionLost("given up"))
+
     async def close(self) -> None:
         """Log out and close. Does not raise if the connection is gone."""
         await _leave(self._link, self._timeout_s)
@@ -394,6 +401,7 @@ class IscsiDisk:
             error = commands.failure(cdb[0], command.status, command.sense)
             if error.sense_key != SenseKey.UNIT_ATTENTION:
                 raise error
+            self.resets += error.asc == _POWER_ON_OR_RESET
         raise error
 
     async def _run(self, cdb: bytes, data_out: memoryview, data_in: memoryview) -> Command:

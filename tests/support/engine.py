@@ -131,6 +131,7 @@ async def opened(
             try:
                 async with _peers(pool, replicas, peer) as (peers, address):
                     api = LocalApi(pool, exposure, replicas, version="test", remotes=IscsiDisks(), peers=peers)
+                    await replicas.begin_disks(IscsiDisks())
                     if peers is not None:
                         await replicas.begin_remote(peers)
                     await api.restore_relations()

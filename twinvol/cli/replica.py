@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engine.errors import InvalidArgument
+from engine.errors import InvalidArgument, InvalidState
+from engine.secret_files import read_secret
 from twinvol.cli import failover
 from twinvol.cli.command import Output, duration, size, with_api
 from twinvol.cli.job import finish, job_options, outcome
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.api import EngineApi, ReplicaInfo
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def _terms(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +85,10 @@ async def create(
 @click.argument("source")
 @click.argument("target")
 @_terms
-@click.option("--name", help="By default the target's name.")
+@click.option("--name", help="By default the target's name; a disk needs one.")
+@click.option("--secret-file", type=_FILE, help="Holds the CHAP secret of USER, for iscsi://USER@HOST/TARGET/LUN.")
+@click.option("--mutual-user", help="What the disk's target proves itself as.")
+@click.option("--mutual-secret-file", type=_FILE, help="Holds the secret of that.")
 @job_options
 @with_api
 async def attach(
@@ -90,12 +98,27 @@ async def attach(
     target: str,
     latency_budget: float | None,
     name: str | None,
+    secret_file: Path | None,
+    mutual_user: str | None,
+    mutual_secret_file: Path | None,
     no_wait: bool,
     progress: bool,
     **given: Any,
 ) -> None:
-    """Keep the volume TARGET a mirror of SOURCE; what it holds is lost."""
-    job = await api.replica_attach(source, target, name=name, **_terms_of(latency_budget, given))
+    """Keep TARGET a mirror of SOURCE; what it holds is lost.
+
+    TARGET is a volume, or the URL of any iSCSI LUN, iscsi://[USER@]HOST[:PORT]/TARGET-NAME/LUN: that has no recovery
+    points, is no instant of SOURCE while it is brought up to date, and nobody else may write to it.
+    """
+    job = await api.replica_attach(
+        source,
+        target,
+        name=name,
+        secret=await _secret(secret_file),
+        mutual_user=mutual_user,
+        mutual_secret=await _secret(mutual_secret_file),
+        **_terms_of(latency_budget, given),
+    )
     made = functools.partial(api.replica_show, name or target)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 
@@ -212,20 +235,28 @@ async def verify(api: EngineApi, output: Output, name: str, no_wait: bool, progr
     job = await api.replica_verify(name)
 
     def text(result: dict[str, Any]) -> str:
-        return f"replica {name}: both sides are identical, root {result['root']}"
+        left = result["unverified_bytes"]
+        text = f"replica {name}: both sides are identical, root {result['root']}"
+        return text + (f"; {left} bytes were written meanwhile and are not compared" if left else "")
 
     await finish(api, output, job, no_wait=no_wait, progress=progress, text=text)
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The document's file.")
+@click.option("--out", type=_FILE, required=True, help="The document's file.")
 @with_api
 async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     """Verify, and write a document that proves it and can be checked again elsewhere."""
     from engine.proof_files import write_proof  # slow: numpy
 
     job = await outcome(api, output, await api.replica_verify(name))
+    if job.result["unverified_bytes"]:
+        raise InvalidState(
+            f"replica {name}",
+            f"being written: {job.result['unverified_bytes']} bytes of its target could not be compared",
+            f"a target at rest: twinvol replica pause {name}",
+        )
     await write_proof(out, job.result["proof"])
     fields = {key: job.result[key] for key in ("identical", "root", "size_bytes")}
     output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
@@ -233,6 +264,10 @@ async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
 
 for _command in failover.COMMANDS:
     cli.add_command(_command)
+
+
+async def _secret(file: Path | None) -> str | None:
+    return None if file is None else await asyncio.to_thread(read_secret, file)
 
 
 def _line(info: ReplicaInfo) -> str:
