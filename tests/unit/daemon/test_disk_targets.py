@@ -1,4 +1,4 @@
-"""Mirrors to LUNs of elsewhere: an iSCSI target beside the pool that goes, comes back, wants CHAP, is full, is reset."""
+"""Mirrors to LUNs of elsewhere: a target beside the pool that goes, comes back, wants CHAP, is full, is reset."""
 
 from __future__ import annotations
 
