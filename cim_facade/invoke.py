@@ -140,6 +140,7 @@ def _is_output(declared: CIMParameter) -> bool:
 
 
 def _outputs(method: CIMMethod, outputs: Mapping[str, Any]) -> list[CIMParameter]:
+    """In the order of the class; those that are NULL are left out."""
     given = NocaseDict(outputs)
     made = []
     for declared in method.parameters.values():
@@ -147,9 +148,11 @@ def _outputs(method: CIMMethod, outputs: Mapping[str, Any]) -> list[CIMParameter
             assert declared.name not in given, f"{method.name}: {declared.name} is no output"
             continue
         value = given.pop(declared.name, None)
+        if value is None:
+            continue  # one without a value is NULL, too, but pywbemcli 1.4.1 ends with a traceback at a NULL reference
         if isinstance(value, list | tuple):
             value = [cimvalue(each, declared.type) for each in value]
-        elif value is not None:
+        else:
             value = cimvalue(value, declared.type)
         made.append(
             CIMParameter(
