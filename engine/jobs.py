@@ -242,14 +242,17 @@ class JobRegistry:
         self._begin(job, reader, work)
 
     async def forget(self, job_id: int) -> None:
-        """Take a job that is over out of the history. Raises NotFound, InvalidState."""
+        """Take a job that is over out of the history, and those that were parts of it. Raises NotFound,
+        InvalidState."""
         job = self.get(job_id)
         if not job.state.final:
             raise InvalidState(f"job {job_id}", job.state.name.lower(), "one that is over")
-        if job._task is not None:
-            await asyncio.wait([job._task])  # its end is being recorded
-        self._jobs.pop(job_id, None)
-        await self._catalog.remove_job(job_id)
+        parts = [self._jobs[part] for part in job.result.get("jobs", ()) if part in self._jobs]
+        for each in (*(part for part in parts if part.state.final), job):
+            if each._task is not None:
+                await asyncio.wait([each._task])  # its end is being recorded
+            self._jobs.pop(each.job_id, None)
+            await self._catalog.remove_job(each.job_id)
 
     def _begin(self, job: Job, reader: _Reader, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
         job.reader = reader
