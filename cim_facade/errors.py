@@ -63,6 +63,7 @@ TABLE: dict[type[EngineError], Told] = {
     errors.OutOfRange: Told(_R.INVALID_PARAMETER, _R.INVALID_PARAMETER, CIM_ERR_INVALID_PARAMETER),
     errors.OutOfSpace: Told(_R.FAILED, _S.NOT_ENOUGH_RESOURCES, CIM_ERR_FAILED),
     errors.InvalidState: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
+    errors.Superseded: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.NotSupported: Told(_R.NOT_SUPPORTED, _R.NOT_SUPPORTED, CIM_ERR_NOT_SUPPORTED),
     errors.PermissionDenied: Told(_R.FAILED, _S.ACCESS_DENIED, CIM_ERR_ACCESS_DENIED),
     errors.Locked: Told(_R.FAILED, _S.ACCESS_DENIED, CIM_ERR_ACCESS_DENIED),
