@@ -100,6 +100,7 @@ class PeerClient:
         self._numbers = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
+        self._tried = asyncio.Event()  # once: the first attempt to connect has ended, somehow
         self._bulk_idle: list[tuple[float, BulkSender]] = []
         self._bulk_used: set[BulkSender] = set()
         self._bulk_places = asyncio.Semaphore(BULK_MAX)
@@ -135,6 +136,7 @@ class PeerClient:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        self._tried.set()
         self._lost(PeerUnreachable(f"peer {self._settings.name}: the connection was closed"))
         for bulk in [*self._bulk_used, *(each for _, each in self._bulk_idle)]:
             bulk.stream.wake()
@@ -151,7 +153,10 @@ class PeerClient:
         self._again.set()
 
     async def request(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Ask the peer and return its answer. Raises what it answers, and PeerUnreachable."""
+        """Ask the peer and return its answer, once the first attempt to connect to it has ended, which takes
+        ``HANDSHAKE_S`` at most. Raises what it answers, and PeerUnreachable."""
+        if self._task is not None:
+            await self._tried.wait()
         frame = await self._ask(FrameType.REQUEST, encode_json({"op": op, **fields}))
         if frame.type is not FrameType.ANSWER:
             raise self._misfit(frame)
@@ -240,8 +245,10 @@ class PeerClient:
                 log.info("peer %s: connected", self._settings.name)
                 pause = BACKOFF_S
                 self._connection = connection
+                self._tried.set()
                 self._told()
                 self._lost(await self._watch(connection))
+            self._tried.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._again.wait()
