@@ -385,8 +385,10 @@ def _class_as_asked(
     if not include_qualifiers:
         qualifiers = []
         for method in methods:
-            for parameter in method.parameters.values():
+            parameters = [each.copy() for each in method.parameters.values()]  # a method's copy shares them
+            for parameter in parameters:
                 parameter.qualifiers = []
+            method.parameters = parameters
     return CIMClass(
         found.classname,
         superclass=found.superclass,

@@ -34,6 +34,7 @@ from iscsi.wire.pdu import REQUESTS, RESPONSES, Framer, decode
 from iscsi.wire.requests import DataOut, LoginRequest, LogoutRequest, NopOut, TaskManagementRequest, TextRequest
 from iscsi.wire.responses import R2T, AsyncMessage, DataIn, LoginResponse, NopIn, ScsiResponsePdu, TextResponse
 from iscsi.wire.text_keys import parse_text, serialize_text
+from tests.fuzz.cim import cim_requests
 from tests.fuzz.images import image_heads, vhdx
 from tests.fuzz.mutations import mutate
 from tests.support.iscsi_link import INITIATOR, READ_10, TARGET, WRITE_10, Link, cdb, make_registry, make_unit
@@ -450,5 +451,6 @@ HARNESSES: dict[str, Harness] = {
         image_heads,
         peer_frames,
         peer_strips,
+        cim_requests,
     )
 }
