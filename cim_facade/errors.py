@@ -62,7 +62,6 @@ TABLE: dict[type[EngineError], Told] = {
     errors.InvalidArgument: Told(_R.INVALID_PARAMETER, _R.INVALID_PARAMETER, CIM_ERR_INVALID_PARAMETER),
     errors.OutOfRange: Told(_R.INVALID_PARAMETER, _R.INVALID_PARAMETER, CIM_ERR_INVALID_PARAMETER),
     errors.OutOfSpace: Told(_R.FAILED, _S.NOT_ENOUGH_RESOURCES, CIM_ERR_FAILED),
-    errors.Superseded: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.InvalidState: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.Superseded: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.NotSupported: Told(_R.NOT_SUPPORTED, _R.NOT_SUPPORTED, CIM_ERR_NOT_SUPPORTED),
