@@ -53,6 +53,8 @@ class Exposure:
         self.access = AccessStates(pool, exports, lambda: self._targets)
         self._pauses = Pauses(pool, exports)
         self._recorded: dict[str, int] = {}
+        self.port_groups_elsewhere: Callable[[], set[int]] = set
+        """Numbers of target port groups that would be those of the same disk elsewhere."""
         self.when_unshown: Callable[[str], Awaitable[None]] | None = None
         """Awaited with the id of a volume that has lost its last LUN."""
 
@@ -491,7 +493,7 @@ class Exposure:
         return row
 
     def _free_port_group(self, not_groups: Collection[int] = ()) -> int:
-        taken = {row.port_group for row in self._targets} | set(not_groups)
+        taken = {row.port_group for row in self._targets} | set(not_groups) | self.port_groups_elsewhere()
         if len(taken) >= MAX_TARGETS:
             raise InvalidArgument(f"a pool has at most {MAX_TARGETS} targets")
         return next(number for number in range(1, MAX_TARGETS + 1) if number not in taken)

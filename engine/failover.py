@@ -333,6 +333,9 @@ class Failovers:
             return
         volume.unfence()
         await self._exposure.access.release(volume.device_id)
+        mirror = self._replicas.mirror_of(row.name)
+        if run and mirror is not None and mirror.is_at_rest and MirrorRecord.parse(row.state).wanted == "active":
+            await mirror.resync()
 
     async def _go_on_with(self, row: MirrorRow, asked: _Asked) -> None:
         """The other side has become the replica of this one: after a planned exchange the mirror goes on by itself."""
@@ -354,8 +357,8 @@ class Failovers:
     async def give(self, name: str) -> None:
         """Hand the disk over to the replica at the peer, without loss, and follow it.
 
-        Raises InvalidState, InUse: nothing has changed. PeerUnreachable: nobody knows; this side stays unavailable
-        until the peer can be asked.
+        Raises InvalidState, InUse: nothing has changed. What the peer answers, PeerUnreachable: nobody knows; this side
+        stays unavailable until it has been asked.
         """
         row = self._replicas.remote_row(name)
         if row is None:
@@ -369,13 +372,15 @@ class Failovers:
             try:
                 point = await self._seal(mirror)
                 volume.fence(why)
-                answer, entry = await self._give(row, point)
-            except PeerUnreachable:
-                if volume.fence_reason is None:
-                    await self._take_back(row, mirror)
-                raise
+                entry = await self._released(row, point)
             except BaseException:
                 await self._take_back(row, mirror)
+                raise
+            try:
+                answer = await self._replicas.link_of(name).ask("promote", point=point, entry=lineages.to_json([entry]))
+            except BaseException:  # whatever it says, it may have taken over: it is asked, and until then nobody serves
+                self._asked.pop(name, None)
+                self._wake.set()
                 raise
             theirs = [*await self._know(row.source_id), entry]
             await self._follow(row, theirs, (str(answer.get("volume_id")), str(answer.get("name"))))
@@ -399,18 +404,13 @@ class Failovers:
         finally:
             source.set_read_only(self._pool.row(source).read_only)
 
-    async def _give(self, row: MirrorRow, point: str) -> tuple[dict[str, Any], LineageEntry]:
-        """Release the identity, durably, and have the target take it. Raises PeerUnreachable: nobody knows."""
-        link = self._replicas.link_of(row.name)
-        mine = await self._know(row.source_id)
-        now = self._pool.env.clock.time()
+    async def _released(self, row: MirrorRow, point: str) -> LineageEntry:
+        """The identity is released, durably, to that entry; the target can be told so over a connection of its own."""
+        mine, now = await self._know(row.source_id), self._pool.env.clock.time()
         entry = LineageEntry(mine[-1].number + 1, str(uuid.uuid4()), now, point, lossless=True)
-        try:
-            await link.connect()
-        except PeerUnreachable as error:  # nothing was released yet
-            raise InvalidState(f"peer {row.peer}", "out of reach", "one that answers") from error
+        await self._replicas.link_of(row.name).connect()
         await self._pool.catalog.failover.release(row.source_id, entry.number, entry.guid, now)
-        return await link.ask("promote", point=point, entry=lineages.to_json([entry])), entry
+        return entry
 
     async def _take_back(self, row: MirrorRow, mirror: Mirror) -> None:
         volume = mirror.source

@@ -97,6 +97,7 @@ class LocalApi(
         self._peers = peers
         replicas.is_shown = lambda volume_id, guid: bool(exposure.luns_of(volume_id, guid))
         replicas.incoming.is_shown = replicas.is_shown
+        exposure.port_groups_elsewhere = replicas.port_groups_elsewhere
         replicas.incoming.require_unused = lambda volume: exposure.require_idle(
             exposure.luns_of(volume.volume_id), f"volume {volume.name}", hint="keep the replica fractured"
         )

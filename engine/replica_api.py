@@ -44,11 +44,13 @@ class ReplicaOperations(ApiPart):
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
         peer: str | None = None,
+        failover: bool = True,
     ) -> JobInfo:
         chosen = mode_of(mode)
         policy = _policy(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
         volume = self._pool.volume(source)
         if peer is not None:
+            policy = replace(policy, failover=failover)
             return job_info(await self._replicas.add_remote(check_name("volume", name), volume, peer, chosen, policy))
         self._pool.require_new(check_name("volume", name))
         self._replicas.require_new(name)

@@ -36,6 +36,7 @@ from engine.errors import (
     NotSupported,
     PeerUnreachable,
 )
+from engine.failover_facts import SourceFacts
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
@@ -72,6 +73,8 @@ POLICY_KEY = "policy"
 
 PROGRESS_INTERVAL_S = 0.2
 
+
+PEERS_LOOK_S = 0.05
 
 REMOTE_END_S = 10.0
 """At the end, what mirrors have asked of their peers is waited for so long."""
@@ -346,6 +349,18 @@ class Replicas:
             point_at=newest,
         )
 
+    @property
+    def waits_for_peers(self) -> bool:
+        """Whether a volume is not served before its peer was asked."""
+        return any(self._is_fenced(row) for row in self.remote_rows())
+
+    async def peers_asked(self, timeout_s: float) -> None:
+        """Return when no volume waits for its peer any more, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.waits_for_peers:  # noqa: ASYNC110 - several may change it, at the pace of the network
+                    await asyncio.sleep(PEERS_LOOK_S)
+
     # --- mirrors to peers, whose sides may be exchanged (``engine.failover``) ----------------------------------------
 
     def remote_rows(self) -> list[MirrorRow]:
@@ -508,11 +523,20 @@ class Replicas:
             return arriving.volume_id
         return self._row(name).target_id
 
+    def port_groups_elsewhere(self) -> set[int]:
+        """Target port groups by which peers show disks whose replicas are here: the same disk may be shown here."""
+        return {
+            number for row in self.incoming.all() if row.facts for number in SourceFacts.parse(row.facts).port_groups
+        }
+
     def source_of(self, volume: Volume) -> str:
         """The id of the volume whose replica this is. Raises InvalidState: it is none."""
         for row in self._rows.values():
             if row.target_id == volume.volume_id:
                 return row.source_id
+        arriving = self.incoming.of_volume(volume.volume_id)
+        if arriving is not None and arriving.facts:
+            return SourceFacts.parse(arriving.facts).volume_id
         raise InvalidState(f"volume {volume.name}", "no replica", "the target of a replica, to be a path to its source")
 
     # --- changing ---------------------------------------------------------------------------------------------

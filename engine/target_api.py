@@ -62,6 +62,11 @@ class TargetOperations(ApiPart):
         if frozen is None and not standby:
             self._replicas.require_steady(shown)
         source = self._replicas.source_of(shown) if standby else None
+        if standby and self._exposure.target(target).port_group in self._replicas.port_groups_elsewhere():
+            raise InvalidArgument(
+                f"target {target} has the target port group of one that shows the disk at the peer; initiators take the"
+                " two for one: make another target for this path"
+            )
         return await self._exposure.add_lun(target, shown, frozen, lun, initiators or (), source)
 
     async def target_lun_remove(self, target: str, lun: int, *, force: bool = False) -> TargetInfo:

@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 
 TRACE_VARIABLE = "TWINVOL_TRACE_FILES"
 
+ASK_PEERS_S = 3.0
+"""At a start, how long logins wait for peers that have to be asked who is the disk; then such disks are unavailable."""
+
 SWITCH_INTERVAL_S = 0.0001
 """How long a worker thread may keep the interpreter from the loop (PERFORMANCE section 1, threads and the GIL)."""
 
@@ -124,12 +127,19 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         await pool.integrity.start()
         administration = await ending.enter_async_context(contextlib.AsyncExitStack())  # ends when iSCSI has
         ending.push_async_callback(iscsi.stop)
+        assert listening.unix is not None
+        whole = pool, exposure, replicas, listening.unix, listening.management, listening.peer
+        asks_first = replicas.waits_for_peers
+        if asks_first:  # an initiator that comes back waits, instead of finding its disk unavailable for a moment
+            begin = await asyncio.to_thread(_load_administration)
+            await begin(administration, *whole)
+            await replicas.peers_asked(ASK_PEERS_S)
         await iscsi.start(listening.iscsi, listening.portal_groups)
         _say_ready(portals, listening)
         await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
-        begin = await asyncio.to_thread(_load_administration)
-        assert listening.unix is not None
-        await begin(administration, pool, exposure, replicas, listening.unix, listening.management, listening.peer)
+        if not asks_first:
+            begin = await asyncio.to_thread(_load_administration)
+            await begin(administration, *whole)
         gc.freeze()  # what is there now stays; a collection need not look at it again
         await stop.wait()
         log.info("stopping")

@@ -85,6 +85,7 @@ class ReplicaApi(Protocol):
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
         peer: str | None = None,
+        failover: bool = True,
     ) -> JobInfo:
         """Make a volume like the source, here or at ``peer``, and mirror the source to it. The job ends when it is
         Synchronized.
@@ -92,6 +93,7 @@ class ReplicaApi(Protocol):
         ``mode``: sync, async or adaptive. ``rpo_s``: the promise of the latter two. ``points`` and ``points_age_s``:
         recovery points that stay at the target, the newest counted. ``latency_budget_s``: hosts wait no longer for the
         target. ``backlog_bytes`` and ``hold_down_s``: adaptive, when it may be synchronous again (``engine.modes``).
+        ``failover``: the replica at a peer may take the source's place; then that asks it first after each start.
         Raises InvalidArgument.
         """
         ...

@@ -11,8 +11,8 @@ import click
 
 from engine.errors import InvalidArgument, InvalidState
 from engine.secret_files import read_secret
-from twinvol.cli import failover
 from twinvol.cli.command import Output, duration, size, with_api
+from twinvol.cli.failover import COMMANDS as FAILOVER_COMMANDS
 from twinvol.cli.job import finish, job_options, outcome
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def cli() -> None:
 @click.argument("name")
 @_terms
 @click.option("--peer", help="Make it there, at another twinvol.")
+@click.option("--failover/--no-failover", default=True, help="With --peer: NAME may take its place (default).")
 @job_options
 @with_api
 async def create(
@@ -71,12 +72,13 @@ async def create(
     name: str,
     latency_budget: float | None,
     peer: str | None,
+    failover: bool,
     no_wait: bool,
     progress: bool,
     **given: Any,
 ) -> None:
     """Make a volume NAME like SOURCE and keep it a mirror; waits until it is Synchronized."""
-    job = await api.replica_create(source, name, peer=peer, **_terms_of(latency_budget, given))
+    job = await api.replica_create(source, name, peer=peer, failover=failover, **_terms_of(latency_budget, given))
     made = functools.partial(api.replica_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 
@@ -262,7 +264,7 @@ async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
 
 
-for _command in failover.COMMANDS:
+for _command in FAILOVER_COMMANDS:
     cli.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from tests.unit.daemon.test_peers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -254,3 +255,78 @@ async def test_an_asynchronous_replica_gets_the_rest_before_it_is_the_disk(tmp_p
         await synchronized(b, "r")
         await done(b, await b.api.replica_failback("r"))
         assert await content(a, "v") == await content(b, "r") != expected
+
+
+def serving(engine: Engine, volume: str) -> bool:
+    """Whether a host could write to the disk there."""
+    found = engine.pool.volume(volume)
+    return found.fence_reason is None and not found.read_only
+
+
+def decided(sides: tuple[tuple[Engine, str], ...]) -> Callable[[], bool]:
+    return lambda: sum(serving(*side) for side in sides) == 1
+
+
+async def test_a_kill_at_any_step_leaves_one_disk_and_the_command_can_be_said_again(tmp_path: Path, monkeypatch):
+    """Both pools as they lie there before and after each transaction of a planned failover, opened by other daemons."""
+    copies: list[Path] = []
+    async with two(tmp_path) as pools:
+        expected = await content(pools.a, "v")
+
+        def copied(run):
+            async def copying(work):
+                for when in ("before", "after"):
+                    copies.append(tmp_path / f"crash-{len(copies)}")
+                    for name in ("a", "b"):
+                        shutil.copytree(tmp_path / name, copies[-1] / name, ignore=shutil.ignore_patterns("*.sock"))
+                    if when == "before":
+                        found = await run(work)
+                return found
+
+            return copying
+
+        for engine in (pools.a, pools.b):
+            tables = engine.pool.catalog.failover
+            monkeypatch.setattr(tables, "_run", copied(tables._run))
+        await done(pools.b, await pools.b.api.replica_failover("r"))
+        await until(lambda: pools.b.replicas.info("r").copy_state == "Synchronized")
+        monkeypatch.undo()
+    assert len(copies) == 6, "released, taken over, followed"
+    for path in copies:
+        async with AsyncExitStack() as stack:
+            a = await stack.enter_async_context(opened(path / "a", peer=LISTEN))
+            b = await stack.enter_async_context(opened(path / "b", peer=LISTEN))
+            assert not (serving(a, "v") and serving(b, "r"))
+            await through(a, "b", b.peer_address)
+            await through(b, "a", a.peer_address)
+            await until(decided(((a, "v"), (b, "r"))))
+            if serving(a, "v"):
+                await synchronized(a, "r")
+            await done(b, await b.api.replica_failover("r"))
+            assert serving(b, "r")
+            assert not serving(a, "v")
+            assert await content(b, "r") == expected
+
+
+async def test_the_replica_is_a_standby_path_that_becomes_the_way_to_the_disk(tmp_path: Path):
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        await b.api.target_create("path")
+        await b.api.target_lun_add("path", "r", standby=True)
+        device = a.pool.volume("v").device_id
+        assert state_of(b, device) == {AccessState.STANDBY}
+        assert {number for (_, number) in a.exports.states}.isdisjoint({number for (_, number) in b.exports.states})
+        result = await done(b, await b.api.replica_failover("r"))
+        assert (result["target"], result["lun"]) == (f"{PREFIX}:path", 0)
+        assert state_of(b, device) == {AccessState.ACTIVE_OPTIMIZED}
+        again = await done(b, await b.api.replica_failover("r"))
+        assert again == result, "it is done already"
+
+
+async def test_without_failover_a_source_is_served_at_once_and_its_replica_never_takes_its_place(tmp_path: Path):
+    async with two(tmp_path, failover=False) as pools:
+        b = pools.b
+        assert not holds_lease(b, "r")
+        for flags in ({}, {"accept_loss": True, "fenced": True}):
+            job = await finished(b, await b.api.replica_failover("r", **flags))
+            assert "--no-failover" in job.message
