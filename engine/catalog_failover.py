@@ -128,7 +128,8 @@ def _give(database: sqlite3.Connection, device_id: str, volume_id: str, *, gone:
 
 def _put_mirror(database: sqlite3.Connection, row: MirrorRow) -> None:
     values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer)
-    database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?)", values)
+    columns = "name, source_id, target_id, mode, state, peer"
+    database.execute(f"INSERT OR REPLACE INTO mirrors ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def _put_target(database: sqlite3.Connection, row: PeerTargetRow) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,9 +19,10 @@ from tests.integration.test_kill9 import check_files
 from tests.integration.test_peers import MIB, Side, _pair, _volume, until, verified
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from iscsi.initiator.disk import IscsiDisk as Disk
+    from iscsi.initiator.disk import IscsiDisk
 
 BUDGET_MS = "20000"
 """So long that the lease, half of it, is still there after the source was killed, on any machine."""
@@ -38,12 +40,14 @@ async def known(target: Side) -> None:
     )
 
 
-def disk_of(side: Side, target: str):
+@asynccontextmanager
+async def disk_of(side: Side, target: str) -> AsyncIterator[IscsiDisk]:
     host, port = side.daemon.portal.rsplit(":", 1)
-    return connect((host, int(port)), target, 0)
+    async with await connect((host, int(port)), target, 0) as disk:
+        yield disk
 
 
-async def write_some(disk, chance: random.Random, count: int) -> dict[int, bytes]:
+async def write_some(disk: IscsiDisk, chance: random.Random, count: int) -> dict[int, bytes]:
     """What was acknowledged last, by offset."""
     written = {}
     for number in range(count):
