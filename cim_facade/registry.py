@@ -34,6 +34,9 @@ _METHOD_MODULES: tuple[str, ...] = (
     "synchronizations",
     "groups",
     "jobs",
+    "pool_elements",
+    "masking",
+    "targets",
 )
 """Each has ``METHODS: dict[tuple[str, str], MethodHandler]``, by class and method; they hold for subclasses, too."""
 

@@ -67,6 +67,7 @@ from engine.api.targets import (
     TargetInfo,
 )
 from engine.api.volumes import (
+    VOLUME_BYTES_MAX,
     DeletionInfo,
     FamilySpaceInfo,
     FlattenInfo,
@@ -101,6 +102,7 @@ __all__ = [
     "EventInfo",
     "PoolSpaceInfo",
     "StatusInfo",
+    "VOLUME_BYTES_MAX",
     "VolumeInfo",
     "ScrubRange",
     "ScrubInfo",

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from engine.api.jobs import JobInfo
 
+VOLUME_BYTES_MAX = 1 << 46
+"""What a volume with chunks of the usual size may have: 64 TiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeInfo:
