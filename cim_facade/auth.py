@@ -90,7 +90,7 @@ class UsersFile:
                 bytes.fromhex(each.salt), bytes.fromhex(each.key)
                 if each.role not in ROLES or {"n": each.n, "r": each.r, "p": each.p} != _COST:
                     raise ValueError(f"user {each.name}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidArgument(f"{self.path} is not understood: {error}") from error
         return {each.name: each for each in accounts}
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cim_facade.dispatch import Facade
 
 log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 64
@@ -71,6 +72,18 @@ _MAN = re.compile(r'\s*"?http://www\.dmtf\.org/cim/mapping/http/v1\.[01]"?\s*;\s
 _LOOPBACK_USER = User("", administrator=True, secure=True)
 
 CIM_TYPES = ("application/xml", "text/xml")
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """What strangers send that is no HTTP is no error of this server: no traceback."""
+    if record.exc_info:
+        record.msg, record.args = "%s: %s", (record.getMessage(), record.exc_info[1])
+        record.exc_info = None
+    record.levelno, record.levelname = logging.INFO, "INFO"
+    return True
+
+
+_http_log.addFilter(_in_one_line)
 
 
 class Refused(Exception):
@@ -109,6 +122,7 @@ class CimServer:
                 closed=self._closed,
                 keepalive_timeout=KEEP_ALIVE_S,
                 access_log=None,
+                logger=_http_log,
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
                 max_headers=MAX_HEADERS,

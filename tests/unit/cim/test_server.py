@@ -1,0 +1,345 @@
+"""The listener: HTTP as DSP0200 7 asks for, and clients that do not."""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import ssl
+
+import pytest
+
+from cim_facade import cimxml, server
+from cim_facade.auth import UsersFile
+from tests.support import cim
+from twinvol import certificate
+
+NAMESPACE = '<LOCALNAMESPACEPATH><NAMESPACE NAME="root"/><NAMESPACE NAME="test"/></LOCALNAMESPACEPATH>'
+
+
+def body_of(call):
+    head = '<CIM CIMVERSION="2.0" DTDVERSION="2.0"><MESSAGE ID="1" PROTOCOLVERSION="1.0"><SIMPLEREQ>'
+    return f"{head}{call}</SIMPLEREQ></MESSAGE></CIM>".encode()
+
+
+NAMES = body_of(f'<IMETHODCALL NAME="EnumerateClassNames">{NAMESPACE}</IMETHODCALL>')
+HEADERS = {
+    "Host": "localhost:5988",
+    "Content-Type": 'application/xml; charset="utf-8"',
+    "CIMOperation": "MethodCall",
+    "CIMMethod": "EnumerateClassNames",
+    "CIMObject": "root/test",
+}
+
+
+def request(body=NAMES, method="POST", path="/cimom", **headers):
+    """Bytes of a request; a header of None is left out."""
+    given = {**HEADERS, "Content-Length": str(len(body))}
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{name}: {value}" for name, value in given.items() if value is not None]
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode() + body
+
+
+async def read_answer(reader):
+    """Status, headers in lower case, body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    first, *lines = head.split("\r\n")[:-2]
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    body = b""
+    if headers.get("transfer-encoding") == "chunked":
+        while length := int(await reader.readuntil(b"\n"), 16):
+            body += (await reader.readexactly(length + 2))[:-2]
+        await reader.readexactly(2)
+    else:
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return int(first.split()[1]), headers, body
+
+
+@contextlib.asynccontextmanager
+async def connected(address, tls=None):
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def asked(data, facade=None, **options):
+    async with cim.served(facade or cim.facade(), **options) as (address, _), connected(address) as (reader, writer):
+        writer.write(data)
+        return await read_answer(reader)
+
+
+async def test_an_answer():
+    status, headers, body = await asked(request())
+    assert status == 200
+    assert headers["cimoperation"] == "MethodResponse"
+    assert headers["content-type"] == 'application/xml; charset="utf-8"'
+    assert body.count(b"CLASSNAME NAME=") == 2  # without superclass
+    assert b"aiohttp" not in str(headers).encode()
+
+
+async def test_a_cim_error_is_an_answer():
+    status, headers, body = await asked(request(NAMES.replace(b'"test"', b'"none"'), CIMObject="root/none"))
+    assert (status, "cimerror" in headers) == (200, False)
+    assert b'<ERROR CODE="3"' in body
+
+
+async def test_requests_come_chunked_in_pieces_and_one_after_the_other():
+    async with cim.served(cim.facade()) as (address, _), connected(address) as (reader, writer):
+        for _ in range(3):
+            head = request(b"", Content_Length=None, Transfer_Encoding="chunked")
+            data = head + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (NAMES[:7], NAMES[7:])) + b"0\r\n\r\n"
+            for start in range(0, len(data), 100):
+                writer.write(data[start : start + 100])
+                await writer.drain()
+            assert (await read_answer(reader))[0] == 200
+        writer.write(request() + request())
+        assert [(await read_answer(reader))[0] for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("object_name", "ok"),
+    [
+        ("root/test:T_Service.Name=%22svc%22", True),
+        ("root%2Ftest%3AT_Service.Name%3D%22svc%22", True),
+        ("ROOT/test:t_service.Name=x", True),
+        ("root/test:T_Service", True),  # nothing else is said of the object than its class
+        ("root/test:T_Serv", False),
+        ("root/test", False),
+        ("root/other:T_Service.Name=1", False),
+    ],
+)
+async def test_the_header_of_an_extrinsic_call_names_its_object(object_name, ok):
+    key = '<KEYBINDING NAME="Name"><KEYVALUE>svc</KEYVALUE></KEYBINDING>'
+    path = f'<INSTANCENAME CLASSNAME="T_Service">{key}</INSTANCENAME>'
+    call = f'<METHODCALL NAME="GetName"><LOCALINSTANCEPATH>{NAMESPACE}{path}</LOCALINSTANCEPATH></METHODCALL>'
+    status, headers, _ = await asked(request(body_of(call), CIMMethod="GetName", CIMObject=object_name))
+    assert (status, headers.get("cimerror")) == ((200, None) if ok else (400, "header-mismatch"))
+
+
+@pytest.mark.parametrize(
+    ("status", "cim_error", "data"),
+    [
+        (400, "unsupported-operation", request(CIMOperation=None)),
+        (400, "unsupported-operation", request(CIMOperation="Other")),
+        (400, "header-mismatch", request(CIMMethod="GetClass")),
+        (400, "header-mismatch", request(CIMMethod=None)),
+        (400, "header-mismatch", request(CIMObject="root/other")),
+        (400, "header-mismatch", request(CIMObject=None)),
+        (400, "unsupported-protocol-version", request(CIMProtocolVersion="2.0")),
+        (400, "request-not-well-formed", request(b"<CIM")),
+        (400, "request-not-well-formed", request(b"")),
+        (400, "request-not-valid", request(b"<HTML/>")),
+        (400, "request-not-valid", request(b'<!DOCTYPE a [<!ENTITY b "x">]><CIM>&b;</CIM>')),
+        (400, "multiple-requests-unsupported", request(NAMES.replace(b"SIMPLEREQ", b"MULTIREQ"))),
+        (405, None, request(b"", method="GET")),
+        (405, None, request(method="PUT")),
+        (413, None, request(Content_Length=str(cimxml.MAX_REQUEST_BYTES + 1))),
+        (415, None, request(Content_Type="text/plain")),
+        (415, None, request(Content_Encoding="gzip")),
+        (403, None, request(Host="attacker.example:5988")),
+        (403, None, request(Host="")),
+    ],
+)
+async def test_what_is_refused_and_how(status, cim_error, data):
+    got, headers, _ = await asked(data)
+    assert (got, headers.get("cimerror")) == (status, cim_error)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0" * 100 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /" + b"a" * 100_000,
+        b"POST / HTTP/1.1\r\nA: " + b"a" * 100_000,
+        b"POST / HTTP/1.1\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
+        request(Transfer_Encoding="chunked", Content_Length=None) + b"zz\r\n",
+    ],
+)
+async def test_what_is_no_http_ends_its_connection(data, caplog):
+    async with cim.served(cim.facade()) as (address, _):
+        async with connected(address) as (reader, writer):
+            with contextlib.suppress(ConnectionError):
+                writer.write(data)
+                answer = await reader.read()
+                assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer[:100]
+        async with connected(address) as (reader, writer):
+            writer.write(request())
+            assert (await read_answer(reader))[0] == 200
+
+
+async def test_a_body_without_end_is_cut_off():
+    async with cim.served(cim.facade()) as (address, _), connected(address) as (reader, writer):
+        writer.write(request(b"", Content_Length=None, Transfer_Encoding="chunked"))
+        piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2 * cimxml.MAX_REQUEST_BYTES // 0x10000):
+                writer.write(piece)
+                await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            assert (await read_answer(reader))[0] == 413
+
+
+async def test_who_sends_nothing_is_sent_away(monkeypatch):
+    monkeypatch.setattr(server, "FIRST_REQUEST_S", 0.05)
+    async with cim.served(cim.facade()) as (address, _), connected(address) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+
+
+async def test_who_sends_half_a_body_is_told(monkeypatch):
+    monkeypatch.setattr(server, "BODY_S", 0.05)
+    async with cim.served(cim.facade()) as (address, _), connected(address) as (reader, writer):
+        writer.write(request()[:-5])
+        assert (await read_answer(reader))[0] == 408
+        assert await reader.read() == b""
+
+
+async def test_connections_are_counted(monkeypatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS_PER_ADDRESS", 2)
+    async with cim.served(cim.facade()) as (address, _):
+        async with connected(address) as (_, one), connected(address) as (_, two), connected(address) as (reader, _):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            one.write(request())
+            two.write(request())
+        answer = b""
+        while not answer:  # a place is free again once the server has seen an end
+            with contextlib.suppress(ConnectionError):
+                async with connected(address) as (reader, writer):
+                    writer.write(request())
+                    answer = await reader.read(8)
+        assert answer == b"HTTP/1.1"
+
+
+async def test_requests_are_counted(monkeypatch):
+    monkeypatch.setattr(server, "MAX_REQUESTS", 0)
+    status, headers, _ = await asked(request())
+    assert (status, headers["retry-after"]) == (503, "1")
+
+
+# --- who
+
+
+@pytest.fixture
+def users(tmp_path):
+    path = tmp_path / "users.json"
+    UsersFile(path).add("joe", "admin", "correct horse")
+    UsersFile(path).add("ann", "reader", "battery staple")
+    return path
+
+
+@pytest.fixture
+def tls(tmp_path):
+    context = certificate.server_context(tmp_path, "127.0.0.1:0")
+    client = ssl.create_default_context(cafile=tmp_path / certificate.FOLDER / certificate.CERTIFICATE)
+    return context, client
+
+
+def basic(name, password):
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+async def test_over_tls_everybody_says_who_they_are(users, tls):
+    serving, trusting = tls
+    async with cim.served(cim.facade(), users=users, tls=serving) as (address, _):
+
+        async def status_of(**headers):
+            async with connected(address, trusting) as (reader, writer):
+                writer.write(request(**headers))
+                status, answer, body = await read_answer(reader)
+                return status, answer.get("www-authenticate"), body
+
+        wanted = (401, 'Basic realm="twinvol"')
+        assert (await status_of())[:2] == wanted
+        assert (await status_of(Authorization=basic("joe", "wrong horse")))[:2] == wanted
+        assert (await status_of(Authorization=basic("eve", "correct horse")))[:2] == wanted
+        assert (await status_of(Authorization="Bearer x"))[:2] == wanted
+        assert (await status_of(Authorization=basic("joe", "correct horse")))[0] == 200
+        assert (await status_of(Authorization=basic("joe", "correct horse"), Host="any.example"))[0] == 200
+        path = f'<LOCALCLASSPATH>{NAMESPACE}<CLASSNAME NAME="T_Service"/></LOCALCLASSPATH>'
+        reset = body_of(f'<METHODCALL NAME="Reset">{path}</METHODCALL>')
+        call = {"body": reset, "CIMMethod": "Reset", "CIMObject": "root/test:T_Service"}
+        assert b'<ERROR CODE="2"' in (await status_of(**call, Authorization=basic("ann", "battery staple")))[2]
+        assert b"RETURNVALUE" in (await status_of(**call, Authorization=basic("joe", "correct horse")))[2]
+
+
+async def test_a_body_is_not_read_before_its_sender_is_known(users, tls):
+    serving, trusting = tls
+    served = cim.served(cim.facade(), users=users, tls=serving)
+    async with served as (address, _), connected(address, trusting) as (reader, writer):
+        writer.write(request(Content_Length=str(1 << 20))[: -len(NAMES)])
+        assert (await read_answer(reader))[0] == 401
+
+
+async def test_passwords_are_not_logged(users, tls, caplog):
+    serving, trusting = tls
+    caplog.set_level(logging.DEBUG)
+    served = cim.served(cim.facade(), users=users, tls=serving)
+    async with served as (address, _), connected(address, trusting) as (reader, writer):
+        writer.write(request(Authorization=basic("joe", "topsecret!")))
+        assert (await read_answer(reader))[0] == 401
+    assert "wrong user or password" in caplog.text
+    assert "topsecret" not in caplog.text
+    assert basic("joe", "topsecret!") not in caplog.text
+
+
+# --- what goes wrong while answering
+
+
+class Failing:
+    """Answers in place of a facade."""
+
+    def __init__(self, error, pieces=()):
+        self._error = error
+        self._pieces = pieces
+        self.enumerations = cim.facade().enumerations
+
+    async def answer(self, *_):
+        for piece in self._pieces:
+            yield piece
+        raise self._error
+
+
+async def test_a_fault_of_ours_is_a_cim_error_without_a_traceback(caplog):
+    status, _, body = await asked(request(), Failing(ValueError("secret detail")))
+    assert status == 200
+    assert b'<ERROR CODE="1"' in body
+    assert b"secret" not in body
+    assert b"Traceback" not in body
+    assert "secret detail" in caplog.text
+
+
+async def test_an_engine_that_is_away_is_503():
+    status, headers, _ = await asked(request(), Failing(ConnectionAbortedError("no daemon")))
+    assert (status, headers["retry-after"]) == (503, "1")
+
+
+async def test_an_error_after_some_results_is_still_the_answer():
+    _, _, body = await asked(request(), Failing(ValueError("x"), ["<IRETURNVALUE>", "some"]))
+    assert b'<ERROR CODE="1"' in body
+    assert b"IRETURNVALUE" not in body
+
+
+async def test_a_long_answer_that_fails_is_not_taken_for_whole(caplog):
+    pieces = ["<IRETURNVALUE>", *(["x" * 10_000] * 100)]
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await asked(request(), Failing(ValueError("x"), pieces))
+
+
+async def test_a_long_answer_goes_in_chunks():
+    world = cim.world(disks=2000)
+    names = body_of(
+        f'<IMETHODCALL NAME="EnumerateInstances">{NAMESPACE}<IPARAMVALUE NAME="ClassName">'
+        '<CLASSNAME NAME="T_Disk"/></IPARAMVALUE></IMETHODCALL>'
+    )
+    status, headers, body = await asked(request(names, CIMMethod="EnumerateInstances"), cim.facade(world))
+    assert (status, headers["transfer-encoding"]) == (200, "chunked")
+    assert body.count(b"<VALUE.NAMEDINSTANCE>") == 2000
+    assert body.endswith(b"</IRETURNVALUE></IMETHODRESPONSE></SIMPLERSP></MESSAGE></CIM>\n")
