@@ -70,13 +70,13 @@ class Answers:
         self,
         pool: ArenaPool,
         dirty: list[BlockDevice],
-        send: Callable[[memoryview | bytes], None],
+        send: Callable[[memoryview | bytes], int],
         unsent: Callable[[], int],
     ) -> None:
         """
         Args:
             dirty: where the connection notes the devices that its pass has written.
-            send: takes bytes to the transport, now or later.
+            send: takes bytes to the transport, now or later; returns ``unsent``.
             unsent: how many bytes wait in the transport.
         """
         self._pool = pool
@@ -106,9 +106,9 @@ class Answers:
                 device.end_pass()
             self.dirty.clear()
         if filled > self.sent:
-            self._send(self.arena[self.sent : filled])
-            self.sent = filled
-            if not self._unsent():
+            if self._send(self.arena[self.sent : filled]):
+                self.sent = filled
+            elif self.sent or self._full:
                 self._rewind()
         return self.sent
 
@@ -136,20 +136,18 @@ class Answers:
         """The pass is over: send everything."""
         self.flush(filled)
         if not self.sent and not self._full:
-            self._give_back()
+            self._pool.give(self.arena)
+            self.arena = _NOTHING
 
     def reclaim(self) -> None:
         """Give back what has left meanwhile. Called from time to time."""
         if self.arena and not self._unsent():
             self._rewind()
-            self._give_back()
+            self._pool.give(self.arena)
+            self.arena = _NOTHING
 
     def _rewind(self) -> None:
         """No byte is waiting: everything may be filled again."""
         self.sent = 0
         while self._full:
             self._pool.give(self._full.pop())
-
-    def _give_back(self) -> None:
-        self._pool.give(self.arena)
-        self.arena = _NOTHING

@@ -114,6 +114,7 @@ class FastPath:
         "_header_digest",
         "_session",
         "more",
+        "went_aside",
     )
 
     def __init__(self, connection: Connection, session: Session, answers: Answers) -> None:
@@ -123,6 +124,8 @@ class FastPath:
         self._header_digest = 4 if connection.header_digest else 0
         self._data_digest = 4 if connection.data_digest else 0
         self.more = False
+        self.went_aside = False
+        """Whether the last pass did more than answer commands: only then has the connection work, or come to an end."""
 
     def serve(self, buffer: memoryview, position: int, end: int, credit: int) -> int:
         """Answer the complete PDUs of ``buffer[position:end]``, in order.
@@ -154,8 +157,10 @@ class FastPath:
         last = end - head
         dirty = answers.dirty
         filled = answers.begin()
-        for data in connection.take_output():  # of commands that ended since the last pass: earlier StatSNs
+        output = connection.take_output()
+        for data in output:  # of commands that ended since the last pass: earlier StatSNs
             filled = answers.put(filled, data)
+        went_aside = bool(output)
         arena = answers.arena
         exp_cmd_sn = session.exp_cmd_sn
         max_cmd_sn = session.max_cmd_sn
@@ -382,6 +387,7 @@ class FastPath:
                         continue
 
             # Data-Out, and whatever the above did not answer.
+            went_aside = True
             session.exp_cmd_sn = exp_cmd_sn
             session.max_cmd_sn = max_cmd_sn
             connection.stat_sn = stat_sn
@@ -411,9 +417,11 @@ class FastPath:
         session.exp_cmd_sn = exp_cmd_sn
         session.max_cmd_sn = max_cmd_sn
         connection.stat_sn = stat_sn
-        for data in connection.take_output():
-            filled = answers.put(filled, data)
+        if went_aside:
+            for data in connection.take_output():
+                filled = answers.put(filled, data)
         answers.end(filled)
+        self.went_aside = went_aside
         if nexus is not None and (reads or writes):
             nexus.stats.count_pass(reads, read_bytes, writes, written_bytes, began)
         return position

@@ -246,6 +246,9 @@ class _Shell(asyncio.BufferedProtocol):
         self._long_end = 0
         self._fast: FastPath | None = None
         self._fd = -1
+        """The socket, where a selector of ours serves it: then bytes need not go through the transport."""
+        self._unsent = 0
+        """Bytes that waited in the transport when it was last asked. Whatever waits there has come through ``_send``."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._login_timer: asyncio.TimerHandle | None = None
         self._is_admitted = False
@@ -275,7 +278,7 @@ class _Shell(asyncio.BufferedProtocol):
             wake=self._wake,
         )
         self._answers = Answers(
-            self._server.arenas, self._connection.dirty, self._transport.write, self._transport.get_write_buffer_size
+            self._server.arenas, self._connection.dirty, self._send, self._transport.get_write_buffer_size
         )
         if not self._server.admit(self, self._address):
             self._transport.abort()
@@ -291,17 +294,38 @@ class _Shell(asyncio.BufferedProtocol):
 
     def _receive(self) -> bool:
         """What the transport does when there is something to receive. False: let it; it knows ends and errors."""
+        is_plain = bool(self._long_end or self._rest) or self._fast is None
+        buffer = self.get_buffer(-1) if is_plain else self._server.receive_buffer
         try:
-            received = os.readv(self._fd, (self.get_buffer(-1),))
+            received = os.readv(self._fd, (buffer,))
         except OSError:
             return False
         if not received:
             return False
         try:
-            self.buffer_updated(received)
+            if is_plain:
+                self.buffer_updated(received)
+            else:
+                self._serve(buffer, received)
         except Exception:
             self._abort_after_error()
         return True
+
+    def _send(self, data: memoryview | bytes) -> int:
+        """Send what the socket takes, and have the transport send the rest; returns how many bytes wait there."""
+        if self._unsent:
+            self._unsent = self._transport.get_write_buffer_size()
+        if not self._unsent and self._fd >= 0:
+            try:
+                sent = os.write(self._fd, data)
+            except OSError:
+                sent = 0  # the transport meets it again: it waits, or knows that the connection has ended
+            if sent == len(data):
+                return 0
+            data = data[sent:]
+        self._transport.write(data)
+        self._unsent = self._transport.get_write_buffer_size()
+        return self._unsent
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._long_end:
@@ -343,6 +367,7 @@ class _Shell(asyncio.BufferedProtocol):
             self._login_timer.cancel()
         if self._server.selector is not None:
             self._server.selector.serve.pop(self._fd, None)
+            self._fd = -1  # soon somebody else's
         if self._is_admitted:
             self._server.release(self, self._address)
         self._rest = _NOTHING
@@ -372,6 +397,8 @@ class _Shell(asyncio.BufferedProtocol):
             if self._fast is not None and not connection.closing:
                 position = self._fast.serve(buffer, position, end, credit)
                 more = self._fast.more
+                if position == end and not self._fast.went_aside:
+                    return
         except EngineError as error:
             # ``end_pass`` failed: what it was to journal is not acknowledged, so nothing more may be said here.
             _log.error("connection from %s dropped, its last answers unsent: %s", self._address, error)
@@ -427,7 +454,7 @@ class _Shell(asyncio.BufferedProtocol):
     def _send_output(self) -> None:
         output = self._connection.take_output()
         if output and not self._transport.is_closing():
-            self._transport.write(b"".join(output))
+            self._send(b"".join(output))
 
     def _wake(self) -> None:
         """Look soon, once for all commands that finish in this round of the loop: their answers leave in one send."""

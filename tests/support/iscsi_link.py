@@ -85,9 +85,10 @@ class Link:
         self.rest = b""
         self.tasks: set[asyncio.Task[None]] = set()
 
-    def _take(self, data: bytes | memoryview) -> None:
+    def _take(self, data: bytes | memoryview) -> int:
         self.sent += data
         self.raw += data
+        return 0
 
     # -- the target's side
 

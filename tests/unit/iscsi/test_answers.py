@@ -15,6 +15,7 @@ class StalledReader:
 
     def send(self, data):
         self.waiting.append(memoryview(data))
+        return self.unsent()
 
     def unsent(self):
         return sum(view.nbytes for view in self.waiting)
@@ -100,7 +101,7 @@ def test_devices_are_journalled_before_anything_is_sent():
     order = []
     device = Journal()
     device.end_pass = lambda: order.append("journal")
-    answers = Answers(ArenaPool(), [device], lambda data: order.append(bytes(data)), lambda: 0)
+    answers = Answers(ArenaPool(), [device], lambda data: order.append(bytes(data)) or 0, lambda: 0)
     answers.arena[: answers.begin()]
     answers.end(fill(answers, 0, 2, 65))
     assert order == ["journal", b"AA"]

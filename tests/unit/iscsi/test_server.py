@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import random
 import socket
 import weakref
@@ -203,6 +204,68 @@ async def test_a_stalled_reader_holds_a_bounded_number_of_answers_and_nobody_els
         for _ in range(100):
             answer = await stalled.receive()
             assert answer.data == target.device.data[: 256 * KIB]
+
+
+async def test_answers_to_a_slow_reader_leave_in_the_order_of_their_numbers():
+    """Of the fast path and of the plain one, some sent at once, some when the socket takes more."""
+    rng = random.Random(8)
+    async with serving() as target:
+        target.device.data[:] = rng.randbytes(SIZE)
+        slow = await target.log_in(receive_bytes=4096)
+        asked, numbers = {}, []
+
+        async def receive():
+            answer = await slow.receive()
+            lba, blocks = asked.pop(answer.itt)
+            assert answer.data == target.device.data[lba * 512 : (lba + blocks) * 512]
+            numbers.append(answer.stat_sn)
+
+        for _ in range(6):
+            for _ in range(rng.randrange(1, 16)):
+                blocks = rng.choice((8, 8, 128, 512))
+                lba = rng.randrange(SIZE // 512 - blocks)
+                plain = rng.random() < 0.2  # with FUA, which the fast path leaves alone
+                slow.send(slow.build(cdb(0x28, lba, blocks, flags=8 * plain), read=blocks * 512))
+                asked[slow.itt] = lba, blocks
+            await slow.writer.drain()
+            for _ in range(rng.randrange(len(asked) + 1)):
+                await receive()
+        while asked:
+            await receive()
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+async def test_what_waits_for_a_slow_reader_is_not_overtaken_when_the_socket_has_room_again():
+    async with serving() as target:
+        target.device.data[:] = bytes(range(256)) * (SIZE // 256)
+        slow = await target.log_in()
+        slow.writer.transport.pause_reading()
+        fd = slow.writer.get_extra_info("socket").fileno()
+        (shell,) = target.server._shells
+        asked = 0
+        while not shell._transport.get_write_buffer_size():
+            slow.send(slow.read(0, 512))
+            asked += 1
+            await asyncio.sleep(0)
+        received = bytearray()
+
+        def take():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    received.extend(os.read(fd, MIB))
+
+        take()  # now the socket has room, and its server does not know
+        os.write(fd, Framer().encode(slow.read(0, 8)))
+        wanted = asked * (48 + 256 * KIB) + 48 + 4 * KIB
+        while len(received) < wanted:
+            await asyncio.sleep(0)
+            take()
+        framer, at = Framer(max_data_segment=MIB), 0
+        for number in range(asked + 1):
+            length = int.from_bytes(received[at + 5 : at + 8], "big")
+            answer = decode(framer.next(memoryview(received)[at : at + 48 + length]), RESPONSES)
+            assert answer.itt == slow.itt - asked + number
+            at += 48 + length
 
 
 async def test_a_flood_of_one_session_does_not_starve_another():
