@@ -83,6 +83,11 @@ def _alua_guest_image() -> str | None:
     return f"the guest image with SCSI device handlers is not built (../shared/initiator_vm/build-guest {options})"
 
 
+def pywbemcli() -> str | None:
+    """The program: in the PATH, or where .ci/setup-clients puts it, as it needs an older click than our tests."""
+    return shutil.which("pywbemcli") or shutil.which("pywbemcli", path=ROOT / ".venv" / "clients" / "bin")
+
+
 CLIENTS: dict[str, tuple[Check, ...]] = {
     "qemu-img": (_program("qemu-img", "qemu-utils"),),
     "qemu-iscsi": (
@@ -108,6 +113,8 @@ CLIENTS: dict[str, tuple[Check, ...]] = {
         _alua_guest_image,
     ),
     "tgtd": (_program("tgtd", "tgt"),),
+    "pywbemcli": (lambda: None if pywbemcli() else "pywbemcli is not installed (pip: pywbemtools)",),
+    "wbemcli": (_program("wbemcli", "sblim-wbemcli"),),
     "libvhdi": (_program("vhdiinfo", "libvhdi-utils"), _system_module("pyvhdi", "python3-libvhdi")),
 }
 
