@@ -27,6 +27,7 @@ from engine.catalog_failover import FailoverTables
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
 from engine.catalog_inventory import INVENTORY_SCHEMA, InventoryTables
+from engine.catalog_mirror_groups import MIRROR_GROUP_SCHEMA, MirrorGroupTables
 from engine.catalog_peers import PEER_SCHEMA, PeerTables
 from engine.catalog_relations import RELATION_SCHEMA, RelationTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
@@ -100,6 +101,7 @@ CREATE TABLE events (
 """
     + GROUP_SCHEMA
     + SCHEDULE_SCHEMA
+    + MIRROR_GROUP_SCHEMA
     + SCRUB_SCHEMA
     + IDENTITY_SCHEMA
     + PEER_SCHEMA
@@ -252,6 +254,7 @@ class Catalog:
         self._thread = thread
         self.groups = GroupTables(self._run)
         self.schedules = ScheduleTables(self._run)
+        self.mirror_groups = MirrorGroupTables(self._run)
         self.scrubs = ScrubTables(self._run)
         self.identities = IdentityTables(self._run)
         self.peers = PeerTables(self._run)

@@ -43,7 +43,7 @@ from engine.lease import length_s, wait_s
 from engine.lineage import LineageEntry
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
 from engine.pool import uncancelled
-from engine.replicas import POLICY_KEY
+from engine.replica_groups import POLICY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

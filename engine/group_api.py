@@ -30,16 +30,19 @@ class GroupOperations(ApiPart):
         return info
 
     async def group_add(self, name: str, volumes: list[str]) -> GroupInfo:
+        self._replicas.groups.require_unmirrored(name)
         info = await self._pool.groups.change(name, add=volumes)
         await self._group_event(name, f"{', '.join(volumes)} added")
         return info
 
     async def group_remove(self, name: str, volumes: list[str]) -> GroupInfo:
+        self._replicas.groups.require_unmirrored(name)
         info = await self._pool.groups.change(name, remove=volumes)
         await self._group_event(name, f"{', '.join(volumes)} removed")
         return info
 
     async def group_delete(self, name: str, *, force: bool = False) -> None:
+        self._replicas.groups.require_unmirrored(name)
         names = [info.name for info in self._pool.groups.snapshots(name)] if force else []
         for each in names:  # all of them before the first one goes
             self._require_deletable(self._pool.groups.snapshot_row(name, each), force=True)

@@ -26,6 +26,7 @@ from engine.failover import Failovers
 from engine.failover_api import FailoverOperations
 from engine.flatten import flatten_preview, start_flatten
 from engine.group_api import GroupOperations
+from engine.group_replica_api import GroupReplicaOperations
 from engine.image_api import ImageOperations
 from engine.inventory_api import InventoryOperations
 from engine.jobs import job_info
@@ -73,6 +74,7 @@ class LocalApi(
     ImageOperations,
     TargetOperations,
     ReplicaOperations,
+    GroupReplicaOperations,
     FailoverOperations,
     RelationOperations,
     PeerOperations,

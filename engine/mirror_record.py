@@ -32,6 +32,7 @@ class MirrorPolicy:
     the newest counted, and for how long (None: no limit of age); the newest stays always. ``hold_down_s``,
     ``backlog_bytes``: adaptive, see ``engine.modes.ModeSwitch``. ``retry_s``, ``retry_max_s``: the first and the
     longest pause before an asynchronous or adaptive mirror tries again after a failure; it never gives up.
+    ``rate_bytes_s``: what copies send to a peer at most; 0: no limit.
     ``failover``: a target at a peer may take the source's place; then the source asks it first after each start.
     """
 
@@ -48,6 +49,7 @@ class MirrorPolicy:
     failover: bool = True
     retry_s: float = 1.0
     retry_max_s: float = 30.0
+    rate_bytes_s: int = 0
 
     def check(self) -> MirrorPolicy:
         """Itself, if it makes sense. Raises InvalidArgument."""
@@ -64,6 +66,26 @@ class MirrorPolicy:
     @classmethod
     def parse(cls, values: dict[str, Any]) -> MirrorPolicy:
         return cls(**{name: values[name] for name in cls.__slots__ if name in values})
+
+
+def policy_of(
+    rpo_s: float | None,
+    points: int | None,
+    points_age_s: float | None,
+    latency_budget_s: float | None,
+    backlog_bytes: int | None,
+    hold_down_s: float | None,
+) -> MirrorPolicy:
+    """What was chosen, and for the rest what is usual. Raises InvalidArgument."""
+    chosen = {
+        "rpo_s": rpo_s,
+        "points_max": points,
+        "points_age_s": points_age_s,
+        "budget_s": latency_budget_s,
+        "backlog_bytes": backlog_bytes,
+        "hold_down_s": hold_down_s,
+    }
+    return MirrorPolicy.parse({name: value for name, value in chosen.items() if value is not None}).check()
 
 
 def _within(what: str, value: float, low: float, high: float, unit: str) -> None:

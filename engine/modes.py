@@ -14,6 +14,9 @@ import enum
 from collections import deque
 from dataclasses import dataclass
 
+from engine.copy_state import CopyMode
+from engine.errors import InvalidArgument
+
 ROUNDS_REMEMBERED = 8
 """Rounds that forecasts come from: few, so that a change of load is learned soon; the worst of them counts."""
 
@@ -168,3 +171,14 @@ class ModeSwitch:
     def shipped(self, changed_bytes: int) -> None:
         """An asynchronous round is complete; so much had changed."""
         self._followed = changed_bytes <= self._backlog_bytes
+
+
+MODES = {"sync": CopyMode.SYNCHRONOUS, "async": CopyMode.ASYNCHRONOUS, "adaptive": CopyMode.ADAPTIVE}
+"""As the command line says them."""
+
+
+def mode_of(name: str) -> CopyMode:
+    """Raises InvalidArgument."""
+    if name not in MODES:
+        raise InvalidArgument(f"{name!r} is no mode; say sync, async or adaptive")
+    return MODES[name]

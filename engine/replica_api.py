@@ -14,9 +14,9 @@ from engine.api_part import ApiPart
 from engine.disk_targets import DiskSecrets
 from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
 from engine.jobs import job_info
-from engine.mirror_record import MirrorPolicy
+from engine.mirror_record import policy_of
+from engine.modes import mode_of
 from engine.names import check_name
-from engine.replicas import mode_of
 
 if TYPE_CHECKING:
     from engine.api import JobInfo, ReplicaInfo, VolumeInfo
@@ -47,7 +47,7 @@ class ReplicaOperations(ApiPart):
         failover: bool = True,
     ) -> JobInfo:
         chosen = mode_of(mode)
-        policy = _policy(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
+        policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
         volume = self._pool.volume(source)
         if peer is not None:
             policy = replace(policy, failover=failover)
@@ -83,7 +83,7 @@ class ReplicaOperations(ApiPart):
         mutual_secret: str | None = None,
     ) -> JobInfo:
         chosen = mode_of(mode)
-        policy = _policy(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
+        policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
         volume = self._pool.volume(source)
         if self._replicas.disks.is_disk(target):
             if name is None:
@@ -103,6 +103,11 @@ class ReplicaOperations(ApiPart):
         self._require_unshown(other, chosen)
         name = check_name("replica", name or target)
         return job_info(await self._replicas.add(name, volume, other, chosen, policy))
+
+    async def replica_limit(self, name: str, rate_bytes_s: int) -> ReplicaInfo:
+        info = await self._replicas.limit(name, rate_bytes_s)
+        await self._event(f"replica {name}", f"at most {rate_bytes_s} bytes a second" if rate_bytes_s else "no limit")
+        return info
 
     async def replica_list(self) -> list[ReplicaInfo]:
         return self._replicas.all()
@@ -220,23 +225,3 @@ class ReplicaOperations(ApiPart):
                     f"volume {target.name} is shown by target {lun.target}, and an asynchronous mirror replaces its"
                     f" content again and again; remove that LUN first: twinvol target lun remove {lun.target} {lun.lun}"
                 )
-
-
-def _policy(
-    rpo_s: float | None,
-    points: int | None,
-    points_age_s: float | None,
-    latency_budget_s: float | None,
-    backlog_bytes: int | None,
-    hold_down_s: float | None,
-) -> MirrorPolicy:
-    """What was chosen, and for the rest what is usual. Raises InvalidArgument."""
-    chosen = {
-        "rpo_s": rpo_s,
-        "points_max": points,
-        "points_age_s": points_age_s,
-        "budget_s": latency_budget_s,
-        "backlog_bytes": backlog_bytes,
-        "hold_down_s": hold_down_s,
-    }
-    return MirrorPolicy.parse({name: value for name, value in chosen.items() if value is not None}).check()

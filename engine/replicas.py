@@ -40,15 +40,18 @@ from engine.failover_facts import SourceFacts
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
-from engine.modes import Promise
+from engine.modes import MODES, Promise, mode_of
 from engine.peers.incoming import Incoming
 from engine.peers.outgoing import Outgoing
+from engine.peers.rate import check_rate
 from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
 from engine.pool_space import SpaceState
+from engine.replica_groups import GROUP_KEY, POLICY_KEY, ReplicaGroups, require_single
 from engine.units import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from engine.api import ReplicaInfo
     from engine.catalog_peers import PeerTargetRow
@@ -59,17 +62,12 @@ if TYPE_CHECKING:
     from engine.links import MirrorLink
     from engine.links.disk import DiskLink
     from engine.links.peer import PeerLink
+    from engine.mirror_group import GroupMirror
     from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
-
-MODES = {"sync": CopyMode.SYNCHRONOUS, "async": CopyMode.ASYNCHRONOUS, "adaptive": CopyMode.ADAPTIVE}
-"""As the command line says them."""
-
-POLICY_KEY = "policy"
-"""In the state of a mirror's row, beside the fields of its record."""
 
 PROGRESS_INTERVAL_S = 0.2
 
@@ -90,19 +88,12 @@ def held_back_bytes_max(size_bytes: int) -> int:
     return max(HELD_BACK_MIN_BYTES, int(size_bytes * HELD_BACK_SHARE))
 
 
-def mode_of(name: str) -> CopyMode:
-    """Raises InvalidArgument."""
-    if name not in MODES:
-        raise InvalidArgument(f"{name!r} is no mode; say sync, async or adaptive")
-    return MODES[name]
-
-
 class Replicas:
     """See the module. ``software`` is named in proofs."""
 
     def __init__(self, pool: Pool, *, software: str) -> None:
         self._pool = pool
-        self._software = software
+        self.software = software
         self._mirrors: dict[str, Mirror] = {}
         self._rows: dict[str, MirrorRow] = {}
         self._idle: dict[str, str] = {}
@@ -113,9 +104,10 @@ class Replicas:
         """Whether initiators see the snapshot of that GUID of the volume of that id. None: not known yet."""
         self.incoming = Incoming(pool)
         self.incoming.is_taken = lambda name: name in self._rows
-        self._outgoing = Outgoing()
+        self.outgoing = Outgoing()
         self.disks = DiskTargets(pool)
         self._peers: Peers | None = None
+        self.groups = ReplicaGroups(pool, self)
         self.failovers: Failovers | None = None
         """Who decides which side of a mirror to a peer is the disk."""
         self.without_peers: str | None = None
@@ -129,6 +121,8 @@ class Replicas:
         released = await self._pool.catalog.failover.releases()
         for row in await self._pool.catalog.mirrors():
             self._rows[row.name] = row
+            if GROUP_KEY in row.state:
+                continue
             if row.peer is not None:
                 self._idle[row.name] = "the peers are not there yet"
                 await self._fence(row, row.source_id in released)
@@ -142,13 +136,13 @@ class Replicas:
             except EngineError as error:
                 log.error("replica %s does not run: %s", row.name, error)
                 self._idle[row.name] = str(error)
-                self._protect(row.name)
+                self.protect(row.name)
                 continue
             link = LocalLink(target, point_prefix(row.name))
             self._mirrors[row.name] = self._mirror(row, source, link)
-            self._protect(row.name)
+            self.protect(row.name)
         # Each may have to wait until its target claims nothing any more.
-        await asyncio.gather(*(mirror.start() for mirror in self._mirrors.values()))
+        await asyncio.gather(self.groups.restore(), *(mirror.start() for mirror in self._mirrors.values()))
 
     async def begin_remote(self, peers: Peers) -> None:
         """The peers are there: start the mirrors to them."""
@@ -157,6 +151,7 @@ class Replicas:
         for row in self.remote_rows():
             if not self._is_fenced(row):
                 await self._begin_remote(row, peers)
+        await self.groups.begin_remote(peers)
         if self.failovers is not None:
             await self.failovers.begin(peers)
 
@@ -194,8 +189,11 @@ class Replicas:
     def _peer_began(self, peer: str) -> None:
         """There is a new client for a peer: it is one again, and its mirrors go on."""
         assert self._peers is not None
+        self._in_background(self.groups.begin_remote(self._peers, peer))
         for name in self.at_peer(peer):
-            link = self._outgoing.link(name)
+            if GROUP_KEY in self._rows[name].state:
+                continue
+            link = self.outgoing.link(name)
             if link is not None:
                 link.client = self._peers.client(peer)
                 continue
@@ -209,9 +207,10 @@ class Replicas:
         """Stop the mirrors to peers, which end after this."""
         if self.failovers is not None:
             await self.failovers.close()
-        await self._outgoing.close()
+        await self.outgoing.close()
         remote = [mirror for name, mirror in self._mirrors.items() if self._rows[name].peer is not None]
-        closing = asyncio.gather(*(mirror.close() for mirror in remote))
+        groups = self.groups.running(remote=True)
+        closing = asyncio.gather(*(mirror.close() for mirror in remote), *(group.close() for group in groups))
         await asyncio.wait([closing], timeout=REMOTE_END_S)
         if not closing.done() and self._peers is not None:
             log.warning("a peer does not answer what was asked; its connections are ended")
@@ -220,7 +219,8 @@ class Replicas:
 
     async def close(self) -> None:
         """Stop all mirrors for the next start."""
-        await asyncio.gather(*(mirror.close() for mirror in self._mirrors.values()))
+        closing = [mirror.close() for mirror in self._mirrors.values()]
+        await asyncio.gather(*closing, *(group.close() for group in self.groups.running()))
         await self.disks.close()
         if self._events:
             await asyncio.wait(self._events)
@@ -251,7 +251,7 @@ class Replicas:
                 lag_s = mirror.lag_s
                 lag = "no complete recovery point" if lag_s is None else f"lag {lag_s:.0f} s"
                 lines.append(f"replica {name}: its RPO of {mirror.rpo_s:g} s is {mirror.promise.value} ({lag})")
-        return lines
+        return lines + self.groups.reasons()
 
     def info(self, name: str) -> ReplicaInfo:
         """Raises NotFound."""
@@ -262,10 +262,12 @@ class Replicas:
             return self._incoming_info(arriving)
         row = self._row(name)
         mirror = self._mirrors.get(name)
+        if GROUP_KEY in row.state:
+            return self.groups.member_info(row)
         if mirror is None:
             return ReplicaInfo(
                 name=name,
-                source=self._name(row.source_id),
+                source=self.name_of(row.source_id),
                 target=self._target_name(row),
                 mode=row.mode,
                 sync_type="Mirror",
@@ -311,6 +313,7 @@ class Replicas:
             resumed_rounds=mirror.rounds_resumed,
             written_bytes=mirror.written_bytes,
             identical_bytes=mirror.equal_bytes,
+            rate_bytes_s=MirrorPolicy.parse(row.state.get(POLICY_KEY, {})).rate_bytes_s,
         )
 
     def _incoming_info(self, row: PeerTargetRow) -> ReplicaInfo:
@@ -331,7 +334,7 @@ class Replicas:
         return ReplicaInfo(
             name=row.name,
             source=f"{row.peer}:{row.source}",
-            target=self._name(row.volume_id),
+            target=self.name_of(row.volume_id),
             mode=row.mode,
             sync_type="Mirror",
             copy_state=report.get("copy_state", label(CopyState.BROKEN)),
@@ -364,7 +367,7 @@ class Replicas:
     # --- mirrors to peers, whose sides may be exchanged (``engine.failover``) ----------------------------------------
 
     def remote_rows(self) -> list[MirrorRow]:
-        return [row for row in self._rows.values() if row.peer is not None]
+        return [row for row in self._rows.values() if row.peer is not None and GROUP_KEY not in row.state]
 
     def remote_row(self, name: str) -> MirrorRow | None:
         """Of the mirror of that name, if its target is at a peer."""
@@ -379,7 +382,7 @@ class Replicas:
 
     def link_of(self, name: str) -> PeerLink:
         """Raises NotFound."""
-        link = self._outgoing.link(name)
+        link = self.outgoing.link(name)
         if link is None:
             raise NotFound("running replica to a peer", name)
         return link
@@ -387,7 +390,7 @@ class Replicas:
     def set_idle(self, name: str, why: str) -> None:
         """The mirror does not run, and says why."""
         self._idle[name] = why
-        self._outgoing.remove(name)
+        self.outgoing.remove(name)
         self._mirrors.pop(name, None)
 
     async def begin(self, name: str) -> None:
@@ -408,7 +411,7 @@ class Replicas:
 
     def now_replica(self, name: str, target: PeerTargetRow) -> None:
         """The source of that mirror is a replica now; the catalogue has recorded it."""
-        self._outgoing.remove(name)
+        self.outgoing.remove(name)
         self._mirrors.pop(name, None)
         self._idle.pop(name, None)
         self._rows.pop(name)
@@ -453,6 +456,8 @@ class Replicas:
         mirror, row = self._mirrors.get(name), self._row(name)
         if row.disk is not None:
             return ()  # it has none: only what it is
+        if GROUP_KEY in row.state:
+            return self.groups.points(row.state[GROUP_KEY])
         return MirrorRecord.parse(row.state).points if mirror is None else mirror.points
 
     def require_free(self, volume: Volume, verb: str) -> None:
@@ -488,6 +493,8 @@ class Replicas:
         async with contextlib.AsyncExitStack() as stack:
             for mirror in [mirror for mirror in self._mirrors.values() if mirror.source is volume]:
                 await stack.enter_async_context(mirror.interrupted("its source is resized"))
+            for group in list(self.groups.with_source(volume)):
+                await stack.enter_async_context(group.interrupted("a member is resized"))
             yield
 
     def replaces_content(self, mode: CopyMode) -> bool:
@@ -550,7 +557,7 @@ class Replicas:
         if source is target:
             raise InvalidArgument(f"volume {source.name} cannot be a replica of itself")
         self.require_free(target, "make it a target")
-        self._require_no_target(source)
+        self.require_no_target(source)
         if source.size_bytes != target.size_bytes:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, the source {source.size_bytes}: resize it first"
@@ -567,10 +574,10 @@ class Replicas:
             target.content_owner = None
             raise
         mirror = self._mirrors[name] = self._mirror(row, source, LocalLink(target, point_prefix(name)))
-        self._protect(name)
+        self.protect(name)
         try:
             await mirror.start()
-            return await self._synchronizing(mirror, "replica")
+            return await self.synchronizing(mirror, "replica")
         except BaseException:
             with contextlib.suppress(EngineError):  # the first error is the one to report
                 await self.detach(name)
@@ -582,28 +589,10 @@ class Replicas:
         Raises AlreadyExists, NotFound (no such peer), PeerUnreachable, and what the peer answers.
         """
         self.require_new(name)
-        peers = self._peers
-        if peers is None:
-            raise NotFound("peer", peer)
-        self._require_no_target(source)
-        if self._pool.key_source(source) is not None:
-            raise NotSupported(f"volume {source.name} is encrypted, and its replica at a peer would not be")
+        peers = self.peers_of(peer)
+        self.require_no_target(source)
         word = next(word for word, value in MODES.items() if value is mode)
-        policies = self._pool.row(source)
-        replica_id = str(uuid.uuid4())
-        client = peers.client(peer)
-        await client.request(
-            "create",
-            replica=replica_id,
-            name=name,
-            source=source.name,
-            mode=word,
-            size_bytes=source.size_bytes,
-            chunk_bytes=self._pool.chunk_bytes(source),
-            physical_block_bytes=policies.physical_block_bytes,
-            write_cache=policies.write_cache,
-            removable=policies.removable,
-        )
+        replica_id = await self.create_at_peer(name, source, peer, word)
         self.require_new(name)
         state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
         row = MirrorRow(name, source.volume_id, replica_id, word, state, peer)
@@ -615,7 +604,7 @@ class Replicas:
             raise
         mirror = self._remote_mirror(row, source, peers)
         await mirror.start()
-        return await self._synchronizing(mirror, "replica")
+        return await self.synchronizing(mirror, "replica")
 
     async def add_disk(
         self, name: str, source: Volume, url: str, secrets: DiskSecrets, mode: CopyMode, policy: MirrorPolicy
@@ -626,7 +615,7 @@ class Replicas:
         what keeps the disk from being opened: PeerUnreachable, PermissionDenied.
         """
         self.require_new(name)
-        self._require_no_target(source)
+        self.require_no_target(source)
         if mode is CopyMode.ADAPTIVE:
             raise NotSupported(
                 "an adaptive mirror is consistent at every moment, which a disk without snapshots is not"
@@ -639,7 +628,7 @@ class Replicas:
             link = await self.disks.link_to(row, source)
             await self.disks.require_fit(link, source)
             self.require_new(name)
-            self._require_no_target(source)
+            self.require_no_target(source)
             self._rows[name] = row
             await self._pool.catalog.put_mirror(row)
         except BaseException:
@@ -649,9 +638,39 @@ class Replicas:
             raise
         mirror = self._disk_mirror(row, source, link)
         await mirror.start()
-        return await self._synchronizing(mirror, "replica")
+        return await self.synchronizing(mirror, "replica")
 
-    def _require_no_target(self, source: Volume) -> None:
+    async def create_at_peer(self, name: str, source: Volume, peer: str, mode: str) -> str:
+        """Make a volume like ``source`` at a peer, for a replica of that name; the id by which it is known there.
+
+        Raises NotFound (no such peer), NotSupported, PeerUnreachable, and what the peer answers.
+        """
+        if self._pool.key_source(source) is not None:
+            raise NotSupported(f"volume {source.name} is encrypted, and its replica at a peer would not be")
+        policies = self._pool.row(source)
+        replica_id = str(uuid.uuid4())
+        client = self.peers_of(peer).client(peer)
+        await client.request(
+            "create",
+            replica=replica_id,
+            name=name,
+            source=source.name,
+            mode=mode,
+            size_bytes=source.size_bytes,
+            chunk_bytes=self._pool.chunk_bytes(source),
+            physical_block_bytes=policies.physical_block_bytes,
+            write_cache=policies.write_cache,
+            removable=policies.removable,
+        )
+        return replica_id
+
+    def peers_of(self, peer: str) -> Peers:
+        """Raises NotFound: there are none, so not this one."""
+        if self._peers is None:
+            raise NotFound("peer", peer)
+        return self._peers
+
+    def require_no_target(self, source: Volume) -> None:
         """Raises InUse: a mirror writes the volume, and no other would see that."""
         is_target = any(row.target_id == source.volume_id for row in self._rows.values())
         if is_target or self.incoming.of_volume(source.volume_id) is not None:
@@ -665,11 +684,11 @@ class Replicas:
     async def fracture(self, name: str) -> ReplicaInfo:
         mirror = self._get(name)
         await mirror.fracture()
-        self._protect(name)
+        self.protect(name)
         await self._release_disk(name)
-        if self._outgoing.link(name) is not None:
+        if self.outgoing.link(name) is not None:
             with contextlib.suppress(PeerUnreachable):  # then it is told when it is there again
-                await self._outgoing.report(name, fractured=True)
+                await self.outgoing.report(name, fractured=True)
         return self.info(name)
 
     async def pause(self, name: str) -> ReplicaInfo:
@@ -679,13 +698,13 @@ class Replicas:
     async def resume(self, name: str) -> Job:
         mirror = self._get(name)
         await mirror.resume()
-        return await self._synchronizing(mirror, "resume")
+        return await self.synchronizing(mirror, "resume")
 
     async def resync(self, name: str) -> Job:
         """Bring the target up to date by what changed. What was written to a fractured target is lost."""
         mirror = self._get(name)
-        if self._outgoing.link(name) is not None:
-            await self._outgoing.report(name, fractured=False)
+        if self.outgoing.link(name) is not None:
+            await self.outgoing.report(name, fractured=False)
         elif self._rows[name].disk is not None:
             if mirror.standing.state is CopyState.FRACTURED:
                 await self._release_disk(name)
@@ -696,8 +715,22 @@ class Replicas:
         try:
             await mirror.resync()
         finally:
-            self._protect(name)
-        return await self._synchronizing(mirror, "resync")
+            self.protect(name)
+        return await self.synchronizing(mirror, "resync")
+
+    async def limit(self, name: str, rate_bytes_s: int) -> ReplicaInfo:
+        """See ``EngineApi.replica_limit``."""
+        self._get(name)
+        row, link = self._rows[name], self.outgoing.link(name)
+        if link is None:
+            raise NotSupported(f"replica {name} is not at a peer: nothing of it is sent anywhere")
+        check_rate(rate_bytes_s)
+        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+        limited = replace(policy, rate_bytes_s=rate_bytes_s)
+        self._rows[name] = row = replace(row, state=row.state | {POLICY_KEY: limited.serialize()})
+        await self._pool.catalog.put_mirror(row)
+        link.bucket.rate_bytes_s = rate_bytes_s
+        return self.info(name)
 
     async def _release_disk(self, name: str) -> None:
         """Its users may write to it, or have."""
@@ -715,6 +748,8 @@ class Replicas:
         short = self._pool.space.state is not SpaceState.OK
         for mirror in list(self._mirrors.values()):
             await mirror.thin(0 if short else held_back_bytes_max(mirror.source.size_bytes))
+        for group in self.groups.running():
+            await group.thin(0 if short else held_back_bytes_max(sum(m.source.size_bytes for m in group.members)))
 
     async def detach(self, name: str) -> None:
         """End the relation; the target stays as it is, a volume of its own."""
@@ -723,6 +758,7 @@ class Replicas:
             await self.incoming.detach(arriving)
             return
         row = self._row(name)
+        require_single(row)
         self._require_undecided(name)
         if row.peer is not None and self._is_fenced(row):
             raise InvalidState(
@@ -730,13 +766,13 @@ class Replicas:
                 "in doubt about who is the disk",
                 f"twinvol replica resolve {name} --serve or --yield",
             )
-        mirror, link = self._mirrors.get(name), self._outgoing.link(name)
+        mirror, link = self._mirrors.get(name), self.outgoing.link(name)
         if link is not None and not link.client.is_connected:
             link.given_up = True
         if mirror is not None:
             await mirror.detach()
         if link is not None:
-            self._outgoing.remove(name)
+            self.outgoing.remove(name)
             with contextlib.suppress(EngineError):  # its volume stays protected there until it is detached there, too
                 await link.ask("detach", connection=None)
         await self._pool.catalog.remove_mirror(name)
@@ -774,7 +810,7 @@ class Replicas:
         mirror = self._get(name)
 
         async def work(job: Job) -> dict[str, Any]:
-            document = await mirror.verify(self._software, control=_reporting(job))
+            document = await mirror.verify(self.software, control=_reporting(job))
             if not document.identical:
                 raise IntegrityError(
                     f"replica {name}", 0, document.differing_bytes, document.source.root, document.target.root
@@ -806,23 +842,60 @@ class Replicas:
             else:
                 await identities.forget_mirror(name)
 
+    # --- for mirrored groups, whose members have rows here ----------------------------------------------------------
+
+    @property
+    def rows(self) -> Mapping[str, MirrorRow]:
+        return self._rows
+
+    async def put_row(self, row: MirrorRow) -> None:
+        """Record a member."""
+        await self._pool.catalog.put_mirror(row)
+        self._rows[row.name] = row
+
+    async def forget_row(self, name: str) -> None:
+        """A member of a relation that was not made."""
+        await self._pool.catalog.remove_mirror(name)
+        self.forgotten(name)
+
+    def forgotten(self, name: str) -> None:
+        """The relation is over, and so is its record; the target is a volume of its own."""
+        row = self._rows.pop(name)
+        target = self._pool.find(row.target_id)
+        if target is not None:
+            target.content_owner = None
+            target.set_read_only(self._pool.row(target).read_only)
+
+    def ledger_path(self, name: str) -> Path:
+        return self._pool.path / LEDGERS_NAME / (name + LEDGER_SUFFIX)
+
+    def shows(self, target_id: str, guid: str) -> bool:
+        """Whether initiators see a recovery point, as far as is known."""
+        return self.is_shown is None or self.is_shown(target_id, guid)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._events.add(task)
+        task.add_done_callback(self._events.discard)
+
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _remote_mirror(self, row: MirrorRow, source: Volume, peers: Peers) -> Mirror:
         from engine.links.peer import PeerLink  # late: TLS, which a pool without peers does without
 
         assert row.peer is not None
-        may_fail_over = MirrorPolicy.parse(row.state.get(POLICY_KEY, {})).failover
+        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
         link = PeerLink(
             peers.client(row.peer),
             uuid.UUID(row.target_id),
             f"{row.peer}:{row.name}",
             self._pool.env.clock,
-            may_fail_over=may_fail_over,
+            may_fail_over=policy.failover,
         )
+        link.bucket.rate_bytes_s = policy.rate_bytes_s
         link.superseded = lambda: None if self.failovers is None else self.failovers.superseded(row.name)
         mirror = self._mirrors[row.name] = self._mirror(row, source, link, point_prefix(row.target_id))
-        self._outgoing.add(mirror, link)
+        self.outgoing.add(mirror, [link], [source])
         return mirror
 
     async def _demote(self, row: MirrorRow) -> None:
@@ -844,8 +917,8 @@ class Replicas:
         async def save(record: MirrorRecord) -> None:
             if row.name in self._deciding or row.name not in self._rows:
                 return
-            state = self._rows[row.name].state | record.serialize() | {POLICY_KEY: policy.serialize()}
-            saved = self._rows[row.name] = replace(self._rows[row.name], state=state)
+            present = self._rows[row.name]
+            saved = self._rows[row.name] = replace(present, state=present.state | record.serialize())
             await self._pool.catalog.put_mirror(saved)
 
         return Mirror(
@@ -853,17 +926,17 @@ class Replicas:
             source,
             link,
             self._pool.env,
-            self._pool.path / LEDGERS_NAME / (row.name + LEDGER_SUFFIX),
+            self.ledger_path(row.name),
             record=MirrorRecord.parse(row.state),
             save=save,
-            tell=self._teller(row.name),
+            tell=self.teller(row.name),
             mode=mode_of(row.mode),
             policy=policy,
             in_use=in_use,
             prefix=prefix,
         )
 
-    def _teller(self, name: str) -> Callable[[str, str], None]:
+    def teller(self, name: str) -> Callable[[str, str], None]:
         def tell(severity: str, text: str) -> None:
             log.log(logging.ERROR if severity == "error" else logging.INFO, "%s", text)
             now = self._pool.env.clock.time()
@@ -873,21 +946,24 @@ class Replicas:
 
         return tell
 
-    def _protect(self, name: str) -> None:
+    def protect(self, name: str, *, taken_back: bool = False) -> None:
         """Whose the target's content is, and its write protection, by the state of the mirror or, where it does not
-        run, by its record."""
+        run, by its record. ``taken_back``: it is the mirror's again."""
         row, mirror = self._rows[name], self._mirrors.get(name)
         target = self._pool.find(row.target_id)
         if target is None:
             return
-        if mirror is not None:
-            is_fractured = mirror.standing.state is CopyState.FRACTURED
+        running = mirror or self.groups.mirror_of(row)
+        if taken_back:
+            is_fractured = False
+        elif running is not None:
+            is_fractured = running.standing.state is CopyState.FRACTURED
         else:
             is_fractured = MirrorRecord.parse(row.state).wanted == "fractured"
         target.content_owner = None if is_fractured else name
         target.set_read_only(not is_fractured or self._pool.row(target).read_only)
 
-    async def _synchronizing(self, mirror: Mirror, kind: str) -> Job:
+    async def synchronizing(self, mirror: Mirror | GroupMirror, kind: str) -> Job:
         """A job that ends when ``mirror`` is synchronized, or at rest in another state."""
 
         async def work(job: Job) -> dict[str, Any]:
@@ -908,7 +984,7 @@ class Replicas:
             raise InvalidState(f"replica {name}", "being promoted", "one that is not")
 
     def _get(self, name: str) -> Mirror:
-        self._row(name)
+        require_single(self._row(name))
         self._require_undecided(name)
         mirror = self._mirrors.get(name)
         if mirror is None:
@@ -927,9 +1003,9 @@ class Replicas:
     def _target_name(self, row: MirrorRow) -> str:
         if row.disk is not None:
             return row.disk.url
-        return self._name(row.target_id) if row.peer is None else f"{row.peer}:{row.name}"
+        return self.name_of(row.target_id) if row.peer is None else f"{row.peer}:{row.name}"
 
-    def _name(self, volume_id: str) -> str:
+    def name_of(self, volume_id: str) -> str:
         try:
             return self._pool.by_id(volume_id).name
         except NotFound:

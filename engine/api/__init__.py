@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.api.failover import FailoverApi, FailoverPlan
+from engine.api.group_replicas import GroupPointInfo, GroupReplicaApi
 from engine.api.groups import GroupApi, GroupInfo, GroupMember, GroupSnapshotInfo
 from engine.api.inventory import (
     INITIATOR_LABEL_MAX,
@@ -86,6 +87,7 @@ class EngineApi(
     SnapshotApi,
     GroupApi,
     ReplicaApi,
+    GroupReplicaApi,
     FailoverApi,
     RelationApi,
     PeerApi,
@@ -123,6 +125,7 @@ __all__ = [
     "GroupInfo",
     "GroupMember",
     "GroupSnapshotInfo",
+    "GroupPointInfo",
     "ReplicaInfo",
     "ReplicaPointInfo",
     "FailoverPlan",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.api.jobs import JobInfo
@@ -22,6 +22,9 @@ class ReplicaInfo:
     ``rounds``, ``resumed_rounds``, ``written_bytes`` to the target in rounds and ``identical_bytes`` found there.
     ``target_consistent``: the target is some instant of the source now; a disk without snapshots is not while a round
     writes it.
+
+    ``group``: the mirrored group that it is, or whose member it is: those have one state. ``members``: of a mirrored
+    group, the names of its members' replicas.
     """
 
     name: str
@@ -52,6 +55,9 @@ class ReplicaInfo:
     written_bytes: int = 0
     identical_bytes: int = 0
     target_consistent: bool = True
+    group: str | None = None
+    members: list[str] = field(default_factory=list)
+    rate_bytes_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,12 @@ class ReplicaApi(Protocol):
 
     async def replica_unexpose(self, name: str, guid: str, *, force: bool = False) -> ReplicaPointInfo:
         """Show it no more. Raises InUse: sessions are there (without ``force``)."""
+        ...
+
+    async def replica_limit(self, name: str, rate_bytes_s: int) -> ReplicaInfo:
+        """Copies of this mirror send its peer at most so much, besides what the peer's own limit allows; 0: no limit.
+
+        At once, and across restarts. Raises NotSupported: its target is not at a peer."""
         ...
 
     async def replica_list(self) -> list[ReplicaInfo]: ...

@@ -29,9 +29,10 @@ from engine.mirror_record import point_prefix
 from engine.names import check_choice, check_chunk, check_name, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from engine.catalog import VolumeRow
+    from engine.catalog_mirror_groups import GroupPointRow
     from engine.catalog_peers import PeerTargetRow
     from engine.failover import Failovers
     from engine.failover_plan import Told
@@ -146,6 +147,7 @@ class Incoming:
         self._pool = pool
         self._rows: dict[str, PeerTargetRow] = {}
         self._replicas: dict[str, IncomingReplica] = {}
+        self._group_points: dict[str, GroupPointRow] = {}
         self._making = asyncio.Lock()
         self.require_unused: Callable[[Volume], None] = lambda _volume: None
         """Raises InUse: initiators have the volume."""
@@ -160,6 +162,7 @@ class Incoming:
 
     async def restore(self) -> None:
         """Find the volumes again, and protect them."""
+        self._group_points = {row.group_id: row for row in await self._pool.catalog.mirror_groups.points()}
         for row in await self._pool.catalog.peers.targets():
             self._rows[row.replica_id] = row
             self._found(row)
@@ -207,9 +210,37 @@ class Incoming:
         found = replica.volume.head.store.snapshots(row.volume_id)
         return [point for point in found if point.name.startswith(replica.prefix)]
 
-    def shown_points(self, row: PeerTargetRow) -> list[str]:
-        """GUIDs of those that initiators see: they stay, whatever the source says."""
-        return [point.guid for point in self.points(row) if self.is_shown(row.volume_id, point.guid)]
+    def group_point(self, name: str) -> GroupPointRow | None:
+        """The recovery point of a peer's mirrored group that is complete here: what a failover of the group takes."""
+        return next((row for row in self._group_points.values() if row.name == name), None)
+
+    def group_of(self, replica_id: str) -> GroupPointRow | None:
+        """Of the group that a replica is a member of, as far as it has had one."""
+        return next((row for row in self._group_points.values() if replica_id in row.members), None)
+
+    def names_of(self, replica_ids: Iterable[str]) -> list[str]:
+        return [self._rows[each].name for each in replica_ids if each in self._rows]
+
+    async def complete_group(self, row: GroupPointRow) -> None:
+        """A group's recovery point is complete, as its source says: durably, if all its members have it.
+
+        Raises InvalidState: one has not; NotFound: one is not this peer's, or the group is another's.
+        """
+        known = self._group_points.get(row.group_id)
+        if known is not None and known.peer != row.peer:
+            raise NotFound("group for this peer", row.group_id)
+        for replica_id in row.members:
+            replica = self.get(row.peer, replica_id)
+            if all(point.guid != row.guid for point in self.points(replica.row)):
+                raise InvalidState(f"replica {replica.row.name}", f"without the point {row.guid}", "one that has it")
+        await self._pool.catalog.mirror_groups.put_point(row)
+        self._group_points[row.group_id] = row
+
+    def kept_points(self, row: PeerTargetRow) -> list[str]:
+        """GUIDs of those that initiators see, and of its group's: they stay, whatever the source says."""
+        group = self.group_of(row.replica_id)
+        shown = [point.guid for point in self.points(row) if self.is_shown(row.volume_id, point.guid)]
+        return shown if group is None else [*shown, group.guid]
 
     def unit_bytes(self, replica: IncomingReplica) -> int:
         """Whole units of so many bytes are written without reading anything first."""
@@ -319,6 +350,10 @@ class Incoming:
         self._rows[row.replica_id] = row
 
     async def _forget(self, replica_id: str) -> None:
+        group = self.group_of(replica_id)
+        if group is not None:  # it has no whole point any more
+            await self._pool.catalog.mirror_groups.remove_point(group.group_id)
+            del self._group_points[group.group_id]
         await self._pool.catalog.peers.remove_target(replica_id)
         self._rows.pop(replica_id, None)
         self._replicas.pop(replica_id, None)

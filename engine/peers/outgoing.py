@@ -16,8 +16,12 @@ from engine.copy_state import CopyMode, CopyState, label
 from engine.errors import EngineError, IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.links.peer import PeerLink
     from engine.mirror import Mirror
+    from engine.mirror_group import GroupMirror
+    from engine.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +31,10 @@ RETRY_S, RETRY_MAX_S = 0.5, 60.0
 
 @dataclass(slots=True)
 class _Tended:
-    mirror: Mirror
-    link: PeerLink
+    mirror: Mirror | GroupMirror
+    links: Sequence[PeerLink]
+    """One, or those of a group's members, at the same peer."""
+    sources: Sequence[Volume]
     pause_s: float = RETRY_S
     not_before: float = 0.0
     brought_bytes: int = 0
@@ -42,8 +48,8 @@ class Outgoing:
         self._tended: dict[str, _Tended] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, mirror: Mirror, link: PeerLink) -> None:
-        self._tended[mirror.name] = _Tended(mirror, link)
+    def add(self, mirror: Mirror | GroupMirror, links: Sequence[PeerLink], sources: Sequence[Volume]) -> None:
+        self._tended[mirror.name] = _Tended(mirror, links, sources)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._tend(), name="mirrors to peers")
 
@@ -53,7 +59,7 @@ class Outgoing:
     def link(self, name: str) -> PeerLink | None:
         """Of a mirror to a peer."""
         tended = self._tended.get(name)
-        return None if tended is None else tended.link
+        return None if tended is None else tended.links[0]
 
     async def close(self) -> None:
         if self._task is not None:
@@ -63,7 +69,8 @@ class Outgoing:
     async def report(self, name: str, *, fractured: bool) -> None:
         """Tell the target now how it is, and whether it is its users'. Raises PeerUnreachable, InUse."""
         tended = self._tended[name]
-        await tended.link.ask("report", connection=None, **(_report(tended.mirror) | {"fractured": fractured}))
+        for link in tended.links:
+            await link.ask("report", connection=None, **(_report(tended.mirror) | {"fractured": fractured}))
 
     async def _tend(self) -> None:
         while True:
@@ -77,20 +84,24 @@ class Outgoing:
             await asyncio.sleep(TEND_S)
 
     async def _look(self, tended: _Tended) -> None:
-        mirror, link = tended.mirror, tended.link
-        session = link.client.session
+        mirror, client = tended.mirror, tended.links[0].client
+        session = client.session
         if session is None:
             if mirror.is_exact:  # nobody has written since; this finds it out as a write would
-                await mirror.source.flush()
+                for source in tended.sources:
+                    await source.flush()
             return
         now = asyncio.get_running_loop().time()
         state = mirror.standing.state
         if state is CopyState.SYNCHRONIZED:
             tended.pause_s = RETRY_S
-        if link.brought_bytes != tended.brought_bytes:  # the last attempt got on
-            tended.brought_bytes = link.brought_bytes
+        brought_bytes = sum(link.brought_bytes for link in tended.links)
+        if brought_bytes != tended.brought_bytes:  # the last attempt got on
+            tended.brought_bytes = brought_bytes
             tended.pause_s = RETRY_S
-        may_heal = mirror.common is not None if link.failure is None else not isinstance(link.failure, IntegrityError)
+        failures = [link.failure for link in tended.links if link.failure is not None]
+        differs = any(isinstance(failure, IntegrityError) for failure in failures)
+        may_heal = not differs if failures else mirror.common is not None
         broken = state is CopyState.BROKEN and mirror.mode is CopyMode.SYNCHRONOUS and not mirror.differs
         if broken and may_heal and now >= tended.not_before:
             tended.not_before = now + tended.pause_s
@@ -98,11 +109,12 @@ class Outgoing:
             await mirror.resync()
         report = _report(mirror)
         if tended.reported != (session, report):
-            link.client.tell("report", replica=str(link.replica_id), **report)
+            for link in tended.links:
+                client.tell("report", replica=str(link.replica_id), **report)
             tended.reported = (session, report)
 
 
-def _report(mirror: Mirror) -> dict[str, Any]:
+def _report(mirror: Mirror | GroupMirror) -> dict[str, Any]:
     standing = mirror.standing
     return {
         "copy_state": label(standing.state),

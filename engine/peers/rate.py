@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from engine.errors import InvalidArgument
+
+MIN_RATE_BYTES_S = 1 << 20
 BURST_S = 0.25
 """What was not used is saved up for so long."""
+
+
+def check_rate(rate_bytes_s: int) -> int:
+    """Itself, if it makes sense. Raises InvalidArgument."""
+    if rate_bytes_s and not MIN_RATE_BYTES_S <= rate_bytes_s < 1 << 50:
+        raise InvalidArgument(f"the least rate is {MIN_RATE_BYTES_S} bytes a second; 0 is no limit")
+    return rate_bytes_s
 
 
 class TokenBucket:

@@ -57,6 +57,7 @@ from engine.peers.identity import (
     server_context,
 )
 from engine.peers.invitation import MAX_ADDRESS_CHARS, MAX_LIFETIME_S, Invitation, secret_hash
+from engine.peers.rate import check_rate
 from engine.peers.server import PeerServer
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PEERS = 64
-MIN_RATE_BYTES_S = 1 << 20
 ENROLLED_PAUSE_S = 0.5
 """Before we connect to a peer that was enrolled a moment ago."""
 
@@ -230,8 +230,7 @@ class Peers:
 
     async def limit(self, name: str, rate_bytes_s: int) -> PeerRow:
         """Send a peer at most so many bytes a second by copies; 0: no limit. Raises NotFound, InvalidArgument."""
-        if rate_bytes_s and rate_bytes_s < MIN_RATE_BYTES_S:
-            raise InvalidArgument(f"the least rate is {MIN_RATE_BYTES_S} bytes a second; 0 is no limit")
+        check_rate(rate_bytes_s)
         async with self._changing:
             row = await self._put(replace(self.row(name), rate_bytes_s=rate_bytes_s))
             if name in self._clients:

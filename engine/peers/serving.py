@@ -14,6 +14,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.catalog import VolumeRow
+from engine.catalog_mirror_groups import GroupPointRow
 from engine.catalog_peers import PeerTargetRow
 from engine.errors import EngineError, NotSupported
 from engine.errors_json import error_to_json
@@ -72,6 +73,8 @@ MIN_ASK_S = 0.02
 """A target asks for a lease no more often, however short it is; a shorter one it does not hold all the time."""
 
 MAX_POINTS = 1024
+MAX_MEMBERS = 64
+"""Of a mirrored group."""
 MODES = frozenset({"sync", "async", "adaptive"})
 
 
@@ -365,7 +368,24 @@ class ControlSession:
             raise FrameError("a message without fitting guids")
         replica = self._replica(text_of(message, "replica"))
         with replica.working(None):
-            await replica.link.keep_points({*guids, *self._incoming.shown_points(replica.row)})
+            await replica.link.keep_points({*guids, *self._incoming.kept_points(replica.row)})
+
+    async def _group_point(self, message: dict[str, Any]) -> None:
+        members = message.get("replicas")
+        if not isinstance(members, list) or not 0 < len(members) <= MAX_MEMBERS:
+            raise FrameError("a message without fitting replicas")
+        if not all(isinstance(member, str) and len(member) <= 36 for member in members):
+            raise FrameError("a message without fitting replicas")
+        await self._incoming.complete_group(
+            GroupPointRow(
+                group_id=_uuid_of(message, "group"),
+                peer=self.peer,
+                name=check_name("replica group", text_of(message, "name", 64)),
+                guid=_uuid_of(message, "guid"),
+                at=number_of(message, "at_us") / 1e6,
+                members=tuple(members),
+            )
+        )
 
     async def _point(self, message: dict[str, Any]) -> dict[str, Any]:
         return {"size_bytes": (await self._device(message)).size_bytes}
@@ -456,6 +476,7 @@ _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict
     "lease": ControlSession._lease,
     "demote": ControlSession._demote,
     "keep_points": ControlSession._keep_points,
+    "group_point": ControlSession._group_point,
     "point": ControlSession._point,
     "read": ControlSession._read,
     "extents": ControlSession._extents,

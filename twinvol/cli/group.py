@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from twinvol.cli import group_replica
 from twinvol.cli.command import Output, volume_point, with_api
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def cli() -> None:
-    """Volumes that are frozen, cloned and rolled back together, at one instant."""
+    """Volumes that are frozen, cloned, rolled back and mirrored together, at one instant."""
+
+
+cli.add_command(group_replica.cli)
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import click
 
 from engine.errors import InvalidArgument, InvalidState
 from engine.secret_files import read_secret
-from twinvol.cli.command import Output, duration, size, with_api
+from twinvol.cli.command import Output, duration, size, size_text, with_api
 from twinvol.cli.failover import COMMANDS as FAILOVER_COMMANDS
 from twinvol.cli.job import finish, job_options, outcome
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def _terms(function: Callable[..., Any]) -> Callable[..., Any]:
+def mirror_terms(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that ``create`` and ``attach`` share: how the mirror is to be kept."""
     options = [
         click.option("--mode", type=click.Choice(["sync", "async", "adaptive"]), required=True),
@@ -44,7 +44,7 @@ def _terms(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _terms_of(latency_budget: float | None, given: dict[str, Any]) -> dict[str, Any]:
+def terms_of(latency_budget: float | None, given: dict[str, Any]) -> dict[str, Any]:
     """What was given, as ``EngineApi`` wants it."""
     if given["mode"] == "sync" and given["rpo_s"] is not None:
         raise InvalidArgument("a synchronous mirror has no RPO: nothing that was acknowledged is missing at its target")
@@ -60,7 +60,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @click.argument("name")
-@_terms
+@mirror_terms
 @click.option("--peer", help="Make it there, at another twinvol.")
 @click.option("--failover/--no-failover", default=True, help="With --peer: NAME may take its place (default).")
 @job_options
@@ -78,7 +78,7 @@ async def create(
     **given: Any,
 ) -> None:
     """Make a volume NAME like SOURCE and keep it a mirror; waits until it is Synchronized."""
-    job = await api.replica_create(source, name, peer=peer, failover=failover, **_terms_of(latency_budget, given))
+    job = await api.replica_create(source, name, peer=peer, failover=failover, **terms_of(latency_budget, given))
     made = functools.partial(api.replica_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
 
@@ -86,7 +86,7 @@ async def create(
 @cli.command()
 @click.argument("source")
 @click.argument("target")
-@_terms
+@mirror_terms
 @click.option("--name", help="By default the target's name; a disk needs one.")
 @click.option("--secret-file", type=_FILE, help="Holds the CHAP secret of USER, for iscsi://USER@HOST/TARGET/LUN.")
 @click.option("--mutual-user", help="What the disk's target proves itself as.")
@@ -119,7 +119,7 @@ async def attach(
         secret=await _secret(secret_file),
         mutual_user=mutual_user,
         mutual_secret=await _secret(mutual_secret_file),
-        **_terms_of(latency_budget, given),
+        **terms_of(latency_budget, given),
     )
     made = functools.partial(api.replica_show, name or target)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
@@ -168,6 +168,16 @@ async def list_(api: EngineApi, output: Output) -> None:
 async def show(api: EngineApi, output: Output, name: str) -> None:
     """Everything about one replica."""
     output.object(await api.replica_show(name))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("rate", type=size)
+@with_api
+async def limit(api: EngineApi, output: Output, name: str, rate: int) -> None:
+    """Copies of this mirror send its peer at most RATE bytes a second; 0 is no limit."""
+    info = await api.replica_limit(name, rate)
+    output.object(info, f"replica {name}: " + (f"at most {size_text(rate)}/s" if rate else "no limit"))
 
 
 @cli.command()

@@ -21,6 +21,7 @@ from engine.errors import (
     InvalidArgument,
     InvalidState,
     NotFound,
+    NotSupported,
     PeerUnreachable,
     PermissionDenied,
 )
@@ -189,6 +190,28 @@ async def test_what_the_ledger_has_is_not_sent_again(tmp_path: Path):
         assert info.resumed_rounds == 1
         # At most the strips that were under way when it was cut, two of 4 MiB, were sent twice.
         assert proxy.forward_bytes < SIZE + 9 * MIB + MIB
+
+
+async def test_a_mirror_has_a_limit_of_its_own(tmp_path: Path):
+    """It takes no less time than the limit says, however fast the machine is; another mirror is not kept back."""
+    async with pair(tmp_path) as (source, _, _):
+        await replica(source)
+        info = await source.api.replica_limit("r", 16 * MIB)
+        assert info.rate_bytes_s == 16 * MIB
+        await source.api.replica_fracture("r")
+        await fill(source, "v", *range(0, SIZE, MIB))
+        began = time.monotonic()
+        await finished(source, await source.api.replica_resync("r"))
+        assert time.monotonic() - began >= SIZE / (16 * MIB) - 0.25  # what was not used before is saved up for so long
+        link = source.replicas.outgoing.link("r")
+        assert link is not None
+        assert link.client.bucket.rate_bytes_s == 0
+        assert (await source.api.replica_limit("r", 0)).rate_bytes_s == 0
+        with pytest.raises(InvalidArgument):
+            await source.api.replica_limit("r", 1000)
+        await finished(source, await source.api.replica_create("v", "here"))
+        with pytest.raises(NotSupported):
+            await source.api.replica_limit("here", MIB)
 
 
 async def test_small_changes_travel_as_the_blocks_that_they_are(tmp_path: Path):
@@ -468,7 +491,7 @@ async def test_a_source_ends_though_its_target_never_answers(tmp_path: Path, mon
 async def test_a_late_request_of_an_old_connection_is_refused(tmp_path: Path):
     async with pair(tmp_path) as (source, _target, _):
         await replica(source)
-        link = source.replicas._outgoing.link("r")
+        link = source.replicas.outgoing.link("r")
         assert link is not None
         old = link._connection
         await source.api.replica_pause("r")

@@ -1,0 +1,410 @@
+"""The mirrored groups of a pool: made, kept across restarts, and shown. A part of ``engine.replicas``.
+
+Each member has a row of its own among the replicas, so that everything that holds for an end of a replica holds for it;
+what is done is done to the group (``engine.mirror_group``). The group's row makes the relation: it is written after the
+members' rows, and goes with them in one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.catalog import MirrorRow
+from engine.catalog_mirror_groups import MirrorGroupRow
+from engine.copy_state import CopyState, ProgressStatus, SyncType, label
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidState, NotFound, PeerUnreachable
+from engine.lease import length_s, wait_s
+from engine.links.local import LocalLink
+from engine.mirror_group import GroupMirror, GroupRecord, Member
+from engine.mirror_record import MirrorPolicy, RecoveryPoint, point_prefix
+from engine.modes import mode_of
+from engine.names import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from engine.api import ReplicaInfo
+    from engine.links import MirrorLink
+    from engine.links.peer import PeerLink
+    from engine.peers.registry import Peers
+    from engine.pool import Pool
+    from engine.replicas import Replicas
+    from engine.volume import Volume
+
+log = logging.getLogger(__name__)
+
+GROUP_KEY = "group"
+"""In the state of a member's row: the name of the mirrored group."""
+
+POLICY_KEY = "policy"
+
+
+class ReplicaGroups:
+    """See the module. ``replicas``: whose part this is."""
+
+    def __init__(self, pool: Pool, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self._pool = pool
+        self._tables = pool.catalog.mirror_groups
+        self._rows: dict[str, MirrorGroupRow] = {}
+        self._mirrors: dict[str, GroupMirror] = {}
+        self._idle: dict[str, str] = {}
+        self._links: dict[str, list[PeerLink]] = {}
+
+    # --- from start to end ------------------------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Start those of the catalogue; members that belong to none were being made when the daemon ended."""
+        self._rows = {row.name: row for row in await self._tables.all()}
+        known = {name for row in self._rows.values() for name in row.members}
+        for member in list(self._replicas.rows.values()):
+            if GROUP_KEY in member.state and member.name not in known:
+                await self._replicas.forget_row(member.name)
+        for row in list(self._rows.values()):
+            if row.peer is not None:
+                self._idle[row.name] = "the peers are not there yet"
+                await self._demote(row)
+                continue
+            try:
+                self._begin(row, [self._local_link(member) for member in self._members(row)])
+            except EngineError as error:
+                self._keep_idle(row, error)
+            for name in row.members:
+                self._replicas.protect(name)
+        await asyncio.gather(*(mirror.start() for mirror in self._mirrors.values()))
+
+    async def begin_remote(self, peers: Peers, peer: str | None = None) -> None:
+        """The peers are there, or one of them is again."""
+        for row in list(self._rows.values()):
+            if row.peer is None or peer not in (None, row.peer):
+                continue
+            if row.name in self._mirrors:
+                for link in self._links[row.name]:
+                    link.client = peers.client(row.peer)
+                continue
+            try:
+                mirror = self._begin_at_peer(row, peers)
+            except EngineError as error:
+                self._keep_idle(row, error)
+            else:
+                self._idle.pop(row.name, None)
+                await mirror.start()
+
+    def running(self, *, remote: bool | None = None) -> list[GroupMirror]:
+        """Those that run: all, or those to peers, or those here."""
+        return [
+            mirror
+            for name, mirror in self._mirrors.items()
+            if remote is None or (self._rows[name].peer is not None) is remote
+        ]
+
+    def _keep_idle(self, row: MirrorGroupRow, error: EngineError) -> None:
+        log.error("replica group %s does not run: %s", row.name, error)
+        self._idle[row.name] = str(error)
+
+    async def _demote(self, row: MirrorGroupRow) -> None:
+        """As ``Replicas`` does it for a single one: what its targets may still hold is waited for."""
+        record = GroupRecord.parse(row.state)
+        if record.group.synchronized:
+            policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+            await asyncio.sleep(wait_s(length_s(policy.budget_s)))
+            record.group.synchronized = False
+            await self._put(replace(row, state=row.state | record.serialize()))
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def all(self) -> list[ReplicaInfo]:
+        return [self.info(name) for name in sorted(self._rows)]
+
+    def names(self) -> list[str]:
+        return sorted(self._rows)
+
+    def reasons(self) -> list[str]:
+        """As ``Replicas.reasons``."""
+        lines = [f"replica group {name} does not run: {why}" for name, why in self._idle.items()]
+        for name, mirror in self._mirrors.items():
+            if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
+                lines.append(f"replica group {name} is {label(mirror.standing.state)}: {mirror.standing.reason}")
+        return lines
+
+    def info(self, name: str) -> ReplicaInfo:
+        """Of the whole. Raises NotFound."""
+        row = self._row(name)
+        target = name if row.peer is None else f"{row.peer}:{name}"
+        return replace(self._info(row), name=name, source=row.group, target=target, members=list(row.members))
+
+    def member_info(self, row: MirrorRow) -> ReplicaInfo:
+        """Of a member's replica: the group's state, which is its own."""
+        source, target = self._replicas.name_of(row.source_id), self._replicas.name_of(row.target_id)
+        if row.peer is not None:
+            target = f"{row.peer}:{row.name}"
+        return replace(self._info(self._row(row.state[GROUP_KEY])), name=row.name, source=source, target=target)
+
+    def _info(self, row: MirrorGroupRow) -> ReplicaInfo:
+        from engine.api import ReplicaInfo  # late: see there
+
+        mirror = self._mirrors.get(row.name)
+        standing = None if mirror is None else mirror.standing
+        info = ReplicaInfo(
+            name="",
+            source="",
+            target="",
+            mode=row.mode,
+            sync_type=label(SyncType.MIRROR),
+            copy_state=label(CopyState.INVALID if standing is None else standing.state),
+            progress_status=label(ProgressStatus.UNKNOWN if standing is None else standing.progress),
+            percent_synced=0 if mirror is None else mirror.percent_synced,
+            lag_seconds=None if mirror is None else mirror.lag_s,
+            lag_bytes=0 if mirror is None else mirror.lag_bytes,
+            rpo_seconds=None if mirror is None else mirror.rpo_s,
+            peer=row.peer,
+            reason=self._idle.get(row.name, "") if standing is None else standing.reason,
+            since=None if standing is None else standing.since,
+            waits_for="its volumes" if standing is None else standing.waits_for,
+            next_action="twinvol status" if standing is None else standing.next_action,
+            group=row.name,
+        )
+        if mirror is None:
+            return info
+        return replace(
+            info,
+            next_action=info.next_action.replace("twinvol replica ", "twinvol group replica "),
+            exact=mirror.is_exact,
+            forecast_seconds=mirror.forecast_s,
+            promise=None if mirror.promise is None else mirror.promise.value,
+            points=len(mirror.points),
+            point_at=mirror.points[-1].at if mirror.points else None,
+            switches=mirror.switches,
+            rounds=mirror.rounds,
+            resumed_rounds=mirror.rounds_resumed,
+            written_bytes=mirror.written_bytes,
+            identical_bytes=mirror.equal_bytes,
+        )
+
+    def points(self, name: str) -> Sequence[RecoveryPoint]:
+        """Recovery points that all members' targets have, oldest first. Raises NotFound."""
+        row, mirror = self._row(name), self._mirrors.get(name)
+        return GroupRecord.parse(row.state).group.points if mirror is None else mirror.points
+
+    def get(self, name: str) -> GroupMirror:
+        """Raises NotFound."""
+        self._row(name)
+        mirror = self._mirrors.get(name)
+        if mirror is None:
+            raise NotFound("running replica group", name)
+        return mirror
+
+    def mirror_of(self, row: MirrorRow) -> GroupMirror | None:
+        """Of a member's row, if it runs."""
+        return self._mirrors.get(row.state.get(GROUP_KEY, ""))
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """Names of the members' replicas. Raises NotFound."""
+        return self._row(name).members
+
+    def with_source(self, volume: Volume) -> Iterator[GroupMirror]:
+        for mirror in self._mirrors.values():
+            if any(member.source is volume for member in mirror.members):
+                yield mirror
+
+    def require_unmirrored(self, group: str) -> None:
+        """Raises InUse: its members are those of a relation."""
+        for row in self._rows.values():
+            if row.group == group:
+                raise InUse(
+                    f"group {group} is mirrored by {row.name}; detach that first:"
+                    f" twinvol group replica detach {row.name}"
+                )
+
+    def require_new(self, name: str) -> None:
+        if name in self._rows:
+            raise AlreadyExists("replica group", name)
+
+    # --- changing ---------------------------------------------------------------------------------------------------
+
+    async def add(self, name: str, group: str, mode: str, peer: str | None, policy: MirrorPolicy) -> GroupMirror:
+        """Mirror a group to new volumes NAME.VOLUME, here or at a peer; it is started when this returns.
+
+        Raises AlreadyExists, NotFound, NotSupported, InUse, and what the peer answers: then nothing is left of it.
+        """
+        check_name("replica group", name)
+        self.require_new(name)
+        volumes = [self._pool.volume(each) for each in self._pool.groups.info(group).members]
+        names = [check_name("replica", f"{name}.{volume.name}") for volume in volumes]
+        for volume, member in zip(volumes, names, strict=True):
+            self._replicas.require_new(member)
+            self._replicas.require_no_target(volume)
+        row = MirrorGroupRow(name, group, str(uuid.uuid4()), mode, peer, tuple(names))
+        state = GroupRecord.new(len(names)).serialize() | {POLICY_KEY: policy.serialize()}
+        made: list[MirrorRow] = []
+        try:
+            for volume, member in zip(volumes, names, strict=True):
+                target_id = await self._make_target(volume, member, mode, peer)
+                made.append(MirrorRow(member, volume.volume_id, target_id, mode, {GROUP_KEY: name}, peer))
+                await self._replicas.put_row(made[-1])
+            await self._put(replace(row, state=state))
+        except BaseException:
+            await self._undo(made)
+            raise
+        if peer is None:
+            mirror = self._begin(row, [self._local_link(member) for member in made])
+            for member in names:
+                self._replicas.protect(member)
+        else:
+            mirror = self._begin_at_peer(row, self._replicas.peers_of(peer))
+        await mirror.start()
+        return mirror
+
+    async def _make_target(self, volume: Volume, name: str, mode: str, peer: str | None) -> str:
+        """The id of the new target, at a peer that of the replica."""
+        if peer is not None:
+            return await self._replicas.create_at_peer(name, volume, peer, mode)
+        self._pool.require_new(name)
+        like = replace(self._pool.row(volume), name=name, read_only=False, origin="")
+        key_source, chunk_bytes = self._pool.key_source(volume), self._pool.chunk_bytes(volume)
+        made = await self._pool.create_volume(like, volume.size_bytes, chunk_bytes, key_source=key_source)
+        return made.volume_id
+
+    async def _undo(self, made: Sequence[MirrorRow]) -> None:
+        """The making failed: no relation, and no volume here. At a peer the volumes stay, as volumes of their own."""
+        for row in made:
+            with contextlib.suppress(EngineError):
+                await self._replicas.forget_row(row.name)
+                if row.peer is not None:
+                    client = self._replicas.peers_of(row.peer).client(row.peer)
+                    await client.request("detach", replica=row.target_id, connection=None)
+                else:
+                    await self._pool.delete_volume(self._pool.by_id(row.target_id))
+
+    async def rest(self, name: str, *, fractured: bool) -> None:
+        """Fracture or suspend."""
+        mirror = self.get(name)
+        await (mirror.fracture() if fractured else mirror.suspend())
+        await self._protect(name, fractured=fractured)
+
+    async def resync(self, name: str) -> GroupMirror:
+        """Raises InUse: initiators have a member's target."""
+        mirror = self.get(name)
+        await self._protect(name, fractured=False)
+        try:
+            await mirror.resync()
+        finally:
+            for member in self._row(name).members:
+                self._replicas.protect(member)
+        return mirror
+
+    async def _protect(self, name: str, *, fractured: bool) -> None:
+        """Whose the targets are: here by the mirror's state, at a peer as it is told."""
+        for member in self._row(name).members:
+            self._replicas.protect(member, taken_back=not fractured)
+        if name in self._links:
+            with contextlib.suppress(PeerUnreachable):  # then it is told when it is there again
+                await self._replicas.outgoing.report(name, fractured=fractured)
+
+    async def detach(self, name: str) -> None:
+        """End the relation; the targets stay as they are, volumes of their own."""
+        row, mirror = self._row(name), self._mirrors.get(name)
+        links = self._links.get(name, [])
+        for link in links:
+            link.given_up = link.given_up or not link.client.is_connected
+        if mirror is not None:
+            await mirror.detach()
+        self._replicas.outgoing.remove(name)
+        for link in links:
+            with contextlib.suppress(EngineError):
+                await link.ask("detach", connection=None)
+        await self._tables.remove(row)
+        for index in (self._rows, self._mirrors, self._links, self._idle):
+            index.pop(name, None)
+        for member in row.members:
+            self._replicas.forgotten(member)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, row: MirrorGroupRow, links: Sequence[MirrorLink]) -> GroupMirror:
+        row = self._rows[row.name]
+        members = [
+            Member(member.name, self._pool.by_id(member.source_id), link, self._replicas.ledger_path(member.name))
+            for member, link in zip(self._members(row), links, strict=True)
+        ]
+        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+
+        def in_use() -> list[str]:
+            targets = [member.target_id for member in self._members(row)]
+            guids = [point.guid for point in self.points(row.name)]
+            return [guid for guid in guids if any(self._replicas.shows(target, guid) for target in targets)]
+
+        async def save(record: GroupRecord) -> None:
+            present = self._rows.get(row.name)
+            if present is not None:
+                await self._put(replace(present, state=record.serialize() | {POLICY_KEY: policy.serialize()}))
+
+        async def completed(point: RecoveryPoint) -> None:
+            peer_links = self._links.get(row.name)
+            if peer_links:
+                ids = [str(link.replica_id) for link in peer_links]
+                at_us = int(point.at * 1e6)
+                await peer_links[0].client.request(
+                    "group_point", group=row.group_id, name=row.name, guid=point.guid, at_us=at_us, replicas=ids
+                )
+
+        mirror = GroupMirror(
+            row.name,
+            members,
+            self._pool.env,
+            record=GroupRecord.parse(row.state),
+            save=save,
+            tell=self._replicas.teller(row.name),
+            mode=mode_of(row.mode),
+            policy=policy,
+            in_use=in_use,
+            completed=completed,
+        )
+        self._mirrors[row.name] = mirror
+        return mirror
+
+    def _begin_at_peer(self, row: MirrorGroupRow, peers: Peers) -> GroupMirror:
+        from engine.links.peer import PeerLink  # late: TLS, which a pool without peers does without
+
+        assert row.peer is not None
+        client, clock = peers.client(row.peer), self._pool.env.clock
+        links = [
+            PeerLink(client, uuid.UUID(member.target_id), f"{row.peer}:{member.name}", clock)
+            for member in self._members(row)
+        ]
+        self._links[row.name] = links
+        mirror = self._begin(row, links)
+        self._replicas.outgoing.add(mirror, links, [member.source for member in mirror.members])
+        return mirror
+
+    def _local_link(self, member: MirrorRow) -> LocalLink:
+        return LocalLink(self._pool.by_id(member.target_id), point_prefix(member.name))
+
+    def _members(self, row: MirrorGroupRow) -> list[MirrorRow]:
+        return [self._replicas.rows[name] for name in row.members]
+
+    async def _put(self, row: MirrorGroupRow) -> None:
+        await self._tables.put(row)
+        self._rows[row.name] = row
+
+    def _row(self, name: str) -> MirrorGroupRow:
+        row = self._rows.get(name)
+        if row is None:
+            raise NotFound("replica group", name)
+        return row
+
+
+def require_single(row: MirrorRow) -> None:
+    """Raises InvalidState: what is done to a member is done to its group."""
+    group = row.state.get(GROUP_KEY)
+    if group is not None:
+        raise InvalidState(
+            f"replica {row.name}",
+            f"part of replica group {group}",
+            f"to be said of that: twinvol group replica ... {group}",
+        )
