@@ -248,7 +248,7 @@ class _Shell(asyncio.BufferedProtocol):
         self._fd = -1
         """The socket, where a selector of ours serves it: then bytes need not go through the transport."""
         self._unsent = 0
-        """Bytes that waited in the transport when it was last asked. Whatever waits there has come through ``_send``."""
+        """Bytes that waited in the transport when last asked. All that waits there has come through ``_send``."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._login_timer: asyncio.TimerHandle | None = None
         self._is_admitted = False
