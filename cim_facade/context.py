@@ -16,7 +16,7 @@ from cim_facade.paths import Paths
 from engine.errors import EngineError, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from pywbem import CIMInstance, CIMInstanceName
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     )
 
 T = TypeVar("T")
+
+FEW = 64
+"""Volumes that are looked up one by one, rather than all at once."""
 
 SLICE_S = 0.005
 """How long a request may keep the loop (DESIGN: no handler holds its loop for more than 10 ms)."""
@@ -132,6 +135,26 @@ class View:
             return None
 
         return await self.once(f"volume {volume_id}", ask)
+
+    async def volumes_named(self, names: Collection[str]) -> dict[str, VolumeInfo]:
+        """Those of these names that there are, by name: few are asked for one by one."""
+        if "volumes" in self._kept or len(names) > FEW:
+            everything = await self.volumes_by_name()
+            return {name: everything[name] for name in names if name in everything}
+        found = {}
+        for name in names:
+            info = await self._volume_named(name)
+            if info is not None:
+                found[name] = info
+        return found
+
+    async def _volume_named(self, name: str) -> VolumeInfo | None:
+        async def ask() -> VolumeInfo | None:
+            with contextlib.suppress(NotFound):
+                return await self.api.volume_show(name)
+            return None
+
+        return await self.once(f"volume called {name}", ask)
 
     async def snapshots(self, volume: VolumeInfo) -> AsyncIterator[SnapshotInfo]:
         """Those of a volume, oldest first; none of one that is not served."""

@@ -212,16 +212,21 @@ async def groups(view: View) -> list[Group]:
 
 
 async def _groups(view: View) -> list[Group]:
-    volumes = await view.volumes_by_name()
+    everything = await view.api.group_list()
+    shots = {info.name: await view.api.group_snapshot_list(info.name) for info in everything if info.snapshots}
+    inside = {name for info in everything for name in info.members}
+    inside |= {member.volume for each in shots.values() for shot in each for member in shot.members}
+    volumes = await view.volumes_named(inside)
     names = await synchronizations.element_names(view)
     found = []
-    for info in await view.api.group_list():
+    for info in everything:
         if info.name.startswith("order-"):  # of an order in progress, which freezes its sources by it
             continue
         members = [(volumes[name].volume_id, None) for name in info.members if name in volumes]
         found.append(Group(info.guid, names.get(info.guid, info.name), info.created_at, [*members], group=info))
-        for shot in await view.api.group_snapshot_list(info.name) if info.snapshots else ():
-            points = [(volumes[member.volume].volume_id, member.guid) for member in shot.members]
+        for shot in shots.get(info.name, ()):
+            there = [member for member in shot.members if member.volume in volumes]  # one may have left the group
+            points = [(volumes[member.volume].volume_id, member.guid) for member in there]
             name = names.get(shot.guid, f"{info.name}@{shot.name}")
             found.append(Group(shot.guid, name, shot.created_at, [*points], snapshot=shot))
     for relation in await synchronizations.group_relations(view):

@@ -153,7 +153,7 @@ async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
     """Oldest first. None of a volume that is not served."""
 
     async def ask() -> list[SnapshotInfo]:
-        info = (await view.volumes_by_name()).get(volume)
+        info = (await view.volumes_named([volume])).get(volume)
         if info is None or not info.snapshots:
             return []
         return await each_snapshot(view.api, volume)
@@ -163,8 +163,9 @@ async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
 
 async def mirrors(view: View) -> list[Copy]:
     async def ask() -> list[Copy]:
-        volumes = await view.volumes_by_name()
-        return [_mirror(info, volumes) for info in await replicas(view)]
+        found = await replicas(view)
+        volumes = await view.volumes_named({name for info in found for name in (info.source, info.target)})
+        return [_mirror(info, volumes) for info in found]
 
     return await view.once("mirrors", ask)
 
@@ -235,7 +236,7 @@ async def copies_of(view: View, element: str) -> list[Copy]:
     """Those that have the element as their source."""
     found = [copy for copy in await mirrors(view) if copy.source == element]
     found += [copy for copy in await clones(view) if copy.source == element]
-    volume = (await view.volumes_by_id()).get(element)
+    volume = await view.volume(element)
     if volume is not None:
         found += [of_snapshot(volume, info) for info in await snapshots_of(view, volume.name)]
     return found
@@ -244,7 +245,7 @@ async def copies_of(view: View, element: str) -> list[Copy]:
 async def copy_into(view: View, element: str, *, volume: str | None = None) -> Copy | None:
     """The one that has the element as its target. ``volume``: the name of the volume whose snapshot it is."""
     if volume is not None:
-        source = (await view.volumes_by_name()).get(volume)
+        source = (await view.volumes_named([volume])).get(volume)
         found = [info for info in await snapshots_of(view, volume) if info.guid == element]
         return of_snapshot(source, found[0]) if source is not None and found else None
     for copy in (*await mirrors(view), *await clones(view)):
@@ -270,7 +271,6 @@ async def group_copies(view: View) -> list[GroupCopy]:
 
 async def _group_copy(view: View, info: GroupRelationInfo) -> GroupCopy:
     members = []
-    volumes = await view.volumes_by_id()
     for pair in info.pairs:
         found = await copies_of(view, pair.source_id)
         members += [copy for copy in found if pair.target in (copy.target, copy.replica)]
@@ -278,7 +278,7 @@ async def _group_copy(view: View, info: GroupRelationInfo) -> GroupCopy:
         info=info,
         sync_type=KINDS[info.kind],
         source=info.source,
-        of_element=info.source in volumes,
+        of_element=await view.volume(info.source) is not None,
         target_group=info.target_group or info.guid,
         members=members,
     )

@@ -22,9 +22,16 @@ class InventoryOperations(ApiPart):
     _version: str
     _started_at: float
 
+    def _reasons(self) -> list[str]:
+        """Why the pool is degraded."""
+        raise NotImplementedError
+
     async def pool_identity(self) -> PoolIdentity:
         pool_id = await self._pool.catalog.inventory.pool_id()
         return PoolIdentity(pool_id, str(self._pool.path), self._version, self._started_at)
+
+    async def pool_reasons(self) -> list[str]:
+        return self._reasons()
 
     async def volume_find(self, volume_id: str) -> VolumeInfo:
         volume = self._pool.find(volume_id)

@@ -125,17 +125,7 @@ class LocalApi(
         space = await pool_space(self._pool)
         exports = await interrupted_exports(self._pool)
         volumes = self._pool.volumes()  # from here on nothing waits: none of them goes
-        reasons = [f"{family.path.name} is not served: {family.reason}" for family in self._pool.damaged()]
-        reasons += [
-            f"volume {volume.name} takes no writes: {failure}"
-            for volume in volumes
-            if (failure := self._pool.failure(volume)) is not None
-        ]
-        if self._pool.space.state is SpaceState.FULL:
-            reasons.append("the pool is full: writes that need new space are refused (twinvol pool show)")
-        reasons += self._exposure.reasons() + self._replicas.reasons()
-        reasons += self._pool.groups.reasons() + self._schedules.reasons()
-        reasons += self._pool.integrity.reasons()
+        reasons = self._reasons()
         return StatusInfo(
             pool=str(self._pool.path),
             pid=os.getpid(),
@@ -158,6 +148,22 @@ class LocalApi(
             free_bytes=space.host_free_bytes,
             space=space,
         )
+
+    def _reasons(self) -> list[str]:
+        """Why the pool is degraded."""
+        volumes = self._pool.volumes()
+        reasons = [f"{family.path.name} is not served: {family.reason}" for family in self._pool.damaged()]
+        reasons += [
+            f"volume {volume.name} takes no writes: {failure}"
+            for volume in volumes
+            if (failure := self._pool.failure(volume)) is not None
+        ]
+        if self._pool.space.state is SpaceState.FULL:
+            reasons.append("the pool is full: writes that need new space are refused (twinvol pool show)")
+        reasons += self._exposure.reasons() + self._replicas.reasons()
+        reasons += self._pool.groups.reasons() + self._schedules.reasons()
+        reasons += self._pool.integrity.reasons()
+        return reasons
 
     async def pool_space(self) -> PoolSpaceInfo:
         return await pool_space(self._pool)

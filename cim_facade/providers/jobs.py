@@ -139,7 +139,7 @@ async def _subjects(view: View, job: JobInfo) -> list[CIMInstanceName]:
     paths = await view.paths()
     words = job.subject.split()
     mirrors = {copy.replica: copy for copy in await synchronizations.mirrors(view)}
-    volumes = await view.volumes_by_name()
+    volumes = await view.volumes_named(words)
     found = [await elements.target_path(view, mirrors[word]) for word in words if word in mirrors]
     return found + [paths.volume(volumes[word].volume_id) for word in words if word in volumes]
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from cim_facade.context import View
     from cim_facade.provider import Keys
-    from engine.api import StatusInfo
 
 STORAGE_CONFIGURATION = "MSISCSITARGET_StorageConfigurationService"
 REPLICATION = "MSISCSITARGET_ReplicationService"
@@ -45,7 +44,7 @@ class ComputerSystem(Provider):
         yield (await view.paths()).system()
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
-        identity, status = await view.pool_identity(), await view.status()
+        identity, reasons = await view.pool_identity(), await view.api.pool_reasons()
         yield view.make(
             self.namespace,
             self.class_name,
@@ -61,7 +60,7 @@ class ComputerSystem(Provider):
             ResetCapability=5,  # Not Implemented
             PowerManagementCapabilities=[1],  # Not Supported
             TimeOfLastStateChange=point_in_time(identity.started_at),
-            **_health(status).enabled_properties(),
+            **_health(reasons).enabled_properties(),
         )
 
     async def instance(self, view: View, keys: Keys) -> CIMInstance | None:
@@ -70,10 +69,8 @@ class ComputerSystem(Provider):
         return await anext(self.instances(view))
 
 
-def _health(status: StatusInfo) -> State:
-    if status.health == "ok":
-        return OK
-    return State(3, 10, "Degraded", reason="; ".join(status.reasons))
+def _health(reasons: list[str]) -> State:
+    return State(3, 10, "Degraded", reason="; ".join(reasons)) if reasons else OK
 
 
 class Service(Provider):

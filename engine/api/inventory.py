@@ -58,6 +58,10 @@ class InventoryApi(Protocol):
 
     async def pool_identity(self) -> PoolIdentity: ...
 
+    async def pool_reasons(self) -> list[str]:
+        """Why the pool is degraded, as ``status`` says; nothing, if it is well."""
+        ...
+
     async def volume_find(self, volume_id: str) -> VolumeInfo:
         """The volume with that id. Raises NotFound."""
         ...

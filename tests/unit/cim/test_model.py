@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from pywbem import CIMInstanceName
 
+from cim_facade.context import View
 from cim_facade.namespaces import STORAGE
+from cim_facade.operations import Filters, Operations
 from cim_facade.registry import whole_registry
 from cim_facade.repository import ClassRepository, load
 from engine.api import CopyOrder, GroupOrder
-from tests.support.cim_model import Model
+from tests.support.cim_model import ADMINISTRATOR, Model
 from tests.support.engine import Engine, opened
 
 if TYPE_CHECKING:
@@ -137,3 +139,34 @@ async def _leads_nowhere(model: Model, association: Association, path: CIMInstan
         if model.classes.is_a(STORAGE, path.classname, end.class_name):
             found = [each.path async for each in association.references(model.view(), path, end.role)]
             assert found == [], (association.class_name, path)
+
+
+class Asked:
+    """The engine's API, with the names of the calls that it was asked."""
+
+    def __init__(self, api: EngineApi) -> None:
+        self._api = api
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        self.calls.append(name)
+        return getattr(self._api, name)
+
+
+OF_ALL = {"volume_list", "target_list", "session_list", "initiator_list", "status"}
+"""Calls whose cost grows with what there is in the pool."""
+
+
+async def test_the_neighbours_of_one_volume_are_no_scan(tmp_path: Path, classes: ClassRepository) -> None:
+    async with opened(tmp_path / "pool") as engine:
+        await furnish(engine)
+        registry = whole_registry()
+        info = await engine.api.volume_show("shown")
+        asked = Asked(engine.api)
+        view = View(asked, ADMINISTRATOR, classes, registry)  # type: ignore[arg-type]
+        path = (await view.paths()).volume(info.volume_id)
+        operations = Operations(view, classes, registry)
+        filters = Filters(result_class="CIM_ManagedElement")
+        found = [each.classname async for each in operations.associators(path, filters)]
+        assert {"MSISCSITARGET_StoragePool", "MSISCSITARGET_SCSIProtocolController"} <= set(found)
+        assert not OF_ALL & set(asked.calls), asked.calls
