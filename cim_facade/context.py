@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pywbem import CIMInstance, CIMInstanceName
 
+    from cim_facade.auth import Users
     from cim_facade.provider import Provider
     from cim_facade.registry import Registry
     from cim_facade.repository import ClassRepository
@@ -57,7 +58,16 @@ class User:
 class View:
     """See the module. ``api``, ``user`` and ``classes`` are for whoever answers the request."""
 
-    def __init__(self, api: EngineApi, user: User, classes: ClassRepository, registry: Registry) -> None:
+    def __init__(
+        self,
+        api: EngineApi,
+        user: User,
+        classes: ClassRepository,
+        registry: Registry,
+        users: Users | None = None,
+    ) -> None:
+        """``users``: who verifies a password that is a parameter; None: nobody can."""
+        self.users = users
         self.api = api
         self.user = user
         self.classes = classes

@@ -30,6 +30,7 @@ from cim_facade.pull import Enumerations
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
+    from cim_facade.auth import Users
     from cim_facade.cimxml import Element, Request
     from cim_facade.context import User
     from cim_facade.registry import Registry
@@ -89,8 +90,11 @@ class Call:
 class Facade:
     """What requests have in common."""
 
-    def __init__(self, api: EngineApi, classes: ClassRepository, registry: Registry) -> None:
+    def __init__(
+        self, api: EngineApi, classes: ClassRepository, registry: Registry, users: Users | None = None
+    ) -> None:
         self.api = api
+        self.users = users
         self.classes = classes
         self.registry = registry
         self.enumerations = Enumerations()
@@ -100,7 +104,7 @@ class Facade:
 
         Raises CIMError, mostly before the first piece; EngineError where the engine refuses.
         """
-        view = View(self.api, user, self.classes, self.registry)
+        view = View(self.api, user, self.classes, self.registry, self.users)
         operations = Operations(view, self.classes, self.registry)
         namespace = operations.namespace(request.namespace)
         if request.extrinsic:

@@ -25,6 +25,8 @@ _PROVIDER_MODULES: tuple[str, ...] = (
     "synchronizations",
     "groups",
     "jobs",
+    "sm_objects",
+    "sm_relations",
 )
 """Each has ``PROVIDERS: tuple[Provider, ...]``."""
 
@@ -37,6 +39,7 @@ _METHOD_MODULES: tuple[str, ...] = (
     "pool_elements",
     "masking",
     "targets",
+    "sm_volume",
 )
 """Each has ``METHODS: dict[tuple[str, str], MethodHandler]``, by class and method; they hold for subclasses, too."""
 

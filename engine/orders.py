@@ -168,8 +168,9 @@ class Orders:
     async def _check(self, order: CopyOrder) -> None:
         if order.kind not in KINDS:
             raise InvalidArgument(f"{order.kind!r} is no kind of copy: {', '.join(KINDS)}")
-        if order.element_name is not None:
-            check_element_name(order.element_name)
+        for text in (order.element_name, order.relation_name):
+            if text is not None:
+                check_element_name(text)
         source = self._pool.volume(order.source)
         source.require_usable()
         if order.kind == "mirror" and order.peer is None:
@@ -219,7 +220,7 @@ class Orders:
             return [replace(order, name=name) for order in orders]
         named: list[CopyOrder] = []
         for order in orders:
-            text = order.element_name or f"{order.source}-{order.kind}"
+            text = order.element_name or order.relation_name or f"{order.source}-{order.kind}"
             scope = order.source if order.kind == "snapshot" else ""
             used = {other.name for other in named if (other.source if other.kind == "snapshot" else "") == scope}
             name = next(name for name in made_names(text) if name not in used and self._is_free(order, scope, name))
@@ -298,6 +299,7 @@ class _Order:
         for number, order in enumerate(self._orders):
             if "error" not in self._made[number]:
                 await self._guarded(job, number, self._finish(job, number, order, point))
+                await self._call_relation(self._made[number], order)
                 self._tell(job, number, self._sizes[number])
         if all("error" in made for made in self._made):
             first = self._made[0]
@@ -402,6 +404,11 @@ class _Order:
     async def _synchronized(self, job: Job, number: int, name: str) -> None:
         size = self._sizes[number]
         await _until_synchronized(self._api, self._rest, name, lambda of: self._tell(job, number, size * of // 100))
+
+    async def _call_relation(self, made: dict[str, Any], order: CopyOrder) -> None:
+        target = made.get("target_id") or made.get("guid") or made.get("replica")
+        if target is not None:
+            await self._call(f"relation:{target}", order.relation_name)
 
     async def _call(self, guid: str, element_name: str | None) -> None:
         if element_name is not None:
@@ -508,6 +515,7 @@ class _Order:
             identity = made.pop(key, None)
             if identity is not None and order.target is None:
                 await self._relations.set_element_name(identity, None)
+                await self._relations.set_element_name(f"relation:{identity}", None)
 
 
 async def _until_synchronized(api: LocalApi, rest: Rest, name: str, tell: Callable[[int], None]) -> None:

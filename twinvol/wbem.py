@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: socket.socket | None) -> CimServer:
     """Serve CIM-XML on these listening sockets; connections have queued since they were bound."""
     classes = await asyncio.to_thread(repository.load, pool / repository.CACHE_NAME)
-    server = CimServer(Facade(api, classes, whole_registry()), Users(pool / USERS_NAME), DaemonUnreachable)
+    users = Users(pool / USERS_NAME)
+    server = CimServer(Facade(api, classes, whole_registry(), users), users, DaemonUnreachable)
     if http is not None:
         await server.start(http, None)
         log.info("CIM-XML is up at http://%s", bound_address(http))

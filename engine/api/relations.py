@@ -27,6 +27,7 @@ class CopyOrder:
     mirror. ``target``: an existing volume, whose content is lost; None: it is made, and named after ``element_name``,
     its free text, or after the source. ``name``: what it is called, where that is decided already.
 
+    ``relation_name``: a free text for the relation, not for the element; kept for ``relation:`` and the target's id.
     ``related``: a clone stays related to its source until ``relation_end``. ``mode``, ``rpo_s``, ``peer``: of a mirror.
     """
 
@@ -39,6 +40,7 @@ class CopyOrder:
     mode: str = "async"
     rpo_s: float | None = None
     peer: str | None = None
+    relation_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

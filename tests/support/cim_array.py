@@ -19,6 +19,7 @@ from tests.support.engine import opened
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from cim_facade.auth import Users
     from cim_facade.registry import Registry
     from tests.support.engine import Engine
 
@@ -48,9 +49,10 @@ class Array:
         self.engine = engine
         self.api = engine.api
         self.user = user
+        self.users: Users | None = None
 
     def view(self) -> View:
-        return View(self.api, self.user, classes(), registry())
+        return View(self.api, self.user, classes(), registry(), self.users)
 
     async def volume(self, name: str, size: int = MIB, data: bytes = b"") -> CIMInstanceName:
         """Make one; its path."""
