@@ -8,6 +8,7 @@ import pytest
 
 from bench import loadgen
 from tests.support.daemon import Daemon
+from tests.support.ports import free_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon on a new pool, stopped at the end of the test."""
-    with Daemon.start(tmp_path / "pool") as running:
+    with Daemon.start(tmp_path / "pool", iscsi=free_address()) as running:
         yield running
 
 

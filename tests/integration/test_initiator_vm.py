@@ -19,9 +19,10 @@ import pytest
 from engine.secret_files import write_secret
 from tests.integration import vm_host
 from tests.integration.test_kill9 import check_files
-from tests.integration.vm import free_portal, run_scenario
+from tests.integration.vm import run_scenario
 from tests.support.clients import alua_guest_cache
 from tests.support.daemon import PROGRAM, Daemon, twinvol
+from tests.support.ports import free_address
 from tests.support.snapshot_churn import SnapshotChurn
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -116,7 +117,7 @@ def test_snapshots_taken_under_the_guest_mount_and_compare(daemon: Daemon, tmp_p
 def test_kill_9_under_io_loses_nothing_that_was_fsynced(tmp_path: Path):
     """The daemon is killed twice while the guest writes and snapshots come and go: of the guest's disk, and of a group
     of it and two others, one of them in its family. The guest's file system must not notice more than a pause."""
-    portal = free_portal()
+    portal = free_address()
     pool = tmp_path / "pool"
     host = [sys.executable, "-m", "tests.integration.vm_host"]
     try:
@@ -191,7 +192,7 @@ def test_two_paths_are_one_disk_and_two_nexuses_for_reservations(tmp_path: Path)
 
 
 def test_reservations_with_aptpl_survive_kill_9(tmp_path: Path):
-    portal = free_portal()
+    portal = free_address()
     pool = tmp_path / "pool"
     host = shlex.join([sys.executable, "-m", "tests.integration.vm_host"])
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import socket
 import stat
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from iscsi.initiator.disk import connect
 from tests.integration.test_kill9 import check_files
 from tests.support.daemon import CommandFailed, Daemon, twinvol
 from tests.support.link_proxy import LinkProxy
+from tests.support.ports import free_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -29,19 +29,12 @@ SIZE = 64 * MIB
 KILLS = 2
 
 
-def _free_address() -> str:
-    """An address of this machine that nobody listens on now: a daemon that is killed has to come back to its own."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{sock.getsockname()[1]}"
-
-
 class Side:
     """A daemon that can be killed and started again where it was."""
 
     def __init__(self, pool: Path) -> None:
         self.pool = pool
-        self.address = _free_address()
+        self.address = free_address()
         self.daemon = self._start()
 
     def _start(self) -> Daemon:

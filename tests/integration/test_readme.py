@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration import vm_host
-from tests.integration.vm import free_portal, run_scenario
+from tests.integration.vm import run_scenario
 from tests.support.daemon import PROGRAM, ROOT
+from tests.support.ports import free_address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ def test_readme_shows_the_two_commands_and_every_shell_block_is_one_that_is_run(
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_the_first_steps_work_as_they_are_written(tmp_path: Path):
-    portal, pool = free_portal(), tmp_path / "pool"
+    portal, pool = free_address(), tmp_path / "pool"
     program = shlex.join(PROGRAM)
     scenario = ["#!/bin/sh", "# README's first steps.", ". /scenario/lib.sh", 'sudo() { "$@"; }']
     host_commands: list[str] = []

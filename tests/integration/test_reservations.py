@@ -15,8 +15,8 @@ from iscsi.initiator import commands
 from iscsi.initiator.disk import IscsiDisk, connect
 from iscsi.initiator.errors import ConnectionLost
 from iscsi.scsi.command import Status
-from tests.integration.vm import free_portal
 from tests.support.daemon import Daemon
+from tests.support.ports import free_address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ async def test_with_aptpl_reservations_survive_kill_9_and_bind_at_once(tmp_path:
 
 async def test_who_logs_in_while_the_daemon_starts_finds_the_reservation(tmp_path: Path):
     """The portal listens before anything is restored; the first command that it answers must be refused already."""
-    pool, portal = tmp_path / "pool", free_portal()
+    pool, portal = tmp_path / "pool", free_address()
     with Daemon.start(pool, iscsi=portal) as daemon:
         target = daemon.volume("disk", "16M").split("/")[3]
         async with await log_in(daemon, target, ONE) as one:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GUEST_TIMEOUT_S = 300
-
-
-def free_portal() -> str:
-    """A portal of loopback whose port was free a moment ago, for a daemon that has to come back at the same place."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def run_scenario(scenario: str, portal: str, work: Path, *options: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from engine.peers.server import MAX_STRANGERS_OF_A_HOST
 from engine.peers.serving import MAX_READING
 from tests.support.engine import Engine, opened
 from tests.support.link_proxy import LinkProxy
+from tests.support.ports import free_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -304,8 +305,8 @@ async def test_an_asynchronous_replica_never_holds_a_lease(tmp_path: Path):
 async def test_the_target_restarts_and_the_mirror_goes_on(tmp_path: Path):
     async with AsyncExitStack() as stack:
         source = await stack.enter_async_context(opened(tmp_path / "source", peer=LISTEN))
-        async with opened(tmp_path / "target", peer=LISTEN) as target:
-            address = target.peer_address
+        address = free_address()
+        async with opened(tmp_path / "target", peer=address) as target:
             code = (await target.api.peer_invite(name="source")).code
             await source.api.peer_add("target", code)
             await connected(source, "target")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import CommandFailed, Daemon, twinvol
+from tests.support.ports import free_address
 from twinvol.cli.command import SCHEMA
 
 MIB = 1 << 20
@@ -67,8 +68,8 @@ def test_a_signal_stops_it_cleanly(tmp_path: Path, number):
 
 def test_state_survives_kill_9_on_the_same_port(tmp_path: Path):
     pool = tmp_path / "pool"
-    with Daemon.start(pool) as daemon:
-        portal = daemon.portal
+    portal = free_address()
+    with Daemon.start(pool, iscsi=portal) as daemon:
         volume = daemon.run("volume", "create", "v", "--size", "1M", "--expose")
         snapshot = daemon.run("snapshot", "create", "v", "s", "--expose")
         listed = daemon.run("snapshot", "list", "v")
