@@ -64,6 +64,9 @@ LOOK_S = 0.1
 ASK_S = 2.0
 """How often a source asks its peer who is the disk, beside each time that there is a new connection."""
 
+FOLLOW_S = 20.0
+"""How long ``failback`` waits for the other side to connect and to follow."""
+
 LAG_MAX_S = 1e10
 """What a peer says is longer is no lag."""
 
@@ -631,11 +634,7 @@ class Failovers:
 
         async def work() -> dict[str, Any]:
             if mirror.is_at_rest:
-                asked = self._asked.setdefault(name, _Asked())
-                await self._ask(row, asked)
-                if asked.role != "replica":
-                    role = asked.role or "not asked yet"
-                    raise InvalidState(f"the other side of replica {name}", f"no replica ({role})", "one that follows")
+                asked = await self._follower(row)
                 if row.state.get("wanted") == FAILED_OVER:
                     await mirror.agree_on(asked.points)
                 await mirror.fail_back()
@@ -644,6 +643,26 @@ class Failovers:
             return {"volume": mirror.source.name, "peer": row.peer}
 
         return await self._job("failback", name, work)
+
+    async def _follower(self, row: MirrorRow) -> _Asked:
+        """The other side, once it follows. One that came back a moment ago is waited for.
+
+        Raises InvalidState: it does not follow, or is out of reach.
+        """
+        asked, why = self._asked.setdefault(row.name, _Asked()), ""
+        deadline = asyncio.get_running_loop().time() + FOLLOW_S
+        while True:
+            try:
+                await self._ask(row, asked)
+                why = asked.role
+            except PeerUnreachable as error:
+                why = str(error)
+            if asked.role == "replica" and why == asked.role:
+                return asked
+            if asked.role == "superseded" or asyncio.get_running_loop().time() > deadline:
+                wanted = f"one that follows ({row.peer}: twinvol replica show {row.name})"
+                raise InvalidState(f"the other side of replica {row.name}", f"no replica: {why}", wanted)
+            await asyncio.sleep(LOOK_S)
 
     async def resolve(self, name: str, *, serve: bool, give_way: bool) -> None:
         """An operator decides for a volume that is not served: it goes on, or it follows the other side."""

@@ -101,6 +101,11 @@ class AsymmetricAccess:
         """By number."""
         return iter(sorted(self._groups.values(), key=lambda group: group.number))
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the unit can be read and written by any way."""
+        return not self._groups or any(group.state.is_active for group in self._groups.values())
+
     def find(self, number: int) -> TargetPortGroup | None:
         return next((group for group in self._groups.values() if group.number == number), None)
 

@@ -255,6 +255,13 @@ class LogicalUnit:
     def write_protected(self) -> bool:
         return self._read_only or self.device.read_only or self.mode.software_write_protect
 
+    @property
+    def shows_protection(self) -> bool:
+        """WP of MODE SENSE (SBC-3 table 174). What stands in for a disk in standby is protected for its source's sake:
+        the disk is not, and an initiator that took it for that would not write by another path either."""
+        own = self._read_only or self.mode.software_write_protect
+        return own or (self.device.read_only and self.access.is_active)
+
     def stats(self) -> IoStats:
         """What all nexuses, also those that are gone, have done with the unit since it is shown."""
         stats = IoStats()

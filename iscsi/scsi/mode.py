@@ -129,7 +129,7 @@ def _block_descriptor(lu: LogicalUnit, *, long: bool) -> bytes:
 
 def _device_specific(lu: LogicalUnit) -> int:
     """SBC-3 section 6.5.1: WP, and DPOFUA = 1."""
-    return 0x10 | (0x80 if lu.write_protected else 0)
+    return 0x10 | (0x80 if lu.shows_protection else 0)
 
 
 async def mode_sense_6(lu: LogicalUnit, nexus: Nexus, command: ScsiCommand) -> ScsiResult:

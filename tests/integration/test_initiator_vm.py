@@ -233,6 +233,58 @@ def test_multipath_follows_the_access_states_and_a_replica_is_a_standby_path(dae
     assert daemon.run("replica", "show", "copy")["copy_state"] == "Synchronized"
 
 
+@pytest.mark.client("initiator-vm-alua")
+def test_multipath_goes_on_when_the_source_is_killed_and_its_replica_at_a_peer_becomes_the_disk(tmp_path: Path):
+    """Two daemons, one disk: the guest's file system notices a pause, and every file that was synced is there."""
+    portals = {name: free_portal() for name in ("source", "target", "source-peer", "target-peer")}
+    pools = {name: tmp_path / name for name in ("source", "target")}
+    host = [sys.executable, "-m", "tests.integration.vm_host"]
+
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        done = twinvol(*arguments, "--json", "--pool", str(pools[name]), timeout_s=120.0)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def command(name: str, *words: str) -> tuple[str, str]:
+        return "--host-cmd", f"{name}={shlex.join(words)}"
+
+    def started(name: str) -> list[str]:
+        return [*host, "start", str(pools[name]), portals[name], "--peer", portals[f"{name}-peer"]]
+
+    try:
+        for name in pools:
+            vm_host.run(*started(name)[len(host) :])
+        file = tmp_path / "code"
+        write_secret(file, run("target", "peer", "invite", "source")["code"])
+        run("source", "peer", "add", "target", "--code-file", str(file))
+        shown = run("source", "volume", "create", "v", "--size", "256M", "--expose")["target"]
+        # So long that the lease, half of it, is still there after the kill, on a slow machine, too.
+        budget = ("--latency-budget", "60000")
+        run("source", "replica", "create", "v", "r", "--mode", "sync", "--peer", "target", *budget)
+        while run("target", "replica", "failover", "r", "--plan")["reported_at"] is None:
+            continue  # its source tells of itself with the first question
+        path = run("target", "target", "create", "path")["name"]
+        run("target", "target", "lun", "add", "path", "r", "--standby")
+        target = ["--pool", str(pools["target"])]
+        run_scenario(
+            str(SCENARIOS / "failover.sh"),
+            portals["source"],
+            tmp_path,
+            *("--cache-dir", str(alua_guest_cache()), "--portal", portals["target"]),
+            *("--target", shown, "--target", path),
+            *command("kill", *host, "kill", str(pools["source"])),
+            *command("failover", *PROGRAM, "replica", "failover", "r", "--fenced", *target),
+            *command("start", *started("source")),
+            *command("failback", *PROGRAM, "replica", "failback", "r", *target),
+        )
+        assert run("source", "replica", "show", "r")["source"] == "v"
+    finally:
+        for pool in pools.values():
+            vm_host.run("kill", pool)
+    for pool in pools.values():
+        check_files(pool)
+
+
 def test_offloaded_copies_by_sg3_utils(daemon: Daemon, tmp_path: Path):
     """Between two volumes of one family, so that what the store shares is read by a kernel."""
     first = daemon.volume("disk", "64M")

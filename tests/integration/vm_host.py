@@ -1,7 +1,7 @@
 """What the initiator VM's scenarios have done on this machine: ``python -m tests.integration.vm_host VERB POOL ...``.
 
     kill POOL                       kill -9 of the daemon that ``start`` left running
-    start POOL HOST:PORT            start it again; ends when it is ready, leaves it running
+    start POOL HOST:PORT [OPTION...]  start it again; ends when it is ready, leaves it running
     snapshot POOL VOLUME NUMBER     snapshot VOLUME, exposed; prints SNAP_TARGET= and SNAP_LUN= for the guest
     group POOL GROUP NUMBER         snapshot GROUP, exposed; prints SNAP_TARGET_1=, SNAP_LUN_1= and so on by member
 
@@ -26,10 +26,10 @@ def pid_file(pool: Path) -> Path:
     return pool.with_name(pool.name + ".pid")
 
 
-def start(pool: Path, portal: str) -> None:
+def start(pool: Path, portal: str, *options: str) -> None:
     """Leave a daemon running; SystemExit with the end of its log when it does not become ready."""
     log_path = pool.with_name(pool.name + ".log")
-    command = [*PROGRAM, "serve", "--iscsi", portal, "--pool", str(pool)]
+    command = [*PROGRAM, "serve", "--iscsi", portal, *options, "--pool", str(pool)]
     with log_path.open("a", encoding="utf-8") as log:
         daemon = subprocess.Popen(
             command,
