@@ -111,6 +111,10 @@ class Locked(EngineError):
     """The key of an encrypted volume file is not to be had; the message says why."""
 
 
+class WritesHeld(EngineError):
+    """A mirror without which the volume must not be written has no target just now; ask again later."""
+
+
 class Superseded(EngineError):
     """The volume is not, or may not be, the disk that initiators know it as: another one has taken its place."""
 

@@ -4,7 +4,8 @@
 wait for them; ``engine.modes`` decides when. What the modes make of that:
 
     synchronous   rounds with a stream until it converges (REPLICATION section 5), then ``_watch``. What the target
-                  does not take within the budget breaks the mirror; the source goes on.
+                  does not take within the budget breaks the mirror; the source goes on, unless a failed copy is to
+                  stop its hosts: then they are refused until it is synchronized again.
     asynchronous  a round whenever the cadence wants one (section 4), again and again. After a failure it tries again
                   by itself, for ever.
     adaptive      synchronous as long as the target keeps the latency budget, else asynchronous; back when the
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine import proof
 from engine.copy_state import CopyEvent, CopyMode, CopyState, SyncType, after
-from engine.errors import EngineError, IntegrityError, InvalidState, TimedOut
+from engine.errors import EngineError, IntegrityError, InvalidState, TimedOut, WritesHeld
 from engine.lease import SourceLease, length_s
 from engine.links import LivePoint, MirrorLink
 from engine.mirror_parts import MirrorRounds, MirrorTarget, Stream
@@ -127,6 +128,7 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         self._wake = asyncio.Event()  # ends a pause: to stop, or to go on at once
         self._retry = False
         self._ended = False
+        self._closing = False
         self._lock = asyncio.Lock()  # one operation on the common point at a time
         self._standing = MirrorStanding(name, mode, env.clock, record.wanted, record.reason, tell)
 
@@ -142,6 +144,14 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
 
     async def _mark_point(self, stream: StreamT, *, release: bool) -> None:
         """See ``Rounds.mark``."""
+        raise NotImplementedError
+
+    def _hold_hosts(self, reason: str) -> None:
+        """From this step on no host writes anything."""
+        raise NotImplementedError
+
+    def _let_hosts_go(self) -> None:
+        """As far as this mirror is concerned they write again."""
         raise NotImplementedError
 
     # --- what it is -----------------------------------------------------------------------------------------------
@@ -269,12 +279,16 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         Awaited before the source is served: a source that was synchronized when it ended is recorded as demoted
         before it acknowledges anything that the target does not have.
         """
-        if self._record.synchronized:
+        record = self._record
+        record.held = record.held or (record.synchronized and self.policy.stops_host_io)
+        if record.held:
+            self._hold_hosts("begins again")
+        if record.synchronized:
             self._lease.assume(self._now())
             await self._end_lease()
-            self._record.synchronized = False
+            record.synchronized = False
             await self._save()
-        if self._record.wanted == "active":
+        if record.wanted == "active":
             self._begin(CopyEvent.BEGIN if self._record.common is None else CopyEvent.RESYNC, "")
 
     async def fracture(self) -> None:
@@ -405,10 +419,11 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         self._ended = True
         await self._stop(CopyEvent.FRACTURE, "detached")
         await self._rounds.forget()
+        self._let_hosts_go()
 
     async def close(self) -> None:
         """The daemon ends: stop, and leave everything for the next start."""
-        self._ended = True
+        self._ended = self._closing = True
         await self._stop(CopyEvent.SUSPEND, "the daemon stops")
 
     # --- starting and stopping ----------------------------------------------------------------------------------------
@@ -434,7 +449,10 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
 
     async def _rest(self, event: CopyEvent, wanted: str) -> None:
         """Fracture or suspend, as the administrator wants."""
+        after(self._standing.state, event, self._what)
+        self._record.held = False  # saved with the rest: the administrator has decided
         await self._leave_in_order(event, f"{wanted} by the administrator", wanted)
+        self._let_hosts_go()
 
     async def _leave_in_order(self, event: CopyEvent, reason: str, wanted: str | None = None) -> None:
         """Come to rest so that the common point is this very moment. ``wanted``: for the record, if that changes."""
@@ -466,7 +484,13 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         await asyncio.wait([task])
 
     async def _demoted(self, reason: str, retry: bool) -> None:
-        """The stream leaves the synchronous state; returns once nobody claims it any more and that is durable."""
+        """The stream leaves the synchronous state; returns once nobody claims it any more and that is durable.
+
+        Raises WritesHeld, for those who wait, where a failed copy is to stop hosts.
+        """
+        stops = self.policy.stops_host_io and (self._stopping in (None, CopyEvent.BREAK) or self._closing)
+        if stops:
+            self._hold_hosts(reason)
         self._lease.stop()
         self._retry = retry and self._stopping is None
         if self._standing.state is CopyState.SYNCHRONIZED:
@@ -480,8 +504,10 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         await self._end_lease()
         if self._is_replaced():
             return  # nobody is acknowledged any more: the target has taken the source's place
-        self._record.synchronized = False
+        self._record.synchronized, self._record.held = False, stops
         await self._save()
+        if stops:
+            raise WritesHeld(f"{self._what}, without which its source is not to be written, has no target: {reason}")
 
     def _is_replaced(self) -> bool:
         """Whether the target has, or may have, taken the source's place."""
@@ -656,10 +682,11 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
             await self._round(state, stream=True)
             stream = self._stream  # None: an interrupted round went on, whose point is older than any stream
             if stream is not None and await stream.converge():
-                self._record.synchronized = True
+                self._record.synchronized, self._record.held = True, False
                 await self._save()
                 if stream.mode is not StreamMode.SYNC:
                     raise InvalidState(self._what, "left", "synchronized")
+                self._let_hosts_go()
                 self._standing.turn(CopyEvent.CONVERGED, "")
                 if self.link.grants_lease:
                     self._lease.begin()
@@ -783,6 +810,12 @@ class Mirror(MirrorRun[Rounds, MirrorLink, MirrorStream]):
 
     async def _round(self, state: LinkState, *, stream: bool) -> Shipped:
         return await self._rounds.run(state, self._new_stream if stream else None)
+
+    def _hold_hosts(self, reason: str) -> None:
+        self.source.hold_writes(self.name, f"replica {self.name}: {reason}")
+
+    def _let_hosts_go(self) -> None:
+        self.source.let_writes_go(self.name)
 
     async def _is_current(self, state: LinkState) -> bool:
         return await self._rounds.is_current(state)

@@ -614,6 +614,14 @@ class GroupMirror(MirrorRun[GroupRounds, GroupLink, GroupStream]):
         assert isinstance(state, GroupState)
         return await self._rounds.run(state, self._new_streams if stream else None)
 
+    def _hold_hosts(self, reason: str) -> None:
+        for member in self.members:
+            member.source.hold_writes(self.name, f"replica {self.name}: {reason}")
+
+    def _let_hosts_go(self) -> None:
+        for member in self.members:
+            member.source.let_writes_go(self.name)
+
     async def _is_current(self, state: LinkState) -> bool:
         assert isinstance(state, GroupState)
         return await self._rounds.is_current(state)

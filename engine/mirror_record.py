@@ -33,6 +33,8 @@ class MirrorPolicy:
     ``backlog_bytes``: adaptive, see ``engine.modes.ModeSwitch``. ``retry_s``, ``retry_max_s``: the first and the
     longest pause before an asynchronous or adaptive mirror tries again after a failure; it never gives up.
     ``rate_bytes_s``: what copies send to a peer at most; 0: no limit.
+    ``stops_host_io``: synchronous, CIM's FailedCopyStopsHostIO: once synchronized, hosts write nothing that the target
+    does not get; when it fails they are refused until it is synchronized again, or the administrator decides.
     ``failover``: a target at a peer may take the source's place; then the source asks it first after each start.
     """
 
@@ -47,6 +49,7 @@ class MirrorPolicy:
     hold_down_s: float = 30.0
     backlog_bytes: int = 64 * MIB
     failover: bool = True
+    stops_host_io: bool = False
     retry_s: float = 1.0
     retry_max_s: float = 30.0
     rate_bytes_s: int = 0
@@ -115,6 +118,7 @@ class MirrorRecord:
     """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said;
     failed over: its source was its target, and what was the source has not come back yet.
 
+    ``held``: hosts may write nothing (``MirrorPolicy.stops_host_io``), so the target has all that was acknowledged.
     ``points``: recovery points at the target, oldest first; the newest is the common point, if there is one.
     """
 
@@ -124,6 +128,7 @@ class MirrorRecord:
     round_source: str | None = None
     round_base: str | None = None
     reason: str = ""
+    held: bool = False
     points: tuple[RecoveryPoint, ...] = ()
 
     def serialize(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.api import ReplicaPointInfo
 from engine.api_part import ApiPart
+from engine.copy_state import CopyMode
 from engine.disk_targets import DiskSecrets
 from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
 from engine.jobs import job_info
@@ -20,7 +21,7 @@ from engine.names import check_name
 
 if TYPE_CHECKING:
     from engine.api import JobInfo, ReplicaInfo, VolumeInfo
-    from engine.copy_state import CopyMode
+    from engine.mirror_record import MirrorPolicy
     from engine.promotion import Promotions
     from engine.stores import Frozen
     from engine.volume import Volume
@@ -43,11 +44,14 @@ class ReplicaOperations(ApiPart):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        failed_copy_stops_host_io: bool = False,
         peer: str | None = None,
         failover: bool = True,
     ) -> JobInfo:
         chosen = mode_of(mode)
         policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
+        if failed_copy_stops_host_io:
+            policy = _stopping(policy, chosen)
         volume = self._pool.volume(source)
         if peer is not None:
             policy = replace(policy, failover=failover)
@@ -78,12 +82,15 @@ class ReplicaOperations(ApiPart):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        failed_copy_stops_host_io: bool = False,
         secret: str | None = None,
         mutual_user: str | None = None,
         mutual_secret: str | None = None,
     ) -> JobInfo:
         chosen = mode_of(mode)
         policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
+        if failed_copy_stops_host_io:
+            policy = _stopping(policy, chosen)
         volume = self._pool.volume(source)
         if self._replicas.disks.is_disk(target):
             if name is None:
@@ -225,3 +232,12 @@ class ReplicaOperations(ApiPart):
                     f"volume {target.name} is shown by target {lun.target}, and an asynchronous mirror replaces its"
                     f" content again and again; remove that LUN first: twinvol target lun remove {lun.target} {lun.lun}"
                 )
+
+
+def _stopping(policy: MirrorPolicy, mode: CopyMode) -> MirrorPolicy:
+    """Raises InvalidArgument."""
+    if mode is not CopyMode.SYNCHRONOUS:
+        raise InvalidArgument(
+            "a failed copy can stop the hosts of a synchronous mirror only: others fall behind anyway"
+        )
+    return replace(policy, stops_host_io=True)

@@ -123,6 +123,8 @@ class Replicas:
             self._rows[row.name] = row
             if GROUP_KEY in row.state:
                 continue
+            if row.peer is not None or row.disk is not None:
+                self._hold_at_start(row)
             if row.peer is not None:
                 self._idle[row.name] = "the peers are not there yet"
                 await self._fence(row, row.source_id in released)
@@ -308,6 +310,8 @@ class Replicas:
             points=0 if disk is not None else len(mirror.points),
             point_at=mirror.points[-1].at if mirror.points else None,
             target_consistent=disk is None or disk.is_whole,
+            failed_copy_stops_host_io=mirror.policy.stops_host_io,
+            host_io_stopped=mirror.source.is_held_by(name),
             switches=mirror.switches,
             rounds=mirror.rounds,
             resumed_rounds=mirror.rounds_resumed,
@@ -898,11 +902,19 @@ class Replicas:
         self.outgoing.add(mirror, [link], [source])
         return mirror
 
+    def _hold_at_start(self, row: MirrorRow) -> None:
+        """What ``Mirror.start`` holds, from before its source is served."""
+        record, policy = MirrorRecord.parse(row.state), MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+        source = self._pool.find(row.source_id)
+        if source is not None and policy.stops_host_io and (record.synchronized or record.held):
+            source.hold_writes(row.name, f"replica {row.name}: begins again")
+
     async def _demote(self, row: MirrorRow) -> None:
         """What ``Mirror.start`` records before its source may be served, where the target never gets a lease."""
         record = MirrorRecord.parse(row.state)
         if record.synchronized:
             record.synchronized = False
+            record.held = MirrorPolicy.parse(row.state.get(POLICY_KEY, {})).stops_host_io
             self._rows[row.name] = saved = replace(row, state=row.state | record.serialize())
             await self._pool.catalog.put_mirror(saved)
 

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from engine.errors import InUse, InvalidState, OutOfRange, Superseded, WriteProtected
+from engine.errors import InUse, InvalidState, OutOfRange, Superseded, WriteProtected, WritesHeld
 from engine.sanitize import SanitizeState
 from engine.stores import AtomicTarget, BurstSource
 from engine.units import SECTOR_SIZE
@@ -156,6 +156,7 @@ class Volume:
         self._drained: asyncio.Future[None] | None = None
         self._gate: asyncio.Event | None = None
         self._fence: str | None = None
+        self._held: dict[str, str] = {}
         self._subscribers: list[Callable[[VolumeEvent], None]] = []
         self._bind()
 
@@ -241,6 +242,29 @@ class Volume:
     def unfence(self) -> None:
         self._fence = None
         self._bind()
+
+    @property
+    def held_reason(self) -> str | None:
+        """Why writes and flushes are refused for now; None: they are not."""
+        return next(iter(self._held.values()), None)
+
+    def hold_writes(self, mirror: str, reason: str) -> None:
+        """From this step of the loop on every write and flush that begins ends with ``WritesHeld``; reads go on. Until
+        ``mirror``, without which the volume must not be written, calls ``let_writes_go``."""
+        self._held[mirror] = reason
+        self._bind()
+
+    def is_held_by(self, mirror: str) -> bool:
+        return mirror in self._held
+
+    def let_writes_go(self, mirror: str) -> None:
+        """Also right when it held none."""
+        self._held.pop(mirror, None)
+        self._bind()
+
+    def _require_not_held(self) -> None:
+        if self._held:
+            raise WritesHeld(f"volume {self.name} takes no writes: {self.held_reason}")
 
     def sanitize_changed(self) -> None:
         """The sanitizer's state is another one."""
@@ -328,6 +352,7 @@ class Volume:
         try:
             if self.read_only:
                 raise WriteProtected(f"volume {self.name} is read-only")
+            self._require_not_held()
             if self._taps:
                 return 0
             return await self._head.store.share(source, source_offset, self._head, offset, length)
@@ -338,6 +363,7 @@ class Volume:
         """Returns when everything acknowledged before is durable here and at every synchronous mirror."""
         await self._enter()
         try:
+            self._require_not_held()
             waits = [wait for tap in self._taps if (wait := tap.flush()) is not None]
             try:
                 await self._head.flush()
@@ -373,6 +399,7 @@ class Volume:
         try:
             if self.read_only:
                 raise WriteProtected(f"volume {self.name} is read-only")
+            self._require_not_held()
             # 1. Refuse what no copy could take, before any copy hears of it.
             size = self._head.size_bytes
             if offset < 0 or offset + length > size or offset % SECTOR_SIZE or length % SECTOR_SIZE:
@@ -423,7 +450,7 @@ class Volume:
     def _bind(self) -> None:
         """Point the fast path at the head, or away from it."""
         open_for_reads = self._gate is None and self._fence is None
-        plain_writes = open_for_reads and not self._taps and not self.read_only and self.write_cache
+        plain_writes = open_for_reads and not self._taps and not self.read_only and self.write_cache and not self._held
         self.try_read = self._head.try_read if open_for_reads else _later
         self.try_read_each = (
             self._head.try_read_each if open_for_reads and isinstance(self._head, BurstSource) else None

@@ -21,7 +21,7 @@ class ReplicaInfo:
     ``next_action``. Since the daemon's start: ``switches`` into and out of the synchronous state of an adaptive mirror,
     ``rounds``, ``resumed_rounds``, ``written_bytes`` to the target in rounds and ``identical_bytes`` found there.
     ``target_consistent``: the target is some instant of the source now; a disk without snapshots is not while a round
-    writes it.
+    writes it. ``host_io_stopped``: hosts write nothing now, because the copy failed and ``failed_copy_stops_host_io``.
 
     ``group``: the mirrored group that it is, or whose member it is: those have one state. ``members``: of a mirrored
     group, the names of its members' replicas.
@@ -58,6 +58,8 @@ class ReplicaInfo:
     group: str | None = None
     members: list[str] = field(default_factory=list)
     rate_bytes_s: int = 0
+    failed_copy_stops_host_io: bool = False
+    host_io_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class ReplicaApi(Protocol):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        failed_copy_stops_host_io: bool = False,
         peer: str | None = None,
         failover: bool = True,
     ) -> JobInfo:
@@ -100,6 +103,9 @@ class ReplicaApi(Protocol):
         recovery points that stay at the target, the newest counted. ``latency_budget_s``: hosts wait no longer for the
         target. ``backlog_bytes`` and ``hold_down_s``: adaptive, when it may be synchronous again (``engine.modes``).
         ``failover``: the replica at a peer may take the source's place; then that asks it first after each start.
+        ``failed_copy_stops_host_io``: synchronous; from Synchronized on hosts write nothing that the target does not
+        get: without it they are refused (NOT READY, they try again) until it is Synchronized again, or this replica is
+        paused, fractured or detached.
         Raises InvalidArgument.
         """
         ...
@@ -117,6 +123,7 @@ class ReplicaApi(Protocol):
         latency_budget_s: float | None = None,
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
+        failed_copy_stops_host_io: bool = False,
         secret: str | None = None,
         mutual_user: str | None = None,
         mutual_secret: str | None = None,

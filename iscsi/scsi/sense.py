@@ -20,6 +20,7 @@ from engine.errors import (
     StoreFailed,
     Superseded,
     WriteProtected,
+    WritesHeld,
 )
 
 
@@ -46,6 +47,7 @@ class Asc(enum.IntEnum):
     NONE = 0x0000
     OPERATION_IN_PROGRESS = 0x0016
     NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
+    NOT_READY_OPERATION_IN_PROGRESS = 0x0407
     SANITIZE_IN_PROGRESS = 0x041B
     ASYMMETRIC_ACCESS_STATE_TRANSITION = 0x040A
     TARGET_PORT_IN_STANDBY_STATE = 0x040B
@@ -260,6 +262,8 @@ _SENSE_BY_ERROR: tuple[tuple[type[EngineError], Sense], ...] = (
     (OutOfSpace, Sense(SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)),
     (WriteProtected, _WRITE_PROTECTED),
     (NotSupported, Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_COMMAND_OPERATION_CODE)),
+    # Initiators try again: Linux for six times the command's time limit, and only then reports an error.
+    (WritesHeld, Sense(SenseKey.NOT_READY, Asc.NOT_READY_OPERATION_IN_PROGRESS)),
     (Superseded, Sense(SenseKey.NOT_READY, Asc.TARGET_PORT_IN_UNAVAILABLE_STATE)),
     (InvalidState, Sense(SenseKey.NOT_READY, Asc.NOT_READY_CAUSE_NOT_REPORTABLE)),
 )

@@ -33,6 +33,7 @@ _OF_ERROR: dict[type[Exception], ExitCode] = {
     errors.InUse: ExitCode.EXISTS_OR_IN_USE,
     errors.InvalidState: ExitCode.ILLEGAL_STATE,
     errors.Superseded: ExitCode.ILLEGAL_STATE,
+    errors.WritesHeld: ExitCode.ILLEGAL_STATE,
     errors.WriteProtected: ExitCode.ILLEGAL_STATE,
     errors.NotSupported: ExitCode.NOT_SUPPORTED,
     errors.PermissionDenied: ExitCode.NO_PERMISSION,

@@ -37,6 +37,7 @@ def mirror_terms(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--backlog", "backlog_bytes", type=size, metavar="SIZE", help="adaptive: synchronous again below."
         ),
+        click.option("--failed-copy-stops-host-io", is_flag=True, help="sync: no target, no writes."),
         click.option("--hold-down", "hold_down_s", type=duration, metavar="TIME", help="adaptive: and not before."),
     ]
     for option in reversed(options):
