@@ -449,9 +449,10 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
 
     async def _rest(self, event: CopyEvent, wanted: str) -> None:
         """Fracture or suspend, as the administrator wants."""
-        after(self._standing.state, event, self._what)
-        self._record.held = False  # saved with the rest: the administrator has decided
         await self._leave_in_order(event, f"{wanted} by the administrator", wanted)
+        if self._record.held:
+            self._record.held = False
+            await self._save()
         self._let_hosts_go()
 
     async def _leave_in_order(self, event: CopyEvent, reason: str, wanted: str | None = None) -> None:
@@ -488,7 +489,9 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
 
         Raises WritesHeld, for those who wait, where a failed copy is to stop hosts.
         """
-        stops = self.policy.stops_host_io and (self._stopping in (None, CopyEvent.BREAK) or self._closing)
+        was_exact = self._record.synchronized or self._record.held
+        meant = self._stopping not in (None, CopyEvent.BREAK) and not self._closing  # the administrator's own doing
+        stops = self.policy.stops_host_io and was_exact and not meant
         if stops:
             self._hold_hosts(reason)
         self._lease.stop()

@@ -69,7 +69,7 @@ class DiskWorld(World):
             record=MirrorRecord.parse(self.durable_record),
             save=self.save,
             tell=lambda severity, text: self.told(),
-            policy=POLICY,
+            policy=self.policy,
         )
 
     def crash(self, power_loss: bool) -> None:

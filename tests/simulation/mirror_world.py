@@ -5,7 +5,8 @@
 What is checked
     * A write acknowledged while the mirror is Synchronized is at the target; a flush that returned then is durable
       there. So is everything that hosts flushed before, at the moment when the mirror becomes Synchronized.
-    * While the *durable record* says Synchronized, the target has everything that was acknowledged: a process that
+    * While the *durable record* says Synchronized, or that hosts are held (a failed copy stops them, in every fourth
+      seed), the target has everything that was acknowledged: a process that
       is killed there could fail over without loss.
     * At every moment the target's content is write-order consistent: if it has a write, it has everything that was
       acknowledged before that write was issued. (After a power loss only from the next switch on.)
@@ -31,13 +32,13 @@ import logging
 import random
 import struct
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from engine.copy_state import CopyState
-from engine.errors import EngineError, InvalidState, MediumError, StoreFailed
+from engine.errors import EngineError, InvalidState, MediumError, StoreFailed, WritesHeld
 from engine.files import StoreEnv
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
@@ -137,6 +138,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.policy = replace(POLICY, stops_host_io=seed % 4 == 3)
         self.files = SimFileSystem(self.rng)
         self.history = History()
         self.numbers = 0
@@ -213,7 +215,7 @@ class World:
             record=MirrorRecord.parse(self.durable_record),
             save=self.save,
             tell=lambda severity, text: self.told(),
-            policy=POLICY,
+            policy=self.policy,
         )
 
     async def save(self, record: MirrorRecord) -> None:
@@ -311,7 +313,7 @@ class World:
 
     def check_claim(self) -> None:
         """What the durable record claims would be true after a kill now."""
-        if self.durable_record["synchronized"]:
+        if self.durable_record["synchronized"] or self.durable_record["held"]:
             have = self.target_orders()
             if (have < self.history.required(self.history.events + 1)).any():
                 raise Violation("the record says synchronized, and the target misses an acknowledged write")
@@ -409,7 +411,7 @@ class World:
                     await self.resize()
                 case 9:
                     await self.mirror.thin(rng.choice((0, 0, 4 * CHUNK)))
-        except (InvalidState, MediumError, StoreFailed):
+        except (InvalidState, MediumError, StoreFailed, WritesHeld):
             return
 
     async def resize(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from engine.copy_state import CopyEvent
-from engine.errors import EngineError
+from engine.errors import EngineError, WritesHeld
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_stream import MirrorStream, StreamMode
@@ -169,6 +169,22 @@ def _synchronized_across_restarts(patch) -> None:
     patch.setattr(Mirror, "start", start)
 
 
+def _hosts_go_on_alone(patch) -> None:
+    patch.setattr(Volume, "hold_writes", lambda self, mirror, reason: None)
+
+
+def _those_who_wait_are_acknowledged(patch) -> None:
+    real = MirrorStream._demoted
+
+    def demoted(self, record):
+        if record.cancelled() or not isinstance(record.exception(), WritesHeld):
+            real(self, record)
+        else:
+            self._close()
+
+    patch.setattr(MirrorStream, "_demoted", demoted)
+
+
 MUTATIONS = {
     "drain concurrently": _drain_concurrently,
     "concurrent before all below q is applied": _catch_up_concurrently,
@@ -183,6 +199,8 @@ MUTATIONS = {
     "hold a step after the snapshot": _hold_after_the_snapshot,
     "ignore a write that the source refused": _ignore_a_write_the_source_refused,
     "a ledger of another round counts": _trust_any_ledger,
+    "hosts go on though a failed copy is to stop them": _hosts_go_on_alone,
+    "a failed copy is to stop hosts, and those who wait are acknowledged": _those_who_wait_are_acknowledged,
     "serve before the restart's demotion is recorded": _synchronized_across_restarts,
 }
 
