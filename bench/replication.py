@@ -2,8 +2,11 @@
 
 ``copy``: the first copy of a volume full of random data to a peer, verified chunk by chunk where it arrives, from the
 job's begin to Synchronized; beside ``rsync --inplace --whole-file`` to a loopback rsync daemon (no encryption, no read
-back), and beside a plain blocking TLS send of the same bytes between two processes, which stores nothing: the floor.
-Everything is in the page cache. At the end of each both sides are compared by hash tree.
+back), to a new file, as ours is, and over one that is in the page cache already; and beside a plain blocking TLS send
+of the same bytes between two processes, which stores nothing: the floor. Sources are in the page cache. At the end of
+each both sides are compared by hash tree.
+
+``delta``: see ``bench.delta``.
 
 ``write``: 4 KiB writes of one host at depth 1, to a volume without a mirror, with a synchronous one in the same pool,
 and with one at a peer; medians of paired rounds. At the end the host reads back what it wrote, and both sides are
@@ -26,10 +29,11 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import delta
 from bench.loadgen import BenchError, Loadgen, build
 from bench.machine import RESULTS, facts
 from bench.rounds import pooled_latency
@@ -40,7 +44,8 @@ from engine.units import GIB, MIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PEER, RSYNC, TLS = "twinvol to a peer, verified", "rsync --inplace to a daemon", "plain TLS send, stores nothing"
+PEER, TLS = "twinvol to a peer, verified", "plain TLS send, stores nothing"
+RSYNC, RSYNC_OVER = "rsync --inplace, a new file", "rsync --inplace, over a cached file"
 ALONE, HERE, THERE = "no mirror", "synchronous, same pool", "synchronous, at a peer"
 WANTED = {RSYNC: 2.0, TLS: 0.5}
 """The first copy: at least so many times the speed of whom."""
@@ -111,7 +116,7 @@ def rsync_daemon(work: Path) -> Iterator[str]:
     if shutil.which("rsync") is None:
         raise BenchError("no rsync (Debian: apt-get install rsync)")
     folder, port = work / "rsync", free_port()
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     config = work / "rsyncd.conf"
     config.write_text(
         f"use chroot = no\nuid = {os.getuid()}\ngid = {os.getgid()}\n"
@@ -133,8 +138,10 @@ def rsync_daemon(work: Path) -> Iterator[str]:
         process.wait()
 
 
-def copy_by_rsync(image: Path, url: str) -> float:
-    """Whole, or it would find the target of the round before equal and write nothing."""
+def copy_by_rsync(image: Path, url: str, gone: Path | None = None) -> float:
+    """Whole, or it would find the target of the round before equal and write nothing. ``gone``: it is removed first."""
+    if gone is not None:
+        gone.unlink(missing_ok=True)
     started = time.monotonic()
     command = ["rsync", "--inplace", "--whole-file", "--ignore-times", str(image), url]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -171,20 +178,26 @@ def _receive(listener: socket.socket, identity: Identity, size: int) -> None:
     os._exit(0)
 
 
-def copies(work: Path, here: Pool, there: Pool, size: int, rounds: int) -> dict[str, list[float]]:
-    """MiB/s of each contender, by rounds that alternate."""
+def random_image(work: Path, size: int) -> Path:
     image = work / "image.raw"
     with image.open("wb") as file:
         for _ in range(size // MIB):
             file.write(os.urandom(MIB))
+    return image
+
+
+def copies(work: Path, here: Pool, there: Pool, size: int, rounds: int) -> dict[str, list[float]]:
+    """MiB/s of each contender, by rounds that alternate."""
+    image = random_image(work, size)
     here.run("volume", "import", "disk", "--from", str(image))
     identity = Identity.make(work / "tls" / "identity.pem")
-    found: dict[str, list[float]] = {PEER: [], RSYNC: [], TLS: []}
+    found: dict[str, list[float]] = {PEER: [], RSYNC: [], RSYNC_OVER: [], TLS: []}
     with rsync_daemon(work) as url:
         copy_by_rsync(image, url)  # the target exists, as in every later round
         contenders: dict[str, Callable[[int], float]] = {
             PEER: lambda number: copy_to_peer(here, there, number),
-            RSYNC: lambda _: copy_by_rsync(image, url),
+            RSYNC: lambda _: copy_by_rsync(image, url, work / "rsync" / "image"),
+            RSYNC_OVER: lambda _: copy_by_rsync(image, url),
             TLS: lambda _: send_by_tls(image, identity),
         }
         for number in range(rounds):
@@ -252,6 +265,32 @@ def _goal(wanted: float | None, ratio: float) -> str:
     return "" if wanted is None else f"   wanted {wanted:g}x: {'yes' if ratio >= wanted else 'no'}"
 
 
+def measure(work: Path, options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
+    """All tables that are asked for; each is printed when it is there."""
+    if options.only in (None, "delta"):
+        image = random_image(work, options.size)
+        with rsync_daemon(work) as url:
+            copy_by_rsync(image, url)
+            changed = delta.deltas(work, served, image, url, options.rounds)
+        results["delta"] = {kind: [asdict(row) for row in rows] for kind, rows in changed.items()}
+        delta.report(changed)
+    if options.only == "delta":
+        return
+    with peers(work) as (here, there):
+        if options.only != "write":
+            results["copy MiB/s"] = found = copies(work, here, there, options.size, options.rounds)
+            report("first copy", "MiB/s", found, PEER, WANTED)
+        if options.only != "copy":
+            results["write us"] = found = writes(work, here, 64 * MIB, options.rounds, options.seconds)
+            # How much longer a mirrored write takes: the mirrored ones over the one alone.
+            print("\n4 KiB writes at depth 1")
+            for name, values in found.items():
+                ratio = statistics.median([a / b for a, b in zip(values, found[ALONE], strict=True)])
+                goal = WANTED_LATENCY.get(name)
+                told = "" if goal is None else f"   wanted {goal:g}x: {'yes' if ratio <= goal else 'no'}"
+                print(f"  {name:<32} {statistics.median(values):>9.0f} us   {ratio:5.2f}x{told}")
+
+
 def main() -> int:
     """Print the tables, write the result file."""
     parser = argparse.ArgumentParser(prog="python -m bench.replication", description=(__doc__ or "").partition("\n")[0])
@@ -259,30 +298,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="rounds (7)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of writes in a round (2)")
     parser.add_argument("--size", type=int, default=GIB, help="bytes of the first copy (1 GiB)")
-    parser.add_argument("--only", choices=("copy", "write"), default=None, help="one of the tables")
+    parser.add_argument("--only", choices=("copy", "delta", "write"), default=None, help="one of the tables")
     parser.add_argument("--work", type=Path, default=None, help="folder for the files (a temporary one)")
     parser.add_argument("--out", type=Path, default=None, help="result file (bench/results/...)")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.size, options.seconds = 2, 256 * MIB, 1.0
-    results: dict[str, dict[str, list[float]]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="twinvol-bench-", dir=options.work) as folder:
         work = Path(folder)
         machine = facts(work)
         try:
-            with peers(work) as (here, there):
-                if options.only != "write":
-                    results["copy MiB/s"] = found = copies(work, here, there, options.size, options.rounds)
-                    report("first copy", "MiB/s", found, PEER, WANTED)
-                if options.only != "copy":
-                    results["write us"] = found = writes(work, here, 64 * MIB, options.rounds, options.seconds)
-                    # How much longer a mirrored write takes: the mirrored ones over the one alone.
-                    print("\n4 KiB writes at depth 1")
-                    for name, values in found.items():
-                        ratio = statistics.median([a / b for a, b in zip(values, found[ALONE], strict=True)])
-                        goal = WANTED_LATENCY.get(name)
-                        told = "" if goal is None else f"   wanted {goal:g}x: {'yes' if ratio <= goal else 'no'}"
-                        print(f"  {name:<32} {statistics.median(values):>9.0f} us   {ratio:5.2f}x{told}")
+            measure(work, options, results)
         except BenchError as error:
             print(f"bench.replication: {error}", file=sys.stderr)
             return 1
