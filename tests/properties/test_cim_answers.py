@@ -81,9 +81,21 @@ leaves = st.builds(CIMInstance, names)
 instances = st.recursive(leaves, of_properties, max_leaves=3)
 
 
+def same(one, other):
+    """Whether two documents have the same elements, in embedded instances too."""
+
+    def shape(element):
+        text = element.text
+        if text.startswith("<INSTANCE "):
+            text = shape(cimxml.tree(text.encode()))
+        return element.name, element.attributes, text, [shape(child) for child in element.children]
+
+    return shape(cimxml.tree(one.encode())) == shape(cimxml.tree(other.encode()))
+
+
 @given(instances)
 def test_instances_are_written_as_pywbem_writes_them(instance):
-    assert answers.instance(instance) == instance.tocimxmlstr()
+    assert same(answers.instance(instance), instance.tocimxmlstr())
 
 
 @given(paths)
@@ -103,7 +115,8 @@ def test_output_parameters_are_written_as_pywbem_writes_them(name, value):
     )
     written = answers.method_result(0, "uint32", [made])
     head = '<RETURNVALUE PARAMTYPE="uint32"><VALUE>0</VALUE></RETURNVALUE>'
-    assert written == head + made.tocimxmlstr(as_value=True)
+    assert written.startswith(head)
+    assert same(written.removeprefix(head), made.tocimxmlstr(as_value=True))
 
 
 @given(instances)

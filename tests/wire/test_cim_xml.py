@@ -271,7 +271,7 @@ def test_objects_with_their_paths_to_the_letter():
     name = '<INSTANCENAME CLASSNAME="T_Disk"><KEYBINDING NAME="Number"><KEYVALUE VALUETYPE="numeric" TYPE="uint16">3'
     name += "</KEYVALUE></KEYBINDING></INSTANCENAME>"
     whole = f"<INSTANCEPATH><NAMESPACEPATH><HOST>h:1</HOST>{NAMESPACE}</NAMESPACEPATH>{name}</INSTANCEPATH>"
-    body = '<INSTANCE CLASSNAME="T_Disk"><PROPERTY NAME="Size" TYPE="uint64"/></INSTANCE>'
+    body = '<INSTANCE CLASSNAME="T_Disk"><PROPERTY NAME="Size" TYPE="uint64"></PROPERTY></INSTANCE>'
     assert answers.named_instance(instance) == f"<VALUE.NAMEDINSTANCE>{name}{body}</VALUE.NAMEDINSTANCE>"
     assert (
         answers.instance_with_path(instance, "h:1") == f"<VALUE.INSTANCEWITHPATH>{whole}{body}</VALUE.INSTANCEWITHPATH>"
@@ -294,7 +294,7 @@ def test_a_methods_result_to_the_letter():
     ]
     assert answers.method_result(Uint16(4096), "uint32", outputs) == (
         '<RETURNVALUE PARAMTYPE="uint32"><VALUE>4096</VALUE></RETURNVALUE>'
-        '<PARAMVALUE NAME="Job" PARAMTYPE="reference"/>'
+        '<PARAMVALUE NAME="Job" PARAMTYPE="reference"></PARAMVALUE>'
         '<PARAMVALUE NAME="N" PARAMTYPE="uint8"><VALUE.ARRAY><VALUE>1</VALUE><VALUE.NULL/></VALUE.ARRAY></PARAMVALUE>'
         f'<PARAMVALUE NAME="R" PARAMTYPE="reference"><VALUE.REFARRAY><VALUE.REFERENCE><LOCALINSTANCEPATH>{NAMESPACE}'
         '<INSTANCENAME CLASSNAME="C"><KEYBINDING NAME="k"><KEYVALUE VALUETYPE="string" TYPE="string">v</KEYVALUE>'

@@ -13,6 +13,8 @@ from engine.errors import EngineError, InvalidArgument
 from engine.secret_files import read_secret
 from twinvol.cli.command import Output, fail, json_option, pool_option
 
+_CATALOG = "catalog.sqlite"  # engine.pool_folder.CATALOG_NAME, whose import takes longer than all of this
+
 _LONGEST_LINE = 4 * MAX_PASSWORD + 2
 
 
@@ -76,7 +78,7 @@ def remove(pool: Path, as_json: bool, name: str) -> None:
 
 
 def _users(pool: Path) -> UsersFile:
-    if not pool.is_dir():
+    if not (pool / _CATALOG).exists():
         raise InvalidArgument(f"{pool} is no pool; the first serve makes one")
     return UsersFile(pool / USERS_NAME)
 
