@@ -39,6 +39,7 @@ _METHOD_MODULES: tuple[str, ...] = (
     "pool_elements",
     "masking",
     "targets",
+    "capabilities",
     "sm_volume",
 )
 """Each has ``METHODS: dict[tuple[str, str], MethodHandler]``, by class and method; they hold for subclasses, too."""

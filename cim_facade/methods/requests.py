@@ -163,7 +163,7 @@ class Settings:
             raise invalid("TargetElementSupplier 2: new targets are made, and there are some already")
 
 
-_METHODOLOGIES = {
+METHODOLOGIES = {
     SyncType.MIRROR: (CopyMethodology.FULL_COPY, CopyMethodology.INCREMENTAL_COPY, CopyMethodology.DELTA_UPDATE),
     SyncType.SNAPSHOT: (CopyMethodology.REDIRECT_ON_WRITE,),
     SyncType.CLONE: (CopyMethodology.FULL_COPY,),
@@ -223,7 +223,7 @@ def setting_data(instance: CIMInstance | None, kind: Kind) -> Settings:
     if values.get("copypriority") not in (None, 0, 2):
         raise unsupported("ReplicationSettingData.CopyPriority: all copies have the same")
     methodology = values.get("desiredcopymethodology", CopyMethodology.IMPLEMENTATION_DECIDES)
-    if methodology not in (CopyMethodology.IMPLEMENTATION_DECIDES, *_METHODOLOGIES[kind.sync_type]):
+    if methodology not in (CopyMethodology.IMPLEMENTATION_DECIDES, *METHODOLOGIES[kind.sync_type]):
         raise unsupported(f"ReplicationSettingData.DesiredCopyMethodology {methodology} is not how this is copied")
     return Settings(
         on_error="continue" if values.get("ongrouporlisterror") == 2 else "stop",

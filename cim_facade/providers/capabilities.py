@@ -88,9 +88,18 @@ ALL = (
         SupportedAsynchronousActions=[2, 4, 6],  # Local Replica Creation, Modification, Attachment
         SupportedSynchronousActions=[2, 4],
         InitialReplicationState=4,  # Synchronized
-        SupportedModifyOperations=[2, 3, 4],  # Detach, Fracture, Resync
+        SupportedModifyOperations=[
+            2,
+            3,
+            4,
+            5,
+            8,
+            9,
+            12,
+            13,
+        ],  # Detach, Fracture, Resync, Restore, (Un)Quiesce, Start, Stop
         ReplicaHostAccessibility=3,  # No Restrictions
-        HostAccessibleState=[6, 13],  # Synchronized, Fractured
+        HostAccessibleState=[11, 13, 14],  # Idle (snapshots), Fractured, Frozen (clones)
         SpaceLimitSupported=False,
         SpaceReservationSupported=False,
         LocalMirrorSnapshotSupported=True,

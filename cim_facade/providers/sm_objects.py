@@ -27,8 +27,8 @@ STORAGE_VOLUME, GROUP_TYPE, SYSTEM_TYPE = 4, 32769, 32770
 """Of MSFT_SMReplicaPeer.PeerObjectType."""
 
 HEALTHY, WARNING, UNHEALTHY = 0, 1, 2
-REPLICATION_TYPES = [2, 3, 4, 5, 6, 7, 10, 11, 14, 15, 18, 19]
-"""Mirrors in all three modes here and at peers; snapshots, clones and tokenized clones here."""
+REPLICATION_TYPES = [2, 3, 4, 5, 6, 7, 10, 11, 14, 15, 18, 19, 20, 22, 24]
+"""Mirrors here and at peers; snapshots, clones and tokenized clones here; each in all three modes."""
 
 
 class SmProvider(Provider):
