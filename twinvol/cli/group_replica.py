@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engine.errors import NotSupported
 from twinvol.cli.command import Output, with_api
 from twinvol.cli.job import finish, job_options
 from twinvol.cli.replica import mirror_terms, terms_of
@@ -39,6 +40,8 @@ async def create(
     **given: Any,
 ) -> None:
     """Make a volume NAME.MEMBER like each member of GROUP and keep them a mirror; waits until it is Synchronized."""
+    if given.pop("failed_copy_stops_host_io", False):
+        raise NotSupported("the hosts of a group are not stopped when its copy fails; mirror its volumes one by one")
     job = await api.group_replica_create(group, name, peer=peer, **terms_of(latency_budget, given))
     made = functools.partial(api.group_replica_show, name)
     await finish(api, output, job, no_wait=no_wait, progress=progress, made=made, text=_line)
