@@ -236,7 +236,7 @@ def test_multipath_follows_the_access_states_and_a_replica_is_a_standby_path(dae
 @pytest.mark.client("initiator-vm-alua")
 def test_multipath_goes_on_when_the_source_is_killed_and_its_replica_at_a_peer_becomes_the_disk(tmp_path: Path):
     """Two daemons, one disk: the guest's file system notices a pause, and every file that was synced is there."""
-    portals = {name: free_portal() for name in ("source", "target", "source-peer", "target-peer")}
+    portals = {name: free_address() for name in ("source", "target", "source-peer", "target-peer")}
     pools = {name: tmp_path / name for name in ("source", "target")}
     host = [sys.executable, "-m", "tests.integration.vm_host"]
 

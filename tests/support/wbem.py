@@ -6,7 +6,6 @@ import os
 import ssl
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pywbem
@@ -16,6 +15,7 @@ from tests.support.daemon import PROGRAM, ROOT, Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 NAMESPACE = "root/cimv2/storage/iscsitarget"
 USER, PASSWORD = "joe", "correct-horse"
