@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cim_facade.repository import ClassRepository
 
 _PROVIDER_MODULES: tuple[str, ...] = (
+    "interop",
     "system",
     "pools",
     "volumes",
