@@ -94,11 +94,14 @@ class DiskTargets:
     def begin(self, opener: DiskOpener) -> None:
         self._opener = opener
 
-    async def close(self) -> None:
-        """The mirrors have stopped."""
+    async def stop(self) -> None:
+        """No mirror is begun again from now on."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """The mirrors have stopped."""
         for tended in self._tended.values():
             await tended.link.close()
 
@@ -151,6 +154,11 @@ class DiskTargets:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._tend(), name="mirrors to disks")
 
+    def let_be(self, name: str) -> None:
+        """The mirror of that name is not begun again any more."""
+        if name in self._tended:
+            self._tended[name].not_before = float("inf")
+
     async def remove(self, name: str) -> None:
         """The relation is over."""
         tended = self._tended.pop(name, None)
@@ -185,7 +193,8 @@ class DiskTargets:
         tended.not_before = now + tended.pause_s
         tended.pause_s = min(tended.pause_s * 2, RETRY_MAX_S)
         await tended.link.probe()
-        await mirror.resync()
+        if tended.not_before < float("inf"):
+            await mirror.resync()
 
     def _disks(self, url: str, secrets: DiskSecrets, relation: str) -> Disks:
         if self._opener is None:
