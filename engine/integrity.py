@@ -142,7 +142,7 @@ class Integrity:
         """When each range was last verified; of a volume that never was scrubbed, none."""
         from engine.api import ScrubRange  # late: see there
 
-        size, step = volume.size_bytes, self._record(volume).range_bytes
+        size, step = self._store(volume).scrub_bytes(volume.head), self._record(volume).range_bytes
         done = self._done.get(volume.volume_id, {})
         offsets = range(0, size, step) if step else ()
         return [ScrubRange(at, min(step, size - at), done.get(at // step, (0, None))[1]) for at in offsets]
@@ -237,23 +237,24 @@ class Integrity:
     async def _run(self, volume: Volume, job: Job) -> dict[str, Any]:
         catalog = self._pool.catalog.scrubs
         store, record = self._store(volume), self._record(volume)
-        range_bytes = _range_bytes(volume.size_bytes, store.chunk_bytes)
+        size_bytes = store.scrub_bytes(volume.head)
+        range_bytes = _range_bytes(size_bytes, store.chunk_bytes)
         if record.range_bytes != range_bytes:
             record.range_bytes = range_bytes
             self._done.pop(volume.volume_id, None)
             await catalog.forget_ranges(volume.volume_id)
         done = self._done.setdefault(volume.volume_id, {})
-        count = -(-volume.size_bytes // range_bytes)
+        count = -(-size_bytes // range_bytes)
         todo = [number for number in range(count) if done.get(number, (0, 0.0))[0] != record.run]
-        begun = volume.size_bytes - sum(min(range_bytes, volume.size_bytes - n * range_bytes) for n in todo)
-        job.progress(begun, volume.size_bytes)
+        begun = size_bytes - sum(min(range_bytes, size_bytes - n * range_bytes) for n in todo)
+        job.progress(begun, size_bytes)
         within = 0
         told = 0
 
         def read(length: int) -> None:
             nonlocal within
             within = min(range_bytes, within + length)
-            job.progress(min(volume.size_bytes, begun + within))
+            job.progress(min(size_bytes, begun + within))
 
         bad: dict[int, Finding] = {}
 
@@ -274,10 +275,10 @@ class Integrity:
         for number in todo:
             within = 0
             first = number * range_bytes // store.chunk_bytes
-            end = -(-min((number + 1) * range_bytes, volume.size_bytes) // store.chunk_bytes)
+            end = -(-min((number + 1) * range_bytes, size_bytes) // store.chunk_bytes)
             if first < end:
                 await scrubber.run(first, end)
-            begun = min(volume.size_bytes, begun + range_bytes)
+            begun = min(size_bytes, begun + range_bytes)
             job.progress(begun)
             record.counts = {name: before.get(name, 0) + value for name, value in asdict(scrubber.counts).items()}
             at = self._pool.env.clock.time()
@@ -326,7 +327,7 @@ class Integrity:
         scrubber = store.scrubber(
             volume.head, pace=pace, report=lambda finding: self._found(volume, finding), make_only=True
         )
-        await scrubber.run(0, -(-volume.size_bytes // store.chunk_bytes))
+        await scrubber.run(0, -(-store.scrub_bytes(volume.head) // store.chunk_bytes))
         return scrubber.counts.made
 
     # --- inside -----------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from engine.tvol.core import Core
     from engine.tvol.head import NativeHead
     from engine.tvol.nodes import Node
+    from engine.tvol.tree import Family
 
     Words = npt.NDArray[np.uint32]
 
@@ -115,6 +116,17 @@ class RepairSource(Protocol):
         ...
 
 
+def standing_on(family: Family, volume_id: str) -> set[Node]:
+    """The nodes that a volume is made of, those that a clone has from its origin among them."""
+    ours: set[Node] = set()
+    for node in family.nodes.values():
+        at: Node | None = node if node.volume_id == volume_id else None
+        while at is not None and at not in ours:
+            ours.add(at)
+            at = at.parent
+    return ours
+
+
 class Scrubber:
     """One scrub of one volume.
 
@@ -175,15 +187,9 @@ class Scrubber:
     def _standing_on(self, number: int, above: int) -> list[Node]:
         """The snapshots younger than ``above`` that the volume is made of, those with own entries in that leaf, by
         generation."""
-        ours: set[Node] = set()
-        for node in self._core.family.nodes.values():
-            at: Node | None = node if node.volume_id == self._head.volume_id else None
-            while at is not None and at not in ours:
-                ours.add(at)
-                at = at.parent
         found = [
             node
-            for node in ours
+            for node in standing_on(self._core.family, self._head.volume_id)
             if node.kind is NodeKind.SNAPSHOT
             and not node.flags & NodeFlag.RECLAIMING
             and node.generation > above

@@ -40,7 +40,7 @@ from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.layout import FIRST_CHUNK_ENTRY, MAX_NAME_BYTES, NodeFlag, NodeKind, RecordType
 from engine.tvol.notes import NativeNotes
 from engine.tvol.pages import GIVING_MARGIN
-from engine.tvol.scrub import Scrubber
+from engine.tvol.scrub import Scrubber, standing_on
 from engine.tvol.sharing import share
 from engine.tvol.snapshot_table import SnapshotTable
 from engine.tvol.space import freed_by, pending_chunks, spaces
@@ -577,6 +577,11 @@ class NativeStore:
             repair=repair,
             make_only=make_only,
         )
+
+    def scrub_bytes(self, head: Head) -> int:
+        """How far a scrub of a volume has to go: it may be smaller than it was in one of its snapshots."""
+        found = self._head(head).node
+        return max(node.size_bytes for node in (found, *standing_on(self._core.family, found.volume_id)))
 
     def _rebind(self) -> None:
         for device in self._devices():

@@ -212,7 +212,7 @@ class Client:
             raise Violation(f"a scrub without rot says: {finding}")
 
         scrubber = self.store.scrubber(head, pace=pace, report=report, make_only=make_only)
-        await scrubber.run(0, -(-head.size_bytes // self.store.chunk_bytes))
+        await scrubber.run(0, -(-self.store.scrub_bytes(head) // self.store.chunk_bytes))
         if not self.files.dead:
             self.family.tell(f"{number} done: {scrubber.counts}")
 

@@ -32,7 +32,9 @@ async def _scrub(store: TvolFile, repair=None) -> list[Finding]:
     async def pace(length: int) -> None:
         await asyncio.sleep(0)
 
-    await store.scrubber(store.volumes()[0], pace=pace, report=findings.append, repair=repair).run(0, CHUNKS)
+    head = store.volumes()[0]
+    end = -(-store.scrub_bytes(head) // CHUNK)
+    await store.scrubber(head, pace=pace, report=findings.append, repair=repair).run(0, end)
     return findings
 
 
@@ -227,6 +229,26 @@ def a_digested_chunk_loses_its_last_slot() -> None:
             raise Violation("a chunk with a digest was written in place")
         await store.close()
 
+    _process(files, main)
+
+
+def a_snapshot_that_is_larger_than_its_volume_rots() -> None:
+    """Behind the volume's end a scrub finds it too."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        head = store.volumes()[0]
+        await head.write((CHUNKS - 1) * CHUNK, memoryview(_data(1)))
+        chunk = head.node.map.lookup(CHUNKS - 1)
+        await store.snapshot(head, "large")
+        await head.resize(CHUNK)
+        await _scrub(store)
+        await store._core.checkpointer.run()
+        files.flip(PATH, chunk * CHUNK)
+        if not await _scrub(store):
+            raise Violation("a scrub ended before a snapshot's end")
+
+    files = SimFileSystem(random.Random(1))
     _process(files, main)
 
 

@@ -51,6 +51,7 @@ from tests.simulation.directed_rot import (
     a_digested_chunk_loses_its_last_slot,
     a_repair_from_a_copy_that_differs,
     a_snapshot_digested_over_a_slow_write,
+    a_snapshot_that_is_larger_than_its_volume_rots,
     an_acknowledged_write_rots_before_a_restart,
     bad_memory_of_the_host,
 )
@@ -556,6 +557,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     **DIRECTED_FLATTEN,
     **DIRECTED_GROUPS,
     "leaves-are-verified": a_rotten_leaf,
+    "scrub-goes-to-the-end": a_snapshot_that_is_larger_than_its_volume_rots,
     "no-kill-tears-a-sector": an_acknowledged_write_rots_before_a_restart,
     "late-writes-have-their-chain": two_writes_and_a_flip_before_the_map_is_loaded,
     "captured-tables-do-not-change": a_table_that_changes_while_it_is_written,

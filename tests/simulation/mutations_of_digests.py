@@ -102,6 +102,10 @@ def _any_bytes_repair(original):
     return heal
 
 
+def _as_far_as_the_volume(original):
+    return lambda self, head: head.size_bytes
+
+
 DIGESTS: dict[str, Mutation] = {
     "digested-is-immutable": Mutation(
         "a chunk with a digest is never written in place",
@@ -158,5 +162,9 @@ DIGESTS: dict[str, Mutation] = {
     "repair-by-digest": Mutation(
         "a chunk is repaired with the bytes of its digest only",
         ((Scrubber, "_heal", _any_bytes_repair),),
+    ),
+    "scrub-goes-to-the-end": Mutation(
+        "a scrub of a volume goes to the end of the largest of its snapshots",
+        ((NativeStore, "scrub_bytes", _as_far_as_the_volume),),
     ),
 }

@@ -223,7 +223,8 @@ async def _scrub(store: TvolFile) -> None:
     findings: list[Finding] = []
     staging = [area for head in store.volumes() if (area := store.staging(head.volume_id)) is not None]
     for head in [*store.volumes(), *staging]:
-        await store.scrubber(head, pace=pace, report=findings.append).run(0, -(-head.size_bytes // store.chunk_bytes))
+        end = -(-store.scrub_bytes(head) // store.chunk_bytes)
+        await store.scrubber(head, pace=pace, report=findings.append).run(0, end)
 
 
 def _journal_places(image: Image, read: Callable[[int, int], bytes]) -> tuple[list[Place], list[Place]]:

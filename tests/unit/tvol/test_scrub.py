@@ -64,7 +64,7 @@ async def scrub(store, *, repair=None, make_only=False, volume="v"):
 
     head = store.volume(volume)
     scrubber = store.scrubber(head, pace=pace, report=findings.append, repair=repair, make_only=make_only)
-    await scrubber.run(0, -(-head.size_bytes // CHUNK))
+    await scrubber.run(0, -(-store.scrub_bytes(head) // CHUNK))
     return scrubber.counts, findings
 
 
@@ -100,6 +100,19 @@ async def test_snapshots_are_scrubbed_too_each_chunk_once(store):
     counts, _ = await scrub(store)
     assert counts.made == 8 + 4 + 4
     assert store.digested_chunks == 16
+
+
+async def test_a_snapshot_that_is_larger_than_its_volume_is_now_is_scrubbed_to_its_end(store, path):
+    head = store.volume("v")
+    await fill(head, 0, 8)
+    last = entry(head, 7)
+    await store.snapshot(head, "large")
+    await head.resize(2 * CHUNK)
+    counts, _ = await scrub(store)
+    assert counts.made == 8
+    rot(path, last)
+    _, findings = await scrub(store)
+    assert [(each.found, each.offset) for each in findings] == [(Found.BAD, 7 * CHUNK)]
 
 
 async def test_a_chunk_with_a_digest_is_redirected_as_if_a_snapshot_shared_it(store):
