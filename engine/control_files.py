@@ -5,10 +5,14 @@ A seam like ``engine.files``, whose real side is aiofiles (``engine.streams``); 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
+
+    from engine.streams import StreamFile
 
 
 class ControlFile(Protocol):
@@ -54,12 +58,12 @@ class AioControlFiles:
     async def open(self, path: Path, /, *, writable: bool) -> ControlFile:
         from engine.streams import StreamFile
 
-        return await StreamFile.open(path, writable=writable)
+        return await _opened(StreamFile.open(path, writable=writable))
 
     async def create(self, path: Path, /) -> ControlFile:
         from engine.streams import StreamFile
 
-        return await StreamFile.create(path, 0, private=True)
+        return await _opened(StreamFile.create(path, 0, private=True))
 
     async def remove(self, path: Path, /) -> None:
         from engine.streams import remove
@@ -70,3 +74,15 @@ class AioControlFiles:
         from engine.streams import sync_directory
 
         await sync_directory(path)
+
+
+async def _opened(opening: Coroutine[object, object, StreamFile]) -> ControlFile:
+    """The file, which is not left open where somebody is cancelled meanwhile: it opens in a thread all the same."""
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            await task.result().close()
+        raise

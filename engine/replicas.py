@@ -221,6 +221,7 @@ class Replicas:
 
     async def close(self) -> None:
         """Stop all mirrors for the next start."""
+        await self.disks.stop()
         closing = [mirror.close() for mirror in self._mirrors.values()]
         await asyncio.gather(*closing, *(group.close() for group in self.groups.running()))
         await self.disks.close()
@@ -773,6 +774,7 @@ class Replicas:
         mirror, link = self._mirrors.get(name), self.outgoing.link(name)
         if link is not None and not link.client.is_connected:
             link.given_up = True
+        self.disks.let_be(name)
         if mirror is not None:
             await mirror.detach()
         if link is not None:
