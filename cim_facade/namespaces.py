@@ -23,7 +23,8 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         "cim_masking",
         "msiscsitarget",
         "replication_company",
+        "profiles",
     ),
     STORAGE_MANAGEMENT: ("qualifiers", "msft_sm"),
-    INTEROP: ("qualifiers", "cim_core", "interop"),
+    INTEROP: ("qualifiers", "cim_core", "profiles", "interop"),
 }

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pywbem import CIMInstanceName
 
-from cim_facade.namespaces import STORAGE
+from cim_facade.namespaces import INTEROP, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,10 @@ POOL_CLASS = "MSISCSITARGET_StoragePool"
 CONTROLLER_CLASS = "MSISCSITARGET_SCSIProtocolController"
 PORT_CLASS = "MSISCSITARGET_iSCSIProtocolEndpoint"
 PORTAL_CLASS = "MSISCSITARGET_TCPProtocolEndpoint"
+MANAGER_CLASS = "MSFTSM_ObjectManager"
+NAMESPACE_CLASS = "MSFTSM_Namespace"
+MECHANISM_CLASS = "CIM_CIMXMLCommunicationMechanism"
+PROFILE_CLASS = "MSFTSM_RegisteredProfile"
 
 POOL_ID, PRIMORDIAL_ID = "concrete", "primordial"
 """The two pools: what volumes are made of, and the file system that this comes from."""
@@ -105,12 +109,13 @@ class Paths:
 
     def __init__(self, system: str) -> None:
         self.system_name = system
+        self.manager_name = f"twinvol:{system}"
         self._prefix = f"twinvol:{system}:"
 
     # --- made -------------------------------------------------------------------------------------------------
 
     def system(self) -> CIMInstanceName:
-        return _path(SYSTEM_CLASS, CreationClassName=SYSTEM_CLASS, Name=self.system_name)
+        return _path(SYSTEM_CLASS, STORAGE, CreationClassName=SYSTEM_CLASS, Name=self.system_name)
 
     def service(self, class_name: str) -> CIMInstanceName:
         """The one service of a class."""
@@ -133,9 +138,22 @@ class Paths:
         """Where iSCSI is listened for: HOST:PORT."""
         return self._scoped(PORTAL_CLASS, "Name", address)
 
-    def by_id(self, class_name: str, kind: str, identity: object) -> CIMInstanceName:
+    def by_id(self, class_name: str, kind: str, identity: object, namespace: str = STORAGE) -> CIMInstanceName:
         """An instance whose key is InstanceID."""
-        return _path(class_name, InstanceID=self.instance_id(kind, identity))
+        return _path(class_name, namespace, InstanceID=self.instance_id(kind, identity))
+
+    def manager(self) -> CIMInstanceName:
+        """The object manager, in interop."""
+        return _path(MANAGER_CLASS, INTEROP, **self.scope(MANAGER_CLASS), Name=self.manager_name)
+
+    def mechanism(self) -> CIMInstanceName:
+        """How it is talked to, in interop."""
+        return _path(MECHANISM_CLASS, INTEROP, **self.scope(MECHANISM_CLASS), Name="CIM-XML")
+
+    def cim_namespace(self, name: str) -> CIMInstanceName:
+        """A namespace, in interop."""
+        manager = {"ObjectManagerCreationClassName": MANAGER_CLASS, "ObjectManagerName": self.manager_name}
+        return _path(NAMESPACE_CLASS, INTEROP, **self.scope(NAMESPACE_CLASS), **manager, Name=name)
 
     def instance_id(self, kind: str, identity: object) -> str:
         return f"{self._prefix}{kind}:{identity}"
@@ -175,11 +193,11 @@ class Paths:
         return text[len(prefix) :]
 
     def _scoped(self, class_name: str, key: str, value: str) -> CIMInstanceName:
-        return _path(class_name, **self.scope(class_name), **{key: value})
+        return _path(class_name, STORAGE, **self.scope(class_name), **{key: value})
 
 
-def _path(class_name: str, **keys: str) -> CIMInstanceName:
-    return CIMInstanceName(class_name, keybindings=keys, namespace=STORAGE)
+def _path(class_name: str, namespace: str, **keys: str) -> CIMInstanceName:
+    return CIMInstanceName(class_name, keybindings=keys, namespace=namespace)
 
 
 def _are(keys: Mapping[str, Any], **expected: str) -> bool:

@@ -23,6 +23,7 @@ _PROVIDER_MODULES: tuple[str, ...] = (
     "capabilities",
     "targets",
     "sessions",
+    "interop",
     "synchronizations",
     "groups",
     "jobs",

@@ -58,7 +58,7 @@ class ByInstanceId(Provider):
     async def paths(self, view: View) -> AsyncIterator[CIMInstanceName]:
         paths = await view.paths()
         for identity in await self.identities(view):
-            yield paths.by_id(self.class_name, self.kind, identity)
+            yield paths.by_id(self.class_name, self.kind, identity, self.namespace)
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         paths = await view.paths()

@@ -185,7 +185,7 @@ def test_wbemcli(served: Wbem):
     assert "MSISCSITARGET_StoragePool" in done("ai", "-arc", "CIM_StoragePool", on=f":{second}")
     assert "MSISCSITARGET_SystemDevice" in done("rin", on=f":{second}")
     assert "-PartComponent=" in done("ri", "-arc", "CIM_SystemDevice", on=f":{second}")
-    assert "TWINVOL_Namespace" in done("ein", on=":CIM_Namespace", namespace="interop")
+    assert "MSFTSM_Namespace" in done("ein", on=":CIM_Namespace", namespace="interop")
     source = f"{served.address}/{NAMESPACE}:{second}"
     call = f"CreateElementReplica.SyncType=7,ElementName=bywbemcli,SourceElement={source}"
     answer = done("cm", call, on=f":{url_of(service)}")
