@@ -23,7 +23,6 @@ _PROVIDER_MODULES: tuple[str, ...] = (
     "capabilities",
     "targets",
     "sessions",
-    "interop",
     "synchronizations",
     "groups",
     "jobs",

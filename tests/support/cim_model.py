@@ -75,6 +75,8 @@ class Model:
         found = []
         if path.namespace == self.namespace and path not in paths:
             found.append(f"{instance.classname}.{end.name}: {path} is not among the instances")
+        if path.namespace != self.namespace and await self.fetch(path) is None:
+            found.append(f"{instance.classname}.{end.name}: {path} is not there")
         if not self.classes.is_a(path.namespace, path.classname, end.reference_class):
             found.append(f"{instance.classname}.{end.name}: {path} is no {end.reference_class}")
         provider = self.registry.of(self.namespace, instance.classname)

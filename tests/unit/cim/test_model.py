@@ -86,10 +86,12 @@ async def test_the_whole_model(tmp_path: Path, classes: ClassRepository) -> None
     ):
         await furnish(engine)
         await befriend(engine, other)
-        model = model_of(engine, classes)
-        assert await model.problems() == []
-        shown = {instance.classname for instance in await model.everything()}
-        assert shown == {provider.class_name for provider in model.registry.all() if provider.namespace == STORAGE}
+        for namespace in classes.namespaces:
+            model = Model(engine.api, classes, whole_registry(), namespace)
+            assert await model.problems() == []
+            shown = {instance.classname for instance in await model.everything()}
+            provided = {each.class_name for each in model.registry.all() if each.namespace == namespace}
+            assert shown == provided
 
 
 async def test_keys_are_the_same_after_a_restart(tmp_path: Path, classes: ClassRepository) -> None:
