@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.errors import EngineError, InvalidState, NotSupported, TimedOut
 from engine.ledger import Ledger
-from engine.links import LinkState
 from engine.mirror import MirrorRun, compared
+from engine.mirror_group_links import GroupLink, GroupState, GroupStream, run_all
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, retained
 from engine.mirror_round import Rounds, Shipped
 from engine.mirror_stream import MirrorStream, StreamMode
@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from engine.copy_job import CopyControl
     from engine.copy_state import CopyMode
     from engine.files import StoreEnv
-    from engine.lease import SourceLease
-    from engine.links import MirrorLink
+    from engine.links import LinkState, MirrorLink
     from engine.stores import Flip, Frozen
     from engine.volume import Volume
 
@@ -58,8 +57,6 @@ T = TypeVar("T")
 
 FLIP_TRIES = 100
 """Rounds of making room in one file after the other."""
-
-_IN_ORDER = (StreamMode.QUEUE, StreamMode.DRAIN, StreamMode.CATCH_UP, StreamMode.HELD, StreamMode.SYNC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,118 +86,6 @@ class GroupRecord:
     @classmethod
     def parse(cls, values: dict[str, Any]) -> GroupRecord:
         return cls(MirrorRecord.parse(values["group"]), [MirrorRecord.parse(each) for each in values["members"]])
-
-
-@dataclass(frozen=True, slots=True)
-class GroupState(LinkState):
-    """As ``LinkState``, of all. ``points``: those that every member's target has; ``staging``: some member has one."""
-
-    members: tuple[LinkState, ...] = ()
-
-
-class GroupLink:
-    """The ways to the targets of all members. Fulfils ``engine.mirror_parts.MirrorTarget``."""
-
-    def __init__(self, name: str, links: Sequence[MirrorLink]) -> None:
-        self.target_name = name
-        self._links = links
-
-    @property
-    def grants_lease(self) -> bool:
-        return any(link.grants_lease for link in self._links)
-
-    async def connect(self) -> GroupState:
-        states = await _all(link.connect() for link in self._links)
-        common = set(states[0].points).intersection(*(state.points for state in states))
-        return GroupState(states[0].ack, sorted(common), any(state.staging for state in states), tuple(states))
-
-    async def disconnect(self) -> None:
-        await _all(link.disconnect() for link in self._links)
-
-    def serve_lease(self, lease: SourceLease, /) -> None:
-        for link in self._links:
-            if link.grants_lease:
-                link.serve_lease(lease)
-
-    async def demote(self) -> None:
-        await _all(link.demote() for link in self._links)
-
-
-class GroupStream:
-    """The streams of all members, which live and leave together. Fulfils ``engine.mirror_parts.Stream``."""
-
-    def __init__(self, streams: Sequence[MirrorStream]) -> None:
-        self.closed = asyncio.Event()
-        self._streams = streams
-        for stream in streams:
-            stream.leaving = self._one_leaves
-        self._ending = asyncio.get_running_loop().create_task(self._until_closed())
-
-    @property
-    def mode(self) -> StreamMode:
-        """Of the one that is least far."""
-        modes = {stream.mode for stream in self._streams}
-        if len(modes) == 1:
-            return modes.pop()
-        if modes & {StreamMode.LEAVING, StreamMode.CLOSED}:
-            return StreamMode.LEAVING
-        return next(mode for mode in _IN_ORDER if mode in modes)
-
-    @property
-    def lost(self) -> bool:
-        return any(stream.lost for stream in self._streams)
-
-    @property
-    def reason(self) -> str | None:
-        return next((stream.reason for stream in self._streams if stream.reason is not None), None)
-
-    @property
-    def written_bytes(self) -> int:
-        return sum(stream.written_bytes for stream in self._streams)
-
-    @property
-    def queue_bytes(self) -> int:
-        return sum(stream.queue_bytes for stream in self._streams)
-
-    @property
-    def oldest_wait_s(self) -> float:
-        return max(stream.oldest_wait_s for stream in self._streams)
-
-    async def converge(self) -> bool:
-        """See ``MirrorStream``: True when it is so of all."""
-        return all(await _all(stream.converge() for stream in self._streams)) and self.mode is StreamMode.SYNC
-
-    def hold(self) -> None:
-        """From this step on new writes to any member wait here."""
-        if self.mode is not StreamMode.SYNC:
-            raise InvalidState("the group's stream", self.mode.value, StreamMode.SYNC.value)
-        for stream in self._streams:
-            stream.hold()
-
-    async def drained(self) -> None:
-        await _all(stream.drained() for stream in self._streams)
-        if self.mode is not StreamMode.HELD:
-            raise InvalidState("the group's stream", self.mode.value, StreamMode.HELD.value)
-
-    def release(self) -> None:
-        for stream in self._streams:
-            stream.release()
-
-    async def finished(self) -> None:
-        await _all(stream.finished() for stream in self._streams)
-
-    def leave(self, reason: str, *, retry: bool) -> None:
-        for stream in self._streams:
-            stream.leave(reason, retry=retry)
-
-    def _one_leaves(self, reason: str, retry: bool) -> None:
-        """In the step in which one of them does: nothing is sent for any member any more."""
-        self.leave(reason, retry=retry)
-
-    async def _until_closed(self) -> None:
-        for stream in self._streams:
-            await stream.closed.wait()
-        self.closed.set()
 
 
 class GroupRounds:
@@ -352,7 +237,7 @@ class GroupRounds:
     async def mark(self, stream: GroupStream, *, release: bool) -> None:
         """See ``Rounds.mark``: at one place in the streams of all."""
         async with self._busy:
-            await _all(member.source.flush() for member in self.members)
+            await run_all(member.source.flush() for member in self.members)
             await self._make_room()
             guid, instant = str(uuid.uuid4()), self._env.clock.boottime()
             stream.hold()
@@ -372,7 +257,7 @@ class GroupRounds:
 
     async def _mark_targets(self, stream: GroupStream, guid: str, *, release: bool) -> None:
         await stream.drained()
-        await _all(member.link.mark(guid) for member in self.members)
+        await run_all(member.link.mark(guid) for member in self.members)
         if release:
             stream.release()
 
@@ -465,7 +350,7 @@ class GroupRounds:
     async def _seal(self, flips: dict[GroupStore, list[Flip]]) -> list[Frozen]:
         """The points of all members, durably; in the members' order."""
         try:
-            await _all(store.prepare(made) for store, made in flips.items())
+            await run_all(store.prepare(made) for store, made in flips.items())
         except BaseException:
             await self._drop(flips)
             raise
@@ -473,7 +358,7 @@ class GroupRounds:
         for store, made in flips.items():
             await store.accept([flip.snapshot for flip in made])
             found.update({flip.snapshot.volume_id: flip.snapshot for flip in made})
-        await _all(member.source.head.flush() for member in self.members)
+        await run_all(member.source.head.flush() for member in self.members)
         return [found[member.source.volume_id] for member in self.members]
 
     async def _drop(self, flips: dict[GroupStore, list[Flip]]) -> None:
@@ -498,7 +383,7 @@ class GroupRounds:
 
     async def _switch(self, members: Sequence[Rounds], guid: str) -> None:
         self.go_on()
-        await _all(member.link.commit_staging(guid) for member in members)
+        await run_all(member.link.commit_staging(guid) for member in members)
 
     async def _advance(self, guid: str, at: float, instant: float) -> None:
         """The point is on all sides of all members, durably and the same."""
@@ -652,14 +537,3 @@ class GroupMirror(MirrorRun[GroupRounds, GroupLink, GroupStream]):
         if self._demotion is None:
             self._demotion = asyncio.get_running_loop().create_task(self._demoted(reason, retry))
         await asyncio.shield(self._demotion)
-
-
-async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all, wait for all, and raise what the first of them raised."""
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    done: list[T] = []
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-        done.append(outcome)
-    return done

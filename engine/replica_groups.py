@@ -12,7 +12,7 @@ import contextlib
 import logging
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.catalog import MirrorRow
 from engine.catalog_mirror_groups import MirrorGroupRow
@@ -22,7 +22,7 @@ from engine.lease import length_s, wait_s
 from engine.links.local import LocalLink
 from engine.mirror_group import GroupMirror, GroupRecord, Member
 from engine.mirror_record import MirrorPolicy, RecoveryPoint, point_prefix
-from engine.modes import mode_of
+from engine.modes import Promise, mode_of
 from engine.names import check_name
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engine.api import ReplicaInfo
     from engine.links import MirrorLink
     from engine.links.peer import PeerLink
+    from engine.mirror import MirrorRun
     from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.replicas import Replicas
@@ -127,10 +128,9 @@ class ReplicaGroups:
     def reasons(self) -> list[str]:
         """As ``Replicas.reasons``."""
         lines = [f"replica group {name} does not run: {why}" for name, why in self._idle.items()]
-        for name, mirror in self._mirrors.items():
-            if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
-                lines.append(f"replica group {name} is {label(mirror.standing.state)}: {mirror.standing.reason}")
-        return lines
+        return lines + [
+            line for name, mirror in self._mirrors.items() for line in trouble(f"replica group {name}", mirror)
+        ]
 
     def info(self, name: str) -> ReplicaInfo:
         """Of the whole. Raises NotFound."""
@@ -222,7 +222,7 @@ class ReplicaGroups:
                 )
 
     def require_new(self, name: str) -> None:
-        if name in self._rows:
+        if name in self._rows or self._replicas.incoming.group_point(name) is not None:
             raise AlreadyExists("replica group", name)
 
     # --- changing ---------------------------------------------------------------------------------------------------
@@ -247,14 +247,13 @@ class ReplicaGroups:
                 target_id = await self._make_target(volume, member, mode, peer)
                 made.append(MirrorRow(member, volume.volume_id, target_id, mode, {GROUP_KEY: name}, peer))
                 await self._replicas.put_row(made[-1])
+                self._replicas.protect(member)
             await self._put(replace(row, state=state))
         except BaseException:
             await self._undo(made)
             raise
         if peer is None:
             mirror = self._begin(row, [self._local_link(member) for member in made])
-            for member in names:
-                self._replicas.protect(member)
         else:
             mirror = self._begin_at_peer(row, self._replicas.peers_of(peer))
         await mirror.start()
@@ -397,6 +396,17 @@ class ReplicaGroups:
         if row is None:
             raise NotFound("replica group", name)
         return row
+
+
+def trouble(what: str, mirror: MirrorRun[Any, Any, Any]) -> list[str]:
+    """A line, if a mirror does not do what it is for, and was not told so by its owner."""
+    if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
+        return [f"{what} is {label(mirror.standing.state)}: {mirror.standing.reason}"]
+    if mirror.promise in (Promise.AT_RISK, Promise.BROKEN):
+        lag_s = mirror.lag_s
+        lag = "no complete recovery point" if lag_s is None else f"lag {lag_s:.0f} s"
+        return [f"{what}: its RPO of {mirror.rpo_s:g} s is {mirror.promise.value} ({lag})"]
+    return []
 
 
 def require_single(row: MirrorRow) -> None:

@@ -40,13 +40,13 @@ from engine.failover_facts import SourceFacts
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
-from engine.modes import MODES, Promise, mode_of
+from engine.modes import MODES, mode_of
 from engine.peers.incoming import Incoming
 from engine.peers.outgoing import Outgoing
 from engine.peers.rate import check_rate
 from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
 from engine.pool_space import SpaceState
-from engine.replica_groups import GROUP_KEY, POLICY_KEY, ReplicaGroups, require_single
+from engine.replica_groups import GROUP_KEY, POLICY_KEY, ReplicaGroups, require_single, trouble
 from engine.units import GIB
 
 if TYPE_CHECKING:
@@ -248,12 +248,7 @@ class Replicas:
         lines = [] if self.without_peers is None else [f"peers are not served: {self.without_peers}"]
         lines += [f"replica {name} does not run: {why}" for name, why in self._idle.items()]
         for name, mirror in self._mirrors.items():
-            if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
-                lines.append(f"replica {name} is {label(mirror.standing.state)}: {mirror.standing.reason}")
-            elif mirror.promise in (Promise.AT_RISK, Promise.BROKEN):
-                lag_s = mirror.lag_s
-                lag = "no complete recovery point" if lag_s is None else f"lag {lag_s:.0f} s"
-                lines.append(f"replica {name}: its RPO of {mirror.rpo_s:g} s is {mirror.promise.value} ({lag})")
+            lines += trouble(f"replica {name}", mirror)
         return lines + self.groups.reasons()
 
     def info(self, name: str) -> ReplicaInfo:

@@ -15,7 +15,8 @@ import pytest
 
 from engine import mirror_group
 from engine.errors import EngineError
-from engine.mirror_group import GroupMirror, GroupRounds, GroupStream
+from engine.mirror_group import GroupMirror, GroupRounds
+from engine.mirror_group_links import GroupStream
 from tests.simulation.group_replica_world import GroupReplicaWorld
 from tests.simulation.mirror_world import run
 
