@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import random
 import socket
 import ssl
 import time
@@ -229,6 +230,40 @@ async def test_small_changes_travel_as_the_blocks_that_they_are(tmp_path: Path):
         assert proxy.forward_bytes - before < 97 * 4096 * 1.25
         assert await content(target, "r") == await content(source, "v")
         assert (await finished(source, await source.api.replica_verify("r"))).result["identical"]
+
+
+@pytest.mark.parametrize(("seed", "chunk_bytes"), [(1, 65536), (2, 65536), (3, 262144)])
+async def test_any_changes_on_both_sides_end_equal(tmp_path: Path, seed: int, chunk_bytes: int):
+    """Writes, zeroes and discards of any sectors; the end of the volume is within a block."""
+    rng = random.Random(seed)
+    size = 4 * MIB + 3 * 65536 + 1536
+    async with pair(tmp_path) as (source, target, _):
+        await source.api.volume_create("w", size, chunk_bytes=chunk_bytes)
+
+        async def change(volume) -> None:
+            for _ in range(rng.randrange(1, 40)):
+                length = min(rng.choice((512, 4096, 65536, 300_032)), size)
+                offset = rng.randrange((size - length) // 512 + 1) * 512
+                match rng.randrange(4):
+                    case 0:
+                        await volume.discard(offset, length)
+                    case 1:
+                        await volume.write_zeroes(offset, length)
+                    case _:
+                        await volume.write(offset, memoryview(rng.randbytes(length)))
+            await volume.write(size - 512, memoryview(rng.randbytes(512)))
+
+        await change(source.pool.volume("w"))
+        job = await finished(source, await source.api.replica_create("w", "x", peer="target"))
+        assert job.state == "Completed", job
+        for number in range(4):
+            await source.api.replica_fracture("x")
+            await change(source.pool.volume("w"))
+            if number % 2:
+                await change(target.pool.volume("x"))
+            assert (await finished(source, await source.api.replica_resync("x"))).state == "Completed"
+            assert await content(target, "x") == await content(source, "w")
+        assert (await finished(source, await source.api.replica_verify("x"))).result["identical"]
 
 
 async def test_without_a_common_point_only_the_blocks_that_differ_travel(tmp_path: Path):
