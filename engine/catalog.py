@@ -28,7 +28,7 @@ from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
 from engine.catalog_inventory import INVENTORY_SCHEMA, InventoryTables
 from engine.catalog_mirror_groups import MIRROR_GROUP_SCHEMA, MirrorGroupTables
-from engine.catalog_peers import PEER_SCHEMA, PeerTables
+from engine.catalog_peers import PEER_SCHEMA, PeerTables, made
 from engine.catalog_relations import RELATION_SCHEMA, RelationTables
 from engine.catalog_schedules import SCHEDULE_SCHEMA, ScheduleTables, forget_volumes
 from engine.catalog_scrubs import SCRUB_SCHEMA, ScrubTables, forget_scrubs
@@ -611,9 +611,13 @@ class Catalog:
         """Record a mirror or its new state."""
         disk = None if row.disk is None else json.dumps(dataclasses.asdict(row.disk))
         values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer, disk)
-        await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-        )
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("INSERT OR REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            if row.peer is not None:
+                made(database, row.target_id)
+
+        await self._run(work)
 
     async def remove_mirror(self, name: str) -> None:
         await self._run(lambda database: database.execute("DELETE FROM mirrors WHERE name = ?", (name,)))

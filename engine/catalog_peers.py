@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 PEER_SCHEMA = """
 CREATE TABLE peers (
     name TEXT PRIMARY KEY, certificate TEXT NOT NULL UNIQUE, next_certificate TEXT, address TEXT,
-    added_at REAL NOT NULL, told TEXT, rate INTEGER NOT NULL DEFAULT 0);
+    added_at REAL NOT NULL, told TEXT, rate INTEGER NOT NULL DEFAULT 0, key_source TEXT);
 CREATE TABLE peer_invitations (
     secret_hash TEXT PRIMARY KEY, name TEXT, expires_at REAL NOT NULL, used_by TEXT);
 CREATE TABLE peer_targets (
     replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL, name TEXT NOT NULL UNIQUE, volume_id TEXT NOT NULL,
     source TEXT NOT NULL, mode TEXT NOT NULL, facts TEXT NOT NULL DEFAULT '', whole_on TEXT NOT NULL DEFAULT '');
+CREATE TABLE peer_makings (replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL);
 """
 
 
@@ -34,6 +35,7 @@ class PeerRow:
 
     ``address``: HOST:PORT where it listens; None: it only connects to us. ``told``: the fingerprint of ours that it
     knows, if we are to have another soon. ``rate_bytes_s``: how much is sent to it at most; 0: no limit.
+    ``key_source``: where the key is for replicas of its encrypted volumes here; None: there are none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class PeerRow:
     added_at: float
     told: str | None = None
     rate_bytes_s: int = 0
+    key_source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class PeerTargetRow:
         )
 
 
-_PEER = "name, certificate, next_certificate, address, added_at, told, rate"
+_PEER = "name, certificate, next_certificate, address, added_at, told, rate, key_source"
 
 
 class PeerTables:
@@ -154,22 +157,40 @@ class PeerTables:
             )
         )
 
+    async def makings(self) -> dict[str, str]:
+        """Replica id -> peer of what was asked for there, and is no mirror."""
+        return await self._run(
+            lambda database: dict(database.execute("SELECT replica_id, peer FROM peer_makings").fetchall())
+        )
+
+    async def begin_making(self, replica_id: str, peer: str) -> None:
+        await self._run(lambda database: database.execute("INSERT INTO peer_makings VALUES (?, ?)", (replica_id, peer)))
+
+    async def end_making(self, replica_id: str) -> None:
+        await self._run(lambda database: made(database, replica_id))
+
     async def remove_target(self, replica_id: str) -> None:
         await self._run(
             lambda database: database.execute("DELETE FROM peer_targets WHERE replica_id = ?", (replica_id,))
         )
 
 
+def made(database: sqlite3.Connection, replica_id: str) -> None:
+    """The mirror whose replica has that id is recorded in this transaction."""
+    database.execute("DELETE FROM peer_makings WHERE replica_id = ?", (replica_id,))
+
+
 def _put(database: sqlite3.Connection, row: PeerRow) -> None:
-    values = (row.certificate, row.next_certificate, row.address, row.added_at, row.told, row.rate_bytes_s)
+    trust = (row.certificate, row.next_certificate, row.address, row.added_at, row.told)
+    values = (*trust, row.rate_bytes_s, row.key_source)
     try:
         changed = database.execute(
-            "UPDATE peers SET certificate = ?, next_certificate = ?, address = ?, added_at = ?, told = ?, rate = ?"
-            " WHERE name = ?",
+            "UPDATE peers SET certificate = ?, next_certificate = ?, address = ?, added_at = ?, told = ?, rate = ?,"
+            " key_source = ? WHERE name = ?",
             (*values, row.name),
         )
         if not changed.rowcount:
-            database.execute(f"INSERT INTO peers ({_PEER}) VALUES (?, ?, ?, ?, ?, ?, ?)", (row.name, *values))
+            database.execute(f"INSERT INTO peers ({_PEER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (row.name, *values))
     except sqlite3.IntegrityError as error:
         raise AlreadyExists("peer with this certificate", row.name) from error
 

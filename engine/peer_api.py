@@ -55,6 +55,10 @@ class PeerOperations(ApiPart):
         await self._require_peers().limit(name, rate_bytes_s)
         return self._peer_info(name)
 
+    async def peer_key(self, name: str, key_source: str | None) -> PeerInfo:
+        await self._require_peers().set_key(name, key_source)
+        return self._peer_info(name)
+
     def _require_peers(self) -> Peers:
         if self._peers is None:
             raise NotFound("part of this daemon", "peers")
@@ -72,6 +76,7 @@ class PeerOperations(ApiPart):
             connects_to_us=served,
             added_at=row.added_at,
             rate_bytes_s=row.rate_bytes_s,
+            key_source=row.key_source,
             sent_bytes=peers.sent_bytes(name),
             replicas=self._replicas.at_peer(name),
             replicas_here=[target.name for target in self._replicas.incoming.of_peer(name)],

@@ -42,6 +42,7 @@ from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
 from engine.modes import MODES, mode_of
 from engine.peers.incoming import Incoming
+from engine.peers.makings import PeerMakings
 from engine.peers.outgoing import Outgoing
 from engine.peers.rate import check_rate
 from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
@@ -106,6 +107,7 @@ class Replicas:
         self.incoming.is_taken = lambda name: name in self._rows
         self.outgoing = Outgoing()
         self.disks = DiskTargets(pool)
+        self.makings = PeerMakings(pool.catalog.peers)
         self._peers: Peers | None = None
         self.groups = ReplicaGroups(pool, self)
         self.failovers: Failovers | None = None
@@ -118,6 +120,7 @@ class Replicas:
         """Start the mirrors of the catalogue. One whose volumes are not there waits, with its reason."""
         await self._drop_orphans()
         await self.incoming.restore()
+        await self.makings.restore()
         released = await self._pool.catalog.failover.releases()
         for row in await self._pool.catalog.mirrors():
             self._rows[row.name] = row
@@ -593,14 +596,17 @@ class Replicas:
         self.require_no_target(source)
         word = next(word for word, value in MODES.items() if value is mode)
         replica_id = await self.create_at_peer(name, source, peer, word)
-        self.require_new(name)
         state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
         row = MirrorRow(name, source.volume_id, replica_id, word, state, peer)
-        self._rows[name] = row
         try:
+            self.require_new(name)
+            self.require_no_target(source)
+            self._rows[name] = row
             await self._pool.catalog.put_mirror(row)
         except BaseException:
-            del self._rows[name]
+            if self._rows.get(name) is row:
+                del self._rows[name]
+            self.makings.failed(replica_id, peer)
             raise
         mirror = self._remote_mirror(row, source, peers)
         await mirror.start()
@@ -645,23 +651,27 @@ class Replicas:
 
         Raises NotFound (no such peer), NotSupported, PeerUnreachable, and what the peer answers.
         """
-        if self._pool.key_source(source) is not None:
-            raise NotSupported(f"volume {source.name} is encrypted, and its replica at a peer would not be")
         policies = self._pool.row(source)
         replica_id = str(uuid.uuid4())
         client = self.peers_of(peer).client(peer)
-        await client.request(
-            "create",
-            replica=replica_id,
-            name=name,
-            source=source.name,
-            mode=mode,
-            size_bytes=source.size_bytes,
-            chunk_bytes=self._pool.chunk_bytes(source),
-            physical_block_bytes=policies.physical_block_bytes,
-            write_cache=policies.write_cache,
-            removable=policies.removable,
-        )
+        await self.makings.begin(replica_id, peer)
+        try:
+            await client.request(
+                "create",
+                replica=replica_id,
+                name=name,
+                source=source.name,
+                mode=mode,
+                size_bytes=source.size_bytes,
+                chunk_bytes=self._pool.chunk_bytes(source),
+                physical_block_bytes=policies.physical_block_bytes,
+                write_cache=policies.write_cache,
+                removable=policies.removable,
+                encrypted=self._pool.key_source(source) is not None,
+            )
+        except BaseException:
+            self.makings.failed(replica_id, peer)
+            raise
         return replica_id
 
     def peers_of(self, peer: str) -> Peers:
@@ -741,6 +751,8 @@ class Replicas:
     async def tend(self) -> None:
         """To be called now and then: no mirror holds back more of its source's space than it may, and none at all
         while the pool is short of space."""
+        if self._peers is not None:
+            await self.makings.tend(self._peers)
         now = self._pool.env.clock.boottime()
         if now < self._tend_at:
             return

@@ -29,6 +29,7 @@ class PeerInfo:
     connects_to_us: bool
     added_at: float
     rate_bytes_s: int
+    key_source: str | None
     sent_bytes: int
     replicas: list[str]
     replicas_here: list[str]
@@ -69,4 +70,10 @@ class PeerApi(Protocol):
 
     async def peer_limit(self, name: str, rate_bytes_s: int) -> PeerInfo:
         """What copies send to a peer at most, in bytes a second, at least 1 MiB; 0: no limit. Stays."""
+        ...
+
+    async def peer_key(self, name: str, key_source: str | None) -> PeerInfo:
+        """Replicas of a peer's encrypted volumes are made here with data keys of their own, wrapped by the key at
+        ``key_source`` (``file:/path`` or ``credential:NAME``); None: they are refused again. Those that are there keep
+        theirs."""
         ...

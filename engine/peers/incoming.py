@@ -22,7 +22,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound, Superseded
+from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound, NotSupported, Superseded
 from engine.lease import TargetLease
 from engine.links.local import LocalLink
 from engine.mirror_record import point_prefix
@@ -153,6 +153,8 @@ class Incoming:
         """Raises InUse: initiators have the volume."""
         self.is_taken: Callable[[str], bool] = lambda _name: False
         """Whether a replica of this pool's own has the name."""
+        self.key_for: Callable[[str], str | None] = lambda _peer: None
+        """Where the key is for replicas of a peer's encrypted volumes."""
         self.is_shown: Callable[[str, str], bool] = lambda _volume_id, _guid: False
         """Whether initiators see the snapshot of that GUID of the volume of that id."""
         self.failovers: Failovers | None = None
@@ -246,11 +248,22 @@ class Incoming:
         """Whole units of so many bytes are written without reading anything first."""
         return self._pool.chunk_bytes(replica.volume)
 
-    async def create(self, row: PeerTargetRow, policies: VolumeRow, size_bytes: int, chunk_bytes: int) -> Volume:
+    async def create(
+        self, row: PeerTargetRow, policies: VolumeRow, size_bytes: int, chunk_bytes: int, *, encrypted: bool = False
+    ) -> Volume:
         """Make the volume of a replica for ``row.peer``; done already when it is said again with the same id.
 
-        Raises AlreadyExists (a volume or replica has the name), InvalidArgument, OutOfSpace.
+        ``encrypted``: its source is, so it gets a data key of its own, wrapped by the key that is set for the peer.
+
+        Raises AlreadyExists (a volume or replica has the name), InvalidArgument, OutOfSpace. NotSupported: no key is
+        set. NotFound, PermissionDenied: it is not to be had.
         """
+        key_source = self.key_for(row.peer) if encrypted else None
+        if encrypted and key_source is None:
+            raise NotSupported(
+                f"volume {row.source} is encrypted, and no key is set for replicas of it here; its administrator says:"
+                f" twinvol peer key {row.peer} file:/PATH"
+            )
         check_name("replica", row.name)
         check_size(size_bytes)
         check_chunk(chunk_bytes)
@@ -270,7 +283,7 @@ class Incoming:
                 self._pool.require_new(row.name)
                 await self._put(row)
             try:
-                volume = await self._pool.create_volume(policies, size_bytes, chunk_bytes)
+                volume = await self._pool.create_volume(policies, size_bytes, chunk_bytes, key_source=key_source)
             except BaseException:
                 await self._forget(row.replica_id)
                 raise
@@ -297,6 +310,25 @@ class Incoming:
             replica.volume.content_owner = None
             replica.volume.set_read_only(self._pool.row(replica.volume).read_only)
         await self._forget(row.replica_id)
+
+    async def abandon(self, peer: str, replica_id: str) -> None:
+        """No mirror comes of what ``create`` made: its volume goes. Nothing to do when there is none.
+
+        Raises InvalidState: it has been a whole copy. InUse: somebody uses it.
+        """
+        row = self._rows.get(replica_id)
+        if row is None or row.peer != peer:
+            return
+        volume = self._pool.find(row.volume_id)
+        replica = self._replicas.get(replica_id)
+        if volume is not None and replica is not None:
+            if self.points(row):
+                raise InvalidState(f"replica {row.name}", "a whole copy", "one that never was")
+            self.require_unused(volume)
+            await replica.end()
+            await replica.link.abort_staging()
+            await self._pool.delete_volume(volume)
+        await self._forget(replica_id)
 
     async def told(self, replica: IncomingReplica, facts: str) -> None:
         """What a source says of itself for a failover; durable on return."""

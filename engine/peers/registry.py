@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.addresses import address_text, parse_address
 from engine.catalog_peers import PeerRow, require_peer
+from engine.encryption import check_source
 from engine.errors import (
     AlreadyExists,
     EngineError,
@@ -81,6 +82,7 @@ class Peers:
 
     def __init__(self, pool: Pool, incoming: Incoming, *, software: str) -> None:
         self.incoming = incoming
+        incoming.key_for = lambda peer: self.row(peer).key_source
         self._pool = pool
         self._software = software
         self._folder = pool.path / FOLDER
@@ -157,6 +159,11 @@ class Peers:
         """Whether we have a control connection to a peer."""
         client = self._clients.get(name)
         return client is not None and client.is_connected
+
+    def has_client(self, name: str) -> bool:
+        """Whether requests can be sent to a peer now. Raises NotFound."""
+        self.row(name)
+        return self.reaches(name)
 
     def client(self, name: str) -> PeerClient:
         """Raises NotFound, and PeerUnreachable when the peer has no address."""
@@ -236,6 +243,13 @@ class Peers:
             if name in self._clients:
                 self._clients[name].bucket.rate_bytes_s = rate_bytes_s
             return row
+
+    async def set_key(self, name: str, key_source: str | None) -> PeerRow:
+        """Where the key is for replicas of a peer's encrypted volumes here. Raises NotFound, InvalidArgument."""
+        if key_source is not None:
+            check_source(key_source)
+        async with self._changing:
+            return await self._put(replace(self.row(name), key_source=key_source))
 
     async def rotate(self) -> str:
         """Begin to replace our key and certificate; ends by itself once all peers know. The new fingerprint.

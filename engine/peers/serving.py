@@ -295,8 +295,12 @@ class ControlSession:
             removable=flag_of(message, "removable"),
         )
         sizes = number_of(message, "size_bytes"), number_of(message, "chunk_bytes")
-        volume = await self._incoming.create(row, policies, *sizes)
+        encrypted = flag_of(message, "encrypted")
+        volume = await self._incoming.create(row, policies, *sizes, encrypted=encrypted)
         return {"volume_id": volume.volume_id}
+
+    async def _abandon(self, message: dict[str, Any]) -> None:
+        await self._incoming.abandon(self.peer, _uuid_of(message, "replica"))
 
     async def _connect(self, message: dict[str, Any]) -> dict[str, Any]:
         replica = self._replica(text_of(message, "replica"))
@@ -461,6 +465,7 @@ class ControlSession:
 
 _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict[str, Any] | bytes | None]]] = {
     "create": ControlSession._create,
+    "abandon": ControlSession._abandon,
     "connect": ControlSession._connect,
     "disconnect": ControlSession._disconnect,
     "changed": ControlSession._changed,

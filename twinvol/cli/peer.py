@@ -100,5 +100,16 @@ async def limit(api: EngineApi, output: Output, name: str, rate: int) -> None:
     output.object(info := await api.peer_limit(name, rate), _rate(info))
 
 
+@cli.command()
+@click.argument("name")
+@click.argument("source", metavar="file:/PATH|credential:NAME|none")
+@with_api
+async def key(api: EngineApi, output: Output, name: str, source: str) -> None:
+    """Where the key is for replicas of a peer's encrypted volumes here; none: they are refused."""
+    info = await api.peer_key(name, None if source == "none" else source)
+    text = "are refused" if info.key_source is None else f"have their key from {info.key_source}"
+    output.object(info, f"peer {name}: new replicas of its encrypted volumes {text}")
+
+
 def _rate(info: PeerInfo) -> str:
     return f"peer {info.name}: " + (f"at most {size_text(info.rate_bytes_s)}/s" if info.rate_bytes_s else "no limit")
