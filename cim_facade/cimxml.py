@@ -408,6 +408,8 @@ def value(element: Element | None, cim_type: str, *, array: bool = False) -> Any
     if element is None:
         return None
     if array:
+        if element.name == "VALUE.ARRAY" and not element.children:
+            return []  # pywbem 1.9 sends an empty array of references so, too
         if element.name != ("VALUE.REFARRAY" if cim_type == "reference" else "VALUE.ARRAY"):
             raise CIMError(CIM_ERR_INVALID_PARAMETER, f"{element.name} where an array of {cim_type} belongs")
         return [None if each.name == "VALUE.NULL" else value(each, cim_type) for each in element.children]

@@ -42,6 +42,7 @@ _METHOD_MODULES: tuple[str, ...] = (
     "targets",
     "capabilities",
     "sm_volume",
+    "sm_groups",
 )
 """Each has ``METHODS: dict[tuple[str, str], MethodHandler]``, by class and method; they hold for subclasses, too."""
 

@@ -1,28 +1,37 @@
-"""A pool behind the CIM facade, in process: handlers and providers are asked as the operations ask them."""
+"""A pool in process behind the CIM facade, and pywbem before it, over HTTPS with a password."""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
+import socket
+import tempfile
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pywbem import CIMInstance, CIMInstanceName, NocaseDict, cimtype, cimvalue
+from pywbem import CIMInstance, CIMInstanceName, CIMParameter, NocaseDict, WBEMConnection, cimvalue
 
 from cim_facade import repository
+from cim_facade.auth import Users, UsersFile
 from cim_facade.context import User, View
+from cim_facade.dispatch import Facade
 from cim_facade.namespaces import STORAGE
-from cim_facade.operations import Operations
 from cim_facade.registry import whole_registry
+from cim_facade.server import CimServer
 from tests.support.engine import opened
+from twinvol import certificate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from cim_facade.auth import Users
     from cim_facade.registry import Registry
+    from cim_facade.repository import ClassRepository
     from tests.support.engine import Engine
 
+NAME, PASSWORD = "operator", "a long password"
 MIB = 1 << 20
 
 REPLICATION = "MSISCSITARGET_ReplicationService"
@@ -30,7 +39,7 @@ CONFIGURATION = "MSISCSITARGET_StorageConfigurationService"
 
 
 @cache
-def classes():
+def classes() -> ClassRepository:
     return repository.load()
 
 
@@ -42,17 +51,25 @@ def registry() -> Registry:
 ADMINISTRATOR = User("admin", administrator=True, secure=True)
 
 
-class Array:
-    """``engine`` behind the facade. Each call is a request of its own, by ``user``."""
+class Outputs(NocaseDict):
+    """Output parameters by name; one that has no value is None."""
 
-    def __init__(self, engine: Engine, user: User = ADMINISTRATOR) -> None:
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name) if name in self else None
+
+
+class Array:
+    """``engine`` behind the facade, and ``client``, pywbem, before it over HTTPS. ``users``: the facade's file."""
+
+    def __init__(self, engine: Engine, client: WBEMConnection, users: Path) -> None:
         self.engine = engine
         self.api = engine.api
-        self.user = user
-        self.users: Users | None = None
+        self.client = client
+        self.users = users
 
     def view(self) -> View:
-        return View(self.api, self.user, classes(), registry(), self.users)
+        """For looking at what is there beside what clients see."""
+        return View(self.api, ADMINISTRATOR, classes(), registry())
 
     async def volume(self, name: str, size: int = MIB, data: bytes = b"") -> CIMInstanceName:
         """Make one; its path."""
@@ -67,38 +84,27 @@ class Array:
     async def service(self, class_name: str = REPLICATION) -> CIMInstanceName:
         return (await self.view().paths()).service(class_name)
 
-    async def call(self, where: str | CIMInstanceName, method: str, **given: Any) -> tuple[int, NocaseDict]:
-        """The method of a service, or of the instance at a path. Parameters get the types of the class; outputs are
-        checked to be of it."""
+    async def call(self, where: str | CIMInstanceName, method: str, **given: Any) -> tuple[int, Outputs]:
+        """The method of a service, or of the instance at a path, over HTTPS. Parameters get the types of the class;
+        the code and the outputs are checked to be of it. Outputs that are NULL are None."""
         path = await self.service(where) if isinstance(where, str) else where
         declared = classes().get(path.namespace, path.classname).methods[method]
-        params = NocaseDict()
-        for name, value in given.items():
-            parameter = declared.parameters[name]
-            assert "In" not in parameter.qualifiers or parameter.qualifiers["In"].value, name
-            params[name] = value if value is None else _typed(value, parameter.type)
-        view = self.view()
-        handler = registry().method(classes(), path.namespace, path.classname, method)
-        assert handler is not None, f"{method} has no handler"
-        code, outputs = await handler(view, path, params)
-        values = set(declared.qualifiers["ValueMap"].value)
-        assert str(int(code)) in values or any(_within(int(code), text) for text in values), code
-        found = NocaseDict()
-        for name, value in outputs.items():
-            parameter = declared.parameters[name]
-            assert parameter.qualifiers["Out"].value, name
-            if value is not None:
-                for each in value if isinstance(value, list) else [value]:
-                    assert cimtype(cimvalue(each, parameter.type)) == parameter.type or parameter.embedded_object
-            found[name] = value
-        return int(code), found
+        params = [_parameter(declared.parameters[name], value) for name, value in given.items()]
+        code, outputs = await asyncio.to_thread(self.client.InvokeMethod, method, path, params)
+        values = declared.qualifiers["ValueMap"].value
+        assert any(text == str(int(code)) or _within(int(code), text) for text in values), code
+        for name in outputs:
+            assert declared.parameters[name].qualifiers["Out"].value, name
+        return int(code), Outputs((name, _bare(value)) for name, value in outputs.items() if value is not None)
 
     async def get(self, path: CIMInstanceName) -> CIMInstance:
-        return await Operations(self.view(), classes(), registry()).get_instance(path)
+        return await asyncio.to_thread(self.client.GetInstance, path)
 
     async def all(self, class_name: str, namespace: str = STORAGE) -> list[CIMInstance]:
-        found = Operations(self.view(), classes(), registry()).enumerate_instances(namespace, class_name)
-        return [instance async for instance in found]
+        found = await asyncio.to_thread(self.client.EnumerateInstances, class_name, namespace)
+        for each in found:
+            each.path = _bare(each.path)
+        return found
 
     async def references(self, path: CIMInstanceName, assoc_class: str, role: str) -> list[CIMInstance]:
         """The association's instances whose end ``role`` is ``path``."""
@@ -114,10 +120,31 @@ class Array:
             await asyncio.sleep(0.01)
 
 
-def _typed(value: Any, kind: str) -> Any:
+def _parameter(declared: CIMParameter, value: Any) -> CIMParameter:
+    """With a value in the type of the class."""
     if isinstance(value, list | tuple):
-        return [None if each is None else _typed(each, kind) for each in value]
-    return value if isinstance(value, CIMInstance) else cimvalue(value, kind)
+        value = [None if each is None else cimvalue(each, declared.type) for each in value]
+    elif value is not None and not isinstance(value, CIMInstance):
+        value = cimvalue(value, declared.type)
+    return CIMParameter(
+        declared.name,
+        declared.type,
+        value=value,
+        is_array=declared.is_array,
+        reference_class=declared.reference_class,
+        embedded_object=declared.embedded_object,
+    )
+
+
+def _bare(value: Any) -> Any:
+    """Paths without the host that the client wrote into them."""
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    if isinstance(value, CIMInstanceName):
+        value.host = None
+        for each in value.keybindings.values():
+            _bare(each)
+    return value
 
 
 def _within(code: int, text: str) -> bool:
@@ -125,7 +152,39 @@ def _within(code: int, text: str) -> bool:
     return bool(high) and int(low) <= code <= int(high)
 
 
+@cache
+def _folder() -> Path:
+    """Where the certificate of this run is, and a users file: making them takes a tenth of a second."""
+    folder = Path(tempfile.mkdtemp(prefix="cim-array-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    UsersFile(folder / "users.json").add(NAME, "admin", PASSWORD)
+    return folder
+
+
 @asynccontextmanager
-async def array(path, **options) -> AsyncIterator[Array]:
-    async with opened(path, **options) as engine:
-        yield Array(engine)
+async def behind_the_facade(engine: Engine) -> AsyncIterator[Array]:
+    """An engine that is open, served over HTTPS on loopback."""
+    users = engine.pool.path / "users.json"
+    shutil.copy(_folder() / "users.json", users)
+    verified = Users(users)
+    server = CimServer(Facade(engine.api, classes(), registry(), verified), verified, ConnectionAbortedError)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    address = "{}:{}".format(*listener.getsockname())
+    await server.start(listener, certificate.server_context(_folder(), address))
+    trusted = str(_folder() / certificate.FOLDER / certificate.CERTIFICATE)
+    client = WBEMConnection(
+        f"https://{address}", (NAME, PASSWORD), default_namespace=STORAGE, ca_certs=trusted, timeout=60
+    )
+    client.session.trust_env = False  # else REQUESTS_CA_BUNDLE would count, not what is trusted here
+    try:
+        yield Array(engine, client, users)
+    finally:
+        await asyncio.to_thread(client.close)
+        await server.close()
+
+
+@asynccontextmanager
+async def array(path: Path, **options: Any) -> AsyncIterator[Array]:
+    async with opened(path, **options) as engine, behind_the_facade(engine) as made:
+        yield made

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from pywbem import CIMInstance, CIMInstanceName, Uint16
 
-from cim_facade.auth import Users, UsersFile
-from cim_facade.context import User
+from cim_facade.auth import UsersFile
+from cim_facade.context import User, View
 from cim_facade.methods import making
+from cim_facade.methods.requests import Refused
+from cim_facade.methods.sm_answering import check_credentials
 from cim_facade.namespaces import STORAGE_MANAGEMENT
 from engine.errors import EngineError, OutOfSpace, PermissionDenied, TimedOut
-from tests.support.cim_array import MIB, Array, array
+from tests.support.cim_array import MIB, array, behind_the_facade, registry
 from tests.support.cim_array import classes as all_classes
 from tests.support.engine import opened
 
@@ -233,12 +235,10 @@ async def test_the_replication_settings(made, values, code):
     assert (await create(made, source, SyncType=7, ReplicationSettings=settings))[0] == code
 
 
-async def test_a_username_and_password_are_those_of_an_administrator(made, tmp_path):
+async def test_a_username_and_password_are_those_of_an_administrator(made):
     source = await volume(made, "v")
-    path = tmp_path / "users.json"
-    UsersFile(path).add("root", "admin", "correct horse")
-    UsersFile(path).add("guest", "reader", "battery staple")
-    made.users = Users(path)
+    UsersFile(made.users).add("root", "admin", "correct horse")
+    UsersFile(made.users).add("guest", "reader", "battery staple")
 
     async def code(**given):
         return (await create(made, source, SyncType=7, **given))[0]
@@ -249,14 +249,18 @@ async def test_a_username_and_password_are_those_of_an_administrator(made, tmp_p
     assert await code(username="guest", password="battery staple") == 40001
     assert await code(username="root") == 5
     assert await code(password="correct horse") == 5
-    made.user = User("admin", administrator=True, secure=False)
-    assert await code(username="root", password="correct horse") == 40001
-    made.user = User("admin", administrator=True, secure=True)
-    made.users = None
-    assert await code(username="root", password="correct horse") == 40001
     assert len(await made.api.snapshot_list("v")) == 1
     said = str([await made.api.job_list(), await made.api.event_list()])
     assert "correct horse" not in said
+
+
+async def test_a_password_is_taken_over_https_only(made):
+    await volume(made, "v")
+    view = View(made.api, User("admin", administrator=True, secure=False), all_classes(), registry())
+    given = {"username": "root", "password": "correct horse"}
+    with pytest.raises(Refused, match="HTTPS") as refused:
+        await check_credentials(view, given, at_peer=False)
+    assert refused.value.code == 40001
 
 
 async def test_every_other_code(made, monkeypatch):
@@ -280,8 +284,8 @@ async def test_peers(tmp_path):
     async with (
         opened(tmp_path / "here", peer="127.0.0.1:0") as here,
         opened(tmp_path / "there", peer="127.0.0.1:0") as there,
+        behind_the_facade(here) as made,
     ):
-        made = Array(here)
         code = (await there.api.peer_invite(name="here")).code
         await made.api.peer_add("there", code, address=there.peer_address)
         source = await volume(made, "v", data=DATA)
