@@ -15,7 +15,7 @@ from engine.group_instant import GroupInstants
 from engine.tvol.group_store import GroupingStore
 from tests.simulation.group_machine import Members
 from tests.simulation.group_world import run_seed
-from tests.simulation.mutation import Mutation
+from tests.simulation.mutation import MISFITS, Mutation
 
 SEEDS_MAX = 400
 
@@ -153,6 +153,7 @@ def rounds_until_caught(name: str, seed: int = 1, seeds: int = SEEDS_MAX) -> tup
             outcome = run_seed(each)
             rounds += outcome.rounds
             if outcome.failure is not None:
+                assert not outcome.failure.startswith(MISFITS), f"{name} no longer fits: {outcome.failure}"
                 return rounds, f"seed {each}: {outcome.failure}"
     return rounds, None
 

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+MISFITS = ("TypeError", "AttributeError", "NameError", "IndexError")
+"""What a mutation makes of a store that has changed since it was written: nothing is proven by it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mutation:
     """``patches``: (object, attribute, replacement made from the original)."""

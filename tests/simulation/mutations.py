@@ -61,7 +61,7 @@ from tests.simulation.directed_superblocks import (
     both_superblock_slots_torn,
 )
 from tests.simulation.life import run_seed
-from tests.simulation.mutation import Mutation, at_once, left_out
+from tests.simulation.mutation import MISFITS, Mutation, at_once, left_out
 from tests.simulation.mutations_of_digests import DIGESTS
 from tests.simulation.mutations_of_flatten import DIRECTED_FLATTEN, FLATTEN
 from tests.simulation.mutations_of_groups import DIRECTED_GROUPS, GROUPS
@@ -79,8 +79,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NEVER_USED = 1 << 62
-MISFITS = ("TypeError", "AttributeError", "NameError", "IndexError")
-"""What a mutation makes of a store that has changed since it was written: nothing is proven by it."""
 
 
 @dataclass(frozen=True, slots=True)
