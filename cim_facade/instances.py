@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from pywbem import CIMClass
 
+_PLAIN = (int, str, bool)
+"""Types of values that cannot be changed, and are compared at once."""
+
 
 class Shape:
     """What making instances of a class needs. ``keys``: their names, in the class's order."""
@@ -24,6 +27,8 @@ class Shape:
         self._declared = {each.name.lower(): each for each in of.properties.values()}
         # What an instance has when nothing is said of it; shared by all instances, so never changed.
         self._silent = {name: _property(each, each.value) for name, each in self._declared.items()}
+        # The last value of each, with its property: instances in a row have most values in common. Shared, too.
+        self._last: dict[str, tuple[Any, CIMProperty]] = {}
 
     def make(self, namespace: str, values: Mapping[str, Any]) -> CIMInstance:
         """An instance with ``values`` by property name, and its path in ``namespace``.
@@ -36,11 +41,26 @@ class Shape:
         for name, value in values.items():
             declared = self._declared.get(name.lower())
             assert declared is not None, f"{self.class_name} has no property {name}"
-            made.append(_property(declared, value))
+            made.append(self._made(declared, value))
         instance = CIMInstance(self.class_name, properties=made)
         keys = {name: instance.properties[name].value for name in self.keys}
         instance.path = CIMInstanceName(self.class_name, keybindings=keys, namespace=namespace)
         return instance
+
+    def _made(self, declared: CIMProperty, value: Any) -> CIMProperty:
+        kind = type(value)
+        if kind is list:
+            if any(type(each) not in _PLAIN for each in value):
+                return _property(declared, value)
+            value = list(value)  # kept: its owner may change it
+        elif kind not in _PLAIN:
+            return _property(declared, value)
+        last = self._last.get(declared.name)
+        if last is not None and type(last[0]) is kind and last[0] == value:
+            return last[1]
+        found = _property(declared, value)
+        self._last[declared.name] = (value, found)
+        return found
 
     def path(self, namespace: str, keys: Mapping[str, Any]) -> CIMInstanceName:
         """The path of an instance with these ``keys``: all of them, spelled as in the class."""
