@@ -52,7 +52,7 @@ class Methods:
     async def invoke(
         self, target: CIMInstanceName | CIMClassName, name: str, given: Mapping[str, cimxml.Parameter]
     ) -> tuple[Any, str, list[CIMParameter]]:
-        """The return value, its type, and every output parameter (NULL where the handler says nothing).
+        """The return value, its type, and the output parameters that have a value.
 
         ``target`` has its namespace. ``given``: by lower-case name.
         """

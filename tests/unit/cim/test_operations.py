@@ -160,11 +160,11 @@ async def test_an_invocation_gives_and_takes_everything():
     assert "Flag" not in outputs["Told"]
 
 
-async def test_an_output_that_has_no_value_is_there_and_null():
-    """A client that reads ``out['Job']`` finds it."""
+async def test_an_output_that_has_no_value_is_left_out():
+    """pywbemcli 1.4.1 ends with a traceback at a reference that is NULL."""
     _, outputs = await answered("InvokeMethod", "Act", SERVICE)
-    assert outputs["Kept"] is None
-    assert outputs["Found"] is None
+    assert "Kept" not in outputs
+    assert "Found" not in outputs
 
 
 async def test_static_methods_are_invoked_on_the_class():
