@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from pywbem import CIMParameter
 
-MAX_REQUEST_BYTES = 4 << 20
+MAX_REQUEST_BYTES = 2 << 20
 MAX_DEPTH = 48
 """Elements within each other: an embedded instance's reference within a list within a call takes some twenty."""
 
-MAX_ELEMENTS = 100_000
+MAX_ELEMENTS = 40_000
 MAX_ATTRIBUTES = 16
 MAX_EMBEDDED_DEPTH = 4
 """Embedded instances within each other."""
