@@ -13,9 +13,8 @@ Of a mirror to a peer, one side has a row in ``mirrors`` (it is the *source*, an
 
 Rules:
 
-* A source with a mirror that may fail over is not served after a start until its peer was asked, unless it has already
-  failed over itself, which the operator has answered for. With an unreachable peer it stays unavailable until
-  ``resolve`` says that it goes on.
+* A source with a mirror that may fail over is not served after a start until its peer was asked. With an unreachable
+  peer it stays unavailable until ``resolve`` says that it goes on.
 * Who hears that another one goes on (``lineage.goes_on``) is fenced in that step of the loop: what runs is not
   acknowledged any more. That is recorded before anything else is done.
 * A release is recorded before the target is asked to take over. Without its answer the source stays fenced until it has
@@ -688,7 +687,9 @@ class Failovers:
         entry = LineageEntry(number, str(uuid.uuid4()), self._pool.env.clock.time(), None, lossless=False)
         policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
         if MirrorRecord.parse(row.state).synchronized:
-            await asyncio.sleep(wait_s(length_s(policy.budget_s)))  # then the target claims nothing any more
+            over_at = self._pool.env.clock.boottime() + wait_s(length_s(policy.budget_s))
+            while (left := over_at - self._pool.env.clock.boottime()) > 0:  # noqa: ASYNC110 - a clock
+                await asyncio.sleep(left)  # then the target claims nothing any more
             await self._replicas.demote(row.name)
         await uncancelled(self._pool.catalog.failover.go_on(row.source_id, entry))
         self._lineages[row.source_id] = [*mine, entry]

@@ -526,7 +526,8 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
                 await self.link.demote()
                 self._lease.released()
         # A timer counts no time of a suspend, and so ends later than the lease, never earlier.
-        await asyncio.sleep(max(0.0, self._lease.over_at - self._now()) + TIMER_ERROR_S)
+        while self._lease.over_at > self._now():  # noqa: ASYNC110 - a clock
+            await asyncio.sleep(self._lease.over_at - self._now() + TIMER_ERROR_S)
 
     def _is_late(self) -> bool:
         return self._stream is None or self._stream.oldest_wait_s > LATE_SHARE * self.policy.budget_s

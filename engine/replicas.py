@@ -432,8 +432,7 @@ class Replicas:
     async def _fence(self, row: MirrorRow, released: bool) -> None:
         """At a start: a volume whose replica may have taken its place is not served before its peer was asked."""
         policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
-        record = MirrorRecord.parse(row.state)
-        if released or (policy.failover and record.wanted != "failed over"):
+        if released or policy.failover:
             with contextlib.suppress(NotFound):
                 self._pool.by_id(row.source_id).fence(
                     f"peer {row.peer} has not been asked yet whether its replica {row.name} has taken its place;"

@@ -1,0 +1,22 @@
+"""Two machines that are one disk, in every test run; and each rule of failing over removed in turn."""
+
+import pytest
+
+from tests.simulation.failover_world import FailoverWorld, Planned, PowerLoss, run
+from tests.simulation.mutations_of_failover import MUTATIONS, notices
+
+SEEDS = 120
+
+
+@pytest.mark.parametrize("kind", [FailoverWorld, Planned, PowerLoss])
+def test_one_machine_at_a_time_is_the_disk_and_nothing_is_lost_silently(kind):
+    worlds = [run(seed, kind) for seed in range(12)]
+    # The runs get where the promises are made.
+    assert sum(world.counts["writes"] for world in worlds) > 1000
+    assert sum(world.counts["followed"] for world in worlds) > 3
+
+
+@pytest.mark.parametrize(("mutation", "kind"), MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_without_the_rule_some_seed_fails(mutation, kind, monkeypatch):
+    mutation(monkeypatch)
+    assert any(notices(seed, kind) for seed in range(SEEDS)), "no seed noticed that the rule is missing"
