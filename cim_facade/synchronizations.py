@@ -45,7 +45,8 @@ class Copy:
     """``source`` and ``target``: ids of elements. ``source_at``, ``target_at``: the peer where it is, if at one.
 
     ``established_at``, ``synchronized_at``: None where nobody knows. ``rpo_s``: of asynchronous mirrors.
-    ``replica``: the mirror's name. ``volume``: the name of a snapshot's volume, ``snapshot`` its own.
+    ``replica``: the mirror's name; ``mirrored_group``: that of the mirrored group that it is a member of.
+    ``volume``: the name of a snapshot's volume, ``snapshot`` its own.
     """
 
     sync_type: SyncType
@@ -66,6 +67,8 @@ class Copy:
     volume: str | None = None
     snapshot: str | None = None
     group_snapshot: str | None = None
+    mirrored_group: str | None = None
+    stops_host_io: bool = False
 
     @property
     def copy_type(self) -> CopyType:
@@ -197,6 +200,8 @@ def _mirror(info: ReplicaInfo, volumes: dict[str, VolumeInfo]) -> Copy:
         rpo_s=0.0 if mode is Mode.SYNCHRONOUS else info.rpo_seconds,
         reason=info.reason,
         replica=info.name,
+        mirrored_group=info.group,
+        stops_host_io=info.failed_copy_stops_host_io,
     )
 
 

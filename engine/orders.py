@@ -17,7 +17,7 @@ import functools
 import logging
 import re
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.api.relations import ORDER_MAX, CopyOrder, GroupOrder, GroupRelationInfo, PairInfo
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
@@ -28,8 +28,9 @@ from engine.relations import check_element_name, new_guid
 from engine.token_clone import start_token_clone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from engine.api import JobInfo, ReplicaInfo
     from engine.jobs import Job
     from engine.local_api import LocalApi
     from engine.pool import Pool
@@ -134,7 +135,7 @@ class Orders:
 
             try:
                 for name in names:
-                    await _until_synchronized(self._api, rest, name, functools.partial(tell, name))
+                    await _until_synchronized(_of_replica(self._api), rest, name, functools.partial(tell, name))
                     tell(name, 100)
             except asyncio.CancelledError:
                 if job.cancelling:
@@ -203,8 +204,9 @@ class Orders:
             self._pool.groups.info(group.target_group)
         if not group.consistent:
             return
-        if kinds != {"snapshot"} or group.source_group is None:
-            raise NotSupported("one instant of a group is there for snapshots; say at_once for clones")
+        onto = any(order.target for order in orders)
+        if not kinds <= {"snapshot", "mirror"} or group.source_group is None or onto:
+            raise NotSupported("one instant of a group is there for snapshots and new mirrors; say at_once for clones")
         if [order.source for order in orders] != self._pool.groups.info(group.source_group).members:
             raise InvalidArgument(f"the copies are not of the members of group {group.source_group}")
 
@@ -212,6 +214,9 @@ class Orders:
 
     def _named(self, orders: list[CopyOrder], group: GroupOrder | None) -> list[CopyOrder]:
         """Each with the name of what it makes."""
+        if group is not None and group.consistent and orders[0].kind == "mirror":
+            name = next(name for name in made_names(group.name) if self._is_free_for_group(name, orders))
+            return [replace(order, name=f"{name}.{order.source}") for order in orders]
         if group is not None and group.consistent:
             volumes = [self._pool.volume(order.source) for order in orders]
             taken = {snapshot.name for volume in volumes for snapshot in self._pool.snapshots(volume)}
@@ -226,6 +231,19 @@ class Orders:
             name = next(name for name in made_names(text) if name not in used and self._is_free(order, scope, name))
             named.append(replace(order, name=name))
         return named
+
+    def _is_free_for_group(self, name: str, orders: list[CopyOrder]) -> bool:
+        """Whether a mirrored group, and all its members, can be called so."""
+        names = [name, *(f"{name}.{order.source}" for order in orders)]
+        if any(len(each) > NAME_MAX for each in names):
+            raise InvalidArgument(f"{names[-1]} is too long for a name")
+        try:
+            for each in names:
+                self._pool.require_new(each)
+                self._api.require_new_replica(each)
+        except AlreadyExists:
+            return False
+        return not any(("", each) in self._reserved for each in names)
 
     def _is_free(self, order: CopyOrder, scope: str, name: str) -> bool:
         if (scope, name) in self._reserved:
@@ -260,6 +278,14 @@ class _Order:
         self._rest = Rest()
         self._child: Job | None = None
 
+    @property
+    def _mirrored(self) -> str | None:
+        """The name of the mirrored group that the order makes, if it makes one."""
+        first = self._orders[0]
+        if self._group is None or not self._group["consistent"] or first.kind != "mirror" or first.name is None:
+            return None
+        return first.name.removesuffix(f".{first.source}")
+
     def taken(self) -> set[tuple[str, str]]:
         return {(order.source if order.kind == "snapshot" else "", order.name or "") for order in self._orders}
 
@@ -292,7 +318,7 @@ class _Order:
 
     async def _make_all(self, job: Job, point: str) -> None:
         if self._group is not None and self._group["consistent"]:
-            await self._snapshot_group()
+            await (self._mirror_group() if self._mirrored is not None else self._snapshot_group())
         for number, order in enumerate(self._orders):
             await self._guarded(job, number, self._begin(number, order))
         self._say_begun(job, all(order.kind in ("snapshot", "mirror") for order in self._orders))
@@ -340,7 +366,7 @@ class _Order:
                 info = await self._api.snapshot_show(order.source, name)
             made["guid"] = info.guid
             await self._call(info.guid, order.element_name)
-        elif order.kind == "mirror":
+        elif order.kind == "mirror" and "replica" not in made:
             await self._begin_mirror(order, order.mode)
             made["replica"] = name
             if order.peer is None:
@@ -352,8 +378,8 @@ class _Order:
         made, name = self._made[number], order.name or ""
         match order.kind:
             case "mirror":
-                if self.document["until"] == "synchronized":
-                    await self._synchronized(job, number, name)
+                if self.document["until"] == "synchronized" and (self._mirrored is None or number == 0):
+                    await self._synchronized(job, number, self._mirrored or name)
             case "clone" if order.target is not None:
                 await self._begin_mirror(order, "async")  # its first round is a verified copy of one instant
                 self._say_begun(job, True)
@@ -403,7 +429,8 @@ class _Order:
 
     async def _synchronized(self, job: Job, number: int, name: str) -> None:
         size = self._sizes[number]
-        await _until_synchronized(self._api, self._rest, name, lambda of: self._tell(job, number, size * of // 100))
+        verbs = _of_group(self._api) if name == self._mirrored else _of_replica(self._api)
+        await _until_synchronized(verbs, self._rest, name, lambda of: self._tell(job, number, size * of // 100))
 
     async def _call_relation(self, made: dict[str, Any], order: CopyOrder) -> None:
         target = made.get("target_id") or made.get("guid") or made.get("replica")
@@ -426,6 +453,20 @@ class _Order:
     async def _thaw(self, point: str) -> None:
         with contextlib.suppress(NotFound):
             await self._api.group_delete(point, force=True)
+
+    async def _mirror_group(self) -> None:
+        assert self._group is not None
+        assert self._mirrored is not None
+        first, group = self._orders[0], self._group["source_group"]
+        if all(info.name != self._mirrored for info in await self._api.group_replica_list()):
+            await self._api.group_replica_create(
+                group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
+            )
+        for made, order in zip(self._made, self._orders, strict=True):
+            made["replica"] = order.name
+            if order.peer is None:
+                made["target_id"] = self._pool.volume(order.name or "").volume_id
+                await self._call(made["target_id"], order.element_name)
 
     async def _snapshot_group(self) -> None:
         assert self._group is not None
@@ -488,6 +529,9 @@ class _Order:
         if self._group is not None and "snapshot" in self._group:
             with contextlib.suppress(EngineError):
                 await self._api.group_snapshot_delete(self._group["source_group"], self._orders[0].name or "")
+        if self._mirrored is not None:
+            with contextlib.suppress(EngineError):
+                await self._api.group_replica_detach(self._mirrored)
         for number in range(len(self._orders)):
             await self._undo(job, number)
         if self.document["at_once"]:
@@ -518,19 +562,35 @@ class _Order:
                 await self._relations.set_element_name(f"relation:{identity}", None)
 
 
-async def _until_synchronized(api: LocalApi, rest: Rest, name: str, tell: Callable[[int], None]) -> None:
+class _Verbs(NamedTuple):
+    """How a mirror, or a mirrored group, is looked at and told to rest."""
+
+    show: Callable[[str], Awaitable[ReplicaInfo]]
+    pause: Callable[[str], Awaitable[ReplicaInfo]]
+    resume: Callable[[str], Awaitable[JobInfo]]
+
+
+def _of_replica(api: LocalApi) -> _Verbs:
+    return _Verbs(api.replica_show, api.replica_pause, api.replica_resume)
+
+
+def _of_group(api: LocalApi) -> _Verbs:
+    return _Verbs(api.group_replica_show, api.group_replica_pause, api.group_replica_resume)
+
+
+async def _until_synchronized(mirror: _Verbs, rest: Rest, name: str, tell: Callable[[int], None]) -> None:
     """Wait for a mirror, which rests when ``rest`` says so. ``tell``: how many percent there are.
 
     Raises InvalidState: it went to another rest.
     """
     while True:
-        info = await api.replica_show(name)
+        info = await mirror.show(name)
         if info.copy_state == "Synchronized":
             return
         if rest.going.is_set() and info.copy_state == "Suspended":
-            await api.replica_resume(name)
+            await mirror.resume(name)
         elif not rest.going.is_set() and info.copy_state == "Unsynchronized":
-            await api.replica_pause(name)
+            await mirror.pause(name)
         elif info.copy_state in ("Aborted", "Fractured", "Failedover") or (
             info.copy_state == "Broken" and info.mode == "sync"
         ):

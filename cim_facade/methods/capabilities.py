@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cim_facade import elements, synchronizations
 from cim_facade.methods.answering import answering, check_reference, element
-from cim_facade.methods.operating import OPERATIONS, RESULTS
+from cim_facade.methods.operating import BETWEEN_POOLS, OPERATIONS, RESULTS
 from cim_facade.methods.requests import (
     METHODOLOGIES,
     RPO_DEFAULT_S,
@@ -114,15 +114,15 @@ def features(kind: ReplicationType) -> list[int]:
 
 def group_features(kind: ReplicationType) -> list[int]:
     """2 one to many; 3 groups to groups; 4 consistency for all; 5 empty groups; 14 nameable; 15 TargetElementCount."""
-    consistent = [4] if kind.sync_type is not SyncType.MIRROR else []
-    return [2, 3, *consistent, 5, 14, 15]
+    return [2, 3, 4, 5, 14, 15]
 
 
 def operations(kind: ReplicationType) -> list[Operation]:
-    return sorted(OPERATIONS[kind.sync_type])
+    return sorted(OPERATIONS[kind.sync_type].keys() - (BETWEEN_POOLS if kind.locality == LOCAL else frozenset()))
 
 
 def consistency(kind: ReplicationType) -> int:
+    """The default; mirrors are made one by one unless they are to be consistent."""
     return NO_CONSISTENCY if kind.sync_type is SyncType.MIRROR else SEQUENTIALLY_CONSISTENT
 
 
@@ -163,8 +163,6 @@ def setting_values(kind: ReplicationType, name: int | None) -> list[int]:
     values = _SETTING_VALUES[name]
     if values is None:
         return [CopyMethodology.IMPLEMENTATION_DECIDES, *METHODOLOGIES[kind.sync_type]]
-    if name == 2 and kind.sync_type is SyncType.MIRROR:
-        return [2]
     return list(values)
 
 
@@ -311,9 +309,7 @@ _STORAGE_METHODS: dict[str, MethodHandler] = {
     "GetSupportedWaitForCopyStates": get_supported_wait_for_copy_states,
     "GetSupportedFeatures": _answer("Features", features),
     "GetSupportedGroupFeatures": _answer("GroupFeatures", group_features),
-    "GetSupportedConsistency": _answer(
-        "SupportedConsistency", lambda kind: [each for each in [consistency(kind)] if each]
-    ),
+    "GetSupportedConsistency": _answer("SupportedConsistency", lambda _: [SEQUENTIALLY_CONSISTENT]),
     "GetDefaultConsistency": _answer("DefaultConsistency", consistency),
     "GetDefaultGroupPersistency": get_default_group_persistency,
     "GetSupportedOperations": _answer("SupportedOperations", operations),

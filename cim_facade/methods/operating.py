@@ -25,6 +25,27 @@ def _mirrors(copies: list[Copy]) -> list[str]:
     return [copy.replica for copy in copies if copy.replica is not None]
 
 
+def _at_peer(copies: list[Copy]) -> str:
+    """The one replica that a role is changed of."""
+    if len(copies) != 1 or not copies[0].is_remote or copies[0].replica is None:
+        raise unsupported("roles change between two pools, one replica at a time")
+    return copies[0].replica
+
+
+async def _fail_over(view: View, copies: list[Copy], force: bool) -> int | None:
+    """Said to the pool that has the replica. ``force``: the source is gone, and what it had not sent is, too."""
+    return (await view.api.replica_failover(_at_peer(copies), accept_loss=force, fenced=force)).job
+
+
+async def _reverse_roles(view: View, copies: list[Copy], force: bool) -> int | None:
+    """The source hands over, without loss."""
+    return (await view.api.replica_failover(_at_peer(copies))).job
+
+
+async def _fail_back(view: View, copies: list[Copy], force: bool) -> int | None:
+    return (await view.api.replica_failback(_at_peer(copies))).job
+
+
 async def _pause(view: View, copies: list[Copy], force: bool) -> int | None:
     for name in _mirrors(copies):
         await view.api.replica_pause(name)
@@ -106,9 +127,12 @@ MIRROR_OPERATIONS: dict[Operation, Run] = {
     Operation.DEACTIVATE: _pause,
     Operation.DETACH: _detach_mirror,
     Operation.DISSOLVE: _detach_mirror,
+    Operation.FAILOVER: _fail_over,
+    Operation.FAILBACK: _fail_back,
     Operation.FRACTURE: _fracture,
     Operation.RESYNC_REPLICA: _resync,
     Operation.RESUME: _resume,
+    Operation.REVERSE_ROLES: _reverse_roles,
     Operation.SPLIT: _fracture,
     Operation.SUSPEND: _pause,
 }
@@ -131,6 +155,9 @@ OPERATIONS: dict[SyncType, dict[Operation, Run]] = {
     SyncType.CLONE: CLONE_OPERATIONS,
     SyncType.TOKENIZED_CLONE: CLONE_OPERATIONS,
 }
+
+BETWEEN_POOLS = frozenset({Operation.FAILOVER, Operation.FAILBACK, Operation.REVERSE_ROLES})
+"""Operations with mirrors to a peer only."""
 
 ENDING = (Operation.DETACH, Operation.DISSOLVE, Operation.RETURN_TO_RESOURCE_POOL)
 """Operations after which there is no relation."""
@@ -177,18 +204,42 @@ async def operate(
     check_operation(operation, copies[0].sync_type)
     run = OPERATIONS[copies[0].sync_type][operation]
     single = [copy for copy in copies if isinstance(copy, Copy)]
+    if any(copy.mirrored_group is not None for copy in single):
+        raise unsupported("members of a mirrored group have one state: change that of the groups")
+    job = None
     for group in (copy for copy in copies if isinstance(copy, GroupCopy)):
         whole = {member.group_snapshot for member in group.members} - {None}
         for label in whole:
             await _operate_group_snapshot(view, operation, str(label), force=force)
-        if not whole:
+        mirrored = {member.mirrored_group for member in group.members} - {None}
+        for name in mirrored:
+            job = await _operate_mirrored_group(view, operation, str(name))
+        if not whole and not mirrored:
             single += group.members
-    job = await run(view, single, force) if single else None
+    job = await run(view, single, force) if single else job
     if operation in ENDING:
         for group in (copy for copy in copies if isinstance(copy, GroupCopy)):
             await view.api.group_relation_end(group.guid)
     view.forget()
     return job
+
+
+async def _operate_mirrored_group(view: View, operation: Operation, name: str) -> int | None:
+    """Mirrors whose targets are one instant of all."""
+    match operation:
+        case Operation.DETACH | Operation.DISSOLVE:
+            await view.api.group_replica_detach(name)
+        case Operation.FRACTURE | Operation.SPLIT:
+            await view.api.group_replica_fracture(name)
+        case Operation.SUSPEND | Operation.DEACTIVATE:
+            await view.api.group_replica_pause(name)
+        case Operation.RESUME | Operation.ACTIVATE:
+            return (await view.api.group_replica_resume(name)).job
+        case Operation.RESYNC_REPLICA:
+            return (await view.api.group_replica_resync(name)).job
+        case _:
+            raise unsupported(f"{operation.name} of a mirrored group")
+    return None
 
 
 async def _operate_group_snapshot(view: View, operation: Operation, label: str, *, force: bool) -> None:

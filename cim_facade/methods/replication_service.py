@@ -208,7 +208,7 @@ async def _replicate(
         name or f"{source_group.name if source_group else sources[0]} {wish.kind.sync_type.name.lower()}",
         source_group=source_group.group.name if source_group and source_group.group else None,
         target_group=target_group.group.name if target_group and target_group.group else None,
-        consistent=wish.settings.at_once and wish.kind.sync_type is SyncType.SNAPSHOT,
+        consistent=wish.settings.at_once and wish.kind.sync_type in (SyncType.SNAPSHOT, SyncType.MIRROR),
     )
     outcome = await _make(view, wish, orders, group)
     return outcome.code, await _group_outputs(view, outcome)
@@ -228,8 +228,6 @@ def _consistent(wish: Wish, value: int | None, params: Parameters, *, of_group: 
         at_once = value == Consistency.SEQUENTIAL
     elif not given(params, "ReplicationSettingData") and sync_type is not SyncType.MIRROR:
         at_once = not given(params, "TargetGroup")
-    if at_once and of_group and sync_type is SyncType.MIRROR:
-        raise unsupported("mirrors whose targets are of one instant")
     return replace(wish, settings=replace(wish.settings, at_once=at_once and of_group))
 
 

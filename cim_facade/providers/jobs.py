@@ -37,6 +37,7 @@ KINDS = {
     "resync": "Resynchronize",
     "resume": "Resume",
     "restore": "Restore",
+    "failover": "Fail over",
     "failback": "Fail back",
     "verify": "Verify",
 }

@@ -56,7 +56,7 @@ def common_properties(copy: Copy) -> dict[str, Any]:
         "PercentSynced": copy.percent,
         "RPO": interval(copy.rpo_s),
         "CopyRecoveryMode": 2 if copy.sync_type is SyncType.MIRROR and copy.mode != 2 else 3,
-        "FailedCopyStopsHostIO": False,
+        "FailedCopyStopsHostIO": copy.stops_host_io,
     }
 
 

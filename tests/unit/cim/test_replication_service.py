@@ -481,7 +481,8 @@ async def test_a_group_to_an_existing_group(made, sync_type):
         ({"SourceGroup": "empty"}, 5),
         ({"SourceGroup": "gone"}, 5),
         ({"SourceGroup": "s", "TargetGroup": "t", "SyncType": 7}, 1),
-        ({"SourceGroup": "s", "SyncType": 6, "Consistency": 3}, 1),
+        ({"SourceGroup": "s", "TargetGroup": "t", "SyncType": 6, "Consistency": 3}, 1),
+        ({"SourceGroup": "s", "TargetGroup": "t", "SyncType": 8, "Consistency": 3}, 1),
         ({"SourceGroup": "s", "WaitForCopyState": 8}, 5),
     ],
 )
@@ -500,6 +501,33 @@ async def test_groups_that_are_refused_and_nothing_begins(made, given, code):
     assert await make_group(made, **asked) == (code, {})
     assert await made.api.job_list() == []
     assert await made.api.group_relation_list() == []
+
+
+async def test_mirrors_whose_targets_are_one_instant(made):
+    source = await group_of(made, "s", await volumes(made, "a", "b", data=DATA))
+    given = {"SyncType": 6, "Mode": 2, "SourceGroup": source, "Consistency": 3, "RelationshipName": "Twin"}
+    code, out = await make_group(made, **given, WaitForCopyState=4)
+    assert (code, out["Job"]) == (0, None)
+    relation = await made.get(out["Synchronization"])
+    assert (relation["SyncType"], relation["CopyState"], relation["ConsistencyEnabled"]) == (6, 4, True)
+    members = await made.references(out["TargetGroup"], "MSISCSITARGET_OrderedMemberOfCollection", "Collection")
+    assert [(await made.get(each["Member"]))["ElementName"] for each in members] == ["Twin_1", "Twin_2"]
+    (mirrored,) = await made.api.group_replica_list()
+    assert mirrored.name == "twin"
+
+    async def modify(path, operation, **more):
+        given = {"Operation": operation, "Synchronization": path} | more
+        return (await made.call(REPLICATION, "ModifyReplicaSynchronization", **given))[0]
+
+    (member,) = await made.references(await made.path_of("a"), SYNC, "SystemElement")
+    assert await modify(member.path, 12) == 1  # members have one state
+    for operation, state, more in ((12, 6, {}), (14, 4, {"WaitForCopyState": 4}), (22, 9, {})):
+        assert await modify(relation.path, operation, **more) == 0
+        assert (await made.get(relation.path))["CopyState"] == state
+    assert await modify(relation.path, 10) == 1
+    assert await modify(relation.path, 8) == 0
+    assert await made.all(SYNC) == []
+    assert len(await made.api.volume_list()) == 4
 
 
 async def test_a_group_from_elements(made):
