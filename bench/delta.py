@@ -5,6 +5,9 @@ point. ``hash``: 1 % of its blocks of 4 KiB, anywhere, and no common point: it w
 the daemon was down), so the two sides are compared by hash tree. rsync has the same changes in a file of the same
 content, with its delta algorithm on. Bytes are those of both ways: ours with all that TLS and frames add, counted by a
 relay between the daemons; rsync's as it counts them itself.
+
+``cuts``: a first copy whose connections are all cut, again and again: how much was sent beyond the volume itself. What
+was on its way when it was cut has to be; what had arrived has not.
 """
 
 from __future__ import annotations
@@ -63,6 +66,11 @@ class Relay:
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.bytes = 0
+        self.cuts = 0
+        self.cut_every: int | None = None
+        """All connections are cut each time that so many bytes have gone by."""
+        self._cut_at = 0
+        self._open: set[socket.socket] = set()
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         host, port = self._listener.getsockname()
@@ -77,6 +85,7 @@ class Relay:
             while True:
                 here, _ = self._listener.accept()
                 there = socket.create_connection(self._target)
+                self._open |= {here, there}
                 for sock in (here, there):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for a, b in ((here, there), (there, here)):
@@ -87,8 +96,22 @@ class Relay:
         with suppress(OSError):
             while size := source.recv_into(buffer):
                 self.bytes += size
+                if self.cut_every is not None and self.bytes >= self._cut_at:
+                    self._cut()
                 sink.sendall(buffer[:size])
         for sock in (source, sink):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            self._open.discard(sock)
+
+    def begin_cutting(self, every: int) -> None:
+        self.cut_every, self._cut_at = every, self.bytes + every
+
+    def _cut(self) -> None:
+        assert self.cut_every is not None
+        self._cut_at = self.bytes + self.cut_every
+        self.cuts += 1
+        for sock in list(self._open):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
@@ -132,6 +155,25 @@ def deltas(
                     ours = by_mirror(source, relay, "far-copy")
                 found[kind].append(Figures(len(changed) * piece, *ours, *by_rsync(image, url)))
     return found
+
+
+def with_cuts(work: Path, served: Callable[[Path], AbstractContextManager[Pool]], image: Path) -> tuple[int, int, int]:
+    """A first copy that is cut ten times or so: cuts, bytes of the volume, and bytes that went by."""
+    here, there, size = work / "cut-here", work / "cut-there", image.stat().st_size
+    with served(there) as target, relayed(str(target.ready["peer"])) as relay, served(here) as source:
+        code = target.run("peer", "invite", "--address", relay.address)["code"]
+        source.run("peer", "add", "far", "--code", code)
+        wait_connected(source)
+        source.run("volume", "import", "delta", "--from", str(image))
+        before = relay.bytes
+        relay.begin_cutting(size // 10)
+        source.run("replica", "create", "delta", "far-copy", "--mode", "async", "--rpo", "1d", "--peer", "far")
+        relay.cut_every = None
+        sent = relay.bytes - before
+        wait_connected(source)
+        if not source.run("replica", "verify", "far-copy")["identical"]:
+            raise BenchError("the two sides differ")
+    return relay.cuts, size, sent
 
 
 def wait_connected(source: Pool) -> None:

@@ -274,6 +274,9 @@ def measure(work: Path, options: argparse.Namespace, results: dict[str, dict[str
             changed = delta.deltas(work, served, image, url, options.rounds)
         results["delta"] = {kind: [asdict(row) for row in rows] for kind, rows in changed.items()}
         delta.report(changed)
+        results["cuts"] = cut = dict(zip(("cuts", "bytes", "sent"), delta.with_cuts(work, served, image), strict=True))
+        again = (cut["sent"] - cut["bytes"]) / MIB
+        print(f"\na first copy cut {cut['cuts']} times: {cut['bytes'] / MIB:.0f} MiB, and {again:.1f} MiB beyond them")
     if options.only == "delta":
         return
     with peers(work) as (here, there):

@@ -29,7 +29,7 @@ async def _disk(side: Side, target: str, lun: int = 0):
     return await connect((host, int(port)), target, lun)
 
 
-async def _write_on(side: Side, written: list[int], enough: asyncio.Event, until_number: int) -> None:
+async def _write_on(side: Side, written: list[int]) -> None:
     """Write number n to member n % 2, block n // 2, one after the other, until the connection ends."""
     disks = [await _disk(side, f"iqn.2026-11.org.twinvol:{name}") for name in MEMBERS]
     async with disks[0], disks[1]:
@@ -38,8 +38,12 @@ async def _write_on(side: Side, written: list[int], enough: asyncio.Event, until
             block = number // 2 % BLOCKS
             await disks[number % 2].write(block * BLOCK, NUMBER.pack(number + 1) * (BLOCK // NUMBER.size))
             written.append(number)
-            if number >= until_number:
-                enough.set()
+
+
+async def _are_written(writer: asyncio.Task[None], written: list[int], count: int) -> None:
+    while len(written) < count:
+        assert not writer.done(), writer.exception()
+        await asyncio.sleep(0.01)
 
 
 async def _numbers(side: Side, member: str, guid: str) -> list[int]:
@@ -70,17 +74,16 @@ async def test_kill_9_of_the_source_leaves_one_instant_of_all_members(tmp_path: 
         await asyncio.to_thread(source.run, "group", "replica", "create", "g", "r", *terms)
         first = (await asyncio.to_thread(target.run, "group", "replica", "points", "r"))["points"][0]["guid"]
         written: list[int] = []
-        enough = asyncio.Event()
-        writer = asyncio.create_task(_write_on(source, written, enough, 300))
-        await enough.wait()
+        writer = asyncio.create_task(_write_on(source, written))
+        await _are_written(writer, written, 300)
         if mode == "async":  # a point with some of the writes
             await until(target, "group", "replica", "points", "r", is_there=lambda a: a["points"][0]["guid"] != first)
         else:
             await asyncio.to_thread(source.run, "group", "replica", "verify", "r")  # takes a point at once
-        while len(written) < 600:  # noqa: ASYNC110 - another task gets on
-            await asyncio.sleep(0)
+        await _are_written(writer, written, 600)
         await asyncio.to_thread(source.kill)
         await asyncio.wait([writer])
+        assert writer.exception() is not None  # its connection ended
         (point,) = (await asyncio.to_thread(target.run, "group", "replica", "points", "r"))["points"]
         assert point["members"] == ["r.a", "r.b"]
         have = [await _numbers(target, name, point["guid"]) for name in MEMBERS]
