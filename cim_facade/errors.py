@@ -68,6 +68,7 @@ TABLE: dict[type[EngineError], Told] = {
     errors.PermissionDenied: Told(_R.FAILED, _S.ACCESS_DENIED, CIM_ERR_ACCESS_DENIED),
     errors.Locked: Told(_R.FAILED, _S.ACCESS_DENIED, CIM_ERR_ACCESS_DENIED),
     errors.TimedOut: Told(_R.TIMEOUT, _R.TIMEOUT, CIM_ERR_FAILED),
+    errors.WritesHeld: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.WriteProtected: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.MediumError: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
     errors.StoreFailed: Told(_R.FAILED, _R.FAILED, CIM_ERR_FAILED),
