@@ -109,7 +109,7 @@ class Catalogue:
     async def volume_allocated(self, volume_ids: list[str] | None = None) -> dict[str, int]:
         return dict.fromkeys(volume_ids or self._by_id, 1 << 20)
 
-    async def element_name_list(self) -> dict[str, str]:
+    async def element_name_list(self, guids: list[str] | None = None) -> dict[str, str]:
         return {}
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[list[Any]]]:

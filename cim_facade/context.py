@@ -203,7 +203,13 @@ class View:
 
     async def element_name(self, guid: str) -> str | None:
         """The free text by which a volume (its id), a snapshot or a group (their GUIDs) is called, if there is one."""
-        return (await self.once("element names", self.api.element_name_list)).get(guid)
+        return (await self.element_names([guid])).get(guid)
+
+    async def element_names(self, guids: list[str]) -> dict[str, str]:
+        """The free texts of those that have one: all at once, while all volumes are gone through."""
+        if "volumes" in self._kept or len(guids) > FEW:
+            return await self.once("element names", self.api.element_name_list)
+        return await self.once(f"element names {guids}", lambda: self.api.element_name_list(guids))
 
     async def targets(self) -> list[TargetInfo]:
         """All of them, by name."""

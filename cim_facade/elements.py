@@ -217,7 +217,9 @@ async def _groups(view: View) -> list[Group]:
     inside = {name for info in everything for name in info.members}
     inside |= {member.volume for each in shots.values() for shot in each for member in shot.members}
     volumes = await view.volumes_named(inside)
-    names = await synchronizations.element_names(view)
+    relations = await synchronizations.group_relations(view)
+    guids = [info.guid for info in everything] + [shot.guid for each in shots.values() for shot in each]
+    names = await view.element_names(guids + [relation.guid for relation in relations])
     found = []
     for info in everything:
         if info.name.startswith("order-"):  # of an order in progress, which freezes its sources by it
@@ -229,7 +231,7 @@ async def _groups(view: View) -> list[Group]:
             points = [(volumes[member.volume].volume_id, member.guid) for member in there]
             name = names.get(shot.guid, f"{info.name}@{shot.name}")
             found.append(Group(shot.guid, name, shot.created_at, [*points], snapshot=shot))
-    for relation in await synchronizations.group_relations(view):
+    for relation in relations:
         if relation.target_group is not None:
             continue
         targets: list[tuple[str, str | None]] = []

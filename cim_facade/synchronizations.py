@@ -148,10 +148,6 @@ async def group_relations(view: View) -> list[GroupRelationInfo]:
     return await view.once("group relations", view.api.group_relation_list)
 
 
-async def element_names(view: View) -> dict[str, str]:
-    return await view.once("element names", view.api.element_name_list)
-
-
 async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
     """Oldest first. None of a volume that is not served."""
 

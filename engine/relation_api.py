@@ -58,8 +58,9 @@ class RelationOperations(ApiPart):
     async def element_name_set(self, guid: str, name: str | None) -> None:
         await self._relations.set_element_name(guid, name)
 
-    async def element_name_list(self) -> dict[str, str]:
-        return self._relations.element_names()
+    async def element_name_list(self, guids: list[str] | None = None) -> dict[str, str]:
+        names = self._relations.element_names()
+        return names if guids is None else {guid: names[guid] for guid in guids if guid in names}
 
     # --- for orders -------------------------------------------------------------------------------------------
 

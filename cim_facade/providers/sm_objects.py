@@ -231,15 +231,15 @@ class SmReplicaPeer(SmProvider):
         path = await sm_objects.target_peer_path(view, copy)
         kind = sm_objects.PEER_REMOTE if copy.is_remote else sm_objects.PEER_VOLUME
         key = copy.replica if copy.is_remote else sm_objects.target_device_id(copy)
-        names = await synchronizations.element_names(view)
+        name = await view.element_name(f"relation:{copy.target}")
         return await self._peer(
             view,
             kind,
             key,
-            Identifier=names.get(f"relation:{copy.target}") or copy.replica or path.keybindings["ObjectId"],
+            Identifier=name or copy.replica or path.keybindings["ObjectId"],
             PeerObjectType=STORAGE_VOLUME,
             PeerObjectId=None if copy.is_remote else (await view.paths()).instance_id(sm_objects.VOLUME, key),
-            PeerObjectName=names.get(copy.target) or copy.snapshot or copy.replica,
+            PeerObjectName=await view.element_name(copy.target) or copy.snapshot or copy.replica,
             PeerUniqueId=copy.target,
             PeerSystemName=copy.target_at or sm_objects.LOCAL,
             IsPrimary=copy.source_at is not None,

@@ -141,6 +141,6 @@ class RelationApi(Protocol):
         None: no longer. Raises InvalidArgument: too long, empty, or with control characters."""
         ...
 
-    async def element_name_list(self) -> dict[str, str]:
-        """The free texts, by id or GUID."""
+    async def element_name_list(self, guids: list[str] | None = None) -> dict[str, str]:
+        """The free texts, by id or GUID: of these, by default of all that have one."""
         ...
