@@ -24,7 +24,7 @@ from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, In
 from engine.errors_json import error_from_json
 from engine.jobs import JobState
 from engine.names import NAME_MAX
-from engine.relations import check_element_name, new_guid
+from engine.relations import RELATION_PREFIX, check_element_name, new_guid
 from engine.token_clone import start_token_clone
 
 if TYPE_CHECKING:
@@ -435,7 +435,7 @@ class _Order:
     async def _call_relation(self, made: dict[str, Any], order: CopyOrder) -> None:
         target = made.get("target_id") or made.get("guid") or made.get("replica")
         if target is not None:
-            await self._call(f"relation:{target}", order.relation_name)
+            await self._call(RELATION_PREFIX + target, order.relation_name)
 
     async def _call(self, guid: str, element_name: str | None) -> None:
         if element_name is not None:
@@ -559,7 +559,7 @@ class _Order:
             identity = made.pop(key, None)
             if identity is not None and order.target is None:
                 await self._relations.set_element_name(identity, None)
-                await self._relations.set_element_name(f"relation:{identity}", None)
+                await self._relations.set_element_name(RELATION_PREFIX + identity, None)
 
 
 class _Verbs(NamedTuple):

@@ -9,6 +9,7 @@ from engine.api_part import ApiPart
 from engine.errors import NotFound
 from engine.group_instant import find_point
 from engine.jobs import job_info
+from engine.relations import RELATION_PREFIX
 
 if TYPE_CHECKING:
     from engine.api import CopyOrder, GroupOrder, GroupRelationInfo, JobInfo, RelationInfo
@@ -26,7 +27,16 @@ class RelationOperations(ApiPart):
     async def restore_relations(self) -> None:
         """To be called once volumes and replicas are there; orders that were interrupted go on."""
         self._relations.exists = self._is_there
-        await self._relations.restore()
+        groups = self._pool.groups.all()
+        known = {info.guid for info in groups}
+        known |= {shot.guid for info in groups for shot in self._pool.groups.snapshots(info.name)}
+        known |= {info.name for info in self._replicas.all()}
+        for volume in self._pool.volumes():
+            known |= {volume.volume_id, *(snapshot.guid for snapshot in self._pool.snapshots(volume))}
+        known |= {row.volume_id for family in self._pool.damaged() for row in family.volumes}
+        if self._pool.damaged():  # which snapshots are in there nobody knows
+            known |= {guid.removeprefix(RELATION_PREFIX) for guid in await self._pool.catalog.relations.element_names()}
+        await self._relations.restore(known)
         await self._orders.restore()
 
     async def copies_make(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from engine.files import Clock
 
 
+RELATION_PREFIX = "relation:"
+"""Before the id of a copy: the text is of the relation, not of the copy."""
+
+
 def check_element_name(name: str) -> str:
     """``name`` when something may be called so by a free text. Raises InvalidArgument."""
     if not 0 < len(name) <= ELEMENT_NAME_MAX or not name.strip() or not name.isprintable():
@@ -42,8 +46,9 @@ class Relations:
         self._groups: dict[str, GroupRelationInfo] = {}
         self.exists: Callable[[str, str], bool] = lambda _source, _copy: True
 
-    async def restore(self) -> None:
-        """To be called once all volumes and replicas are known."""
+    async def restore(self, known: set[str]) -> None:
+        """To be called once all volumes and replicas are known. ``known``: ids, GUIDs and names of all that free texts
+        can be of, but relations; a text of something else is forgotten."""
         self._names = await self._tables.element_names()
         for row in await self._tables.clones():
             if self.exists(row.source_id, row.target_id):
@@ -57,6 +62,8 @@ class Relations:
                 self._groups[guid] = info
             else:
                 await self._tables.remove_group(guid)
+        for guid in [guid for guid in self._names if guid.removeprefix(RELATION_PREFIX) not in known | {*self._groups}]:
+            await self.set_element_name(guid, None)
 
     # --- free texts -------------------------------------------------------------------------------------------
 

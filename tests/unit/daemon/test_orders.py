@@ -194,6 +194,19 @@ async def test_a_job_goes_on_after_the_end_of_the_daemon_under_its_number(tmp_pa
             await engine.api.relation_end(target)
 
 
+async def test_free_texts_of_what_is_gone_are_forgotten_at_the_next_start(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        await make(engine, "a")
+        await ordered(engine, CopyOrder("snapshot", "a", element_name="Stays", relation_name="Too"))
+        await ordered(engine, CopyOrder("snapshot", "a", element_name="Goes"))
+        await engine.api.group_create("g", ["a"])
+        await engine.api.element_name_set((await engine.api.group_show("g")).guid, "A group")
+        await engine.api.snapshot_delete("a", "goes")
+        assert len(await engine.api.element_name_list()) == 4
+    async with opened(tmp_path / "pool") as engine:
+        assert set((await engine.api.element_name_list()).values()) == {"Stays", "Too", "A group"}
+
+
 async def test_a_cancelled_order_leaves_nothing(tmp_path):
     held = []
 
