@@ -25,25 +25,32 @@ def _mirrors(copies: list[Copy]) -> list[str]:
     return [copy.replica for copy in copies if copy.replica is not None]
 
 
-def _at_peer(copies: list[Copy]) -> str:
-    """The one replica that a role is changed of."""
-    if len(copies) != 1 or not copies[0].is_remote or copies[0].replica is None:
-        raise unsupported("roles change between two pools, one replica at a time")
+def _replica_here(copies: list[Copy]) -> str:
+    """The one replica that is to take its source's place."""
+    if len(copies) != 1 or copies[0].source_at is None or copies[0].replica is None:
+        raise unsupported("this is said to the pool that has the replica, of one replica at a time")
+    return copies[0].replica
+
+
+def _disk_here(copies: list[Copy]) -> str:
+    """The one replica whose source is to be where it was before."""
+    if len(copies) != 1 or copies[0].target_at is None or copies[0].replica is None:
+        raise unsupported("this is said to the pool that has the disk now, of one replica at a time")
     return copies[0].replica
 
 
 async def _fail_over(view: View, copies: list[Copy], force: bool) -> int | None:
     """Said to the pool that has the replica. ``force``: the source is gone, and what it had not sent is, too."""
-    return (await view.api.replica_failover(_at_peer(copies), accept_loss=force, fenced=force)).job
+    return (await view.api.replica_failover(_replica_here(copies), accept_loss=force, fenced=force)).job
 
 
 async def _reverse_roles(view: View, copies: list[Copy], force: bool) -> int | None:
     """The source hands over, without loss."""
-    return (await view.api.replica_failover(_at_peer(copies))).job
+    return (await view.api.replica_failover(_replica_here(copies))).job
 
 
 async def _fail_back(view: View, copies: list[Copy], force: bool) -> int | None:
-    return (await view.api.replica_failback(_at_peer(copies))).job
+    return (await view.api.replica_failback(_disk_here(copies))).job
 
 
 async def _pause(view: View, copies: list[Copy], force: bool) -> int | None:

@@ -1,0 +1,46 @@
+"""Roles of a mirror between two pools change through CIM, at the side of the replica: planned, back, and refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.support.cim_array import REPLICATION, behind_the_facade
+from tests.unit.daemon.test_failover import known, two
+from tests.unit.daemon.test_peers import MIB, content, fill, synchronized
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SYNC = "MSISCSITARGET_StorageSynchronized"
+
+
+async def test_roles_are_reversed_and_given_back_through_cim(tmp_path: Path):
+    async with two(tmp_path) as pools, behind_the_facade(pools.a) as a, behind_the_facade(pools.b) as b:
+
+        async def modify(array, operation, **more):
+            (sync,) = await array.all(SYNC)
+            given = {"Operation": operation, "Synchronization": sync.path} | more
+            code, out = await array.call(REPLICATION, "ModifyReplicaSynchronization", **given)
+            return code, None if out["Job"] is None else (await array.ended(out["Job"]))["ErrorCode"]
+
+        (here,) = await a.all(SYNC)
+        (there,) = await b.all(SYNC)
+        assert here["SystemElement"] == await a.path_of("v")
+        assert there["SyncedElement"] == await b.path_of("r")
+        assert (await a.get(here["SyncedElement"]))["ElementName"] == "r"  # what is at the peer is an entity
+        assert (await b.get(there["SystemElement"]))["EntityID"] == "a:r"
+
+        assert await modify(a, 20) == (1, None)  # the disk is there already
+        expected = await content(pools.a, "v")
+        assert await modify(b, 20) == (4096, 0)
+        assert await content(pools.b, "r") == expected
+        (there,) = await b.all(SYNC)
+        assert there["SystemElement"] == await b.path_of("r")
+
+        await fill(pools.b, "r", 2 * MIB)
+        await synchronized(pools.b, "r")
+        await known(pools.a)
+        assert await modify(b, 11) == (4096, 0)
+        (here,) = await a.all(SYNC)
+        assert here["SystemElement"] == await a.path_of("v")
+        assert not (await a.api.volume_show("v")).read_only
