@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import pywbem
 from pywbem import CIMInstanceName, Uint16, Uint64
 
@@ -164,3 +167,61 @@ def test_from_the_url_to_a_finished_mirror(tmp_path: Path) -> None:
         (synchronized,) = client.References(made["TheElement"], ResultClass="CIM_StorageSynchronized")
         assert (synchronized["CopyState"], synchronized["PercentSynced"]) == (4, 100)
         assert client.GetInstance(synchronized["SyncedElement"])["ElementName"] == "Mirror"
+
+
+@pytest.mark.client("qemu-iscsi")
+def test_a_disk_made_exposed_and_frozen_by_cim_for_a_real_initiator(tmp_path: Path) -> None:
+    """What qemu-img writes to a volume is what it reads from its snapshot, though it has written more meanwhile."""
+    size = 8 * MIB
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(os.urandom(size))
+    second.write_bytes(os.urandom(size))
+    with Daemon.start(tmp_path / "pool", "--wbem-http", "127.0.0.1:0") as daemon:
+        client = connected(daemon)
+
+        def expose(volume: CIMInstanceName, access: int) -> str:
+            code, out = client.InvokeMethod(
+                "ExposePaths",
+                service(client, "CIM_ControllerConfigurationService"),
+                LUNames=[client.GetInstance(volume)["Name"]],
+                InitiatorPortIDs=[""],
+                DeviceAccesses=[Uint16(access)],
+            )
+            assert code == 0
+            (view,) = out["ProtocolControllers"]
+            (unit,) = client.References(view, ResultClass="CIM_ProtocolControllerForUnit")
+            (port,) = client.AssociatorNames(view, AssocClass="CIM_SAPAvailableForElement")
+            (portal,) = client.Associators(port, AssocClass="CIM_BindsTo")
+            lun = int(unit["DeviceNumber"], 16)
+            return f"iscsi://{portal['Name']}/{client.GetInstance(view)['Name']}/{lun}"
+
+        code, made = client.InvokeMethod(
+            "CreateOrModifyElementFromStoragePool",
+            service(client, "CIM_StorageConfigurationService"),
+            ElementName="Disk",
+            ElementType=Uint16(2),
+            Size=Uint64(size),
+        )
+        assert code == 0
+        disk = expose(made["TheElement"], access=2)
+        convert(first, disk)
+        code, out = client.InvokeMethod(
+            "CreateElementReplica",
+            service(client, "CIM_ReplicationService"),
+            SyncType=Uint16(7),
+            SourceElement=made["TheElement"],
+            ElementName="Frozen",
+        )
+        assert code == 0
+        frozen = expose(out["TargetElement"], access=3)
+        convert(second, disk)
+        compare(first, frozen)
+        compare(second, disk)
+
+
+def convert(image: Path, url: str) -> None:
+    subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, url], check=True)
+
+
+def compare(image: Path, url: str) -> None:
+    subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "raw", image, url], check=True)
