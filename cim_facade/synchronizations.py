@@ -260,6 +260,7 @@ async def all_copies(view: View) -> list[Copy]:
     for volume in await view.volumes():
         if volume.snapshots:
             found += [of_snapshot(volume, info) for info in await snapshots_of(view, volume.name)]
+            await view.breathe()
     return found
 
 

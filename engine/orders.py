@@ -81,13 +81,18 @@ class Orders:
 
     async def restore(self) -> None:
         """Go on with the orders that the end of the daemon interrupted."""
-        for job_id, document in (await self._pool.catalog.relations.orders()).items():
+        tables = self._pool.catalog.relations
+        for job_id, document in (await tables.orders()).items():
             try:
                 job = self._pool.jobs.get(job_id)
-            except NotFound:  # so old that it is not in the history any more
-                await self._pool.catalog.relations.remove_order(job_id)
+                run = _Order(self._api, self._pool, self._relations, document, resumed=True)
+            except NotFound as error:  # a source was deleted, or the job is not in the history any more
+                log.error("job %d does not go on: %s", job_id, error)
+                await tables.remove_order(job_id)
                 continue
-            run = _Order(self._api, self._pool, self._relations, document, resumed=True)
+            except EngineError as error:  # a source is not served: perhaps after the next start
+                log.error("job %d does not go on: %s", job_id, error)
+                continue
             self._reserved |= run.taken()
             await self._pool.jobs.go_on(job, self._work_of(run))
 

@@ -106,7 +106,12 @@ async def _relationships(view: View, params: Parameters) -> list[CIMInstanceName
         found += await synchronizations.all_copies(view)
     if params.get("Type") in (None, GROUP_SYNCHRONIZED):
         found += await synchronizations.group_copies(view)
-    return [await elements.copy_path(view, copy) for copy in found if _fits(copy, params)]
+    paths = []
+    for copy in found:
+        if _fits(copy, params):
+            paths.append(await elements.copy_path(view, copy))
+            await view.breathe()
+    return paths
 
 
 def _fits(copy: Copy | GroupCopy, params: Parameters) -> bool:
@@ -132,6 +137,7 @@ async def get_replication_relationship_instances(view: View, path: CIMInstanceNa
         made = await instance(view, each)
         if made is not None:
             found.append(made)
+        await view.breathe()
     return 0, {"Synchronizations": found}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from engine.api import CopyOrder, GroupOrder
@@ -192,6 +194,24 @@ async def test_a_job_goes_on_after_the_end_of_the_daemon_under_its_number(tmp_pa
         await engine.api.relation_end(target)
         with pytest.raises(NotFound):
             await engine.api.relation_end(target)
+
+
+async def test_an_order_whose_source_is_gone_keeps_no_daemon_from_starting(tmp_path):
+    document = {
+        "orders": [asdict(CopyOrder("clone", "gone", name="copy"))],
+        "group": None,
+        "at_once": False,
+        "on_error": "stop",
+        "until": "synchronized",
+    }
+    async with opened(tmp_path / "pool") as engine:
+        await make(engine, "a")
+        job = await ordered(engine, CopyOrder("snapshot", "a"))
+        for number in (job.job, job.job + 1000):
+            await engine.pool.catalog.relations.put_order(number, document)
+    async with opened(tmp_path / "pool") as engine:
+        assert await engine.pool.catalog.relations.orders() == {}
+        assert (await engine.api.job_show(job.job)).state == "Completed"
 
 
 async def test_free_texts_of_what_is_gone_are_forgotten_at_the_next_start(tmp_path):
