@@ -44,7 +44,7 @@ from cim_facade.namespaces import SCHEMA, STORAGE
 from cim_facade.operations import Filters, Operations
 from cim_facade.registry import whole_registry
 from cim_facade.server import CimServer
-from engine.api import PoolIdentity, PoolSpaceInfo, VolumeInfo
+from engine.api import VOLUME_PAGE, PoolIdentity, PoolSpaceInfo, VolumeInfo, VolumePage
 from engine.errors import NotFound
 from twinvol import certificate
 
@@ -99,6 +99,11 @@ class Catalogue:
 
     async def volume_list(self) -> list[VolumeInfo]:
         return self._volumes
+
+    async def volume_page(self, cursor: str | None = None, limit: int = VOLUME_PAGE) -> VolumePage:
+        begin = int(cursor or 0)
+        end = begin + limit
+        return VolumePage(self._volumes[begin:end], str(end) if end < len(self._volumes) else None)
 
     async def volume_find(self, volume_id: str) -> VolumeInfo:
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cim_facade.paths import Paths
+from engine.api import each_volume
 from engine.errors import EngineError, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class View:
 
     async def volumes(self) -> list[VolumeInfo]:
         """All of them, in the engine's order."""
-        return await self.once("volumes", self.api.volume_list)
+        return await self.once("volumes", lambda: each_volume(self.api))
 
     async def volumes_by_name(self) -> dict[str, VolumeInfo]:
         async def index() -> dict[str, VolumeInfo]:

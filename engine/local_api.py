@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import os
 from typing import TYPE_CHECKING
 
 from engine.api import (
+    VOLUME_PAGE,
     DeletionInfo,
     EventInfo,
     FlattenInfo,
@@ -16,6 +18,7 @@ from engine.api import (
     SpaceInfo,
     StatusInfo,
     VolumeInfo,
+    VolumePage,
 )
 from engine.catalog import VolumeRow
 from engine.changed_blocks import ChangedBlocks
@@ -219,6 +222,17 @@ class LocalApi(
         for family in self._pool.damaged():
             infos += self._damaged_infos(family)
         return sorted(infos, key=lambda info: info.name)
+
+    async def volume_page(self, cursor: str | None = None, limit: int = VOLUME_PAGE) -> VolumePage:
+        if not 1 <= limit <= VOLUME_PAGE:
+            raise InvalidArgument(f"a page has 1 to {VOLUME_PAGE} volumes, not {limit}")
+        begin = "" if cursor is None else cursor  # the last name of the page before
+        behind = (volume for volume in self._pool.volumes() if volume.name > begin)
+        infos = await self._volume_infos(heapq.nsmallest(limit + 1, behind, key=lambda volume: volume.name))
+        for family in self._pool.damaged():
+            infos += [info for info in self._damaged_infos(family) if info.name > begin]
+        infos.sort(key=lambda info: info.name)
+        return VolumePage(infos[:limit], infos[limit - 1].name if len(infos) > limit else None)
 
     async def volume_show(self, name: str) -> VolumeInfo:
         for family in self._pool.damaged():

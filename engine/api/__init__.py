@@ -69,6 +69,7 @@ from engine.api.targets import (
 )
 from engine.api.volumes import (
     VOLUME_BYTES_MAX,
+    VOLUME_PAGE,
     DeletionInfo,
     FamilySpaceInfo,
     FlattenInfo,
@@ -78,6 +79,8 @@ from engine.api.volumes import (
     SpaceInfo,
     VolumeApi,
     VolumeInfo,
+    VolumePage,
+    each_volume,
 )
 
 
@@ -106,6 +109,9 @@ __all__ = [
     "StatusInfo",
     "VOLUME_BYTES_MAX",
     "VolumeInfo",
+    "VolumePage",
+    "each_volume",
+    "VOLUME_PAGE",
     "ScrubRange",
     "ScrubInfo",
     "SnapshotSpace",

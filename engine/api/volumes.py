@@ -149,6 +149,18 @@ class FlattenInfo:
     snapshots: list[str]
 
 
+VOLUME_PAGE = 250
+"""Volumes in one page at most: what takes a few milliseconds to send and to receive, as many as there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePage:
+    """``cursor``: where the next page begins; None behind the last volume."""
+
+    volumes: list[VolumeInfo]
+    cursor: str | None
+
+
 class VolumeApi(Protocol):
     """See ``engine.api``."""
 
@@ -172,6 +184,14 @@ class VolumeApi(Protocol):
         ...
 
     async def volume_list(self) -> list[VolumeInfo]: ...
+
+    async def volume_page(self, cursor: str | None = None, limit: int = VOLUME_PAGE) -> VolumePage:
+        """Some of them, by name, from the beginning or from where a page before ended; ``each_volume`` follows.
+
+        What is there all the while is in one page; what comes or goes meanwhile may be in one. Raises InvalidArgument:
+        a limit that is not 1 to VOLUME_PAGE.
+        """
+        ...
 
     async def volume_show(self, name: str) -> VolumeInfo: ...
 
@@ -275,3 +295,15 @@ class VolumeApi(Protocol):
     async def volume_root(self, name: str, snapshot: str | None = None) -> JobInfo:
         """The root of the hash tree of a snapshot, or of the volume as it is now: ``root`` of the job's result."""
         ...
+
+
+async def each_volume(api: VolumeApi) -> list[VolumeInfo]:
+    """All volumes, by name, a page at a time: of thousands, too, no loop is held for long."""
+    found: list[VolumeInfo] = []
+    cursor = None
+    while True:
+        page = await api.volume_page(cursor)
+        found += page.volumes
+        cursor = page.cursor
+        if cursor is None:
+            return found

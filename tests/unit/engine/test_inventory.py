@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.api import VOLUME_PAGE, each_volume
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound
 from tests.support.engine import opened
 
@@ -42,6 +43,23 @@ async def test_volumes_and_snapshots_are_found_by_id(tmp_path: Path) -> None:
             await engine.api.snapshot_find(volume.volume_id, snapshot.guid)
         with pytest.raises(NotFound):
             await engine.api.volume_find(snapshot.guid)
+
+
+async def test_volumes_come_in_pages_by_name(tmp_path: Path) -> None:
+    async with opened(tmp_path / "pool") as engine:
+        assert await each_volume(engine.api) == []
+        for number in (3, 1, 4, 0, 2):
+            await engine.api.volume_create(f"disk-{number}", 1 << 20)
+        first = await engine.api.volume_page(limit=2)
+        assert [volume.name for volume in first.volumes] == ["disk-0", "disk-1"]
+        await engine.api.volume_delete("disk-1")  # where the next page begins
+        await engine.api.volume_delete("disk-2")
+        second = await engine.api.volume_page(first.cursor, 2)
+        assert ([volume.name for volume in second.volumes], second.cursor) == (["disk-3", "disk-4"], None)
+        assert await each_volume(engine.api) == await engine.api.volume_list()
+        for limit in (0, VOLUME_PAGE + 1):
+            with pytest.raises(InvalidArgument):
+                await engine.api.volume_page(limit=limit)
 
 
 async def test_an_initiator_is_known_until_it_is_removed(tmp_path: Path) -> None:
