@@ -17,7 +17,7 @@ import json, os, sys
 import twinvol.cli.serve
 from twinvol import daemon
 
-def say_loaded(iscsi, api, peer):
+def say_loaded(*_):
     print(json.dumps(sorted(sys.modules)), flush=True)
     os._exit(0)
 
