@@ -74,29 +74,46 @@ def tree_of(top: Node) -> Iterator[Node]:
 
 def views(family: Family, top: Node, number: int, places: Places) -> list[View]:
     """The view that the topmost node has of places of a leaf, and those of all nodes whose parents inherit something
-    there; parents first. The maps are loaded and the leaves resident."""
-    found = [_view(family, top, None, number, places, top.floor)]
-    for each in found:  # which grows meanwhile
-        if len(each.claims):
-            found += [_view(family, child, each, number, places, top.floor) for child in each.node.children]
+    there; parents first. The maps are loaded and the leaves resident.
+
+    What the nodes have is looked up for all of them at once, since numpy costs the same for one as for hundreds; and
+    once for each leaf: the views of nodes that share one have the same arrays.
+    """
+    numbers: dict[int, int] = {}
+    leaves: dict[object, int] = {}
+    distinct: list[Leaf] = []
+    for node in tree_of(top):
+        leaf = _leaf_of(node, number)
+        at = numbers[node.id] = leaves.setdefault(leaf.page or leaf, len(distinct))
+        if at == len(distinct):
+            distinct.append(leaf)
+    entries = np.stack([leaf.array[places] for leaf in distinct])
+    rows = family.claims.partials.by_place(entries.reshape(-1))
+    inherited = rows >= FIRST_CHUNK_ENTRY
+    inherited[inherited] = family.claims.births_of(rows[inherited]) <= top.floor
+    shape = 2, len(distinct), len(places)
+    rows, inherited = rows.reshape(shape), inherited.reshape(shape)
+    looks = [
+        (each, whole, base & ~whole, claims[here])
+        for each, whole, base, claims, here in zip(
+            entries, *inherited, rows.swapaxes(0, 1), inherited.swapaxes(0, 1), strict=True
+        )
+    ]
+    found = [View(top, None, _leaf_of(top, number), *looks[numbers[top.id]])]
+    for above in found:  # which grows meanwhile
+        if len(above.claims):
+            children = above.node.children
+            found += [View(child, above, _leaf_of(child, number), *looks[numbers[child.id]]) for child in children]
     return found
 
 
-def _view(family: Family, node: Node, above: View | None, number: int, places: Places, generation: int) -> View:
-    leaf = node.map.leaves[number] if number < node.map.count else ABSENT_LEAF
-    if above is not None and _is_same(leaf, above.leaf):
-        return View(node, above, leaf, above.entries, above.whole, above.base, above.claims)
-    entries = leaf.array[places]
-    rows = family.claims.partials.by_place(entries)
-    inherited = rows >= FIRST_CHUNK_ENTRY
-    inherited[inherited] = family.claims.births_of(rows[inherited]) <= generation
-    whole, base = inherited
-    return View(node, above, leaf, entries, whole, base & ~whole, rows[inherited])
+def _leaf_of(node: Node, number: int) -> Leaf:
+    return node.map.leaves[number] if number < node.map.count else ABSENT_LEAF
 
 
-def _is_same(leaf: Leaf, other: Leaf) -> bool:
-    """Whether two leaves are one, though they may have been read from the file twice."""
-    return leaf is other or (leaf.page != 0 and leaf.page == other.page)
+def distinct(looked: list[View]) -> Iterator[View]:
+    """One view of those that have the same arrays."""
+    return iter({id(view.entries): view for view in reversed(looked)}.values())
 
 
 def adopt(family: Family, top: Node, items: list[tuple[int, int, int]]) -> None:
@@ -124,8 +141,10 @@ def _adopt_in_leaf(family: Family, top: Node, number: int, places: Places, entri
         family.births.extend_to(max(family.births.count, chunk + 1))
         family.births.set(chunk, birth)
     changed: dict[object, Leaf] = {}
+    unmapped = {id(view.entries): _unmapped(view, entries) for view in distinct(looked)}
     for view in looked:
-        _replace_entries(family, view, number, places, entries, changed)
+        _replace_entries(family, view, number, places, entries, changed, unmapped[id(view.entries)])
+    for view in distinct(looked):
         _replace_bases(family, view, entries)
     top.own += len(copies)
     family.kill_many(top, looked[0].claims)
@@ -133,10 +152,21 @@ def _adopt_in_leaf(family: Family, top: Node, number: int, places: Places, entri
         _mend_deadlist(family, view, entries, birth)
 
 
+def _unmapped(view: View, entries: Words) -> int:
+    """How many of the entries that a copy takes the place of become ZERO; -1: there is no such entry."""
+    return int(np.count_nonzero(entries[view.whole] < FIRST_CHUNK_ENTRY)) if view.whole.any() else -1
+
+
 def _replace_entries(
-    family: Family, view: View, number: int, places: Places, entries: Words, changed: dict[object, Leaf]
+    family: Family,
+    view: View,
+    number: int,
+    places: Places,
+    entries: Words,
+    changed: dict[object, Leaf],
+    unmapped: int,
 ) -> None:
-    if not view.whole.any():
+    if unmapped < 0:
         return
     node, leaf = view.node, view.leaf
     key = leaf.page or leaf
@@ -149,7 +179,7 @@ def _replace_entries(
     elif node.map.leaves[number] is not known:
         node.map.put(number, known)
     _tell_readers(node, number)
-    node.mapped -= int(np.count_nonzero(entries[view.whole] < FIRST_CHUNK_ENTRY))
+    node.mapped -= unmapped
 
 
 def _tell_readers(node: Node, number: int) -> None:

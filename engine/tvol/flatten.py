@@ -31,7 +31,7 @@ from engine.errors import InvalidState, NotSupported, OutOfRange
 from engine.stores import Extent, ExtentState
 from engine.stores.place import Place
 from engine.tvol import layout
-from engine.tvol.adoption import tree_of, views
+from engine.tvol.adoption import distinct, tree_of, views
 from engine.tvol.bulk import NativeReadLease, segments_of
 from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT
 from engine.tvol.device import ZEROES, NativeDevice, add_extent, runs_of
@@ -292,7 +292,7 @@ class _Lease:
             places = np.arange(start, stop)
             looked = views(core.family, top, number, (self._first + places & LEAF_MASK).astype(np.intp))
             good = _is_inherited(looked[0]) & self._is_still(looked, places)
-            bases = np.logical_or.reduce([view.base for view in looked])
+            bases = np.logical_or.reduce([view.base for view in distinct(looked)])
             zeroes = places[good & bases & ~self._has_data[start:stop]]
             if not len(zeroes):
                 break
