@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InvalidArgument, OutOfRange, WriteProtected
 from engine.stores import BlockDevice
-from engine.streams import StreamFile
 from engine.units import SECTOR_SIZE, align_up
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.stores import Extent
+    from engine.streams import StreamFile
 
 
 class SourceImage(BlockDevice, Protocol):
@@ -97,6 +97,8 @@ class RawImage(ImageDevice):
     @classmethod
     async def open(cls, path: Path) -> RawImage:
         """An existing file or block device, for reading. Raises NotFound, PermissionDenied, InvalidArgument."""
+        from engine.streams import StreamFile  # aiofiles: a mirror to a disk does without
+
         file = await StreamFile.open(path)
         try:
             size = await file.size()
