@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.errors import EngineError, InvalidState, NotSupported, TimedOut
@@ -446,7 +446,7 @@ class GroupMirror(MirrorRun[GroupRounds, GroupLink, GroupStream]):
     """See the module.
 
     Args:
-        members: in the group's order.
+        members: in the group's order; they share the queue of ``policy`` in equal parts.
         record, save: as of ``MirrorRun``, for all.
         completed: see ``GroupRounds``.
     """
@@ -468,8 +468,9 @@ class GroupMirror(MirrorRun[GroupRounds, GroupLink, GroupStream]):
         async def saved() -> None:
             await save(record)
 
+        self._share = replace(policy, queue_bytes=policy.queue_bytes // len(members))
         parts = [
-            Rounds(m.name, m.source, m.link, env, m.ledger_path, policy, record=own, save=saved, in_use=in_use)
+            Rounds(m.name, m.source, m.link, env, m.ledger_path, self._share, record=own, save=saved, in_use=in_use)
             for m, own in zip(members, record.members, strict=True)
         ]
         rounds = GroupRounds(
@@ -524,7 +525,7 @@ class GroupMirror(MirrorRun[GroupRounds, GroupLink, GroupStream]):
                 there.ack,
                 budget_s=self._detect_s,
                 demote=self._demoted_together,
-                queue_bytes=self.policy.queue_bytes,
+                queue_bytes=self._share.queue_bytes,
                 allowance=rounds.allowance if paced else None,
             )
             for member, rounds, there in zip(self.members, self._rounds.members, state.members, strict=True)

@@ -96,9 +96,10 @@ class GroupReplicaWorld(World):
     def make(self) -> None:
         rng = self.rng
         self.mode = rng.choice(MODES)
+        self.count = rng.randrange(2, 4)
         self.policy = MirrorPolicy(
             budget_s=BUDGET_S,
-            queue_bytes=96 * KIB,
+            queue_bytes=self.count * 96 * KIB,
             rounds_max=20,
             mark_interval_s=0.02,
             rpo_s=RPO_S,
@@ -107,7 +108,6 @@ class GroupReplicaWorld(World):
             retry_s=0.01,
             retry_max_s=0.05,
         )
-        self.count = rng.randrange(2, 4)
         self.names = [f"r.v{number}" for number in range(self.count)]
         self.sources_of = [MemoryStore() for _ in self.names]
         self.machines = []
