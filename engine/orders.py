@@ -194,7 +194,7 @@ class Orders:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, less than its source ({source.size_bytes})"
             )
-        self._api.require_copy_target(target)
+        self._api.require_copy_target(target, order.mode if order.kind == "mirror" else None)
 
     def _check_group(self, orders: list[CopyOrder], group: GroupOrder | None, *, at_once: bool) -> None:
         kinds = {order.kind for order in orders}
@@ -220,7 +220,9 @@ class Orders:
     def _named(self, orders: list[CopyOrder], group: GroupOrder | None) -> list[CopyOrder]:
         """Each with the name of what it makes."""
         if group is not None and group.consistent and orders[0].kind == "mirror":
-            name = next(name for name in made_names(group.name) if self._is_free_for_group(name, orders))
+            longest = max(len(order.source) for order in orders)  # it is NAME.MEMBER
+            text = group.name[: max(1, NAME_MAX - _SUFFIX_CHARACTERS - longest)]
+            name = next(name for name in made_names(text) if self._is_free_for_group(name, orders))
             return [replace(order, name=f"{name}.{order.source}") for order in orders]
         if group is not None and group.consistent:
             volumes = [self._pool.volume(order.source) for order in orders]
@@ -386,7 +388,9 @@ class _Order:
                 if self.document["until"] == "synchronized" and (self._mirrored is None or number == 0):
                     await self._synchronized(job, number, self._mirrored or name)
             case "clone" if order.target is not None:
-                await self._begin_mirror(order, "async")  # its first round is a verified copy of one instant
+                # Its first round is a verified copy of one instant; where initiators could see it, that is at the end.
+                shown = self._api.is_shown(self._pool.volume(order.target))
+                await self._begin_mirror(order, "sync" if shown else "async")
                 self._say_begun(job, True)
                 await self._synchronized(job, number, name)
                 await self._api.replica_detach(name)

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from engine.api_part import ApiPart
-from engine.errors import NotFound
+from engine.errors import InUse, NotFound
 from engine.group_instant import find_point
 from engine.jobs import job_info
 from engine.relations import RELATION_PREFIX
@@ -74,12 +74,19 @@ class RelationOperations(ApiPart):
 
     # --- for orders -------------------------------------------------------------------------------------------
 
-    def require_copy_target(self, target: Volume) -> None:
-        """Raises InUse: an existing volume cannot take another's content now."""
+    def require_copy_target(self, target: Volume, mode: str | None) -> None:
+        """Raises InUse: an existing volume cannot take another's content now. ``mode``: of a mirror, which replaces it
+        again and again unless it is synchronous; None: it is copied once."""
+        if mode not in (None, "sync") and self.is_shown(target):
+            raise InUse(f"volume {target.name} is shown by a target, and would be replaced under its initiators")
         self._replicas.require_free(target, "make it a copy")
         self._pool.jobs.require_unread(target.name)
         luns = self._exposure.luns_of(target.volume_id)
         self._exposure.require_idle(luns, f"volume {target.name}", hint="take another")
+
+    def is_shown(self, volume: Volume) -> bool:
+        """Whether a target has it."""
+        return bool(self._exposure.luns_of(volume.volume_id))
 
     def require_new_replica(self, name: str) -> None:
         """Raises AlreadyExists."""

@@ -184,6 +184,24 @@ async def test_attach_refuses_what_cannot_be_a_target(made):
     assert await attach(out["TargetElement"]) == 1  # a snapshot is no volume of its own
 
 
+async def test_a_target_that_somebody_is_logged_in_to_is_in_use(made):
+    source = await made.volume("v", data=DATA)
+    shown = await made.api.volume_create("shown", 2 * MIB, expose=True)
+    target = await made.path_of("shown")
+    asked = {"SourceElement": source, "TargetElement": target, "CopyType": 5}
+    made.engine.exports.log_in(shown.target, "iqn.2026-11.org.example:host")
+    assert await made.call(CONFIGURATION, "AttachReplica", **asked) == (6, {})
+    made.engine.exports.logged_in.clear()
+    assert await made.call(CONFIGURATION, "AttachReplica", **(asked | {"CopyType": 2})) == (6, {})
+    assert (await made.api.volume_show("shown")).size_bytes == 2 * MIB  # nothing has begun
+    code, out = await made.call(CONFIGURATION, "AttachReplica", **asked)
+    assert code == 4096
+    assert (await made.ended(out["Job"]))["ErrorDescription"] == ""
+    assert await content(made, "shown") == DATA
+    after = await made.api.volume_show("shown")
+    assert (after.size_bytes, after.target) == (MIB, shown.target)
+
+
 async def test_what_the_engine_refuses_has_its_code(made, monkeypatch):
     source = await made.volume("v")
     for error, code in ((OutOfSpace("full"), 4), (TimedOut("late"), 3), (EngineError("odd"), 2)):
