@@ -25,6 +25,7 @@ CREATE TABLE peer_invitations (
 CREATE TABLE peer_targets (
     replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL, name TEXT NOT NULL UNIQUE, volume_id TEXT NOT NULL,
     source TEXT NOT NULL, mode TEXT NOT NULL, facts TEXT NOT NULL DEFAULT '', whole_on TEXT NOT NULL DEFAULT '');
+CREATE TABLE peer_offers (volume_id TEXT PRIMARY KEY, peer TEXT NOT NULL);
 CREATE TABLE peer_makings (replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL);
 """
 
@@ -156,6 +157,22 @@ class PeerTables:
                 "INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row.values()
             )
         )
+
+    async def offers(self) -> dict[str, str]:
+        """Id -> peer of the volumes here that a peer may make replicas of its own."""
+        return await self._run(
+            lambda database: dict(database.execute("SELECT volume_id, peer FROM peer_offers").fetchall())
+        )
+
+    async def put_offer(self, volume_id: str, peer: str | None) -> None:
+        """Offer a volume to a peer, to no other; None: to nobody."""
+
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM peer_offers WHERE volume_id = ?", (volume_id,))
+            if peer is not None:
+                database.execute("INSERT INTO peer_offers VALUES (?, ?)", (volume_id, peer))
+
+        await self._run(work)
 
     async def makings(self) -> dict[str, str]:
         """Replica id -> peer of what was asked for there, and is no mirror."""

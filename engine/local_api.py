@@ -106,6 +106,7 @@ class LocalApi(
         replicas.incoming.require_unused = lambda volume: exposure.require_idle(
             exposure.luns_of(volume.volume_id), f"volume {volume.name}", hint="keep the replica fractured"
         )
+        replicas.incoming.require_attachable = self._require_attachable
         self._version = version
         self._remotes = remotes
         self._started_at = pool.env.clock.time()
@@ -119,6 +120,13 @@ class LocalApi(
         self._changed_blocks = ChangedBlocks(pool)
         self.upkeep = Upkeep([self._views.expire, self._schedules.tick, self._changed_blocks.drop_idle, replicas.tend])
         """To be run by whoever serves the pool."""
+
+    def _require_attachable(self, volume: Volume) -> None:
+        """Raises InUse: no peer may make it a replica now."""
+        self._replicas.require_free(volume, "make it a replica")
+        self._pool.groups.require_free(volume.volume_id, volume.name)
+        for lun in self._exposure.luns_of(volume.volume_id):
+            raise InUse(f"volume {volume.name} is shown by target {lun.target}; remove that LUN first")
 
     # --- the whole --------------------------------------------------------------------------------------------
 

@@ -59,6 +59,12 @@ class PeerOperations(ApiPart):
         await self._require_peers().set_key(name, key_source)
         return self._peer_info(name)
 
+    async def peer_offer(self, name: str, volume: str, *, withdraw: bool = False) -> PeerInfo:
+        self._require_peers().row(name)
+        await self._replicas.incoming.offer(name, self._pool.volume(volume), withdraw=withdraw)
+        await self._event(f"volume {volume}", f"{'no longer ' if withdraw else ''}offered to peer {name}")
+        return self._peer_info(name)
+
     def _require_peers(self) -> Peers:
         if self._peers is None:
             raise NotFound("part of this daemon", "peers")
@@ -77,6 +83,7 @@ class PeerOperations(ApiPart):
             added_at=row.added_at,
             rate_bytes_s=row.rate_bytes_s,
             key_source=row.key_source,
+            offers=self._replicas.incoming.offered(name),
             sent_bytes=peers.sent_bytes(name),
             replicas=self._replicas.at_peer(name),
             replicas_here=[target.name for target in self._replicas.incoming.of_peer(name)],

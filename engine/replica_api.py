@@ -83,6 +83,7 @@ class ReplicaOperations(ApiPart):
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
         failed_copy_stops_host_io: bool = False,
+        peer: str | None = None,
         secret: str | None = None,
         mutual_user: str | None = None,
         mutual_secret: str | None = None,
@@ -105,6 +106,10 @@ class ReplicaOperations(ApiPart):
             return job_info(await self._replicas.add_disk(name, volume, target, secrets, chosen, policy))
         if (secret, mutual_user, mutual_secret) != (None, None, None):
             raise InvalidArgument("secrets go with the URL of a disk")
+        if peer is not None:
+            name, existing = check_name("replica", name or target), check_name("volume", target)
+            job = await self._replicas.add_remote(name, volume, peer, chosen, policy, existing=existing)
+            return job_info(job)
         other = self._pool.volume(target)
         self._exposure.require_idle(self._exposure.luns_of(other.volume_id), f"volume {target}", hint="take another")
         self._require_unshown(other, chosen)

@@ -585,8 +585,19 @@ class Replicas:
                 await self.detach(name)
             raise
 
-    async def add_remote(self, name: str, source: Volume, peer: str, mode: CopyMode, policy: MirrorPolicy) -> Job:
+    async def add_remote(
+        self,
+        name: str,
+        source: Volume,
+        peer: str,
+        mode: CopyMode,
+        policy: MirrorPolicy,
+        *,
+        existing: str | None = None,
+    ) -> Job:
         """Make a volume ``name`` at a peer, and mirror ``source`` to it. The job ends when synchronized.
+
+        ``existing``: mirror it to that volume of the peer's instead, which was offered to us (``peer offer``).
 
         Raises AlreadyExists, NotFound (no such peer), PeerUnreachable, and what the peer answers.
         """
@@ -594,7 +605,7 @@ class Replicas:
         peers = self.peers_of(peer)
         self.require_no_target(source)
         word = next(word for word, value in MODES.items() if value is mode)
-        replica_id = await self.create_at_peer(name, source, peer, word)
+        replica_id = await self.create_at_peer(name, source, peer, word, existing=existing)
         state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
         row = MirrorRow(name, source.volume_id, replica_id, word, state, peer)
         try:
@@ -645,7 +656,9 @@ class Replicas:
         await mirror.start()
         return await self.synchronizing(mirror, "replica")
 
-    async def create_at_peer(self, name: str, source: Volume, peer: str, mode: str) -> str:
+    async def create_at_peer(
+        self, name: str, source: Volume, peer: str, mode: str, *, existing: str | None = None
+    ) -> str:
         """Make a volume like ``source`` at a peer, for a replica of that name; the id by which it is known there.
 
         Raises NotFound (no such peer), NotSupported, PeerUnreachable, and what the peer answers.
@@ -656,7 +669,8 @@ class Replicas:
         await self.makings.begin(replica_id, peer)
         try:
             await client.request(
-                "create",
+                "create" if existing is None else "attach",
+                volume=existing,
                 replica=replica_id,
                 name=name,
                 source=source.name,

@@ -30,6 +30,7 @@ class PeerInfo:
     added_at: float
     rate_bytes_s: int
     key_source: str | None
+    offers: list[str]
     sent_bytes: int
     replicas: list[str]
     replicas_here: list[str]
@@ -76,4 +77,9 @@ class PeerApi(Protocol):
         """Replicas of a peer's encrypted volumes are made here with data keys of their own, wrapped by the key at
         ``key_source`` (``file:/path`` or ``credential:NAME``); None: they are refused again. Those that are there keep
         theirs."""
+        ...
+
+    async def peer_offer(self, name: str, volume: str, *, withdraw: bool = False) -> PeerInfo:
+        """A peer may attach a volume of this pool as the replica of one of its own, which overwrites it. ``withdraw``:
+        not any more. Raises NotFound."""
         ...

@@ -124,12 +124,14 @@ class ReplicaApi(Protocol):
         backlog_bytes: int | None = None,
         hold_down_s: float | None = None,
         failed_copy_stops_host_io: bool = False,
+        peer: str | None = None,
         secret: str | None = None,
         mutual_user: str | None = None,
         mutual_secret: str | None = None,
     ) -> JobInfo:
         """As ``replica_create``, to an existing volume of the source's size, whose content is lost. Raises InUse.
 
+        ``peer``: the volume is there, and was offered to us by ``peer_offer``; blocks that are equal are not sent.
         ``target`` may be the URL of any iSCSI LUN that is large enough, for sync and async; then ``name`` is needed.
         ``secret``: of the CHAP user in the URL; ``mutual_user`` and ``mutual_secret``: by which its target has to prove
         itself. Such a target has no recovery points and is no instant of the source while a round writes it.

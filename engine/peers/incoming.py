@@ -153,6 +153,9 @@ class Incoming:
         """Raises InUse: initiators have the volume."""
         self.is_taken: Callable[[str], bool] = lambda _name: False
         """Whether a replica of this pool's own has the name."""
+        self._offers: dict[str, str] = {}
+        self.require_attachable: Callable[[Volume], None] = lambda _volume: None
+        """Raises InUse: the volume is shown, in a group, or an end of a replica."""
         self.key_for: Callable[[str], str | None] = lambda _peer: None
         """Where the key is for replicas of a peer's encrypted volumes."""
         self.is_shown: Callable[[str, str], bool] = lambda _volume_id, _guid: False
@@ -164,6 +167,7 @@ class Incoming:
 
     async def restore(self) -> None:
         """Find the volumes again, and protect them."""
+        self._offers = await self._pool.catalog.peers.offers()
         self._group_points = {row.group_id: row for row in await self._pool.catalog.mirror_groups.points()}
         for row in await self._pool.catalog.peers.targets():
             self._rows[row.replica_id] = row
@@ -292,6 +296,53 @@ class Incoming:
             self._found(made)
             return volume
 
+    async def offer(self, peer: str, volume: Volume, *, withdraw: bool) -> None:
+        """A peer may make this volume the replica of one of its own, which overwrites it; durable on return.
+
+        ``withdraw``: it may not any more; a replica that is there stays. Raises NotFound: it was not offered to it.
+        """
+        if withdraw and self._offers.get(volume.volume_id) != peer:
+            raise NotFound(f"offer to peer {peer}", volume.name)
+        await self._pool.catalog.peers.put_offer(volume.volume_id, None if withdraw else peer)
+        if withdraw:
+            del self._offers[volume.volume_id]
+        else:
+            self._offers[volume.volume_id] = peer
+
+    def offered(self, peer: str) -> list[str]:
+        """Names of the volumes that are offered to a peer."""
+        found = [self._pool.find(volume_id) for volume_id, to in self._offers.items() if to == peer]
+        return sorted(volume.name for volume in found if volume is not None)
+
+    async def attach(
+        self, row: PeerTargetRow, name: str, like: VolumeRow, size_bytes: int, *, encrypted: bool
+    ) -> Volume:
+        """Make the volume ``name``, which was offered to ``row.peer``, a replica for it. What it holds is overwritten.
+
+        Raises NotFound (no such volume, or it was not offered), AlreadyExists, InvalidArgument (another size or block),
+        NotSupported (not encrypted, and its source is), InUse.
+        """
+        check_name("replica", row.name)
+        async with self._making:
+            if row.replica_id in self._rows:
+                return self.get(row.peer, row.replica_id).volume
+            if self.named(row.name) is not None or self.is_taken(row.name):
+                raise AlreadyExists("replica", row.name)
+            volume = next((each for each in self._pool.volumes() if each.name == name), None)
+            if volume is None or self._offers.get(volume.volume_id) != row.peer:
+                raise NotFound("volume that is offered to this peer", name)
+            self.require_attachable(volume)
+            if volume.size_bytes != size_bytes:
+                raise InvalidArgument(f"volume {name} has {volume.size_bytes} bytes there, the source {size_bytes}")
+            if (volume.physical_block_bytes, volume.removable) != (like.physical_block_bytes, like.removable):
+                raise InvalidArgument(f"volume {name} is a disk of another kind: its physical block or removability")
+            if encrypted and self._pool.key_source(volume) is None:
+                raise NotSupported(f"volume {row.source} is encrypted, and {name} there is not")
+            made = replace(row, volume_id=volume.volume_id)
+            await self._put(made)
+            self._found(made)
+            return volume
+
     async def protect(self, replica: IncomingReplica, *, fractured: bool) -> None:
         """As its source says: this pool's users may write it while it is fractured. Raises InUse: they still do."""
         if replica.fractured and not fractured:
@@ -318,6 +369,9 @@ class Incoming:
         """
         row = self._rows.get(replica_id)
         if row is None or row.peer != peer:
+            return
+        if row.volume_id in self._offers:  # it was there before
+            await self.detach(row)
             return
         volume = self._pool.find(row.volume_id)
         replica = self._replicas.get(replica_id)

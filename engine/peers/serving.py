@@ -276,6 +276,20 @@ class ControlSession:
             yield replica
 
     async def _create(self, message: dict[str, Any]) -> dict[str, Any]:
+        row, policies = self._wanted(message)
+        sizes = number_of(message, "size_bytes"), number_of(message, "chunk_bytes")
+        volume = await self._incoming.create(row, policies, *sizes, encrypted=flag_of(message, "encrypted"))
+        return {"volume_id": volume.volume_id}
+
+    async def _attach(self, message: dict[str, Any]) -> dict[str, Any]:
+        row, policies = self._wanted(message)
+        name, size_bytes = check_name("volume", text_of(message, "volume")), number_of(message, "size_bytes")
+        encrypted = flag_of(message, "encrypted")
+        volume = await self._incoming.attach(row, name, policies, size_bytes, encrypted=encrypted)
+        return {"volume_id": volume.volume_id}
+
+    def _wanted(self, message: dict[str, Any]) -> tuple[PeerTargetRow, VolumeRow]:
+        """The replica that is asked for, and what its volume is to be like."""
         row = PeerTargetRow(
             replica_id=_uuid_of(message, "replica"),
             peer=self.peer,
@@ -294,10 +308,7 @@ class ControlSession:
             write_cache=flag_of(message, "write_cache"),
             removable=flag_of(message, "removable"),
         )
-        sizes = number_of(message, "size_bytes"), number_of(message, "chunk_bytes")
-        encrypted = flag_of(message, "encrypted")
-        volume = await self._incoming.create(row, policies, *sizes, encrypted=encrypted)
-        return {"volume_id": volume.volume_id}
+        return row, policies
 
     async def _abandon(self, message: dict[str, Any]) -> None:
         await self._incoming.abandon(self.peer, _uuid_of(message, "replica"))
@@ -465,6 +476,7 @@ class ControlSession:
 
 _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict[str, Any] | bytes | None]]] = {
     "create": ControlSession._create,
+    "attach": ControlSession._attach,
     "abandon": ControlSession._abandon,
     "connect": ControlSession._connect,
     "disconnect": ControlSession._disconnect,

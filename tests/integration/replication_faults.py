@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError
+from engine.errors import EngineError, PeerUnreachable
 from iscsi.initiator import InitiatorError
 from iscsi.initiator.disk import connect
 from iscsi.wire.errors import ProtocolError
@@ -161,14 +161,27 @@ class Faults:
                 assert time.monotonic() < deadline, f"still {info.copy_state}: {info.reason}"
                 await asyncio.sleep(0.05)
 
-    async def recovered(self) -> None:
-        await self.shown(lambda info: info.copy_state == "Synchronized")
+    async def verified(self) -> None:
+        """Raises PeerUnreachable."""
         async with self.source.api() as api:
             if self.mode != "sync":
                 await ended(api, await api.replica_resync("r"))
             job = await ended(api, await api.replica_verify("r"))
+            if job.error == "PeerUnreachable":
+                raise PeerUnreachable(job.message)
             assert job.state == "Completed", f"verify: {job.message}"
             assert job.result["identical"]
+
+    async def recovered(self) -> None:
+        deadline = time.monotonic() + RECOVERY_S
+        while True:
+            await self.shown(lambda info: info.copy_state == "Synchronized")
+            try:
+                await self.verified()
+                break
+            except PeerUnreachable:  # an asynchronous mirror is Synchronized within its RPO, whoever is away
+                assert time.monotonic() < deadline, "the peer is not reached again"
+                await asyncio.sleep(0.1)
         await self.host_check()
 
     async def fault(self, name: str, work: Callable[[], Awaitable[None]], *checks: str) -> None:

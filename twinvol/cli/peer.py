@@ -111,5 +111,16 @@ async def key(api: EngineApi, output: Output, name: str, source: str) -> None:
     output.object(info, f"peer {name}: new replicas of its encrypted volumes {text}")
 
 
+@cli.command()
+@click.argument("name")
+@click.argument("volume")
+@click.option("--withdraw", is_flag=True, help="Not any more; a replica that is there stays.")
+@with_api
+async def offer(api: EngineApi, output: Output, name: str, volume: str, withdraw: bool) -> None:
+    """A peer may attach VOLUME as the replica of a volume of its own; what VOLUME holds is lost then."""
+    info = await api.peer_offer(name, volume, withdraw=withdraw)
+    output.object(info, f"peer {name} may attach: {', '.join(info.offers) or 'nothing'}")
+
+
 def _rate(info: PeerInfo) -> str:
     return f"peer {info.name}: " + (f"at most {size_text(info.rate_bytes_s)}/s" if info.rate_bytes_s else "no limit")

@@ -89,6 +89,7 @@ async def create(
 @click.argument("target")
 @mirror_terms
 @click.option("--name", help="By default the target's name; a disk needs one.")
+@click.option("--peer", help="TARGET is a volume there, which it has offered to this pool.")
 @click.option("--secret-file", type=_FILE, help="Holds the CHAP secret of USER, for iscsi://USER@HOST/TARGET/LUN.")
 @click.option("--mutual-user", help="What the disk's target proves itself as.")
 @click.option("--mutual-secret-file", type=_FILE, help="Holds the secret of that.")
@@ -101,6 +102,7 @@ async def attach(
     target: str,
     latency_budget: float | None,
     name: str | None,
+    peer: str | None,
     secret_file: Path | None,
     mutual_user: str | None,
     mutual_secret_file: Path | None,
@@ -117,6 +119,7 @@ async def attach(
         source,
         target,
         name=name,
+        peer=peer,
         secret=await _secret(secret_file),
         mutual_user=mutual_user,
         mutual_secret=await _secret(mutual_secret_file),

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from engine.errors import AlreadyExists, InvalidArgument, NotFound, NotSupported, OutOfSpace, PeerUnreachable
+from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound, NotSupported, OutOfSpace, PeerUnreachable
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import LISTEN, MIB, connected, content, fill, finished, pair, synchronized, until
 
@@ -117,3 +117,57 @@ async def test_a_key_that_is_not_there_is_told(tmp_path):
         with pytest.raises((NotFound, PeerUnreachable)):
             await source.api.replica_create("secret", "r", mode="sync", peer="target")
         await nothing_left(source, target)
+
+
+async def test_a_volume_of_the_peers_is_attached_when_it_was_offered_and_equal_blocks_are_not_sent(tmp_path):
+    async with pair(tmp_path) as (source, target, proxy):
+        await fill(source, "v", 0, 5 * MIB, 9 * MIB)
+        await target.api.volume_create("theirs", source.pool.volume("v").size_bytes)
+        await target.pool.volume("theirs").write(0, memoryview(await content(source, "v")))
+        await target.pool.volume("theirs").write(9 * MIB, memoryview(os.urandom(4096)))
+        for volume in ("theirs", "none"):
+            with pytest.raises(NotFound):
+                await source.api.replica_attach("v", volume, mode="sync", peer="target")
+        assert (await target.api.peer_offer("source", "theirs")).offers == ["theirs"]
+        before = proxy.forward_bytes
+        await finished(source, await source.api.replica_attach("v", "theirs", name="r", mode="sync", peer="target"))
+        await synchronized(source, "r")
+        assert proxy.forward_bytes - before < MIB
+        await fill(source, "v", MIB)
+        assert await content(target, "theirs") == await content(source, "v")
+        with pytest.raises(InUse):
+            await target.api.volume_delete("theirs")
+        await source.api.replica_detach("r")
+        await target.pool.volume("theirs").write(0, memoryview(b"its own again..." * 32))
+        assert [info.name for info in await target.api.volume_list()] == ["theirs"]
+        assert (await target.api.peer_offer("source", "theirs", withdraw=True)).offers == []
+        with pytest.raises(NotFound):
+            await source.api.replica_attach("v", "theirs", name="r", mode="sync", peer="target")
+
+
+async def test_what_cannot_be_attached_is_refused_and_stays(tmp_path, monkeypatch):
+    async with pair(tmp_path) as (source, target, _):
+        await target.api.volume_create("other-size", MIB)
+        await target.api.volume_create("shown", source.pool.volume("v").size_bytes, expose=True)
+        await target.api.volume_create("fine", source.pool.volume("v").size_bytes)
+        for volume in ("other-size", "shown", "fine"):
+            await target.api.peer_offer("source", volume)
+        with pytest.raises(InvalidArgument):
+            await source.api.replica_attach("v", "other-size", mode="sync", peer="target")
+        with pytest.raises(InUse):
+            await source.api.replica_attach("v", "shown", mode="sync", peer="target")
+
+        async def put_mirror(row) -> None:
+            raise OutOfSpace("no room for a row")
+
+        monkeypatch.setattr(source.pool.catalog, "put_mirror", put_mirror)
+        with pytest.raises(OutOfSpace):
+            await source.api.replica_attach("v", "fine", mode="sync", peer="target")
+
+        async def is_free() -> bool:
+            await source.replicas.tend()
+            return await target.api.replica_list() == []
+
+        await until(is_free)
+        assert len(await target.api.volume_list()) == 3
+        await target.pool.volume("fine").write(0, memoryview(bytes(512)))
