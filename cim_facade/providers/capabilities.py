@@ -23,9 +23,6 @@ STORAGE_CAPABILITIES = "MSISCSITARGET_StorageCapabilities"
 CAPABILITIES_ID = "default"
 """ID of the one instance of each class of capabilities."""
 
-LUN_MAX = 255
-"""Highest number of a LUN."""
-
 
 class Capabilities(Fixed):
     """The one instance of a class, called ``kind`` in its InstanceID."""
@@ -85,19 +82,11 @@ ALL = (
         "copy-capabilities",
         "Copy services",
         SupportedSynchronizationType=3,  # Sync, the best of what there is: the property has one value
-        SupportedAsynchronousActions=[2, 4, 6],  # Local Replica Creation, Modification, Attachment
-        SupportedSynchronousActions=[2, 4],
+        SupportedAsynchronousActions=[2, 4, 5, 6],  # local creation, any modification, local attachment
+        SupportedSynchronousActions=[2, 4, 5],
         InitialReplicationState=4,  # Synchronized
-        SupportedModifyOperations=[
-            2,
-            3,
-            4,
-            5,
-            8,
-            9,
-            12,
-            13,
-        ],  # Detach, Fracture, Resync, Restore, (Un)Quiesce, Start, Stop
+        # Detach, Fracture, Resync, Restore, Quiesce, Unquiesce, Start and Stop Copy
+        SupportedModifyOperations=[2, 3, 4, 5, 8, 9, 12, 13],
         ReplicaHostAccessibility=3,  # No Restrictions
         HostAccessibleState=[11, 13, 14],  # Idle (snapshots), Fractured, Frozen (clones)
         SpaceLimitSupported=False,
@@ -129,7 +118,7 @@ ALL = (
         MaximumMapCount=0,  # unlimited
         SPCAllowsNoLUs=True,
         SPCAllowsNoTargets=False,
-        SPCAllowsNoInitiators=True,
+        SPCAllowsNoInitiators=False,
         SPCSupportsDefaultViews=True,
     ),
     Capabilities(
