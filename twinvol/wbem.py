@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: socket.socket | None) -> CimServer:
     """Serve CIM-XML on these listening sockets; connections have queued since they were bound."""
     classes = await asyncio.to_thread(repository.load, pool / repository.CACHE_NAME)
+    gc.collect()
+    gc.freeze()  # a hundred thousand objects that stay: looking through them again would hold the loop for 60 ms
     users = Users(pool / USERS_NAME)
     server = CimServer(Facade(api, classes, whole_registry(), users), users, DaemonUnreachable)
     if http is not None:
