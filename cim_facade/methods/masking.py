@@ -228,7 +228,7 @@ async def expose_paths(view: View, path: CIMInstanceName, params: Parameters) ->
 async def expose_default(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """ExposePaths to everybody: LUNames, TargetPortIDs, DeviceNumbers, DeviceAccesses; ProtocolControllers."""
     given = await _asked(view, params, EXPOSE_DEFAULT, None, expose=True)
-    if given.shelf is not None and given.shelf.initiators:
+    if given.shelf is not None and not given.shelf.is_default:
         raise invalid("ProtocolControllers is no default view: it admits some initiators only")
     asked = given if given.shelf is not None else given._replace(initiators=[""])
     return await _expose(view, asked, EXPOSE_DEFAULT)
@@ -342,7 +342,7 @@ async def extend(view: View, shelf: Shelf, asked: Asked, codes: Codes) -> Answer
     if asked.initiators is None:
         raise unsupported("the ports of a target are its portal groups; all of them share its views")
     named = asked.initiators
-    if not shelf.initiators or (named != [""] and not set(named) - set(shelf.initiators)):
+    if shelf.is_default or (named != [""] and not set(named) - set(shelf.initiators)):
         raise Refused(codes.combination, "the view is exposed to them already")
     if named == [""]:
         await _admit_all(view, shelf)
@@ -386,7 +386,7 @@ async def hide_paths(view: View, path: CIMInstanceName, params: Parameters) -> A
 async def hide_default(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """LUNames or TargetPortIDs; in and out ProtocolControllers, a default view."""
     asked = await _asked(view, params, HIDE_DEFAULT, None, expose=False)
-    if asked.shelf is not None and asked.shelf.initiators:
+    if asked.shelf is not None and not asked.shelf.is_default:
         raise invalid("ProtocolControllers is no default view: it admits some initiators only")
     return await _hide(view, asked, HIDE_DEFAULT)
 
@@ -437,7 +437,7 @@ async def _exclude(view: View, shelf: Shelf, names: list[str], codes: Codes) -> 
     """Take initiators out of a view; it goes with its last one. Sessions that are admitted no longer end."""
     target = shelf.target
     if names == [""]:
-        if shelf.subjects and shelf.initiators:
+        if not shelf.is_default:
             raise Refused(codes.combination, "the view is not exposed to everybody")
         await view.api.target_delete(target.name)
         return
@@ -446,7 +446,8 @@ async def _exclude(view: View, shelf: Shelf, names: list[str], codes: Codes) -> 
         known = (await view.initiators()).keys() | {name for each in await view.targets() for name in each.initiators}
         code = codes.combination if missing <= known else codes.invalid_initiator
         raise Refused(code, f"the view is not exposed to {min(missing)}")
-    left = set(shelf.initiators) - set(names)
+    listed = target.initiators if shelf.lun is None else [name for lun in shelf.luns for name in lun.initiators]
+    left = set(listed) - set(names)
     if shelf.lun is None and left:
         await view.api.target_access(target.name, add=[], remove=names)
     elif shelf.lun is None:

@@ -44,7 +44,7 @@ class Shelf(NamedTuple):
 
     @property
     def initiators(self) -> list[str]:
-        """Those that see it; empty: all."""
+        """Those that see it; empty: all, if it ``is_default``, else nobody that the target admits."""
         admitted = self.target.initiators
         if self.lun is None:
             return admitted
@@ -52,9 +52,14 @@ class Shelf(NamedTuple):
         return [name for name in masked if name in admitted] if admitted else masked
 
     @property
+    def is_default(self) -> bool:
+        """Whether everybody sees it."""
+        return self.lun is None and not self.target.initiators
+
+    @property
     def subjects(self) -> list[str]:
         """IDs of hardware IDs."""
-        return self.initiators or ([ANYBODY] if self.lun is None else [])
+        return [ANYBODY] if self.is_default else self.initiators
 
 
 def shelves_of(target: TargetInfo) -> list[Shelf]:

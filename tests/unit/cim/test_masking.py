@@ -310,3 +310,26 @@ async def test_nothing_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         call = {"LUNames": names, "InitiatorPortIDs": [HOST], "DeviceAccesses": [2, 2]}
         assert (await front.call(CONTROLLERS, "ExposePaths", **call))[0] == 5
         assert await state(front) == []
+
+
+async def test_a_lun_whose_initiators_the_target_does_not_admit(tmp_path: Path) -> None:
+    """Nobody sees it: it is no default view, and hiding it from everybody deletes no target."""
+    async with array(tmp_path / "pool") as front:
+        one, two = await lu(front, "one"), await lu(front, "two")
+        whole = await exposed(front, [one], [HOST, OTHER])
+        mine = await exposed(front, [two], [OTHER], TargetPortIDs=[f"{PREFIX}one"])
+        out = {"InitiatorPortIDs": [OTHER], "ProtocolControllers": [whole]}
+        assert (await front.call(CONTROLLERS, "HidePaths", **out))[0] == 0
+        before = await state(front)
+        assert before[0] == (PREFIX + "one", [HOST], [(0, "one", None, []), (1, "two", None, [OTHER])])
+        everybody = {"InitiatorPortIDs": [""], "ProtocolControllers": [mine]}
+        assert (await front.call(CONTROLLERS, "HidePaths", **everybody))[0] == 4100
+        assert (await front.call(CONTROLLERS, "HideDefaultLUs", LUNames=[two], ProtocolControllers=[mine]))[0] == 5
+        stranger = {"InitiatorPortIDs": [OTHER], "ProtocolControllers": [mine]}
+        assert (await front.call(CONTROLLERS, "ExposePaths", **stranger))[0] == 4098
+        assert await state(front) == before
+        add = {"InitiatorPortIDs": [HOST], "ProtocolControllers": [mine]}
+        assert (await front.call(CONTROLLERS, "ExposePaths", **add))[0] == 0
+        assert (await state(front))[0][2][1] == (1, "two", None, [HOST, OTHER])
+        assert (await front.call(CONTROLLERS, "HidePaths", **add))[0] == 0
+        assert await state(front) == before  # the initiator that is not admitted stays in the mask
