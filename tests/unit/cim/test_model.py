@@ -15,6 +15,7 @@ from cim_facade.repository import ClassRepository, load
 from engine.api import CopyOrder, GroupOrder
 from tests.support.cim_model import ADMINISTRATOR, Model
 from tests.support.engine import Engine, opened
+from tests.unit.daemon.test_peers import connected
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +73,7 @@ async def befriend(engine: Engine, other: Engine) -> None:
     """A mirror to another pool."""
     code = (await other.api.peer_invite(name="here")).code
     await engine.api.peer_add("there", code, address=other.peer_address)
+    await connected(engine, "there")
     await finished(engine.api, (await engine.api.replica_create("plain", "far", mode="async", peer="there")).job)
 
 

@@ -15,6 +15,7 @@ from engine.errors import EngineError, OutOfSpace, PermissionDenied, TimedOut
 from tests.support.cim_array import MIB, array, behind_the_facade, registry
 from tests.support.cim_array import classes as all_classes
 from tests.support.engine import opened
+from tests.unit.daemon.test_peers import connected
 
 DATA = b"\x3c" * 4096
 VOLUME, PEER = "MSFT_SMStorageVolume", "MSFT_SMReplicaPeer"
@@ -288,6 +289,7 @@ async def test_peers(tmp_path):
     ):
         code = (await there.api.peer_invite(name="here")).code
         await made.api.peer_add("there", code, address=there.peer_address)
+        await connected(here, "there")
         source = await volume(made, "v", data=DATA)
         peer = await system(made, "there")
         answer, out = await create(made, source, SyncType=6, Mode=3, ElementName="Far", TargetStorageSystem=peer)
