@@ -216,8 +216,7 @@ async def test_kill_9_within_a_first_copy_sends_nothing_again_that_had_arrived(t
         # Of two strips of 4 MiB a part was on its way; everything else was there, flushed or not, recorded or not.
         assert proxy.forward_bytes - before < data_bytes + 2 * 4 * MIB + MIB
         info = await asyncio.to_thread(source.run, "replica", "show", "r")
-        assert info["rounds"] >= 1
-        assert info["resumed_rounds"] == 1
+        assert info["resumed_rounds"] >= 1
         await verified(source, target)
 
 
