@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tests.support.daemon import Daemon
 
-pytestmark = pytest.mark.timeout(120)
 
 SECRET, WRONG, MUTUAL = "correct horse 1", "something else 2", "battery staple 3"
 

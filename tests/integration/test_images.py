@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.support.daemon import Daemon
     from tests.support.engine import Engine
 
-pytestmark = [pytest.mark.client("qemu-img"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.client("qemu-img")
 
 SIZE = 40 * MIB + 512
 FULL = BlockState.FULLY_PRESENT

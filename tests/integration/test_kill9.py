@@ -31,7 +31,7 @@ SEED = int(os.environ.get("TWINVOL_KILL9_SEED", "0")) or random.SystemRandom().r
 SIZE = "64M"
 RUN_LIMIT_S = 60
 
-pytestmark = [pytest.mark.client("loadgen"), pytest.mark.slow, pytest.mark.timeout(240 + 15 * ROUNDS)]
+pytestmark = [pytest.mark.client("loadgen"), pytest.mark.slow, pytest.mark.timeout(300 + 15 * ROUNDS)]
 
 
 def replay(test: str) -> str:

@@ -45,7 +45,7 @@ NUMBER = struct.Struct("<Q")
 GONE = (InitiatorError, OSError)
 """What an initiator says whose target was killed."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240 + 30 * ROUNDS)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 30 * ROUNDS)]
 
 
 @dataclass

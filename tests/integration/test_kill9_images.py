@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 SIZE = 128 * MIB
 
 
-pytestmark = pytest.mark.timeout(180)
-
-
 async def killed_in(daemon: Daemon, begin: Callable[[EngineApi], Awaitable[JobInfo]]) -> None:
     """Begin a job, and kill the daemon as soon as its ledger has something."""
     async with open_api(daemon.pool) as api:

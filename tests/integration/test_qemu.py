@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.support.daemon import Daemon
 
-pytestmark = [pytest.mark.client("qemu-iscsi"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.client("qemu-iscsi")
 
 SIZE = 64 << 20
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROUNDS = int(os.environ.get("TWINVOL_KILL9_ROUNDS", "5"))
 SEED = int(os.environ.get("TWINVOL_KILL9_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
-pytestmark = pytest.mark.timeout(120 + 10 * ROUNDS)
+pytestmark = pytest.mark.timeout(300 + 10 * ROUNDS)
 
 REGISTER, RESERVE, CLEAR = 0, 1, 3
 APTPL = 1

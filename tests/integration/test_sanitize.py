@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import pytest
-
 from iscsi.initiator import commands
 from iscsi.initiator.disk import IscsiDisk, connect
 from iscsi.initiator.errors import CommandFailed
@@ -16,7 +14,6 @@ from tests.support.daemon import Daemon
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(120)
 
 SECRET = b"the secret of the house!" * 21 + b"........"
 OVERWRITE_NOW = bytes.fromhex("48 81 0000000000 0005 00") + bytes(6)

@@ -18,7 +18,7 @@ from typing import Any
 
 PROGRAM = [sys.executable, "-m", "twinvol"]
 ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 90.0
 
 
 class CommandFailed(AssertionError):
@@ -30,7 +30,7 @@ class CommandFailed(AssertionError):
         self.stderr = stderr
 
 
-def twinvol(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def twinvol(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
     """Run one command from the repository's root, whatever its exit code."""
     command = [*PROGRAM, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s)
@@ -84,7 +84,7 @@ class Daemon:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(10)
+                self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._close()
@@ -104,14 +104,14 @@ class Daemon:
         self.process.wait()
         self._close()
 
-    def stop(self, timeout_s: float = 20.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM; the exit code."""
         self.process.terminate()
         code = self.process.wait(timeout_s)
         self._close()
         return code
 
-    def run(self, *arguments: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> dict[str, Any]:
         """One command with ``--json`` against this pool; its answer. Raises CommandFailed."""
         done = twinvol(*arguments, "--json", "--pool", str(self.pool), timeout_s=timeout_s)
         if done.returncode != 0:

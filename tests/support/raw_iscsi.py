@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 
 BHS = 48
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 # Opcodes, RFC 7143 section 11.1.1 (without the immediate bit, 0x40).
 NOP_OUT, SCSI_COMMAND, TASK_MANAGEMENT, LOGIN, TEXT, DATA_OUT, LOGOUT = 0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06

@@ -157,7 +157,6 @@ async def test_groups_of_copies(engine):
     assert len(await engine.api.snapshot_list("a")) == 1  # the point of the clones is gone
 
 
-@pytest.mark.timeout(60)
 async def test_a_job_goes_on_after_the_end_of_the_daemon_under_its_number(tmp_path):
     held = []
 
