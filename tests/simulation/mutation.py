@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-MISFITS = ("TypeError", "AttributeError", "NameError", "IndexError")
-"""What a mutation makes of a store that has changed since it was written: nothing is proven by it."""
+MISFITS = ("TypeError", "NameError", "AttributeError: 'Sim", "IndexError: boolean index")
+"""What a mutation makes of a store that has changed since it was written: nothing is proven by it. (Not what looking at
+entries that are not in memory raises.)"""
 
 
 @dataclass(frozen=True, slots=True)
