@@ -55,12 +55,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a round copies to, and what. ``written``: the target had changed by itself."""
+    """Where a round copies to, and what. ``written``: the target had changed by itself. ``moved``: what was brought
+    over of an older instant is there, too."""
 
     staging: BlockDevice
     base: str | None
     extents: list[Extent]
     written: bool
+    moved: bool = False
+
+
+class _MovesOn(Exception):
+    """The copy was ended so that the round goes on to a newer instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,9 @@ class Rounds:
         self._finished_bytes = 0
         self._copying: asyncio.Task[CopyResult] | None = None
         self._stopped = False
+        self._may_move_on = False
+        """Whether a round is under way that no stream has begun with."""
+        self._moves_on = False
         self._instant: float | None = None
         self._notes = Notes(env.control_files, ledger_path)
         self._note: Note | None = None
@@ -216,12 +225,21 @@ class Rounds:
         assert instant is not None
         try:
             plan = await self.plan(source, common, resumed=resumed)
-            changed_bytes = await self.copy(source, plan)
+            self._may_move_on = new_stream is None or resumed
+            changed_bytes = None
+            while changed_bytes is None:
+                try:
+                    changed_bytes = await self.copy(source, plan)
+                except _MovesOn:
+                    source, plan = await self._move_on(source, plan, common)
+                    instant = self.started
+                    assert instant is not None
             await self.link.commit_staging(source.guid)
             await self.advance(source, instant)
             await Ledger.discard(self._env.control_files, self.ledger_path)
         finally:
             self.started = None
+            self._may_move_on = False
         return Shipped(instant, None if common is None or before is None else instant - before, changed_bytes)
 
     async def is_current(self, state: LinkState) -> bool:
@@ -307,11 +325,16 @@ class Rounds:
     async def thin(self, limit_bytes: int) -> int:
         """See to it that this mirror's points hold no more than ``limit_bytes`` of the source's space.
 
-        Not while a round or a mark uses them. What an interrupted round has not brought over is forgotten if need be.
-        Returns the bytes that come back; 0: there was no need, or nothing to be done now.
+        Not while a mark uses them. What an interrupted round has not brought over is forgotten if need be; one that is
+        under way moves on to a newer instant. Returns the bytes that come back; 0: none, or none yet.
         """
         head, record = self.source.head, self.record
         if self._busy.locked():
+            if self._may_move_on and self._copying is not None and not self.pinned:
+                held = await head.store.freed_by(self._own_points())
+                if held > limit_bytes and self._copying is not None and self._may_move_on:
+                    self._moves_on = True
+                    self._copying.cancel()
             return 0
         async with self._busy:
             await self.read_note()
@@ -383,12 +406,38 @@ class Rounds:
         extents += [extent for extent in written if extent.offset < source.size_bytes]
         return Plan(staging, base, extents, bool(written))
 
+    async def _move_on(self, source: Frozen, plan: Plan, common: str | None) -> tuple[Frozen, Plan]:
+        """A target that is slow, but there, would pin what the source overwrites since C and S for as long as the round
+        takes. So the round goes on to a newer instant: what it has brought over stays in the staging area, and is
+        compared, not sent again, where it was not overwritten since. S and C are given back, C by a note.
+
+        What the staging area may have that the newer instant has not is in changed(S .. newer): the note has that, too.
+        A first copy has no C for a note to speak of: after a restart it begins anew.
+        """
+        self._moves_on = False
+        newer = await self._flip(None)
+        if newer.size_bytes != source.size_bytes:
+            raise InvalidState(self._what, "resized within a round", "of one size")
+        since_then = [extent async for extent in self.source.head.store.changed(source, newer)]
+        since = self.since(common)
+        if since is not None:
+            note = await self._noted_until(since, source)
+            note = Note(note.common, newer.guid, merged([*note.extents, *since_then]))
+            await self._notes.write(note)
+            self._note = note
+        await Ledger.discard(self._env.control_files, self.ledger_path)
+        self.record.round_source = None if since is None else newer.guid
+        await self._save()
+        await self.keep_source_points({newer.guid, *self.pinned})
+        extents = list(merged([*plan.extents, *since_then]))
+        return newer, Plan(plan.staging, plan.base, extents, written=True, moved=True)
+
     async def copy(self, source: Frozen, plan: Plan) -> int:
         """The delta to ``source``, verified and durable in the staging area; how much it was."""
         key = LedgerKey(source.guid, plan.base or "", self.link.target_name, source.size_bytes)
         ledger = await Ledger.open(self._env.control_files, self.ledger_path, key)
         self._control = CopyControl()
-        options = CopyOptions(blank_target=plan.base is None, compare_first=plan.written)
+        options = CopyOptions(blank_target=plan.base is None and not plan.moved, compare_first=plan.written)
         try:
             self.go_on()
             self._copying = asyncio.get_running_loop().create_task(
@@ -404,6 +453,8 @@ class Rounds:
             )
             await asyncio.wait([self._copying])
             if self._copying.cancelled():
+                if self._moves_on and not self._stopped:
+                    raise _MovesOn
                 raise InvalidState(self._what, "stopping", "running")
             progress = self._copying.result().progress
         finally:

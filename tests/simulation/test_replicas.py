@@ -1,13 +1,16 @@
 """Mirrors of all modes behind a link that fails, in every test run; and each of their rules removed in turn."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from engine.copy_state import CopyMode, CopyState
+from engine.mirror_round import Rounds
 from tests.simulation.mirror_world import World, run
 from tests.simulation.mutations_of_replicas import DIRECTED, MUTATIONS, THINNED, notices
 from tests.simulation.replica_world import RPO_S, ReplicaWorld
+from tests.support.memory_store import CHUNK
 
 SEEDS = 300
 
@@ -92,6 +95,58 @@ class Thinned(World):
 def test_what_changed_is_known_without_the_data_of_the_common_point():
     worlds = [run(seed, Thinned) for seed in range(30)]
     assert sum(world.thinned for world in worlds) > 20
+
+
+class Slow(ReplicaWorld):
+    """The target of an asynchronous mirror takes longer for a round than the source may hold back for."""
+
+    moved = 0
+
+    async def life(self) -> None:
+        self.mode = CopyMode.ASYNCHRONOUS
+        self.pause = 0.0005
+        await self.open()
+        rounds = self.mirror._rounds
+        real = rounds._move_on
+
+        async def move_on(*arguments):
+            self.moved += 1
+            return await real(*arguments)
+
+        rounds._move_on = move_on
+        await self.mirror.start()
+        await self.settle()
+        self.link.delay_s = 0.003
+        host = asyncio.ensure_future(self.host())
+        for _ in range(60):
+            await asyncio.sleep(self.rng.random() * 0.03)
+            await self.mirror.thin(4 * CHUNK)
+            self.check_order()
+        self.ending = True
+        await host
+        await self.verify()
+
+
+def test_a_slow_target_pins_no_more_than_it_may_and_gets_on():
+    worlds = [run(seed, Slow) for seed in range(4)]
+    assert sum(world.moved for world in worlds) > 4
+    assert sum(world.points_seen for world in worlds) > 4
+
+
+def _forget_what_changed_since(patch) -> None:
+    """What the staging area has of the older instant is taken for the newer one's."""
+    real = Rounds._move_on
+
+    async def move_on(self, source, plan, common):
+        newer, _ = await real(self, source, plan, common)
+        return newer, replace(plan, written=True, moved=True)
+
+    patch.setattr(Rounds, "_move_on", move_on)
+
+
+def test_without_what_changed_since_the_newer_instant_would_be_none(monkeypatch):
+    _forget_what_changed_since(monkeypatch)
+    assert any(notices(seed, Slow) for seed in range(40))
 
 
 @pytest.mark.parametrize("mutation", THINNED.values(), ids=THINNED.keys())
