@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.clients import look_in_sbin, missing
 
+# aiohttp's parser in Python, as the management process has it (docs/decisions/0041): hostile clients meet the same one.
+os.environ["AIOHTTP_NO_EXTENSIONS"] = "1"
+
 
 def pytest_configure() -> None:
     """Before anything looks for a program."""
