@@ -153,9 +153,9 @@ class Faults:
 
     # --- what holds after each ----------------------------------------------------------------------------------------
 
-    async def shown(self, is_so: Callable[[ReplicaInfo], object]) -> None:
+    async def shown(self, is_so: Callable[[ReplicaInfo], object], limit_s: float = RECOVERY_S) -> None:
         """Ask for the replica until it is so."""
-        deadline = time.monotonic() + RECOVERY_S
+        deadline = time.monotonic() + limit_s
         async with self.source.api() as api:
             while not is_so(info := await api.replica_show("r")):
                 assert time.monotonic() < deadline, f"still {info.copy_state}: {info.reason}"
@@ -325,7 +325,10 @@ async def first_copy(faults: Faults, disconnects: int) -> None:
     async def work() -> None:
         async with faults.source.api() as api:
             await api.replica_create("v", "r", mode="sync", peer="target")
-        await faults.shown(lambda info: faults.proxy.cuts - cuts >= disconnects or info.copy_state == "Synchronized")
+        await faults.shown(
+            lambda info: faults.proxy.cuts - cuts >= disconnects or info.copy_state == "Synchronized",
+            RECOVERY_S + 10 * disconnects,  # the pauses between attempts grow where nothing gets on
+        )
         faults.proxy.cut_after_bytes = faults.proxy.cut_again_bytes = None
 
     await faults.fault("first copy, link cut again and again", work)

@@ -17,6 +17,6 @@ if TYPE_CHECKING:
 @pytest.mark.timeout(600)
 async def test_faults_of_a_synchronous_mirror(tmp_path: Path):
     seed = random.SystemRandom().randrange(1, 1 << 32)
-    print(f"python -m tests.integration.replication_faults --seed {seed} --kills 3 --disconnects 5 --others 1")
-    rows = await run(tmp_path, seed, kills=3, disconnects=5, others=1, modes=["sync"])
+    print(f"python -m tests.integration.replication_faults --seed {seed} --kills 2 --disconnects 5 --others 1")
+    rows = await run(tmp_path, seed, kills=2, disconnects=5, others=1, modes=["sync"])
     assert not any(row.failures for row in rows.values())
