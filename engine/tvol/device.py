@@ -132,6 +132,7 @@ class NativeDevice:
         # 0.25 us a read less than ``try_read``: one call, and what does not change is looked at once.
         shift, mask, leaves, read_now = self._shift, self._mask, self._leaves, self._read_now
         last_within, last = self._chunk_bytes - length, self._size - length
+        page_shift, rows = self._page_shift, self._partials.view
         done = start = 0
         try:
             for offset in offsets:
@@ -139,7 +140,20 @@ class NativeDevice:
                 part = view[start : start + length]
                 entry = leaves[index >> 12].view[index & 4095]
                 if entry < 2 or within > last_within or offset > last or (offset | length) & REFUSED_BITS:
-                    if not self.try_read(offset, part):
+                    chunk, page = SLOT_BIT, within >> page_shift
+                    if (
+                        PARTIAL_SCALAR <= entry < 0
+                        and within + length <= page + 1 << page_shift
+                        and offset <= last
+                        and not (offset | length) & REFUSED_BITS
+                    ):  # within one page of a partial chunk, which has it or its base does: read here, as a call costs
+                        chunk = entry & CHUNK_MASK
+                        if not rows[2 * chunk + 1] >> page & 1:
+                            chunk = rows[2 * chunk]
+                    if chunk >= SLOT_BIT:
+                        if not self.try_read(offset, part):
+                            break
+                    elif not read_now(part, (chunk << shift) + within):
                         break
                 elif not read_now(part, (entry << shift) + within):
                     break

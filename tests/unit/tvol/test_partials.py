@@ -8,7 +8,7 @@ import pytest
 from engine.files import RealFile, real_env
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
-from engine.tvol.layout import PAGES_OF_CHUNK
+from engine.tvol.layout import PAGES_OF_CHUNK, SLOT_BIT
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import CHUNK_SIZES, KIB
 
@@ -60,6 +60,32 @@ async def test_reads_served_together_find_what_each_finds_alone(store, length):
         alone = bytearray(length)
         assert head.try_read(offset, memoryview(alone))
         assert together[number * step :][:step] == alone + b"?" * 48
+
+
+@pytest.mark.parametrize("has_page", [True, False])
+async def test_reads_served_together_end_with_the_volume_also_within_a_page(store, has_page):
+    head, unit = store.volume("v"), store.chunk_bytes
+    page, end = unit // PAGES_OF_CHUNK, CHUNKS * unit - 512
+    await head.write(CHUNKS * unit - (page if has_page else 2 * page), memoryview(b"p" * page))
+    await head.resize(end)
+    view = memoryview(bytearray(4 * page))
+    assert head.try_read_each([end - page + 512], view, page, page) == 0
+    assert head.try_read_each([end - page + 512, end - 512, end], view, 512, 512) == 2
+    assert bytes(view[:1024]) == (b"p" if has_page else b"o") * 1024
+
+
+async def test_reads_served_together_find_pages_of_a_base_that_is_shared(store):
+    """By a copy that moved no data: its place is in a slot then."""
+    head, unit = store.volume("v"), store.chunk_bytes
+    page = unit // PAGES_OF_CHUNK
+    assert await store.share(store.snapshots()[0], 0, head, 4 * unit, 2 * unit) == 2 * unit
+    await head.write(5 * unit + page, memoryview(b"p" * page))
+    entry = head.node.map.lookup(5)
+    assert PARTIAL_SCALAR <= entry < 0
+    assert store._core.family.claims.partials.base(entry & CHUNK_MASK) > SLOT_BIT
+    view = memoryview(bytearray(3 * 512))
+    assert head.try_read_each([5 * unit, 5 * unit + page, 5 * unit + 2 * page], view, 512, 512) == 3
+    assert bytes(view) == b"o" * 512 + b"p" * 512 + b"o" * 512
 
 
 async def test_a_page_is_written_alone(store, monkeypatch):
