@@ -443,7 +443,7 @@ class Failovers:
         """
         row = self._replicas.incoming.named(name)
         done = self._replicas.remote_row(name)
-        if row is None and done is not None and done.state.get("wanted") == FAILED_OVER:
+        if row is None and done is not None and PLANNED_KEY in done.state:  # it has taken over before
             return await self._job("failover", name, lambda: self._show_again(done))
         replica = None if row is None else self._replicas.incoming.replica_of(row)
         if row is None or replica is None:
