@@ -311,6 +311,7 @@ class Groups:
         if any((row.group, row.name) == (group, name) for row in self._snapshots.values()):
             raise AlreadyExists("group snapshot", f"{group}@{name}")
         for volume in volumes:
+            self._pool.reserved.require_free("snapshot", name, volume.name)
             if any(snapshot.name == name for snapshot in self._pool.snapshots(volume)):
                 raise AlreadyExists("snapshot", f"{volume.name}@{name}")
 

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* What every copy is called is decided, and recorded with the order, before the first step. After the end of the daemon
-  the job goes on under its number: what is there by its name was made by it, and what is not is made.
+* What every copy is called is decided, and recorded with the order, before the first step, and nobody else gets these
+  names until the order is over (``engine.reserved_names``). After the end of the daemon the job goes on under its
+  number: what is there by its name was made by it, and what is not is made.
 * An order that stops at an error, or is cancelled, takes back what it has made; what it did to the content of volumes
   that existed before, it cannot. One that goes on at errors takes back the copy that failed, and fails if all did.
 * A job that rests (``job_suspend``) begins nothing, and its copies rest.
@@ -76,24 +77,24 @@ class Orders:
         self._api = api
         self._pool = pool
         self._relations = relations
-        self._reserved: set[tuple[str, str]] = set()
-        """Names that orders in progress are about to take, by the volume that has them (snapshots), or none."""
 
     async def restore(self) -> None:
         """Go on with the orders that the end of the daemon interrupted."""
         tables = self._pool.catalog.relations
         for job_id, document in (await tables.orders()).items():
+            names = _names_of(document)
+            self._pool.reserved.add(names)
             try:
                 job = self._pool.jobs.get(job_id)
                 run = _Order(self._api, self._pool, self._relations, document, resumed=True)
             except NotFound as error:  # a source was deleted, or the job is not in the history any more
                 log.error("job %d does not go on: %s", job_id, error)
                 await tables.remove_order(job_id)
+                self._pool.reserved.remove(names)
                 continue
             except EngineError as error:  # a source is not served: perhaps after the next start
                 log.error("job %d does not go on: %s", job_id, error)
                 continue
-            self._reserved |= run.taken()
             await self._pool.jobs.go_on(job, self._work_of(run))
 
     async def make(
@@ -116,9 +117,14 @@ class Orders:
             "until": until,
         }
         run = _Order(self._api, self._pool, self._relations, document)
-        self._reserved |= run.taken()
+        names = _names_of(document)
+        self._pool.reserved.add(names)
         subject = " ".join(dict.fromkeys(order.source for order in named))
-        return await self._pool.jobs.start(JOB_KIND, subject, self._work_of(run))
+        try:
+            return await self._pool.jobs.start(JOB_KIND, subject, self._work_of(run))
+        except BaseException:
+            self._pool.reserved.remove(names)
+            raise
 
     async def follow(self, verb: str, names: list[str]) -> Job:
         """See ``EngineApi.mirrors_follow``."""
@@ -156,16 +162,18 @@ class Orders:
         async def work(job: Job) -> dict[str, Any]:
             tables = self._pool.catalog.relations
             kept = False
+            names = _names_of(run.document)
             try:
-                await tables.put_order(job.job_id, run.document)
-                return await run.work(job)
+                with self._pool.reserved.taking(names):
+                    await tables.put_order(job.job_id, run.document)
+                    return await run.work(job)
             except asyncio.CancelledError:
                 kept = not job.cancelling  # the daemon ends: the next one goes on
                 raise
             finally:
-                self._reserved -= run.taken()
                 if not kept:
                     await asyncio.shield(tables.remove_order(job.job_id))
+                    self._pool.reserved.remove(names)
 
         return work
 
@@ -250,12 +258,12 @@ class Orders:
                 self._api.require_new_replica(each)
         except AlreadyExists:
             return False
-        return not any(("", each) in self._reserved for each in names)
+        return True
 
     def _is_free(self, order: CopyOrder, scope: str, name: str) -> bool:
-        if (scope, name) in self._reserved:
-            return False
         if order.kind == "snapshot":
+            if (scope, name) in self._pool.reserved:
+                return False
             volume = self._pool.volume(order.source)
             return all(snapshot.name != name for snapshot in self._pool.snapshots(volume))
         try:
@@ -264,6 +272,24 @@ class Orders:
         except AlreadyExists:
             return False
         return name not in self._pool.interrupted()
+
+
+def _group_of(document: dict[str, Any]) -> str | None:
+    """The name of the mirrored group that an order makes, if it makes one."""
+    group, first = document["group"], document["orders"][0]
+    if group is None or not group["consistent"] or first["kind"] != "mirror" or first["name"] is None:
+        return None
+    return str(first["name"]).removesuffix(f".{first['source']}")
+
+
+def _names_of(document: dict[str, Any]) -> set[tuple[str, str]]:
+    """What an order makes, as ``engine.reserved_names`` has it."""
+    names = {
+        (str(order["source"]) if order["kind"] == "snapshot" else "", str(order["name"]))
+        for order in document["orders"]
+    }
+    group = _group_of(document)
+    return names if group is None else names | {("", group)}
 
 
 class _Order:
@@ -279,22 +305,14 @@ class _Order:
         self._resumed = resumed
         self._orders = [CopyOrder(**values) for values in document["orders"]]
         self._group: dict[str, Any] | None = document["group"]
+        self._mirrored = _group_of(document)
         self._made: list[dict[str, Any]] = [{} for _ in self._orders]
+        self._own = set(range(len(self._orders))) if resumed else set[int]()
+        """Whose names are this order's: what is there by them is taken back if need be."""
         self._sizes = [pool.volume(order.source).size_bytes for order in self._orders]
         self._done = [0] * len(self._orders)
         self._rest = Rest()
         self._child: Job | None = None
-
-    @property
-    def _mirrored(self) -> str | None:
-        """The name of the mirrored group that the order makes, if it makes one."""
-        first = self._orders[0]
-        if self._group is None or not self._group["consistent"] or first.kind != "mirror" or first.name is None:
-            return None
-        return first.name.removesuffix(f".{first.source}")
-
-    def taken(self) -> set[tuple[str, str]]:
-        return {(order.source if order.kind == "snapshot" else "", order.name or "") for order in self._orders}
 
     async def work(self, job: Job) -> dict[str, Any]:
         job.control = self._rest
@@ -374,7 +392,7 @@ class _Order:
             made["guid"] = info.guid
             await self._call(info.guid, order.element_name)
         elif order.kind == "mirror" and "replica" not in made:
-            await self._begin_mirror(order, order.mode)
+            await self._begin_mirror(number, order, order.mode)
             made["replica"] = name
             if order.peer is None:
                 made["target_id"] = self._pool.volume(order.target or name).volume_id
@@ -390,14 +408,15 @@ class _Order:
             case "clone" if order.target is not None:
                 # Its first round is a verified copy of one instant; where initiators could see it, that is at the end.
                 shown = self._api.is_shown(self._pool.volume(order.target))
-                await self._begin_mirror(order, "sync" if shown else "async")
+                await self._begin_mirror(number, order, "sync" if shown else "async")
                 self._say_begun(job, True)
                 await self._synchronized(job, number, name)
                 await self._api.replica_detach(name)
                 made["target_id"] = self._pool.volume(order.target).volume_id
             case "clone" | "token":
-                if all(volume.name != name for volume in self._pool.volumes()):
-                    await self._copy(job, number, order, point if self.document["at_once"] else None)
+                if not self._resumed or all(volume.name != name for volume in self._pool.volumes()):
+                    with self._making(number):
+                        await self._copy(job, number, order, point if self.document["at_once"] else None)
                 made["target_id"] = self._pool.volume(name).volume_id
                 await self._call(made["target_id"], order.element_name)
         if order.kind in ("clone", "token") and order.related:
@@ -424,10 +443,24 @@ class _Order:
         if child.state is not JobState.COMPLETED:
             raise error_from_json({"type": child.error, "message": child.message})
 
-    async def _begin_mirror(self, order: CopyOrder, mode: str) -> None:
+    @contextlib.contextmanager
+    def _making(self, *numbers: int) -> Iterator[None]:
+        """Inside, copies are made by their names, unless somebody had begun to when the names were chosen."""
+        self._own.update(numbers)
+        try:
+            yield
+        except AlreadyExists:
+            self._own.difference_update(numbers)
+            raise
+
+    async def _begin_mirror(self, number: int, order: CopyOrder, mode: str) -> None:
         name = order.name or ""
-        if any(info.name == name for info in await self._api.replica_list()):
+        if self._resumed and any(info.name == name for info in await self._api.replica_list()):
             return
+        with self._making(number):
+            await self._make_mirror(order, name, mode)
+
+    async def _make_mirror(self, order: CopyOrder, name: str, mode: str) -> None:
         if order.target is None:
             await self._api.replica_create(order.source, name, mode=mode, rpo_s=order.rpo_s, peer=order.peer)
             return
@@ -467,10 +500,11 @@ class _Order:
         assert self._group is not None
         assert self._mirrored is not None
         first, group = self._orders[0], self._group["source_group"]
-        if all(info.name != self._mirrored for info in await self._api.group_replica_list()):
-            await self._api.group_replica_create(
-                group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
-            )
+        if not self._resumed or all(info.name != self._mirrored for info in await self._api.group_replica_list()):
+            with self._making(*range(len(self._orders))):
+                await self._api.group_replica_create(
+                    group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
+                )
         for made, order in zip(self._made, self._orders, strict=True):
             made["replica"] = order.name
             if order.peer is None:
@@ -538,7 +572,7 @@ class _Order:
         if self._group is not None and "snapshot" in self._group:
             with contextlib.suppress(EngineError):
                 await self._api.group_snapshot_delete(self._group["source_group"], self._orders[0].name or "")
-        if self._mirrored is not None:
+        if self._mirrored is not None and self._own:
             with contextlib.suppress(EngineError):
                 await self._api.group_replica_detach(self._mirrored)
         for number in range(len(self._orders)):
@@ -554,12 +588,13 @@ class _Order:
             if self._child is not None and not self._child.state.final:
                 await self._pool.jobs.cancel(self._child.job_id)
                 self._child = None
-            if any(info.name == name for info in await self._api.replica_list()):
+            is_own = number in self._own
+            if is_own and any(info.name == name for info in await self._api.replica_list()):
                 await self._api.replica_detach(name)
             if order.kind == "snapshot" and "guid" in made:
                 with contextlib.suppress(NotFound):
                     await self._api.snapshot_delete(order.source, name, force=True)
-            elif order.target is None and order.kind != "snapshot" and order.peer is None:
+            elif is_own and order.target is None and order.kind != "snapshot" and order.peer is None:
                 with contextlib.suppress(NotFound):
                     await self._api.volume_delete(name, force=True)
         except EngineError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.errors import AlreadyExists, Locked, NotFound, StoreCorrupt
 from engine.names import is_view
 from engine.pool_folder import FILE_SUFFIX, UNFINISHED_NAME, VOLUMES_NAME
+from engine.reserved_names import ReservedNames
 from engine.sanitize import SPREAD_S, Sanitizer
 from engine.sanitize_host import VolumeSanitizeHost
 from engine.stores import PurgingStore
@@ -54,6 +55,7 @@ class PoolVolumes:
         self._device_ids: dict[str, str] = {}
         """By volume id, where it is another."""
         self._unfinished: set[str] = set()
+        self.reserved = ReservedNames()
 
     def volumes(self) -> list[Volume]:
         """The volumes that are served, by name."""
@@ -187,7 +189,8 @@ class PoolVolumes:
     # --- for whoever changes them -----------------------------------------------------------------------------
 
     def require_new(self, name: str) -> None:
-        """Raises AlreadyExists when a volume has that name."""
+        """Raises AlreadyExists when a volume has that name, or is about to."""
+        self.reserved.require_free("volume", name)
         known = {row.name for family in self._damaged.values() for row in family.volumes}
         if name in self._volumes or name in known or name in self._unfinished:
             raise AlreadyExists("volume", name)

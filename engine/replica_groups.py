@@ -222,6 +222,7 @@ class ReplicaGroups:
                 )
 
     def require_new(self, name: str) -> None:
+        self._pool.reserved.require_free("replica group", name)
         if name in self._rows or self._replicas.incoming.group_point(name) is not None:
             raise AlreadyExists("replica group", name)
 

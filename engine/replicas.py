@@ -700,7 +700,8 @@ class Replicas:
             raise InUse(f"volume {source.name} is itself the target of a replica; a cascade is not supported")
 
     def require_new(self, name: str) -> None:
-        """Raises AlreadyExists when a replica has that name."""
+        """Raises AlreadyExists when a replica has that name, or is about to."""
+        self._pool.reserved.require_free("replica", name)
         if name in self._rows or self.incoming.named(name) is not None:
             raise AlreadyExists("replica", name)
 

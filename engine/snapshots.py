@@ -165,6 +165,7 @@ class Snapshots:
         check_name("snapshot", name)
         if self._pool.has_snapshot(source, name):
             raise AlreadyExists("snapshot", f"{volume}@{name}")
+        self._pool.reserved.require_free("snapshot", name, volume)
         if expose:
             self._exposure.require_exposable(volume, name)
         source.require_usable()

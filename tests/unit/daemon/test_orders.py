@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 
 import pytest
 
 from engine.api import CopyOrder, GroupOrder
-from engine.errors import InUse, InvalidArgument, InvalidState, NotFound, NotSupported
+from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
 from tests.support.engine import HeldMover, opened
 
 MIB = 1 << 20
@@ -245,3 +246,91 @@ async def test_a_cancelled_order_leaves_nothing(tmp_path):
         assert (await engine.api.status()).interrupted_copies == []
         assert not [point for point in engine.pool.volume("a").head.store.snapshots() if point.hidden]
         assert await engine.api.element_name_list() == {}
+
+
+async def held_clones(engine, held):
+    """An order of two clones whose first is under way."""
+    await make(engine, "a", size=64 * MIB)
+    for at in range(0, 64, 2):
+        await engine.pool.volume("a").write(at * MIB, b"y" * MIB)
+    orders = [CopyOrder("clone", "a", element_name="one"), CopyOrder("clone", "a", element_name="two")]
+    job = await engine.api.copies_make(orders)
+    await held[0].holding.wait()
+    return job
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_nobody_else_takes_a_name_that_an_order_is_about_to_take(tmp_path, restarted):
+    """Else the order would call another's volume its copy, and delete it when it is cancelled."""
+    held = []
+
+    def hold(mover):
+        held.append(HeldMover(mover, 1))
+        return held[-1]
+
+    async with opened(tmp_path / "pool", hold) as engine:
+        job = await held_clones(engine, held)
+        if not restarted:
+            await refused_names(engine)
+            held[0].let_go()
+            assert (await ended(engine, await engine.api.job_show(job.job))).state == "Completed"
+            assert await head_of(engine, "two") == b"y" * 4096
+            await engine.api.volume_delete("two")
+            await make(engine, "two")  # it is anybody's again
+    if not restarted:
+        return
+    async with opened(tmp_path / "pool", hold) as engine:
+        del held[0]
+        await held[0].holding.wait()
+        await refused_names(engine)
+        assert (await engine.api.job_cancel(job.job)).state == "Terminated"
+        assert [info.name for info in await engine.api.volume_list()] == ["a"]
+        await make(engine, "two")
+
+
+async def refused_names(engine):
+    with pytest.raises(AlreadyExists):
+        await engine.api.volume_create("two", MIB)
+    with pytest.raises(AlreadyExists):
+        await engine.api.replica_create("a", "two")
+    with pytest.raises(AlreadyExists):
+        await engine.api.clone_copy("a", None, "two")
+    with pytest.raises(AlreadyExists):
+        await engine.api.clone_create("a", None, "two")
+
+
+async def test_what_was_there_before_is_not_taken_back(engine):
+    """Somebody had begun a volume of that name when the order chose it."""
+    await make(engine, "a")
+    real = engine.api.clone_copy
+
+    async def late(source, snapshot, name, **options):
+        with engine.pool.reserved.taking({("", name)}):
+            await make(engine, name, data=b"z" * 4096)
+        return await real(source, snapshot, name, **options)
+
+    engine.api.clone_copy = late
+    stopped = await ordered(engine, CopyOrder("clone", "a", element_name="one"))
+    assert (stopped.state, stopped.error) == ("Exception", "AlreadyExists")
+    assert await head_of(engine, "one") == b"z" * 4096
+
+
+async def test_a_snapshot_that_an_order_is_about_to_take_is_its_own(tmp_path):
+    async with opened(tmp_path / "pool") as engine:
+        await make(engine, "a")
+        real, begun = engine.api.snapshot_create, asyncio.Event()
+
+        async def held(*_):
+            begun.set()
+            await asyncio.Event().wait()
+
+        engine.api.snapshot_create = held
+        job = await engine.api.copies_make([CopyOrder("snapshot", "a", element_name="s")])
+        await begun.wait()
+        with pytest.raises(AlreadyExists):
+            await real("a", "s")
+        await real("a", "t")
+    async with opened(tmp_path / "pool") as engine:
+        done = await ended(engine, await engine.api.job_show(job.job))
+        assert done.state == "Completed", done.message
+        assert {info.name for info in await engine.api.snapshot_list("a")} == {"s", "t"}
