@@ -181,7 +181,9 @@ class PeerTables:
         )
 
     async def begin_making(self, replica_id: str, peer: str) -> None:
-        await self._run(lambda database: database.execute("INSERT INTO peer_makings VALUES (?, ?)", (replica_id, peer)))
+        await self._run(
+            lambda database: database.execute("INSERT OR REPLACE INTO peer_makings VALUES (?, ?)", (replica_id, peer))
+        )
 
     async def end_making(self, replica_id: str) -> None:
         await self._run(lambda database: made(database, replica_id))

@@ -445,13 +445,35 @@ class Failovers:
         done = self._replicas.remote_row(name)
         if row is None and done is not None and PLANNED_KEY in done.state:  # it has taken over before
             return await self._job("failover", name, lambda: self._show_again(done))
-        replica = None if row is None else self._replicas.incoming.replica_of(row)
-        if row is None or replica is None:
-            raise NotFound("replica for a peer", name)
+        replica = self._single(name)
         if not (accept_loss or fenced):
-            return await self._job("failover", name, lambda: self._ask_for_it(row))
+            return await self._job("failover", name, lambda: self._ask_for_it(replica.row))
         self.require_forced(replica, accept_loss=accept_loss, fenced=fenced)
         return await self._job("failover", name, lambda: self._force(replica, accept_loss=accept_loss))
+
+    def _single(self, name: str) -> IncomingReplica:
+        """The replica here that may be the disk by itself. Raises NotFound; InvalidState: it is one of a group."""
+        incoming = self._replicas.incoming
+        row = incoming.named(name)
+        replica = None if row is None else incoming.replica_of(row)
+        if row is None or replica is None:
+            raise NotFound("replica for a peer", name)
+        group = incoming.group_of(row.replica_id)
+        if group is not None:
+            raise InvalidState(
+                f"replica {name}",
+                f"part of replica group {group.name}, whose others would be of another instant",
+                f"a replica of its own; what the group has is told by: twinvol group replica points {group.name}",
+            )
+        return replica
+
+    def _facts_of(self, replica: IncomingReplica) -> SourceFacts:
+        """Raises InvalidState: without them nobody can take over."""
+        facts = SourceFacts.parse(replica.row.facts) if replica.row.facts else None
+        if facts is None or not facts.may_fail_over:
+            name = replica.row.name
+            raise InvalidState(f"replica {name}", "not known well enough, or made with --no-failover", "a source")
+        return facts
 
     def require_forced(self, replica: IncomingReplica, *, accept_loss: bool, fenced: bool) -> None:
         """Raises InvalidState: the operator has not said what nobody else can know."""
@@ -492,13 +514,12 @@ class Failovers:
     async def _force(self, replica: IncomingReplica, *, accept_loss: bool) -> dict[str, Any]:
         async with self._locks[replica.row.replica_id]:
             name = replica.row.name
+            self._facts_of(replica)  # a refusal does not cut its source off
             await replica.end()
             lossless = self.holds_lease(replica)  # nothing of the source arrives any more: what it lacks it will lack
             if not lossless and not accept_loss:
                 raise InvalidState(f"replica {name}", "without a lease since a moment ago", "--accept-loss")
-            facts = SourceFacts.parse(replica.row.facts) if replica.row.facts else None
-            if facts is None or not facts.may_fail_over:
-                raise InvalidState(f"replica {name}", "not known well enough, or made with --no-failover", "a source")
+            facts = self._facts_of(replica)
             point = await self._sealed(replica)
             now = self._pool.env.clock.time()
             entry = LineageEntry(facts.lineage[-1].number + 1, str(uuid.uuid4()), now, point, lossless)
@@ -581,10 +602,8 @@ class Failovers:
         from engine.api import FailoverPlan  # late: see there
 
         incoming, clock = self._replicas.incoming, self._pool.env.clock
-        row = incoming.named(name)
-        replica = None if row is None else incoming.replica_of(row)
-        if row is None or replica is None:
-            raise NotFound("replica for a peer", name)
+        replica = self._single(name)
+        row = replica.row
         points, told = incoming.points(row), replica.told
         point_at = points[-1].created_at if points else None
         lossless, boot, wall = self.holds_lease(replica), clock.boottime(), clock.time()

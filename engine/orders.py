@@ -29,7 +29,7 @@ from engine.relations import RELATION_PREFIX, check_element_name, new_guid
 from engine.token_clone import start_token_clone
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from engine.api import JobInfo, ReplicaInfo
     from engine.jobs import Job
@@ -415,7 +415,7 @@ class _Order:
                 made["target_id"] = self._pool.volume(order.target).volume_id
             case "clone" | "token":
                 if not self._resumed or all(volume.name != name for volume in self._pool.volumes()):
-                    with self._making(number):
+                    async with self._making(number):
                         await self._copy(job, number, order, point if self.document["at_once"] else None)
                 made["target_id"] = self._pool.volume(name).volume_id
                 await self._call(made["target_id"], order.element_name)
@@ -443,21 +443,30 @@ class _Order:
         if child.state is not JobState.COMPLETED:
             raise error_from_json({"type": child.error, "message": child.message})
 
-    @contextlib.contextmanager
-    def _making(self, *numbers: int) -> Iterator[None]:
-        """Inside, copies are made by their names, unless somebody had begun to when the names were chosen."""
+    @contextlib.asynccontextmanager
+    async def _making(self, *numbers: int) -> AsyncIterator[None]:
+        """Inside, copies are made by their names, unless somebody had begun to when the names were chosen.
+
+        A volume without the mirror that it was made for is one that the end of the daemon left: it is made anew.
+        """
+        if self._resumed:
+            for order in (self._orders[number] for number in numbers):
+                if order.kind == "mirror" and order.target is None and order.peer is None:
+                    with contextlib.suppress(NotFound):
+                        await self._api.volume_delete(order.name or "", force=True)
         self._own.update(numbers)
         try:
             yield
         except AlreadyExists:
-            self._own.difference_update(numbers)
+            if not self._resumed:
+                self._own.difference_update(numbers)
             raise
 
     async def _begin_mirror(self, number: int, order: CopyOrder, mode: str) -> None:
         name = order.name or ""
         if self._resumed and any(info.name == name for info in await self._api.replica_list()):
             return
-        with self._making(number):
+        async with self._making(number):
             await self._make_mirror(order, name, mode)
 
     async def _make_mirror(self, order: CopyOrder, name: str, mode: str) -> None:
@@ -501,7 +510,7 @@ class _Order:
         assert self._mirrored is not None
         first, group = self._orders[0], self._group["source_group"]
         if not self._resumed or all(info.name != self._mirrored for info in await self._api.group_replica_list()):
-            with self._making(*range(len(self._orders))):
+            async with self._making(*range(len(self._orders))):
                 await self._api.group_replica_create(
                     group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
                 )

@@ -271,14 +271,11 @@ class ReplicaGroups:
         return made.volume_id
 
     async def _undo(self, made: Sequence[MirrorRow]) -> None:
-        """The making failed: no relation, and no volume here. At a peer the volumes stay, as volumes of their own."""
+        """The making failed: no relation, and no volume; at a peer as soon as that is there (``PeerMakings``)."""
         for row in made:
             with contextlib.suppress(EngineError):
                 await self._replicas.forget_row(row.name)
-                if row.peer is not None:
-                    client = self._replicas.peers_of(row.peer).client(row.peer)
-                    await client.request("detach", replica=row.target_id, connection=None)
-                else:
+                if row.peer is None:
                     await self._pool.delete_volume(self._pool.by_id(row.target_id))
 
     async def rest(self, name: str, *, fractured: bool) -> None:

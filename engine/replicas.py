@@ -881,7 +881,11 @@ class Replicas:
         self._rows[row.name] = row
 
     async def forget_row(self, name: str) -> None:
-        """A member of a relation that was not made."""
+        """A member of a relation that was not made. What was made for it at a peer goes."""
+        row = self._rows[name]
+        if row.peer is not None:
+            await self.makings.begin(row.target_id, row.peer)
+            self.makings.failed(row.target_id, row.peer)
         await self._pool.catalog.remove_mirror(name)
         self.forgotten(name)
 

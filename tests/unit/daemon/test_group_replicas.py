@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.catalog import MirrorRow
 from engine.errors import AlreadyExists, InUse, InvalidState, NotFound
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import LISTEN, connected, content, fill, finished, pair, until
@@ -200,3 +201,43 @@ async def test_a_group_at_a_peer_goes_on_after_restarts_of_either_side(tmp_path:
     async with opened(tmp_path / "target", peer=address) as target:
         (point,) = await target.api.group_replica_points("r")
         assert point.guid != before
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_nothing_is_left_at_a_peer_of_a_group_that_was_not_made(tmp_path: Path, crashed: bool):
+    async with pair(tmp_path) as (source, target, _):
+        await group(source, "a", "b")
+        if crashed:  # between the members' rows and the group's
+            source_id, replicas = source.pool.volume("a").volume_id, source.replicas
+            target_id = await replicas.create_at_peer("r.a", source.pool.volume("a"), "target", "sync")
+            await replicas.put_row(MirrorRow("r.a", source_id, target_id, "sync", {"group": "r"}, "target"))
+            await replicas.groups.restore()
+        else:
+            await target.api.volume_create("r.b", SIZE)
+            with pytest.raises(AlreadyExists):
+                await source.api.group_replica_create("g", "r", peer="target")
+        assert await source.api.replica_list() == []
+
+        async def is_gone() -> bool:
+            await source.replicas.tend()
+            return "r.a" not in [info.name for info in await target.api.volume_list()]
+
+        await until(is_gone)
+        assert await target.api.replica_list() == []
+        assert await source.pool.catalog.peers.makings() == {}
+
+
+async def test_a_member_is_not_failed_over_by_itself(tmp_path: Path):
+    """Neither by asking its source nor by force: the others would be of another instant. It goes on being mirrored."""
+    async with pair(tmp_path) as (source, target, _):
+        await group(source, "a", "b")
+        await mirrored(source, peer="target")
+        before = (await source.api.group_replica_show("r")).rounds
+        for said in ({}, {"fenced": True}, {"fenced": True, "accept_loss": True}):
+            with pytest.raises(InvalidState, match="replica group r"):
+                await target.api.replica_failover("r.a", **said)
+        with pytest.raises(InvalidState, match="replica group r"):
+            await target.api.replica_failover_plan("r.a")
+        await fill(source, "a", 5 * MIB)
+        assert await equal(source, target)
+        assert (await source.api.group_replica_show("r")).rounds == before

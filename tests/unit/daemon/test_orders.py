@@ -334,3 +334,18 @@ async def test_a_snapshot_that_an_order_is_about_to_take_is_its_own(tmp_path):
         done = await ended(engine, await engine.api.job_show(job.job))
         assert done.state == "Completed", done.message
         assert {info.name for info in await engine.api.snapshot_list("a")} == {"s", "t"}
+
+
+async def test_a_volume_that_the_end_of_the_daemon_left_without_its_mirror_is_made_anew(tmp_path):
+    mirror = asdict(CopyOrder("mirror", "a", name="m", mode="sync"))
+    document = {"orders": [mirror], "group": None, "at_once": False, "on_error": "stop", "until": "synchronized"}
+    async with opened(tmp_path / "pool") as engine:
+        await make(engine, "a")
+        job = await ordered(engine, CopyOrder("snapshot", "a"))
+        await engine.api.volume_create("m", MIB)
+        await engine.pool.catalog.relations.put_order(job.job, document)
+    async with opened(tmp_path / "pool") as engine:
+        done = await ended(engine, await engine.api.job_show(job.job))
+        assert done.state == "Completed", done.message
+        assert (await engine.api.replica_show("m")).copy_state == "Synchronized"
+        assert await head_of(engine, "m") == b"x" * 4096
