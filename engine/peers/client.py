@@ -127,9 +127,9 @@ class PeerClient:
         """Why there is no connection."""
         return self._why
 
-    def start(self) -> None:
-        """Connect, and keep it so until ``close``."""
-        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"peer {self._settings.name}")
+    def start(self, after_s: float = 0.0) -> None:
+        """Connect, not before ``after_s``, and keep it so until ``close``."""
+        self._task = asyncio.get_running_loop().create_task(self._keep(after_s), name=f"peer {self._settings.name}")
 
     async def close(self) -> None:
         """End everything; those who wait get PeerUnreachable."""
@@ -154,7 +154,7 @@ class PeerClient:
 
     async def request(self, op: str, **fields: Any) -> dict[str, Any]:
         """Ask the peer and return its answer, once the first attempt to connect to it has ended, which takes
-        ``HANDSHAKE_S`` at most. Raises what it answers, and PeerUnreachable."""
+        ``HANDSHAKE_S`` at most from when it is made. Raises what it answers, and PeerUnreachable."""
         if self._task is not None:
             await self._tried.wait()
         frame = await self._ask(FrameType.REQUEST, encode_json({"op": op, **fields}))
@@ -225,7 +225,8 @@ class PeerClient:
         if lessor is not None and self._connection is not None and lessor(connection):
             self._connection.send(FrameType.GRANT, 0, frame.payload)
 
-    async def _keep(self) -> None:
+    async def _keep(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         pause = BACKOFF_S
         while True:
             self._again.clear()

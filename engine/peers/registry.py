@@ -307,8 +307,7 @@ class Peers:
             self._take(row)
             if not known:
                 log.info("peer %s: enrolled from %s", row.name, host)
-                # Until it has the answer it does not know us.
-                asyncio.get_running_loop().call_later(ENROLLED_PAUSE_S, self._begin, row)
+                self._begin(row, after_s=ENROLLED_PAUSE_S)  # until it has the answer it does not know us
         return {"name": row.name, "software": self._software}
 
     async def knows(self, peer: str, fingerprint: str) -> None:
@@ -481,15 +480,15 @@ class Peers:
         self._pins = pins
         self._context = None if self._identity is None else server_context(self._identity, pem)
 
-    def _begin(self, row: PeerRow) -> None:
-        """Connect to a peer, and keep that up."""
+    def _begin(self, row: PeerRow, *, after_s: float = 0.0) -> None:
+        """Connect to a peer, and keep that up. Who asks it something before ``after_s`` is over waits."""
         wanted = self._serving and row.name in self._rows and row.name not in self._clients
         if not wanted or row.address is None or self._identity is None:
             return
         name = row.name
         client = self._clients[name] = PeerClient(_Settings(self, name), lambda: self._connected(name))
         client.bucket.rate_bytes_s = row.rate_bytes_s
-        client.start()
+        client.start(after_s)
         self.began(name)
 
 
