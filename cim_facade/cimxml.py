@@ -301,6 +301,7 @@ def instance_name(element: Element) -> CIMInstanceName:
     if element.name != "INSTANCENAME":
         raise _invalid(f"{element.name} instead of INSTANCENAME")
     keys: dict[str, Any] = {}
+    seen: set[str] = set()
     for each in element.children:
         if each.name == "KEYBINDING":
             name, value = each.needed("NAME"), each.only()
@@ -308,8 +309,9 @@ def instance_name(element: Element) -> CIMInstanceName:
             name, value = "", each
         else:
             raise _invalid(f"{each.name} among the keys of an INSTANCENAME")
-        if name.lower() in {there.lower() for there in keys}:
+        if name.lower() in seen:
             raise CIMError(CIM_ERR_INVALID_PARAMETER, f"key {name} is given twice")
+        seen.add(name.lower())
         keys[name] = _key_value(value)
     return CIMInstanceName(element.needed("CLASSNAME"), keybindings=keys)
 

@@ -308,3 +308,21 @@ def test_the_state_of_a_pull_to_the_letter():
         '<PARAMVALUE NAME="EnumerationContext" PARAMTYPE="string"><VALUE>c&lt;1</VALUE></PARAMVALUE>'
     )
     assert answers.pull_state(None, end_of_sequence=True).endswith('PARAMTYPE="string"></PARAMVALUE>')
+
+
+def test_looking_for_keys_given_twice_is_linear():
+    """Two megabytes of keys held the loop for seven seconds."""
+    lowered = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def lower(self):
+            nonlocal lowered
+            lowered += 1
+            return super().lower()
+
+    value = cimxml.Element("KEYVALUE", {}, texts=["x"])
+    keys = [cimxml.Element("KEYBINDING", {"NAME": Name(f"K{number}")}, [value]) for number in range(1000)]
+    cimxml.instance_name(cimxml.Element("INSTANCENAME", {"CLASSNAME": "C"}, keys))
+    assert lowered <= 10 * len(keys)
