@@ -1,10 +1,10 @@
 """The CIM-XML listener (DSP0200 7): HTTP in front of the ``Facade``.
 
-Everything is refused as early as it can be: a connection beyond the limits at once; one that sends no request within
-``FIRST_REQUEST_S``; a request whose user is not known before its body is read; a body that is too long or too slow; a
-document that is no request, with status 400 and the header CIMError; and what the operation says, with status 200 and
-an ERROR. Before authentication a client makes this process hold its headers and what its socket's reader has taken in,
-some 128 KiB.
+Everything is refused as early as it can be: a connection beyond the limits at once, before its TLS handshake; one that
+sends no request within ``FIRST_REQUEST_S``, or leaves answers unread for ``SEND_S``; a request whose user is not known
+before its body is read; a body that is too long or too slow; a document that is no request, with status 400 and the
+header CIMError; and what the operation says, with status 200 and an ERROR. Before authentication a client makes this
+process hold its headers and what its socket's reader has taken in, some 128 KiB.
 
 A request of more than ``BIG_REQUEST_BYTES`` is parsed in a thread; an answer longer than ``BUFFERED_BYTES`` is sent in
 chunks as it is made. If the engine then fails in the middle, the connection ends without the last chunk: the client
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import re
@@ -37,7 +38,7 @@ from engine.errors import EngineError
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
     from cim_facade.cimxml import Request
     from cim_facade.dispatch import Facade
@@ -54,7 +55,10 @@ FIRST_REQUEST_S = 20.0
 KEEP_ALIVE_S = 75.0
 BODY_S = 60.0
 SEND_S = 60.0
-"""How long a client may leave a piece of an answer unread."""
+"""How long a client may leave answers unread, any and all of them, before its connection ends."""
+
+ACCEPT_AGAIN_S = 1.0
+"""After a connection could not be taken: for want of descriptors, mostly."""
 
 STOP_S = 2.0
 """What requests under way have to end."""
@@ -102,44 +106,30 @@ class CimServer:
         self._facade = facade
         self._users = users
         self._unavailable = unavailable
-        self._connections: dict[asyncio.BaseTransport, tuple[str, asyncio.TimerHandle]] = {}
+        self._connections = 0
         self._addresses: dict[str, int] = {}
         self._requests = 0
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()  # that accept, and handshakes under way
         self._protocols: list[web.Server] = []
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Accept on a listening socket. Without ``tls`` whoever comes is an administrator."""
-        handler = self._handler_of(secure=tls is not None)
-        protocol = web.Server(handler)
-        loop = asyncio.get_running_loop()
-
-        def connection() -> _Connection:
-            return _Connection(
-                protocol,
-                loop=loop,
-                opened=self._opened,
-                closed=self._closed,
-                keepalive_timeout=KEEP_ALIVE_S,
-                access_log=None,
-                logger=_http_log,
-                max_line_size=MAX_HEADER_BYTES,
-                max_field_size=MAX_HEADER_BYTES,
-                max_headers=MAX_HEADERS,
-                auto_decompress=False,
-                lingering_time=2.0,
-                read_bufsize=READ_BYTES,
-            )
-
-        handshake = None if tls is None else TLS_HANDSHAKE_S
-        server = await loop.create_server(connection, sock=listener, ssl=tls, ssl_handshake_timeout=handshake)
+        protocol = web.Server(self._handler_of(secure=tls is not None))
+        listener.setblocking(False)
+        listener.listen()
         self._protocols.append(protocol)
-        self._servers.append(server)
+        self._listeners.append(listener)
+        self._own(self._accept(listener, protocol, tls))
 
     async def close(self) -> None:
         """Accept no more, end what is under way, close all enumerations."""
-        for server in self._servers:
-            server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for listener in self._listeners:
+            listener.close()
         await asyncio.sleep(0)  # what has come in is begun
         for protocol in self._protocols:
             protocol.pre_shutdown()  # ends idle connections
@@ -148,20 +138,44 @@ class CimServer:
 
     # --- connections
 
-    def _opened(self, transport: asyncio.Transport) -> bool:
-        address = _address(transport)
-        if len(self._connections) >= MAX_CONNECTIONS or self._addresses.get(address, 0) >= MAX_CONNECTIONS_PER_ADDRESS:
-            return False
-        self._addresses[address] = self._addresses.get(address, 0) + 1
-        loop = asyncio.get_running_loop()
-        self._connections[transport] = (address, loop.call_later(FIRST_REQUEST_S, transport.abort))
-        return True
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _closed(self, transport: asyncio.Transport) -> None:
-        if transport not in self._connections:
-            return  # it was one too many
-        address, timer = self._connections.pop(transport)
-        timer.cancel()
+    async def _accept(self, listener: socket.socket, protocol: web.Server, tls: ssl.SSLContext | None) -> None:
+        """Take connections for ever. They are counted from here on, so that handshakes are no way around the limits."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken, peer = await loop.sock_accept(listener)
+            except OSError as error:
+                log.error("no connection can be taken: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            address = str(peer[0])
+            there = self._addresses.get(address, 0)
+            if self._connections >= MAX_CONNECTIONS or there >= MAX_CONNECTIONS_PER_ADDRESS:
+                taken.close()
+                continue
+            self._connections += 1
+            self._addresses[address] = there + 1
+            self._own(self._begin(taken, _Connection(protocol, functools.partial(self._ended, address)), tls))
+
+    async def _begin(self, taken: socket.socket, connection: _Connection, tls: ssl.SSLContext | None) -> None:
+        handshake = None if tls is None else TLS_HANDSHAKE_S
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: connection, taken, ssl=tls, ssl_handshake_timeout=handshake)
+        except OSError as error:  # of TLS and time, too
+            log.info("a connection was not begun: %s", error)
+        finally:
+            if connection.transport is None:  # or it says itself when it ends
+                taken.close()
+                connection.end()
+
+    def _ended(self, address: str) -> None:
+        self._connections -= 1
         self._addresses[address] -= 1
         if not self._addresses[address]:
             del self._addresses[address]
@@ -170,8 +184,8 @@ class CimServer:
 
     def _handler_of(self, *, secure: bool) -> Callable[[web.BaseRequest], Any]:
         async def handler(request: web.BaseRequest) -> web.StreamResponse:
-            if request.transport is not None and request.transport in self._connections:
-                self._connections[request.transport][1].cancel()
+            assert isinstance(request.protocol, _Connection)
+            request.protocol.has_asked()
             try:
                 return await self._serve(request, secure)
             except Refused as refusal:
@@ -263,13 +277,12 @@ class CimServer:
             async for piece in rest:
                 ready += piece
                 if len(ready) > CHUNK_BYTES:
-                    await _write(response, ready)
+                    await response.write(ready.encode())
                     ready = ""
-            await _write(response, ready + end)
+            await response.write((ready + end).encode())
             await response.write_eof()
-        except (ConnectionError, TimeoutError):
+        except ConnectionError:
             log.info("a client did not take its answer")
-            _abort(request)
         except Exception:
             log.exception("an answer ends in its middle")
             _abort(request)
@@ -277,35 +290,62 @@ class CimServer:
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, with a say in whether it may be."""
+    """aiohttp's connection, with limits to how long a client may keep it without a request, or without reading.
 
-    __slots__ = ("_closed_hook", "_guarded", "_opened_hook")
+    ``ended`` is called once, when it is over.
+    """
 
-    def __init__(
-        self,
-        manager: web.Server,
-        *,
-        opened: Callable[[asyncio.Transport], bool],
-        closed: Callable[[asyncio.Transport], None],
-        **options: Any,
-    ) -> None:
-        super().__init__(manager, **options)
-        self._opened_hook = opened
-        self._closed_hook = closed
-        self._guarded: asyncio.Transport | None = None
+    __slots__ = ("_ended", "_silence", "_unread")
+
+    def __init__(self, manager: web.Server, ended: Callable[[], None]) -> None:
+        super().__init__(
+            manager,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEP_ALIVE_S,
+            access_log=None,  # type: ignore[arg-type]  # what it is by default has another type
+            logger=_http_log,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
+            auto_decompress=False,
+            lingering_time=2.0,
+            read_bufsize=READ_BYTES,
+        )
+        self._ended: Callable[[], None] | None = ended
+        self._silence: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        self._guarded = transport
-        if not self._opened_hook(transport):
-            transport.abort()
+        self._silence = asyncio.get_running_loop().call_later(FIRST_REQUEST_S, transport.abort)
+
+    def has_asked(self) -> None:
+        """A request has come."""
+        if self._silence is not None:
+            self._silence.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        assert self.transport is not None
+        self._unread = asyncio.get_running_loop().call_later(SEND_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        if self._guarded is not None:
-            self._closed_hook(self._guarded)
-            self._guarded = None
+        self.end()
+
+    def end(self) -> None:
+        for timer in (self._silence, self._unread):
+            if timer is not None:
+                timer.cancel()
+        if self._ended is not None:
+            self._ended()
+            self._ended = None
 
 
 def _cim_error(error: Exception, asked: Request) -> CIMError:
@@ -370,11 +410,6 @@ async def _body(request: web.BaseRequest) -> bytes:
     return b"".join(parts)
 
 
-async def _write(response: web.StreamResponse, text: str) -> None:
-    async with asyncio.timeout(SEND_S):
-        await response.write(text.encode())
-
-
 def _abort(request: web.BaseRequest) -> None:
     """End the connection so that the client cannot take its answer for whole."""
     if request.transport is not None:
@@ -416,15 +451,8 @@ def _host(request: web.BaseRequest) -> str:
 def _is_loopback(host: str) -> bool:
     if not _HOST.fullmatch(host):
         return False
-    name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:  # another name, or brackets around what is no address
         return False
-
-
-def _address(transport: asyncio.BaseTransport) -> str:
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else ""

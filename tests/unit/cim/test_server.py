@@ -142,6 +142,8 @@ async def test_the_header_of_an_extrinsic_call_names_its_object(object_name, ok)
         (415, None, request(Content_Encoding="gzip")),
         (403, None, request(Host="attacker.example:5988")),
         (403, None, request(Host="")),
+        (403, None, request(Host="[::::]")),
+        (403, None, request(Host="[1.2.3]:80")),
     ],
 )
 async def test_what_is_refused_and_how(status, cim_error, data):
@@ -216,6 +218,46 @@ async def test_connections_are_counted(monkeypatch):
                     writer.write(request())
                     answer = await reader.read(8)
         assert answer == b"HTTP/1.1"
+
+
+async def test_who_does_not_read_is_sent_away(monkeypatch):
+    monkeypatch.setattr(server, "SEND_S", 0.05)
+    async with cim.served(cim.facade()) as (address, _), connected(address) as (_, writer):
+        with contextlib.suppress(ConnectionError):  # more answers than sockets hold, none of them read
+            while True:
+                writer.write(request(b"", method="GET") * 100)
+                await writer.drain()
+
+
+async def test_a_long_answer_is_not_kept_for_who_does_not_read(monkeypatch):
+    monkeypatch.setattr(server, "SEND_S", 0.05)
+    ended = asyncio.Event()
+
+    class Endless(Failing):
+        async def answer(self, *_):
+            try:
+                while True:
+                    yield "x" * 100_000
+            finally:
+                ended.set()
+
+    async with cim.served(Endless(ValueError())) as (address, _), connected(address) as (_, writer):
+        writer.write(request())
+        await ended.wait()
+
+
+async def test_handshakes_are_counted_among_connections(monkeypatch, tls):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS_PER_ADDRESS", 2)
+    async with cim.served(cim.facade(), tls=tls[0]) as (address, _):
+        async with connected(address), connected(address), connected(address) as (reader, _):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""  # at once, not when the time of its handshake is over
+        while True:  # those that began none have left their places
+            with contextlib.suppress(OSError):
+                async with connected(address, tls[1]) as (reader, writer):
+                    writer.write(request())
+                    assert (await read_answer(reader))[0] == 401
+                    return
 
 
 async def test_requests_are_counted(monkeypatch):
