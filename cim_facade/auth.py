@@ -169,7 +169,7 @@ class Users:
         finally:
             self._waiting -= 1
         right = hmac.compare_digest(made, bytes.fromhex(account.key)) and len(password) <= MAX_PASSWORD
-        if not right or self._accounts.get(name) is not account:
+        if not right or self._accounts.get(name) != account:  # it may be another one by now
             return None
         if len(self._recognised) >= MAX_RECOGNISED:
             self._recognised.clear()

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import stat
+import threading
 
 import pytest
 
@@ -38,6 +39,27 @@ async def test_a_running_server_sees_changes_of_the_file(path):
     assert await users.role("joe", "correct horse") is None
     path.unlink()
     assert await users.role("ann", "battery staple") is None
+
+
+async def test_who_logs_in_while_another_is_added_gets_in(path, monkeypatch):
+    users = Users(path)
+    derive, under_way, go_on = auth._derive, threading.Event(), threading.Event()
+
+    def held(password, salt):
+        under_way.set()
+        go_on.wait()
+        return derive(password, salt)
+
+    UsersFile(path).add("ann", "reader", "battery staple")
+    monkeypatch.setattr(auth, "_derive", held)
+    login = asyncio.create_task(users.role("joe", "correct horse"))
+    await asyncio.to_thread(under_way.wait)
+    UsersFile(path).remove("ann")
+    other = asyncio.create_task(users.role("ann", "battery staple"))
+    await asyncio.sleep(0)  # it has read the file
+    go_on.set()
+    assert await login == "admin"
+    assert await other is None
 
 
 async def test_a_password_of_256_umlauts(path):
