@@ -228,11 +228,11 @@ async def _listed(items: AsyncIterator[Any], write: Callable[[Any], str]) -> Pie
     yield before + "</IRETURNVALUE>"
 
 
-async def _declared(classes: Iterable[CIMClass]) -> Pieces:
+async def _declared(classes: Iterable[CIMClass], write: Callable[[CIMClass], str] = answers.declaration) -> Pieces:
     """In a thread: pywbem takes up to 30 ms for a class of many methods."""
     before = "<IRETURNVALUE>"
     for each in classes:
-        yield before + await asyncio.to_thread(answers.declaration, each)
+        yield before + await asyncio.to_thread(write, each)
         before = ""
     yield before + "</IRETURNVALUE>"
 
@@ -308,8 +308,11 @@ def _from_object(call: Call, name: str) -> Pieces:
     else:
         of_classes = "associator_classes" if name.startswith("associator") else "reference_classes"
         paths = getattr(call.operations, of_classes)(call.namespace, source.classname, call.filters)
-        flags = {**call.class_flags(qualifiers=False), "property_list": call.arguments.get("PropertyList")}
-        found = _each(paths if names else call.operations.classes_with_path(paths, **flags))
+        if not names:
+            flags = {**call.class_flags(qualifiers=False), "property_list": call.arguments.get("PropertyList")}
+            classes = call.operations.classes_with_path(paths, **flags)
+            return _declared(classes, lambda item: answers.object_with_path(item, call.host))
+        found = _each(paths)
     return _listed(found, lambda item: write(item, call.host))
 
 
