@@ -50,10 +50,13 @@ class ManagementProcess:
         backoff_s = BACKOFF_FIRST_S
         while True:
             began = loop.time()
-            code = await self._run_once()
+            try:
+                how = f"ended with {await self._run_once()}"
+            except OSError as error:  # no descriptor or no memory for it just now
+                how = f"cannot be started: {error}"
             if loop.time() - began > STEADY_S:
                 backoff_s = BACKOFF_FIRST_S
-            log.error("the management process ended with %d; starting it again in %.1f s", code, backoff_s)
+            log.error("the management process %s; trying again in %.1f s", how, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 

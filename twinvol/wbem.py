@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 from typing import TYPE_CHECKING
 
 from cim_facade import repository
@@ -18,7 +19,6 @@ from twinvol.api.frames import DaemonUnreachable
 from twinvol.sockets import bound_address
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
     from engine.api import EngineApi
@@ -41,7 +41,8 @@ async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: s
             context = await asyncio.to_thread(certificate.server_context, pool, bound_address(https))
         except EngineError as error:
             log.error("CIM-XML is not served over TLS: %s", error)
-            https.close()  # nobody shall wait there
+            https.shutdown(socket.SHUT_RDWR)  # nobody shall wait there: the data process has this socket, too
+            https.close()
         else:
             await server.start(https, context)
             log.info("CIM-XML is up at https://%s", bound_address(https))
