@@ -222,12 +222,13 @@ class GroupRounds:
         return Shipped(instant, instant - before if known and before is not None else None, sum(sizes))
 
     async def is_current(self, state: GroupState) -> bool:
-        """See ``Rounds.is_current``: nothing differs at any member."""
+        """See ``Rounds.is_current``: nothing differs at any member from the group's own point. One that has switched to
+        a point which the others have not may differ from nothing, and the group has none such to show."""
         async with self._busy:
             now = self._env.clock.boottime()
-            await self._commons(state)
-            for member, there in zip(self.members, state.members, strict=True):
-                if not await member.is_current_now(there):
+            commons = await self._commons(state)
+            for member, there, common in zip(self.members, state.members, commons, strict=True):
+                if not await member.is_current_since(common, there):
                     return False
             if self._told != self._record.common:
                 await self._finish()

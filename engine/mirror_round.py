@@ -247,11 +247,14 @@ class Rounds:
         for the instant of this call as well: no copy is needed to say so."""
         async with self._busy:
             await self.read_note()
-            return await self.is_current_now(state)
+            now = self._env.clock.boottime()
+            if not await self.is_current_since(self._common(state), state):
+                return False
+            self._instant = now
+            return True
 
-    async def is_current_now(self, state: LinkState) -> bool:
-        now = self._env.clock.boottime()
-        common = self._common(state)
+    async def is_current_since(self, common: str | None, state: LinkState) -> bool:
+        """Whether neither side differs from that common point."""
         point = self.source_point(common)
         if common is None or point is None or state.staging or point.size_bytes != self.source.size_bytes:
             return False
@@ -259,7 +262,6 @@ class Rounds:
             return False
         async for _ in self.source.head.store.changed(point, self.source.head):
             return False
-        self._instant = now
         return True
 
     async def mark(self, stream: MirrorStream, *, release: bool) -> None:

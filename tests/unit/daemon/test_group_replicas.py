@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.catalog import MirrorRow
-from engine.errors import AlreadyExists, InUse, InvalidState, NotFound
+from engine.errors import AlreadyExists, InUse, InvalidState, NotFound, PeerUnreachable
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import LISTEN, connected, content, fill, finished, pair, until
 
@@ -241,3 +241,28 @@ async def test_a_member_is_not_failed_over_by_itself(tmp_path: Path):
         await fill(source, "a", 5 * MIB)
         assert await equal(source, target)
         assert (await source.api.group_replica_show("r")).rounds == before
+
+
+async def test_a_point_of_some_members_is_none_of_the_group_though_nothing_differs(tmp_path: Path):
+    """The round is interrupted when one member has switched, and the other's part, which brings nothing, is lost."""
+    async with opened(tmp_path / "pool") as engine:
+        await group(engine, "a", "b")
+        await mirrored(engine, mode="async", rpo_s=1.0)
+        await engine.api.group_replica_pause("r")
+        await fill(engine, "a", 5 * MIB)
+        (before,) = await engine.api.group_replica_points("r")
+        link = engine.replicas.groups.get("r").members[1].link
+        real = link.commit_staging
+
+        async def lost(_guid: str) -> None:
+            await link.abort_staging()
+            link.commit_staging = real
+            raise PeerUnreachable("the target's power failed")
+
+        link.commit_staging = lost
+        await engine.api.group_replica_resume("r")
+        await until(lambda: link.commit_staging == real)
+        await synchronized(engine)
+        *_, point = await engine.api.group_replica_points("r")
+        assert point.guid != before.guid
+        assert await equal(engine, engine)
