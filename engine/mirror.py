@@ -581,6 +581,7 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
                     self._standing.turn(CopyEvent.BREAK, reason, "error")
                 pause_s = min(self.policy.retry_max_s, self.policy.retry_s * 2.0 ** min(failures - 1, 16))
                 await self._pause(self._now() + pause_s)
+                self._wake.set()  # what was due is due again, whatever the cadence says
 
     async def _attempt(self, work: Awaitable[None]) -> str | None:
         """Work over one connection, to its end. Returns why it did not do what it was for."""

@@ -266,3 +266,23 @@ async def test_a_point_of_some_members_is_none_of_the_group_though_nothing_diffe
         *_, point = await engine.api.group_replica_points("r")
         assert point.guid != before.guid
         assert await equal(engine, engine)
+
+
+async def test_a_round_that_failed_is_tried_again_long_before_the_next_is_due(tmp_path: Path):
+    async with opened(tmp_path / "pool") as engine:
+        await group(engine, "a", "b")
+        await mirrored(engine, mode="async", rpo_s=3600.0)
+        await engine.api.group_replica_pause("r")
+        await fill(engine, "a", 5 * MIB)
+        link = engine.replicas.groups.get("r").members[1].link
+        real = link.connect
+
+        async def unreachable() -> None:
+            link.connect = real
+            raise PeerUnreachable("not yet")
+
+        link.connect = unreachable
+        await engine.api.group_replica_resume("r")
+        await until(lambda: link.connect == real)
+        await synchronized(engine)
+        assert await equal(engine, engine)
