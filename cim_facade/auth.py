@@ -5,7 +5,7 @@ A user is a name, a role and the scrypt (RFC 7914) of a password, in one JSON fi
 
 HTTP Basic sends the password with each request, and one scrypt takes 50 ms and 16 MiB: what was once verified is
 recognised by a keyed digest until the file changes. Guesses cost their full price, an unknown name as much as a wrong
-password, and only ``MAX_VERIFYING`` are looked at at a time; who comes when ``MAX_WAITING`` wait is told to come again.
+password, and only ``MAX_VERIFYING`` is looked at at a time; who comes when ``MAX_WAITING`` wait is told to come again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ ROLES = ("admin", "reader")
 MAX_USERS = 1000
 MAX_FILE_BYTES = 1 << 20
 MIN_PASSWORD, MAX_PASSWORD = 8, 256
-MAX_VERIFYING = 2
+MAX_VERIFYING = 1
+"""Strangers' guesses take a core, not all of them from the data process."""
+
 MAX_WAITING = 32
 MAX_RECOGNISED = 256
 

@@ -88,7 +88,7 @@ class Element:
 class Request:
     """One operation. ``extrinsic``: the method ``name`` of ``target``; else an operation of DSP0200.
 
-    ``params`` by name, in lower case; None: given without a value.
+    ``params`` by name, in lower case; None: given without a value. ``big``: reading them is no work for a loop.
     """
 
     message_id: str
@@ -97,6 +97,7 @@ class Request:
     extrinsic: bool
     target: CIMInstanceName | CIMClassName | None
     params: dict[str, Parameter]
+    big: bool = False
 
 
 @dataclass(slots=True)

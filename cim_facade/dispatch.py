@@ -114,14 +114,19 @@ class Facade:
             assert request.target is not None
             request.target.namespace = namespace
             methods = Methods(view, self.classes, self.registry, operations)
-            yield answers.method_result(*await methods.invoke(request.target, request.name, request.params))
+            result = await methods.invoke(request.target, request.name, request.params, big=request.big)
+            yield answers.method_result(*result)
             return
         operation = OPERATIONS.get(request.name)
         if operation is None:
             raise CIMError(CIM_ERR_NOT_SUPPORTED, f"operation {request.name[:MAX_NAME]} is not supported")
         if operation.writes and not user.administrator:
             raise CIMError(CIM_ERR_ACCESS_DENIED, f"{user.name} may read only")
-        call = Call(self, view, host, namespace, _arguments(operation, request, namespace))
+        if request.big:
+            arguments = await asyncio.to_thread(_arguments, operation, request, namespace)
+        else:
+            arguments = _arguments(operation, request, namespace)
+        call = Call(self, view, host, namespace, arguments)
         async for piece in operation.run(call):
             yield piece
             await view.breathe()

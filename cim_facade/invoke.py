@@ -8,6 +8,7 @@ right in form and wrong in meaning, a dangling reference among it, is the handle
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pywbem import (
@@ -50,11 +51,16 @@ class Methods:
         self._operations = operations
 
     async def invoke(
-        self, target: CIMInstanceName | CIMClassName, name: str, given: Mapping[str, cimxml.Parameter]
+        self,
+        target: CIMInstanceName | CIMClassName,
+        name: str,
+        given: Mapping[str, cimxml.Parameter],
+        *,
+        big: bool = False,
     ) -> tuple[Any, str, list[CIMParameter]]:
         """The return value, its type, and the output parameters that have a value.
 
-        ``target`` has its namespace. ``given``: by lower-case name.
+        ``target`` has its namespace. ``given``: by lower-case name; read in a thread if that is a ``big`` thing.
         """
         namespace, class_name = target.namespace, target.classname
         of = self._classes.get(namespace, class_name)
@@ -71,7 +77,10 @@ class Methods:
             path = CIMInstanceName(class_name, namespace=namespace)
         else:
             path = (await self._operations.get_instance(target)).path
-        parameters = self._inputs(namespace, method, given)
+        if big:
+            parameters = await asyncio.to_thread(self._inputs, namespace, method, given)
+        else:
+            parameters = self._inputs(namespace, method, given)
         handler = self._registry.method(self._classes, namespace, class_name, method.name)
         if handler is None:
             raise CIMError(CIM_ERR_METHOD_NOT_AVAILABLE, f"{class_name}.{method.name} is not implemented")

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import logging
 import ssl
+import threading
 
 import pytest
 
@@ -373,6 +374,34 @@ async def test_a_long_answer_that_fails_is_not_taken_for_whole(caplog):
     pieces = ["<IRETURNVALUE>", *(["x" * 10_000] * 100)]
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
         await asked(request(), Failing(ValueError("x"), pieces))
+
+
+async def test_what_is_big_is_not_read_in_the_loop(monkeypatch):
+    read = cimxml.value
+    threads = set()
+
+    def noted(*given, **options):
+        threads.add(threading.current_thread())
+        return read(*given, **options)
+
+    monkeypatch.setattr(cimxml, "value", noted)
+    names = "<VALUE>a</VALUE>" * 1000
+    listed = f'<IPARAMVALUE NAME="PropertyList"><VALUE.ARRAY>{names}</VALUE.ARRAY></IPARAMVALUE>'
+    named = '<IPARAMVALUE NAME="ClassName"><CLASSNAME NAME="T_Disk"/></IPARAMVALUE>'
+    body = body_of(f'<IMETHODCALL NAME="EnumerateInstances">{NAMESPACE}{named}{listed}</IMETHODCALL>')
+    assert b"VALUE.NAMEDINSTANCE" in (await asked(request(body, CIMMethod="EnumerateInstances")))[2]
+    assert threads
+    assert threading.current_thread() not in threads
+    threads.clear()
+    key = '<KEYBINDING NAME="Name"><KEYVALUE>svc</KEYVALUE></KEYBINDING>'
+    path = f'<INSTANCENAME CLASSNAME="T_Service">{key}</INSTANCENAME>'
+    path = f"<LOCALINSTANCEPATH>{NAMESPACE}{path}</LOCALINSTANCEPATH>"
+    numbers = f'<PARAMVALUE NAME="Numbers"><VALUE.ARRAY>{names}</VALUE.ARRAY></PARAMVALUE>'
+    body = body_of(f'<METHODCALL NAME="Act">{path}{numbers}</METHODCALL>')
+    refused = await asked(request(body, CIMMethod="Act", CIMObject='root/test:T_Service.Name="svc"'))
+    assert b"is not a uint16" in refused[2]
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_a_long_answer_goes_in_chunks():
