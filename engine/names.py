@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from engine.errors import InvalidArgument
 from engine.units import CHUNK_SIZES, SECTOR_SIZE
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 NAME_MAX = 64
+SUFFIX_CHARACTERS = 8
+"""Room for a number behind a name that is made."""
 
 CLONE_PREFIX, DIFF_PREFIX, EXPORT_PREFIX = "full-clone.", "diff.", "export."
 OFFLOAD_PREFIX, ROOT_PREFIX, TOKEN_PREFIX = "offload.", "root.", "token."
@@ -16,6 +22,7 @@ HIDDEN_PREFIXES = (CLONE_PREFIX, DIFF_PREFIX, EXPORT_PREFIX, OFFLOAD_PREFIX, ROO
 exported, read for an offloaded copy, digested, or held by a token. What a crash leaves of them is removed."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_FOREIGN = re.compile(r"[^a-z0-9.-]+")
 _ISCSI_NAME = re.compile(
     r"iqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:[a-z0-9.:-]+)?|eui\.[0-9a-f]{16}|naa\.([0-9a-f]{16}|[0-9a-f]{32})"
 )
@@ -66,3 +73,11 @@ def check_choice(what: str, value: int, choices: tuple[int, ...]) -> int:
 
 def check_chunk(chunk_bytes: int) -> int:
     return check_choice("chunk size", chunk_bytes, CHUNK_SIZES)
+
+
+def made_names(text: str) -> Iterator[str]:
+    """Names after a free text: the nearest one that may be, then with numbers."""
+    stem = _FOREIGN.sub("-", text.lower()).strip(".-")[: NAME_MAX - SUFFIX_CHARACTERS].strip(".-") or "copy"
+    yield stem
+    for number in range(2, 10**6):
+        yield f"{stem}-{number}"

@@ -4,9 +4,11 @@ Invariants:
 
 * What every copy is called is decided, and recorded with the order, before the first step, and nobody else gets these
   names until the order is over (``engine.reserved_names``). After the end of the daemon the job goes on under its
-  number: what is there by its name was made by it, and what is not is made.
+  number: what is there by its name was made by it, and what is not is made; but a mirror that was begun, and a copy
+  onto an existing volume that was whole, are recorded, and not begun again: somebody may have taken them over since.
 * An order that stops at an error, or is cancelled, takes back what it has made; what it did to the content of volumes
-  that existed before, it cannot. One that goes on at errors takes back the copy that failed, and fails if all did.
+  that existed before, it cannot; and a mirror that somebody has fractured, detached or failed over meanwhile is his.
+  One that goes on at errors takes back the copy that failed, and fails if all did.
 * A job that rests (``job_suspend``) begins nothing, and its copies rest.
 """
 
@@ -16,22 +18,21 @@ import asyncio
 import contextlib
 import functools
 import logging
-import re
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from engine.api.relations import ORDER_MAX, CopyOrder, GroupOrder, GroupRelationInfo, PairInfo
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
 from engine.errors_json import error_from_json
 from engine.jobs import JobState
-from engine.names import NAME_MAX
-from engine.relations import RELATION_PREFIX, check_element_name, new_guid
+from engine.mirror_wait import Rest, of_group, of_replica, until_synchronized
+from engine.names import NAME_MAX, SUFFIX_CHARACTERS, made_names
+from engine.relations import RELATION_PREFIX, check_element_name, new_guid, order_point
 from engine.token_clone import start_token_clone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator
 
-    from engine.api import JobInfo, ReplicaInfo
     from engine.jobs import Job
     from engine.local_api import LocalApi
     from engine.pool import Pool
@@ -41,33 +42,8 @@ log = logging.getLogger(__name__)
 
 JOB_KIND = "copies"
 KINDS = ("snapshot", "clone", "token", "mirror")
-POLL_S = 0.1
-"""How often a mirror is looked at that is waited for."""
-
-_FOREIGN = re.compile(r"[^a-z0-9.-]+")
-_SUFFIX_CHARACTERS = 8
-
-
-def made_names(text: str) -> Iterator[str]:
-    """Names after a free text: the nearest one that may be, then with numbers."""
-    stem = _FOREIGN.sub("-", text.lower()).strip(".-")[: NAME_MAX - _SUFFIX_CHARACTERS].strip(".-") or "copy"
-    yield stem
-    for number in range(2, 10**6):
-        yield f"{stem}-{number}"
-
-
-class Rest:
-    """By what an order rests; see ``engine.jobs.Pausable``."""
-
-    def __init__(self) -> None:
-        self.going = asyncio.Event()
-        self.going.set()
-
-    def pause(self) -> None:
-        self.going.clear()
-
-    def resume(self) -> None:
-        self.going.set()
+TAKEN_OVER = ("Detached", "Fractured", "Failedover")
+"""States of a mirror that it gets into by nobody's order but a user's."""
 
 
 class Orders:
@@ -112,7 +88,7 @@ class Orders:
         document: dict[str, Any] = {
             "orders": [asdict(order) for order in named],
             "group": None if group is None else asdict(group) | {"guid": new_guid()},
-            "at_once": at_once,
+            "at_once": order_point() if at_once else None,  # by which name
             "on_error": on_error,
             "until": until,
         }
@@ -146,7 +122,7 @@ class Orders:
 
             try:
                 for name in names:
-                    await _until_synchronized(_of_replica(self._api), rest, name, functools.partial(tell, name))
+                    await until_synchronized(of_replica(self._api), rest, name, functools.partial(tell, name))
                     tell(name, 100)
             except asyncio.CancelledError:
                 if job.cancelling:
@@ -229,14 +205,18 @@ class Orders:
         """Each with the name of what it makes."""
         if group is not None and group.consistent and orders[0].kind == "mirror":
             longest = max(len(order.source) for order in orders)  # it is NAME.MEMBER
-            text = group.name[: max(1, NAME_MAX - _SUFFIX_CHARACTERS - longest)]
+            text = group.name[: max(1, NAME_MAX - SUFFIX_CHARACTERS - longest)]
             name = next(name for name in made_names(text) if self._is_free_for_group(name, orders))
             return [replace(order, name=f"{name}.{order.source}") for order in orders]
         if group is not None and group.consistent:
             volumes = [self._pool.volume(order.source) for order in orders]
             taken = {snapshot.name for volume in volumes for snapshot in self._pool.snapshots(volume)}
             taken |= {info.name for info in self._pool.groups.snapshots(group.source_group or "")}
-            name = next(name for name in made_names(group.name) if name not in taken)
+            name = next(
+                name
+                for name in made_names(group.name)
+                if name not in taken and all((order.source, name) not in self._pool.reserved for order in orders)
+            )
             return [replace(order, name=name) for order in orders]
         named: list[CopyOrder] = []
         for order in orders:
@@ -320,9 +300,9 @@ class _Order:
             made["source_id"] = self._pool.volume(order.source).volume_id
         job.result = {"copies": [dict(made) for made in self._made], "jobs": []}
         job.progress(0, sum(self._sizes))
-        point = f"order-{job.job_id}"
+        point: str | None = self.document["at_once"] or None
         try:
-            if self.document["at_once"]:
+            if point is not None:
                 await self._freeze(point)
             await self._make_all(job, point)
             if self._group is not None:
@@ -334,18 +314,18 @@ class _Order:
         except EngineError:
             await self._undo_all(job, point)
             raise
-        if self.document["at_once"]:
+        if point is not None:
             await self._thaw(point)
         failed = [made for made in self._made if "error" in made]
         if failed:
             job.message = f"{len(failed)} of {len(self._made)} copies failed: {failed[0]['message']}"
         return job.result | {"copies": self._made}
 
-    async def _make_all(self, job: Job, point: str) -> None:
+    async def _make_all(self, job: Job, point: str | None) -> None:
         if self._group is not None and self._group["consistent"]:
-            await (self._mirror_group() if self._mirrored is not None else self._snapshot_group())
+            await (self._mirror_group(job) if self._mirrored is not None else self._snapshot_group())
         for number, order in enumerate(self._orders):
-            await self._guarded(job, number, self._begin(number, order))
+            await self._guarded(job, number, self._begin(job, number, order))
         self._say_begun(job, all(order.kind in ("snapshot", "mirror") for order in self._orders))
         for number, order in enumerate(self._orders):
             if "error" not in self._made[number]:
@@ -367,9 +347,10 @@ class _Order:
         try:
             await step
         except EngineError as error:
-            if self.document["on_error"] == "stop":
+            if self.document["on_error"] == "stop" or self._mirrored is not None:  # its members are made as one
                 raise
-            await self._undo(job, number)
+            if number not in await self._taken_over():
+                await self._undo(job, number)
             self._made[number] |= {"error": type(error).__name__, "message": str(error)}
 
     def _tell(self, job: Job, number: int, done_bytes: int) -> None:
@@ -378,7 +359,15 @@ class _Order:
 
     # --- one copy -----------------------------------------------------------------------------------------------
 
-    async def _begin(self, number: int, order: CopyOrder) -> None:
+    async def _record(self, job: Job, what: str, *numbers: int) -> None:
+        """``what`` is true of these copies, also after the end of the daemon."""
+        self.document[what] = [*self.document.get(what, ()), *numbers]
+        await self._pool.catalog.relations.put_order(job.job_id, self.document)
+
+    def _is(self, what: str, number: int) -> bool:
+        return number in self.document.get(what, ())
+
+    async def _begin(self, job: Job, number: int, order: CopyOrder) -> None:
         """What is over in an instant: a snapshot, and that a mirror exists."""
         await self._rest.going.wait()
         made, name = self._made[number], order.name or ""
@@ -392,14 +381,14 @@ class _Order:
             made["guid"] = info.guid
             await self._call(info.guid, order.element_name)
         elif order.kind == "mirror" and "replica" not in made:
-            await self._begin_mirror(number, order, order.mode)
+            await self._begin_mirror(job, number, order.mode)
             made["replica"] = name
             if order.peer is None:
                 made["target_id"] = self._pool.volume(order.target or name).volume_id
                 if order.target is None:
                     await self._call(made["target_id"], order.element_name)
 
-    async def _finish(self, job: Job, number: int, order: CopyOrder, point: str) -> None:
+    async def _finish(self, job: Job, number: int, order: CopyOrder, point: str | None) -> None:
         made, name = self._made[number], order.name or ""
         match order.kind:
             case "mirror":
@@ -408,15 +397,18 @@ class _Order:
             case "clone" if order.target is not None:
                 # Its first round is a verified copy of one instant; where initiators could see it, that is at the end.
                 shown = self._api.is_shown(self._pool.volume(order.target))
-                await self._begin_mirror(number, order, "sync" if shown else "async")
-                self._say_begun(job, True)
-                await self._synchronized(job, number, name)
-                await self._api.replica_detach(name)
+                if not self._is("whole", number):
+                    await self._begin_mirror(job, number, "sync" if shown else "async")
+                    self._say_begun(job, True)
+                    await self._synchronized(job, number, name)
+                    await self._record(job, "whole", number)
+                with contextlib.suppress(NotFound):  # it may have been before the end of the daemon
+                    await self._api.replica_detach(name)
                 made["target_id"] = self._pool.volume(order.target).volume_id
             case "clone" | "token":
                 if not self._resumed or all(volume.name != name for volume in self._pool.volumes()):
                     async with self._making(number):
-                        await self._copy(job, number, order, point if self.document["at_once"] else None)
+                        await self._copy(job, number, order, point)
                 made["target_id"] = self._pool.volume(name).volume_id
                 await self._call(made["target_id"], order.element_name)
         if order.kind in ("clone", "token") and order.related:
@@ -462,12 +454,15 @@ class _Order:
                 self._own.difference_update(numbers)
             raise
 
-    async def _begin_mirror(self, number: int, order: CopyOrder, mode: str) -> None:
+    async def _begin_mirror(self, job: Job, number: int, mode: str) -> None:
+        order = self._orders[number]
         name = order.name or ""
-        if self._resumed and any(info.name == name for info in await self._api.replica_list()):
+        if self._is("begun", number):
             return
-        async with self._making(number):
-            await self._make_mirror(order, name, mode)
+        if not self._resumed or all(info.name != name for info in await self._api.replica_list()):
+            async with self._making(number):
+                await self._make_mirror(order, name, mode)
+        await self._record(job, "begun", number)
 
     async def _make_mirror(self, order: CopyOrder, name: str, mode: str) -> None:
         if order.target is None:
@@ -480,8 +475,8 @@ class _Order:
 
     async def _synchronized(self, job: Job, number: int, name: str) -> None:
         size = self._sizes[number]
-        verbs = _of_group(self._api) if name == self._mirrored else _of_replica(self._api)
-        await _until_synchronized(verbs, self._rest, name, lambda of: self._tell(job, number, size * of // 100))
+        verbs = of_group(self._api) if name == self._mirrored else of_replica(self._api)
+        await until_synchronized(verbs, self._rest, name, lambda of: self._tell(job, number, size * of // 100))
 
     async def _call_relation(self, made: dict[str, Any], order: CopyOrder) -> None:
         target = made.get("target_id") or made.get("guid") or made.get("replica")
@@ -505,17 +500,21 @@ class _Order:
         with contextlib.suppress(NotFound):
             await self._api.group_delete(point, force=True)
 
-    async def _mirror_group(self) -> None:
+    async def _mirror_group(self, job: Job) -> None:
         assert self._group is not None
         assert self._mirrored is not None
         first, group = self._orders[0], self._group["source_group"]
-        if not self._resumed or all(info.name != self._mirrored for info in await self._api.group_replica_list()):
-            async with self._making(*range(len(self._orders))):
-                await self._api.group_replica_create(
-                    group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
-                )
+        numbers = range(len(self._orders))
+        if not self._is("begun", 0):
+            if not self._resumed or all(info.name != self._mirrored for info in await self._api.group_replica_list()):
+                async with self._making(*numbers):
+                    await self._api.group_replica_create(
+                        group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
+                    )
+            await self._record(job, "begun", *numbers)
         for made, order in zip(self._made, self._orders, strict=True):
             made["replica"] = order.name
+        for made, order in zip(self._made, self._orders, strict=True):
             if order.peer is None:
                 made["target_id"] = self._pool.volume(order.name or "").volume_id
                 await self._call(made["target_id"], order.element_name)
@@ -557,7 +556,7 @@ class _Order:
             mode=first.mode if first.kind == "mirror" else None,
             source=source,
             target_group=target,
-            consistent=group["consistent"] or self.document["at_once"],
+            consistent=group["consistent"] or bool(self.document["at_once"]),
             established_at=self._pool.env.clock.time(),
             pairs=[PairInfo(m["source_id"], m.get("target_id") or m.get("guid") or m["replica"]) for m, _ in whole],
         )
@@ -577,17 +576,30 @@ class _Order:
 
     # --- taking back ----------------------------------------------------------------------------------------------
 
-    async def _undo_all(self, job: Job, point: str) -> None:
+    async def _undo_all(self, job: Job, point: str | None) -> None:
         if self._group is not None and "snapshot" in self._group:
             with contextlib.suppress(EngineError):
                 await self._api.group_snapshot_delete(self._group["source_group"], self._orders[0].name or "")
-        if self._mirrored is not None and self._own:
+        left = await self._taken_over()
+        if self._mirrored is not None and self._own and not left:
             with contextlib.suppress(EngineError):
                 await self._api.group_replica_detach(self._mirrored)
         for number in range(len(self._orders)):
-            await self._undo(job, number)
-        if self.document["at_once"]:
+            if number in left:
+                log.warning("job %d: %s stays: it was taken over", job.job_id, self._orders[number].name)
+            else:
+                await self._undo(job, number)
+        if point is not None:
             await self._thaw(point)
+
+    async def _taken_over(self) -> set[int]:
+        """Numbers of the mirrors that were begun, and that somebody has done something else with since."""
+        states = {info.name: info.copy_state for info in await self._api.replica_list()}
+        return {
+            number
+            for number, (made, order) in enumerate(zip(self._made, self._orders, strict=True))
+            if "replica" in made and states.get(order.name or "", "Detached") in TAKEN_OVER
+        }
 
     async def _undo(self, job: Job, number: int) -> None:
         """Remove what a copy has made. What cannot be removed is said in the log, and stays."""
@@ -613,40 +625,3 @@ class _Order:
             if identity is not None and order.target is None:
                 await self._relations.set_element_name(identity, None)
                 await self._relations.set_element_name(RELATION_PREFIX + identity, None)
-
-
-class _Verbs(NamedTuple):
-    """How a mirror, or a mirrored group, is looked at and told to rest."""
-
-    show: Callable[[str], Awaitable[ReplicaInfo]]
-    pause: Callable[[str], Awaitable[ReplicaInfo]]
-    resume: Callable[[str], Awaitable[JobInfo]]
-
-
-def _of_replica(api: LocalApi) -> _Verbs:
-    return _Verbs(api.replica_show, api.replica_pause, api.replica_resume)
-
-
-def _of_group(api: LocalApi) -> _Verbs:
-    return _Verbs(api.group_replica_show, api.group_replica_pause, api.group_replica_resume)
-
-
-async def _until_synchronized(mirror: _Verbs, rest: Rest, name: str, tell: Callable[[int], None]) -> None:
-    """Wait for a mirror, which rests when ``rest`` says so. ``tell``: how many percent there are.
-
-    Raises InvalidState: it went to another rest.
-    """
-    while True:
-        info = await mirror.show(name)
-        if info.copy_state == "Synchronized":
-            return
-        if rest.going.is_set() and info.copy_state == "Suspended":
-            await mirror.resume(name)
-        elif not rest.going.is_set() and info.copy_state == "Unsynchronized":
-            await mirror.pause(name)
-        elif info.copy_state in ("Aborted", "Fractured", "Failedover") or (
-            info.copy_state == "Broken" and info.mode == "sync"
-        ):
-            raise InvalidState(f"replica {name}", f"{info.copy_state} ({info.reason})", "a running copy")
-        tell(info.percent_synced)
-        await asyncio.sleep(POLL_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.api_part import ApiPart
@@ -60,7 +61,14 @@ class RelationOperations(ApiPart):
         await self._relations.end(target_id)
 
     async def group_relation_list(self) -> list[GroupRelationInfo]:
-        return self._relations.groups()
+        groups = self._pool.groups.all()
+        there = {info.guid for info in groups}
+        there |= {shot.guid for info in groups for shot in self._pool.groups.snapshots(info.name)}
+        return [
+            info if info.target_group in there else replace(info, target_group=None)
+            for info in self._relations.groups()
+            if info.source in there or self._pool.find(info.source) is not None
+        ]
 
     async def group_relation_end(self, guid: str) -> None:
         await self._relations.end_group(guid)

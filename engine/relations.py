@@ -119,5 +119,10 @@ class Relations:
         await self.set_element_name(guid, None)
 
 
+def order_point() -> str:
+    """A name that ``ORDER_POINT`` matches, and nobody has."""
+    return f"order-{uuid.uuid4().hex}"
+
+
 def new_guid() -> str:
     return str(uuid.uuid4())

@@ -34,6 +34,7 @@ from engine.api.pool import EventInfo, PoolApi, PoolSpaceInfo, StatusInfo
 from engine.api.relations import (
     ELEMENT_NAME_MAX,
     ORDER_MAX,
+    ORDER_POINT,
     CopyOrder,
     GroupOrder,
     GroupRelationInfo,
@@ -149,6 +150,7 @@ __all__ = [
     "JobInfo",
     "ELEMENT_NAME_MAX",
     "ORDER_MAX",
+    "ORDER_POINT",
     "CopyOrder",
     "GroupOrder",
     "RelationInfo",

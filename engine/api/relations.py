@@ -7,6 +7,7 @@ were made as one, of a group or of one source.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from engine.api.jobs import JobInfo
 
 ORDER_MAX = 256
 """Copies in one order."""
+
+ORDER_POINT = re.compile(r"order-[0-9a-f]{32}")
+"""What a group is called by which an order freezes its sources at one instant; it is gone when its clones are made."""
 
 ELEMENT_NAME_MAX = 256
 """Characters of a free text that something is called by."""
@@ -81,7 +85,8 @@ class GroupRelationInfo:
     """Copies that were made as one. ``source``: the GUID of a group, or the id of the one source.
 
     ``target_group``: the GUID of a group or of a group snapshot; None: its targets are in no other group than this
-    relation. ``mode`` of mirrors. Pairs whose target is gone are left out.
+    relation, or it is gone. ``mode`` of mirrors. Pairs whose target is gone are left out, and relations whose
+    source is.
     """
 
     guid: str

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
+from engine import mirror_wait
 from engine.api import CopyOrder, GroupOrder
 from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
 from tests.support.engine import HeldMover, opened
@@ -349,3 +351,125 @@ async def test_a_volume_that_the_end_of_the_daemon_left_without_its_mirror_is_ma
         assert done.state == "Completed", done.message
         assert (await engine.api.replica_show("m")).copy_state == "Synchronized"
         assert await head_of(engine, "m") == b"x" * 4096
+
+
+def holding(held):
+    def hold(mover):
+        held.append(HeldMover(mover, 1))
+        return held[-1]
+
+    return hold
+
+
+async def much(engine, name):
+    """A volume that takes a while to be copied."""
+    await make(engine, name, size=64 * MIB)
+    for at in range(0, 64, 2):
+        await engine.pool.volume(name).write(at * MIB, b"y" * MIB)
+
+
+@pytest.mark.parametrize("verb", ["fracture", "detach"])
+async def test_a_mirror_that_was_taken_over_is_not_taken_back(tmp_path, verb):
+    held = []
+    async with opened(tmp_path / "pool", holding(held)) as engine:
+        await make(engine, "small")
+        await much(engine, "a")
+        orders = [CopyOrder("mirror", "small", element_name="s"), CopyOrder("mirror", "a", element_name="m")]
+        job = await engine.api.copies_make(orders)
+        await held[0].holding.wait()
+        assert (await engine.api.replica_show("m")).copy_state == "Unsynchronized"
+        await getattr(engine.api, f"replica_{verb}")("m")
+        done = await ended(engine, job)
+        assert done.state == "Exception"
+        assert [info.name for info in await engine.api.volume_list()] == ["a", "m", "small"]  # s was made by the job
+        assert [info.name for info in await engine.api.replica_list()] == (["m"] if verb == "fracture" else [])
+
+
+async def test_a_group_of_any_name_is_no_orders(engine):
+    await make(engine, "a", "b")
+    await engine.api.group_create("order-1", ["a"])
+    done = await ordered(engine, CopyOrder("clone", "a"), CopyOrder("clone", "b"), at_once=True)
+    assert done.state == "Completed", done.message
+    assert [info.name for info in await engine.api.group_list()] == ["order-1"]
+
+
+async def test_two_copies_of_a_group_at_the_same_time_have_names_of_their_own(engine):
+    await make(engine, "a", "b")
+    await engine.api.group_create("g", ["a", "b"])
+    both = [CopyOrder("snapshot", "a"), CopyOrder("snapshot", "b")]
+    group = GroupOrder("Night", source_group="g", consistent=True)
+    first = await engine.api.copies_make(both, group=group)
+    second = await engine.api.copies_make(both, group=group)
+    for job in (first, second):
+        done = await ended(engine, job)
+        assert done.state == "Completed", done.message
+    assert {shot.name for shot in await engine.api.group_snapshot_list("g")} == {"night", "night-2"}
+
+
+@pytest.mark.parametrize("target", ["t", None])
+async def test_a_mirror_that_was_detached_before_the_end_of_the_daemon_is_not_begun_again(tmp_path, target):
+    held = []
+    async with opened(tmp_path / "pool", holding(held)) as engine:
+        await make(engine, "small", "t", data=b"old." * 1024)
+        await much(engine, "a")
+        first = CopyOrder("mirror", "small", element_name="m", target=target, mode="sync")
+        job = await engine.api.copies_make([first, CopyOrder("mirror", "a")])
+        await held[0].holding.wait()
+        await engine.api.replica_detach("m")
+        await engine.pool.volume(target or "m").write(0, b"mine" * 1024)
+    async with opened(tmp_path / "pool") as engine:
+        done = await ended(engine, await engine.api.job_show(job.job))
+        assert done.state == "Exception"
+        assert await head_of(engine, target or "m") == b"mine" * 1024
+        assert await engine.api.replica_list() == []
+
+
+async def test_a_whole_copy_onto_an_existing_volume_is_not_made_again(tmp_path):
+    held = []
+    async with opened(tmp_path / "pool", holding(held)) as engine:
+        await make(engine, "small", "t", "u")
+        await much(engine, "a")
+        await engine.api.volume_resize("u", 64 * MIB)
+        orders = [CopyOrder("clone", "small", target="t"), CopyOrder("clone", "a", target="u")]
+        job = await engine.api.copies_make(orders)
+        await held[0].holding.wait()
+        assert [info.target for info in await engine.api.replica_list()] == ["u"]
+        await engine.pool.volume("t").write(0, b"mine" * 1024)
+    async with opened(tmp_path / "pool") as engine:
+        done = await ended(engine, await engine.api.job_show(job.job))
+        assert done.state == "Completed", done.message
+        assert await head_of(engine, "t") == b"mine" * 1024
+        assert len(await engine.api.relation_list()) == 2
+
+
+async def test_names_stay_promised_while_a_source_is_not_served(tmp_path):
+    held = []
+    async with opened(tmp_path / "pool", holding(held)) as engine:
+        await much(engine, "a")
+        await engine.api.copies_make([CopyOrder("clone", "a", element_name=name) for name in ("one", "two")])
+        await held[0].holding.wait()
+    file = tmp_path / "pool" / "volumes" / "a.tvol"
+    whole = file.read_bytes()
+    file.write_bytes(b"damaged" + whole[7:4096])
+    async with opened(tmp_path / "pool") as engine:
+        with pytest.raises(AlreadyExists):
+            await engine.api.volume_create("two", MIB)
+
+
+async def test_who_suspends_a_mirror_that_is_waited_for_has_it_suspended(monkeypatch):
+    monkeypatch.setattr(mirror_wait, "POLL_S", 0)
+    states = ["Unsynchronized", "Suspended", "Suspended", "Unsynchronized", "Synchronized"]
+    resumed = []
+
+    async def show(name):
+        return SimpleNamespace(copy_state=states.pop(0), percent_synced=0, mode="async")
+
+    async def resume(name):
+        resumed.append(len(states))
+
+    verbs = mirror_wait.MirrorVerbs(show, resume, resume)
+    await mirror_wait.until_synchronized(verbs, mirror_wait.Rest(), "m", lambda percent: None)
+    assert (states, resumed) == ([], [])
+    states += ["Suspended", "Unsynchronized", "Synchronized"]  # as the end of the daemon left it
+    await mirror_wait.until_synchronized(verbs, mirror_wait.Rest(), "m", lambda percent: None)
+    assert resumed == [2]
