@@ -18,6 +18,7 @@ from cim_facade.namespaces import STORAGE
 from cim_facade.paths import VOLUME_CLASS
 from cim_facade.synchronizations import Copy, GroupCopy
 from cim_facade.value_maps import SyncType
+from engine.api import ORDER_POINT
 from engine.errors import NotFound
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ async def _groups(view: View) -> list[Group]:
     names = await view.element_names(guids + [relation.guid for relation in relations])
     found = []
     for info in everything:
-        if info.name.startswith("order-"):  # of an order in progress, which freezes its sources by it
+        if ORDER_POINT.fullmatch(info.name):  # of an order in progress, which freezes its sources by it
             continue
         members = [(volumes[name].volume_id, None) for name in info.members if name in volumes]
         found.append(Group(info.guid, names.get(info.guid, info.name), info.created_at, [*members], group=info))
@@ -239,7 +240,7 @@ async def _groups(view: View) -> list[Group]:
         for pair in relation.pairs:
             if relation.kind == "snapshot":
                 targets.append((pair.source_id, pair.target))
-            elif relation.kind == "mirror":
+            elif relation.kind == "mirror" and await view.volume(pair.target) is None:
                 remote.append(pair.target)
             else:
                 targets.append((pair.target, None))
@@ -267,7 +268,7 @@ async def group_relation(view: View, guid: str | None) -> GroupCopy | None:
 async def make_group(view: View, text: str | None, members: list[str]) -> Group:
     """A group of volumes called ``text``, or by a name that the system makes. It has a name that the engine allows."""
     taken = {info.name for info in await view.api.group_list()}
-    name = next(name for name in engine_names(text or "group") if name not in taken)
+    name = next(name for name in engine_names(text or "group") if name not in taken and not ORDER_POINT.fullmatch(name))
     info = await view.api.group_create(name, members)
     if text is not None and text != name:
         await view.api.element_name_set(info.guid, text)

@@ -29,7 +29,7 @@ from engine.api import each_snapshot
 
 if TYPE_CHECKING:
     from cim_facade.context import View
-    from engine.api import GroupRelationInfo, RelationInfo, ReplicaInfo, SnapshotInfo, VolumeInfo
+    from engine.api import GroupRelationInfo, PairInfo, RelationInfo, ReplicaInfo, SnapshotInfo, VolumeInfo
 
 KINDS = {
     "mirror": SyncType.MIRROR,
@@ -104,8 +104,8 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class GroupCopy:
-    """A relation of groups, or of one source to several targets. ``target_group``: a GUID. ``source``: a group's GUID,
-    or (``of_element``) an element's id."""
+    """A relation of groups, or of one source to several targets; it has ``members``. ``target_group``: a GUID.
+    ``source``: a group's GUID, or (``of_element``) an element's id."""
 
     info: GroupRelationInfo
     sync_type: SyncType
@@ -266,21 +266,32 @@ async def all_copies(view: View) -> list[Copy]:
 
 async def group_copies(view: View) -> list[GroupCopy]:
     async def ask() -> list[GroupCopy]:
-        return [await _group_copy(view, info) for info in await group_relations(view)]
+        found = [await _group_copy(view, info) for info in await group_relations(view)]
+        return [group for group in found if group.members]  # else its pairs are related no more, one by one
 
     return await view.once("group copies", ask)
 
 
 async def _group_copy(view: View, info: GroupRelationInfo) -> GroupCopy:
-    members = []
-    for pair in info.pairs:
-        found = await copies_of(view, pair.source_id)
-        members += [copy for copy in found if pair.target in (copy.target, copy.replica)]
+    kind = KINDS[info.kind]
+    found = [await _copy_of_pair(view, kind, pair) for pair in info.pairs]
+    members = [copy for copy in found if copy is not None]
     return GroupCopy(
         info=info,
-        sync_type=KINDS[info.kind],
+        sync_type=kind,
         source=info.source,
         of_element=await view.volume(info.source) is not None,
         target_group=info.target_group or info.guid,
         members=members,
     )
+
+
+async def _copy_of_pair(view: View, kind: SyncType, pair: PairInfo) -> Copy | None:
+    """The copy that a pair is; None: it was detached."""
+    if kind is SyncType.SNAPSHOT:
+        volume, snapshot = await view.volume(pair.source_id), await view.snapshot(pair.source_id, pair.target)
+        return None if volume is None or snapshot is None else of_snapshot(volume, snapshot)
+    if kind is SyncType.MIRROR:  # its ends change when it fails over
+        return next((copy for copy in await mirrors(view) if pair.target in (copy.target, copy.replica)), None)
+    ends = pair.source_id, pair.target
+    return next((copy for copy in await clones(view) if (copy.source, copy.target) == ends), None)

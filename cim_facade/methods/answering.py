@@ -104,3 +104,5 @@ async def check_space(view: View, params: Parameters, pool: str, goal: str, *, t
         raise invalid(f"{' and '.join(named)} shall be NULL when targets are supplied")
     for name in named:
         await check_reference(view, params, name)
+    if pool in named and not elements.same(params[pool], (await view.paths()).pool()):
+        raise invalid(f"{pool}: volumes are made of the concrete pool")

@@ -714,3 +714,51 @@ async def test_what_could_be_a_target(made):
     assert await made.call(REPLICATION, "GetPeerSystems") == (0, {"Systems": []})
     assert await made.call(REPLICATION, "GetServiceAccessPoints") == (0, {"ServiceAccessPoints": []})
     assert (await made.call(REPLICATION, "CreateSynchronizationAspect", SyncType=7))[0] == 1
+
+
+# --- what others do meanwhile -----------------------------------------------------------------------------------
+
+
+async def test_a_relation_of_groups_whose_pairs_were_detached_one_by_one_is_none(made):
+    (source,) = await volumes(made, "a", data=DATA)
+    _, out = await make_group(made, SyncType=8, SourceElement=source, TargetElementCount=2, WaitForCopyState=4)
+    assert out["Synchronization"] is not None
+    for relation in await made.all(SYNC):
+        given = {"Operation": 8, "Synchronization": relation.path}
+        assert (await made.call(REPLICATION, "ModifyReplicaSynchronization", **given))[0] == 0
+    assert await made.all(GROUP_SYNC) == []
+    code, out = await made.call(REPLICATION, "GetReplicationRelationships")
+    assert (code, out["Synchronizations"] or []) == (0, [])
+
+
+@pytest.mark.parametrize("sync_type", [6, 8])
+async def test_a_relation_whose_groups_are_gone_refers_to_none_of_them(made, sync_type):
+    """The command line knows nothing of relations."""
+    a, b = await volumes(made, "a", "b", data=DATA)
+    group = await group_of(made, "g", [a, b])
+    await make_group(made, SyncType=sync_type, SourceGroup=group, RelationshipName="copies", WaitForCopyState=4)
+    await made.api.group_delete("copies")
+    (relation,) = await made.all(GROUP_SYNC)
+    for end in ("SystemElement", "SyncedElement"):
+        assert await made.get(relation[end])
+    members = await made.references(relation["SyncedElement"], "MSISCSITARGET_OrderedMemberOfCollection", "Collection")
+    assert [(await made.get(each["Member"]))["ElementName"] for each in members] == ["copies_1", "copies_2"]
+    await made.api.group_delete("g")
+    assert await made.all(GROUP_SYNC) == []
+    assert len(await made.all(SYNC)) == 2
+
+
+@pytest.mark.parametrize("name", ["order-7", "order-" + "0123456789abcdef" * 2])
+async def test_a_group_may_be_called_anything(made, name):
+    (source,) = await volumes(made, "a")
+    group = await group_of(made, name, [source])
+    assert (await made.get(group))["ElementName"] == name
+
+
+async def test_only_the_pool_that_volumes_are_made_of_is_a_target_pool(made):
+    (source,) = await volumes(made, "a")
+    for pool in await made.all("MSISCSITARGET_StoragePool"):
+        code, _ = await made.call(
+            REPLICATION, "CreateElementReplica", SyncType=7, SourceElement=source, TargetPool=pool.path
+        )
+        assert code == (5 if pool["Primordial"] else 0)
