@@ -10,7 +10,8 @@ everything in which target and point may differ lies in marked regions; that is 
 
 Invariants:
 
-* A mark is durable before the write that needs it is submitted.
+* A mark is durable before the write that needs it is submitted. What an opening finds is written once more: that it
+  can be read does not say that it is durable.
 * A point is added only when the disk is that point, durably; marks then still speak of the older points, too. Marks are
   cleaned only after a slot is durable that names no older point any more.
 * A region whose writes come again and again stays marked through ``HYSTERESIS`` points: no sync for each of them.
@@ -111,9 +112,12 @@ class ActivityLog:
             if log is not None:
                 log._file = file
                 await log._read_marks(file)
-        finally:
-            if log is None:
-                await file.close()
+                await log._uncancelled(log._write_all)
+        except BaseException:
+            await (file if log is None else log).close()
+            raise
+        if log is None:
+            await file.close()
         return log
 
     @classmethod
@@ -225,6 +229,12 @@ class ActivityLog:
         if blocks:
             await file.sync()
         self._on_disk |= wanted
+
+    async def _write_all(self) -> None:
+        """What was read, durably: a process that was killed, or whose sync failed, may have written it and no more."""
+        self._on_disk[:] = False
+        await self._write_marks()
+        await self._write_slot()
 
     async def _add_point(self, guid: str, size_bytes: int) -> None:
         points = {point: size for point, size in self.points.items() if point != guid} | {guid: size_bytes}

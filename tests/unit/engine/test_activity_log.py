@@ -10,7 +10,11 @@ import pytest
 
 from engine.activity_log import BLOCK_BYTES, HYSTERESIS, REGION_BYTES, REGIONS_PER_BLOCK, ActivityLog
 from engine.control_files import AioControlFiles
+from engine.errors import MediumError
 from engine.stores import Extent
+from tests.support.sim_control_files import SimControlFiles
+from tests.support.sim_files import SimFileSystem
+from tests.support.sim_loop import SimLoop, SimWorkers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,3 +164,45 @@ async def test_points_without_end_are_not_kept(tmp_path):
     assert next(iter(log.points)) == GUIDS[0]
     assert log.newest == f"{39:036}"
     await log.close()
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["killed before the sync", "the sync failed"])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_an_opening_finds_is_durable_before_anything_goes_by_it(tmp_path, seed, failed):
+    """Marks, and that no point is known any more, from a process that wrote them and did not make them durable."""
+    rng, path = random.Random(seed), tmp_path / "log"
+    files = SimFileSystem(rng)
+
+    def run(work):
+        loop = SimLoop()
+        found = loop.run_until_complete(work(SimControlFiles(files, SimWorkers(loop, rng))))
+        files.restart_process()
+        return found
+
+    async def write(control) -> None:
+        log = await ActivityLog.begin(control, path, "a disk", SIZE)
+        await log.add_point(GUIDS[0], SIZE)
+        await log.keep_points({GUIDS[0]})
+        file = log._file
+
+        async def sync() -> None:
+            if failed:
+                file._file._lose_some()
+            raise MediumError("the sync")
+
+        file.sync = sync
+        with pytest.raises(MediumError):
+            await log.mark(rng.randrange(10) * REGION_BYTES, 512, host=True)
+        with pytest.raises(MediumError):
+            await log.keep_points(())
+
+    async def look(control):
+        log = await ActivityLog.open(control, path)
+        return log.points, log.marked()
+
+    run(write)
+    found = run(look)
+    assert found[0] == {}
+    assert len(found[1]) == 1
+    files.lose_power()
+    assert run(look) == found
