@@ -34,8 +34,11 @@ def server_context(pool: Path, listening_at: str) -> ssl.SSLContext:
     there is none. Blocks. Raises PermissionDenied, InvalidArgument."""
     folder = pool / FOLDER
     key, certificate = folder / KEY, folder / CERTIFICATE
+    unfinished = _unfinished(certificate)
     if not key.exists() and not certificate.exists():
         _make(folder, listening_at)
+    elif not certificate.exists() and unfinished.exists():  # a crash between the last two steps of _make
+        unfinished.replace(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -48,7 +51,8 @@ def server_context(pool: Path, listening_at: str) -> ssl.SSLContext:
 
 
 def _make(folder: Path, listening_at: str) -> None:
-    """The certificate appears last: what a crash leaves is made again."""
+    """Both are written under other names, then the key appears, then the certificate: what a crash leaves is made
+    again, or has the last step still to be done."""
     from cryptography import x509  # slow
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -88,8 +92,10 @@ def _make(folder: Path, listening_at: str) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     folder.mkdir(mode=0o700, exist_ok=True)
-    _write(folder / KEY, secret, 0o600)
-    _write(folder / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    _write(_unfinished(folder / KEY), secret, 0o600)
+    _write(_unfinished(folder / CERTIFICATE), certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    for name in (KEY, CERTIFICATE):
+        _unfinished(folder / name).replace(folder / name)
     log.info("made %s; give it to clients as what they trust", folder / CERTIFICATE)
 
 
@@ -108,11 +114,13 @@ def _names(listening_at: str) -> list[x509.GeneralName]:
     return found
 
 
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 def _write(path: Path, content: bytes, mode: int) -> None:
-    unfinished = path.with_name(path.name + ".new")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)

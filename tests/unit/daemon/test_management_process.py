@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,22 @@ async def test_nobody_waits_where_tls_cannot_be_served(tmp_path):
                 await asyncio.open_connection(*address)
         finally:
             await server.close()
+
+
+@pytest.mark.parametrize("steps", range(2))
+def test_a_certificate_whose_making_crashed_is_made_at_the_next_start(tmp_path, monkeypatch, steps):
+    """Between the appearances of key and certificate there is a key alone."""
+    done = []
+    replace = Path.replace
+
+    def crashing(path, target):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(replace(path, target))
+        return target
+
+    monkeypatch.setattr(Path, "replace", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        certificate.server_context(tmp_path, "127.0.0.1:0")
+    monkeypatch.undo()
+    certificate.server_context(tmp_path, "127.0.0.1:0")
