@@ -265,10 +265,12 @@ class View:
         async def ask() -> dict[str, int]:
             usages: dict[str, int] = {}
             for replica in await self.replicas():
-                here, there = (6, 8) if replica.peer is None else (7, 9)
-                usages.setdefault(replica.source, here)
-                if replica.peer is None:
-                    usages[replica.target] = there if replica.target not in usages else 10
+                if replica.peer is not None:  # one of its ends is a volume here
+                    usages.setdefault(replica.source, 7)
+                    usages.setdefault(replica.target, 9)
+                else:
+                    usages.setdefault(replica.source, 6)
+                    usages[replica.target] = 8 if replica.target not in usages else 10
             return usages
 
         return await self.once("usages", ask)

@@ -42,7 +42,8 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """``source`` and ``target``: ids of elements. ``source_at``, ``target_at``: the peer where it is, if at one.
+    """``source`` and ``target``: ids of elements. ``source_at``, ``target_at``: the peer where it is, if at one, or
+    the URL of a disk of elsewhere, which is known by the name of the replica, too.
 
     ``established_at``, ``synchronized_at``: None where nobody knows. ``rpo_s``: of asynchronous mirrors.
     ``replica``: the mirror's name; ``mirrored_group``: that of the mirrored group that it is a member of.
@@ -175,7 +176,7 @@ def _mirror(info: ReplicaInfo, volumes: dict[str, VolumeInfo]) -> Copy:
         if info.peer is not None and text.startswith(f"{info.peer}:"):
             return info.name, info.peer
         volume = volumes.get(text)
-        return (text if volume is None else volume.volume_id), None
+        return (info.name, text) if volume is None else (volume.volume_id, None)  # a disk of elsewhere
 
     source, source_at = element(info.source)
     target, target_at = element(info.target)

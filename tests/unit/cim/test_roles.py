@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.support.cim_array import REPLICATION, behind_the_facade
+from cim_facade.namespaces import STORAGE_MANAGEMENT
+from tests.support.cim_array import REPLICATION, array, behind_the_facade
+from tests.unit.daemon.test_disk_targets import SIZE, an_array
 from tests.unit.daemon.test_failover import known, two
 from tests.unit.daemon.test_peers import MIB, content, fill, synchronized
 
@@ -29,6 +31,8 @@ async def test_roles_are_reversed_and_given_back_through_cim(tmp_path: Path):
         assert there["SyncedElement"] == await b.path_of("r")
         assert (await a.get(here["SyncedElement"]))["ElementName"] == "r"  # what is at the peer is an entity
         assert (await b.get(there["SystemElement"]))["EntityID"] == "a:r"
+        usages = [(await a.get(here["SystemElement"]))["Usage"], (await b.get(there["SyncedElement"]))["Usage"]]
+        assert usages == [7, 9]  # Remote Replica Source, Remote Replica Target
 
         assert await modify(a, 20) == (1, None)  # the disk is there already
         expected = await content(pools.a, "v")
@@ -44,3 +48,17 @@ async def test_roles_are_reversed_and_given_back_through_cim(tmp_path: Path):
         (here,) = await a.all(SYNC)
         assert here["SystemElement"] == await a.path_of("v")
         assert not (await a.api.volume_show("v")).read_only
+
+
+async def test_a_mirror_to_a_disk_of_elsewhere_has_ends_that_can_be_fetched(tmp_path):
+    async with an_array() as disk, array(tmp_path / "pool") as made:
+        await made.volume("v", SIZE)
+        await made.api.replica_attach("v", disk.url(), name="far", mode="async")
+        (relation,) = await made.all("MSISCSITARGET_StorageSynchronized")
+        for end in ("SystemElement", "SyncedElement"):
+            assert await made.get(relation[end])
+        (entity,) = await made.all("MSISCSITARGET_ReplicationEntity")
+        assert entity["ElementName"] == "far"
+        for peer in await made.all("MSFT_SMReplicaPeer", STORAGE_MANAGEMENT):
+            assert await made.get(peer.path)
+        await made.api.replica_detach("far")
