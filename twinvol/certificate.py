@@ -94,8 +94,8 @@ def _make(folder: Path, listening_at: str) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     _write(_unfinished(folder / KEY), secret, 0o600)
     _write(_unfinished(folder / CERTIFICATE), certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-    for name in (KEY, CERTIFICATE):
-        _unfinished(folder / name).replace(folder / name)
+    for path in (folder / KEY, folder / CERTIFICATE):
+        _unfinished(path).replace(path)
     log.info("made %s; give it to clients as what they trust", folder / CERTIFICATE)
 
 
