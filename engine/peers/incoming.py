@@ -230,13 +230,17 @@ class Incoming:
     async def complete_group(self, row: GroupPointRow) -> None:
         """A group's recovery point is complete, as its source says: durably, if all its members have it.
 
-        Raises InvalidState: one has not; NotFound: one is not this peer's, or the group is another's.
+        Raises InvalidState: one has not, or is another group's; NotFound: one is not this peer's, or the group is
+        another's.
         """
         known = self._group_points.get(row.group_id)
         if known is not None and known.peer != row.peer:
             raise NotFound("group for this peer", row.group_id)
         for replica_id in row.members:
             replica = self.get(row.peer, replica_id)
+            group = self.group_of(replica_id)
+            if group is not None and group.group_id != row.group_id:  # so there are no more groups than replicas
+                raise InvalidState(f"replica {replica.row.name}", f"of replica group {group.name}", f"of {row.name}")
             if all(point.guid != row.guid for point in self.points(replica.row)):
                 raise InvalidState(f"replica {replica.row.name}", f"without the point {row.guid}", "one that has it")
         await self._pool.catalog.mirror_groups.put_point(row)

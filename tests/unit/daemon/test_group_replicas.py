@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -286,3 +287,19 @@ async def test_a_round_that_failed_is_tried_again_long_before_the_next_is_due(tm
         await until(lambda: link.connect == real)
         await synchronized(engine)
         assert await equal(engine, engine)
+
+
+async def test_a_peer_cannot_tell_of_more_groups_than_it_has_replicas(tmp_path: Path):
+    async with pair(tmp_path) as (source, target, _):
+        await group(source, "a", "b")
+        await mirrored(source, peer="target")
+        (point,) = await target.api.group_replica_points("r")
+        ids = [row.target_id for row in source.replicas.rows.values()]
+        client = source.peers.client("target")
+        for replicas in (ids, ids[:1], [str(uuid.uuid4())]):
+            told = {"group": str(uuid.uuid4()), "name": "s", "guid": point.guid, "at_us": 1, "replicas": replicas}
+            with pytest.raises((InvalidState, NotFound)):
+                await client.request("group_point", **told)
+        with pytest.raises(NotFound):
+            await target.api.group_replica_points("s")
+        assert len(await target.pool.catalog.mirror_groups.points()) == 1
