@@ -66,10 +66,10 @@ class ReplicaGroups:
         for member in list(self._replicas.rows.values()):
             if GROUP_KEY in member.state and member.name not in known:
                 await self._replicas.forget_row(member.name)
+        remote = [row for row in self._rows.values() if row.peer is not None]
         for row in list(self._rows.values()):
             if row.peer is not None:
                 self._idle[row.name] = "the peers are not there yet"
-                await self._demote(row)
                 continue
             try:
                 self._begin(row, [self._local_link(member) for member in self._members(row)])
@@ -77,7 +77,8 @@ class ReplicaGroups:
                 self._keep_idle(row, error)
             for name in row.members:
                 self._replicas.protect(name)
-        await asyncio.gather(*(mirror.start() for mirror in self._mirrors.values()))
+        # Each may have to wait until its targets claim nothing any more.
+        await asyncio.gather(*(self._demote(row) for row in remote), *(m.start() for m in self._mirrors.values()))
 
     async def begin_remote(self, peers: Peers, peer: str | None = None) -> None:
         """The peers are there, or one of them is again."""
