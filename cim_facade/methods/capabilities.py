@@ -99,6 +99,8 @@ def copy_states(kind: ReplicationType) -> tuple[list[CopyState], list[bool]]:
         CopyState.SUSPENDED: False,
         CopyState.INVALID: False,
     }
+    if kind.locality == REMOTE:
+        states[CopyState.FAILEDOVER] = True
     return list(states), list(states.values())
 
 
@@ -119,6 +121,11 @@ def group_features(kind: ReplicationType) -> list[int]:
 
 def operations(kind: ReplicationType) -> list[Operation]:
     return sorted(OPERATIONS[kind.sync_type].keys() - (BETWEEN_POOLS if kind.locality == LOCAL else frozenset()))
+
+
+def joint_operations(kind: ReplicationType) -> list[Operation]:
+    """Of groups and lists: roles change one replica at a time."""
+    return [operation for operation in operations(kind) if operation not in BETWEEN_POOLS]
 
 
 def consistency(kind: ReplicationType) -> int:
@@ -215,7 +222,7 @@ async def get_supported_list_operations(view: View, path: CIMInstanceName, param
     kind = of_type(params)
     if params.get("SynchronizationType") not in (None, 2, 3):
         raise invalid("SynchronizationType is neither 2 nor 3")
-    found = [operation for operation in operations(kind) if operation not in LIST_RESERVED]
+    found = [operation for operation in joint_operations(kind) if operation not in LIST_RESERVED]
     return 0, {"SupportedListOperations": found}
 
 
@@ -313,7 +320,7 @@ _STORAGE_METHODS: dict[str, MethodHandler] = {
     "GetDefaultConsistency": _answer("DefaultConsistency", consistency),
     "GetDefaultGroupPersistency": get_default_group_persistency,
     "GetSupportedOperations": _answer("SupportedOperations", operations),
-    "GetSupportedGroupOperations": _answer("SupportedGroupOperations", operations),
+    "GetSupportedGroupOperations": _answer("SupportedGroupOperations", joint_operations),
     "GetSupportedListOperations": get_supported_list_operations,
     "GetSupportedSettingsDefineStateOperations": _answer("SupportedOperations", lambda _: []),
     "GetSupportedThinProvisioningFeatures": _answer("SupportedThinProvisioningFeatures", lambda _: [ZEROS_WRITTEN]),
@@ -377,7 +384,9 @@ METHODS: dict[tuple[str, str], MethodHandler] = {
     ),
     (_SM_CLASS, "GetSupportedGroupFeatures"): _sm_answer(lambda kind: {"GroupFeatures": group_features(kind)}),
     (_SM_CLASS, "GetSupportedGroupOperations"): _sm_answer(
-        lambda kind: {"SupportedGroupOperations": [each for each in operations(kind) if each <= Operation.UNPREPARE]}
+        lambda kind: {
+            "SupportedGroupOperations": [each for each in joint_operations(kind) if each <= Operation.UNPREPARE]
+        }
     ),
     (_SM_CLASS, "GetSupportedOperations"): _sm_answer(
         lambda kind: {"SupportedOperations": [each for each in operations(kind) if each <= Operation.UNPREPARE]}

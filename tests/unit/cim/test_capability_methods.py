@@ -112,6 +112,21 @@ async def test_operations_that_are_named_are_not_refused_as_unsupported(made):
                 assert (await made.call(REPLICATION, "ModifyReplicaSynchronization", **given))[0] == 1
 
 
+async def test_roles_change_between_pools_only_and_one_by_one(made):
+    path = await capabilities(made)
+    roles = {10, 11, 20}  # Failover, Failback, Reverse Roles
+    for number, own, state in ((2, set(), False), (4, roles, True), (5, roles, True)):  # here; at a peer
+        for method, name in (
+            ("GetSupportedOperations", "SupportedOperations"),
+            ("GetSupportedGroupOperations", "SupportedGroupOperations"),
+            ("GetSupportedListOperations", "SupportedListOperations"),
+        ):
+            found = (await made.call(path, method, ReplicationType=number))[1][name]
+            assert roles & {*found} == (own if method == "GetSupportedOperations" else set())
+        found = (await made.call(path, "GetSupportedCopyStates", ReplicationType=number))[1]["SupportedCopyStates"]
+        assert (10 in found) is state
+
+
 async def test_limits_and_settings(made):
     path = await capabilities(made)
     for component, expected in ((2, (0, 256)), (3, (0, 64)), (4, (0, 64)), (5, (7, None)), (9, (0, 1)), (1, (5, None))):
