@@ -163,23 +163,18 @@ async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
 
 async def mirrors(view: View) -> list[Copy]:
     async def ask() -> list[Copy]:
-        found = await replicas(view)
-        volumes = await view.volumes_named({name for info in found for name in (info.source, info.target)})
-        return [_mirror(info, volumes) for info in found]
+        return [_mirror(info) for info in await replicas(view)]
 
     return await view.once("mirrors", ask)
 
 
-def _mirror(info: ReplicaInfo, volumes: dict[str, VolumeInfo]) -> Copy:
-    def element(text: str) -> tuple[str, str | None]:
-        """Its id, and the peer where it is."""
-        if info.peer is not None and text.startswith(f"{info.peer}:"):
-            return info.name, info.peer
-        volume = volumes.get(text)
-        return (info.name, text) if volume is None else (volume.volume_id, None)  # a disk of elsewhere
+def _mirror(info: ReplicaInfo) -> Copy:
+    def element(volume_id: str | None, text: str) -> tuple[str, str | None]:
+        """Its id, and where it is, if not here."""
+        return (info.name, info.peer or text) if volume_id is None else (volume_id, None)
 
-    source, source_at = element(info.source)
-    target, target_at = element(info.target)
+    source, source_at = element(info.source_id, info.source)
+    target, target_at = element(info.target_id, info.target)
     mode = MODES[info.mode]
     state = copy_state(info.copy_state)
     return Copy(

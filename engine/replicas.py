@@ -256,12 +256,17 @@ class Replicas:
 
     def info(self, name: str) -> ReplicaInfo:
         """Raises NotFound."""
-        from engine.api import ReplicaInfo  # late: see there
-
         arriving = self.incoming.named(name)
         if arriving is not None:
-            return self._incoming_info(arriving)
+            return replace(self._incoming_info(arriving), target_id=arriving.volume_id)
         row = self._row(name)
+        target_id = row.target_id if row.peer is None and row.disk is None else None
+        return replace(self._info(row), source_id=row.source_id, target_id=target_id)
+
+    def _info(self, row: MirrorRow) -> ReplicaInfo:
+        from engine.api import ReplicaInfo  # late: see there
+
+        name = row.name
         mirror = self._mirrors.get(name)
         if GROUP_KEY in row.state:
             return self.groups.member_info(row)

@@ -24,7 +24,7 @@ class ReplicaInfo:
     writes it. ``host_io_stopped``: hosts write nothing now, because the copy failed and ``failed_copy_stops_host_io``.
 
     ``group``: the mirrored group that it is, or whose member it is: those have one state. ``members``: of a mirrored
-    group, the names of its members' replicas.
+    group, the names of its members' replicas. ``source_id``, ``target_id``: of the ends that are volumes here.
     """
 
     name: str
@@ -55,6 +55,8 @@ class ReplicaInfo:
     written_bytes: int = 0
     identical_bytes: int = 0
     target_consistent: bool = True
+    source_id: str | None = None
+    target_id: str | None = None
     group: str | None = None
     members: list[str] = field(default_factory=list)
     rate_bytes_s: int = 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from pywbem import CIMDateTime, CIMInstance, CIMProperty, NocaseDict, cimvalue
 
+from cim_facade import context
 from cim_facade.methods import making
 from cim_facade.methods.requests import element_names
 from cim_facade.namespaces import STORAGE
 from cim_facade.providers import jobs
+from engine.api import each_volume
 from engine.errors import InUse
 from tests.support.cim_array import MIB, REPLICATION, array, registry
 from tests.support.cim_array import classes as all_classes
@@ -762,3 +766,23 @@ async def test_only_the_pool_that_volumes_are_made_of_is_a_target_pool(made):
             REPLICATION, "CreateElementReplica", SyncType=7, SourceElement=source, TargetPool=pool.path
         )
         assert code == (5 if pool["Primordial"] else 0)
+
+
+async def test_the_neighbours_of_one_volume_cost_no_look_at_all_of_them(made, monkeypatch):
+    """However many mirrors there are."""
+    looks = []
+
+    async def look(api):
+        looks.append(api)
+        return await each_volume(api)
+
+    (source,) = await volumes(made, "a")
+    for number in range(context.FEW // 2 + 1):
+        await volumes(made, f"s{number}", f"t{number}")
+        await made.api.replica_attach(f"s{number}", f"t{number}", mode="sync")
+    monkeypatch.setattr(context, "each_volume", look)
+    code, _ = await made.call(REPLICATION, "CreateElementReplica", SyncType=7, SourceElement=source)
+    for path in (source, await made.path_of("t3")):
+        found = await asyncio.to_thread(made.client.References, path, ResultClass="CIM_StorageSynchronized")
+        assert len(found) == 1
+    assert (code, looks) == (0, [])
