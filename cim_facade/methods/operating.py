@@ -96,11 +96,12 @@ async def _copy_back(view: View, copies: list[Copy], force: bool) -> int | None:
 
 
 async def _clone_onto(view: View, pairs: list[tuple[str, str]], *, related: bool) -> int:
-    volumes = await view.volumes_by_id()
-    orders = [
-        CopyOrder("clone", volumes[source].name, target=volumes[target].name, related=related)
-        for source, target in pairs
-    ]
+    orders = []
+    for ends in pairs:
+        source, target = [await view.volume(each) for each in ends]
+        if source is None or target is None:
+            raise invalid("Synchronization leads nowhere any more: a volume was deleted")
+        orders.append(CopyOrder("clone", source.name, target=target.name, related=related))
     return (await view.api.copies_make(orders)).job
 
 
