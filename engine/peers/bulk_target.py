@@ -7,7 +7,7 @@ written, read back and compared, as the copy loop does it on one machine. So a l
 store, and what an ANSWER stands for is in the staging area with the digests that the source made.
 
 Pieces of single blocks come only where this side was asked what it has. With what is there already they become the
-source's leaf, so the whole leaf is read back and compared.
+source's leaf, so the whole leaf is read back and compared. What cannot be read here, since it has rotted, is wanted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from engine.errors import EngineError, OutOfRange
+from engine.errors import EngineError, MediumError, OutOfRange
 from engine.hash_tree import DIGEST_BYTES, LEAF_BYTES, ZERO_LEAF_DIGEST, block_digests, leaf_digests
 from engine.peers.frames import BULK_TO_TARGET, FrameError, FrameType, digests_bytes, encode_json
 from engine.peers.serving import failure_payload
@@ -127,11 +127,14 @@ class BulkReceiver:
                     None if mine == source else b"" for mine, source in zip(*map(_each, (zeroes, digests)), strict=True)
                 ]
             assert isinstance(staging, BulkSource)
-            lease = await staging.lease_read(strip.offset, strip.length)
             try:
-                return await self._workers.run(lambda: self._compare(strip.length, lease, _each(digests)))
-            finally:
-                lease.release()
+                lease = await staging.lease_read(strip.offset, strip.length)
+                try:
+                    return await self._workers.run(lambda: self._compare(strip.length, lease, _each(digests)))
+                finally:
+                    lease.release()
+            except MediumError:  # what is written in its place is whole again
+                return [b""] * len(_each(digests))
 
     def _compare(self, length: int, lease: ReadLease, digests: list[bytes]) -> Wants:
         """Leaf by leaf, in a worker."""
