@@ -133,4 +133,4 @@ def _put_mirror(database: sqlite3.Connection, row: MirrorRow) -> None:
 
 
 def _put_target(database: sqlite3.Connection, row: PeerTargetRow) -> None:
-    database.execute("INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row.values())
+    database.execute("INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row.values())

@@ -24,7 +24,8 @@ CREATE TABLE peer_invitations (
     secret_hash TEXT PRIMARY KEY, name TEXT, expires_at REAL NOT NULL, used_by TEXT);
 CREATE TABLE peer_targets (
     replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL, name TEXT NOT NULL UNIQUE, volume_id TEXT NOT NULL,
-    source TEXT NOT NULL, mode TEXT NOT NULL, facts TEXT NOT NULL DEFAULT '', whole_on TEXT NOT NULL DEFAULT '');
+    source TEXT NOT NULL, mode TEXT NOT NULL, facts TEXT NOT NULL DEFAULT '', whole_on TEXT NOT NULL DEFAULT '',
+    made INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE peer_offers (volume_id TEXT PRIMARY KEY, peer TEXT NOT NULL);
 CREATE TABLE peer_makings (replica_id TEXT PRIMARY KEY, peer TEXT NOT NULL);
 """
@@ -57,6 +58,7 @@ class PeerTargetRow:
     ``facts``: what the source has told for a failover (``engine.failover_facts``), JSON; empty: nothing yet.
     ``whole_on``: the boot of this machine on which its content was last replaced by a whole one, or empty: after a loss
     of power, and in a volume that was a source before, only recovery points are whole.
+    ``made``: the volume was made for it; any other one was there before, and is never deleted for the peer.
     """
 
     replica_id: str
@@ -67,8 +69,9 @@ class PeerTargetRow:
     mode: str
     facts: str = ""
     whole_on: str = ""
+    made: bool = False
 
-    def values(self) -> tuple[str, ...]:
+    def values(self) -> tuple[str | bool, ...]:
         return (
             self.replica_id,
             self.peer,
@@ -78,6 +81,7 @@ class PeerTargetRow:
             self.mode,
             self.facts,
             self.whole_on,
+            self.made,
         )
 
 
@@ -143,9 +147,9 @@ class PeerTables:
     async def targets(self) -> list[PeerTargetRow]:
         return await self._run(
             lambda database: [
-                PeerTargetRow(*row)
+                PeerTargetRow(*row[:-1], made=bool(row[-1]))
                 for row in database.execute(
-                    "SELECT replica_id, peer, name, volume_id, source, mode, facts, whole_on FROM peer_targets"
+                    "SELECT replica_id, peer, name, volume_id, source, mode, facts, whole_on, made FROM peer_targets"
                     " ORDER BY name"
                 )
             ]
@@ -154,7 +158,7 @@ class PeerTables:
     async def put_target(self, row: PeerTargetRow) -> None:
         await self._run(
             lambda database: database.execute(
-                "INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row.values()
+                "INSERT OR REPLACE INTO peer_targets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row.values()
             )
         )
 

@@ -645,6 +645,7 @@ class Replicas:
         word = next(word for word, value in MODES.items() if value is mode)
         state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
         row = MirrorRow(name, source.volume_id, str(uuid.uuid4()), word, state, disk=disk)
+        link = None
         try:
             link = await self.disks.link_to(row, source)
             await self.disks.require_fit(link, source)
@@ -655,6 +656,8 @@ class Replicas:
         except BaseException:
             if self._rows.get(name) is row:
                 del self._rows[name]
+            if link is not None:
+                await link.close()
             await self.disks.forget(disk)
             raise
         mirror = self._disk_mirror(row, source, link)

@@ -141,9 +141,14 @@ class DiskLink:
     # --- connections ------------------------------------------------------------------------------------------------
 
     async def connect(self) -> LinkState:
-        await self.disconnect()
         disk, self._probed = self._probed, None
-        if disk is None:
+        try:
+            await self.disconnect()
+        except BaseException:
+            if disk is not None:
+                await disk.close()
+            raise
+        if disk is None or not disk.is_open:
             disk = await self._disks.open(writing=True)
         try:
             log = await self._log_of(disk)

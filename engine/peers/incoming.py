@@ -290,13 +290,18 @@ class Incoming:
             if known is None:
                 self._pool.require_new(row.name)
                 await self._put(row)
+            volume = None
             try:
                 volume = await self._pool.create_volume(policies, size_bytes, chunk_bytes, key_source=key_source)
+                made = replace(row, volume_id=volume.volume_id, made=True)
+                await self._put(made)
             except BaseException:
-                await self._forget(row.replica_id)
+                try:
+                    if volume is not None:
+                        await self._pool.delete_volume(volume)
+                finally:
+                    await self._forget(row.replica_id)
                 raise
-            made = replace(row, volume_id=volume.volume_id)
-            await self._put(made)
             self._found(made)
             return volume
 
@@ -371,22 +376,23 @@ class Incoming:
 
         Raises InvalidState: it has been a whole copy. InUse: somebody uses it.
         """
-        row = self._rows.get(replica_id)
-        if row is None or row.peer != peer:
-            return
-        if row.volume_id in self._offers:  # it was there before
-            await self.detach(row)
-            return
-        volume = self._pool.find(row.volume_id)
-        replica = self._replicas.get(replica_id)
-        if volume is not None and replica is not None:
-            if self.points(row):
-                raise InvalidState(f"replica {row.name}", "a whole copy", "one that never was")
-            self.require_unused(volume)
-            await replica.end()
-            await replica.link.abort_staging()
-            await self._pool.delete_volume(volume)
-        await self._forget(replica_id)
+        async with self._making:  # ``create`` may still be at it, for a connection that is gone
+            row = self._rows.get(replica_id)
+            if row is None or row.peer != peer:
+                return
+            if row.volume_id and not row.made:  # it was there before
+                await self.detach(row)
+                return
+            volume = self._pool.find(row.volume_id)
+            replica = self._replicas.get(replica_id)
+            if volume is not None and replica is not None:
+                if self.points(row):
+                    raise InvalidState(f"replica {row.name}", "a whole copy", "one that never was")
+                self.require_unused(volume)
+                await replica.end()
+                await replica.link.abort_staging()
+                await self._pool.delete_volume(volume)
+            await self._forget(replica_id)
 
     async def told(self, replica: IncomingReplica, facts: str) -> None:
         """What a source says of itself for a failover; durable on return."""

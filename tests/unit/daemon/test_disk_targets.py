@@ -20,6 +20,7 @@ from iscsi.server import IscsiServer
 from tests.support.engine import opened
 from tests.support.iscsi_link import TARGET, make_registry
 from tests.support.memory_device import MemoryDevice
+from twinvol.remote_disks import MirrorDisks
 
 SIZE = 6 * MIB
 SECRET, OWN = "correct horse 1", "battery staple 2"
@@ -291,6 +292,21 @@ async def test_a_resized_source_and_its_disk(tmp_path):
         assert "enlarge it there" in (await is_in(engine, "Broken")).reason
 
 
+async def test_the_look_at_a_disk_is_the_connection_that_the_mirror_begins_with(tmp_path, monkeypatch):
+    opened_for_writing = []
+    plain_open = MirrorDisks.open
+
+    async def counted(self, *, writing):
+        opened_for_writing.append(writing)
+        return await plain_open(self, writing=writing)
+
+    monkeypatch.setattr(MirrorDisks, "open", counted)
+    async with an_array() as array, opened(tmp_path / "pool") as engine:
+        await a_volume(engine)
+        await attach(engine, array)
+        assert opened_for_writing == [True]
+
+
 async def test_refusals(tmp_path):
     async with an_array(size=SIZE) as array, opened(tmp_path / "pool") as engine:
         await a_volume(engine)
@@ -312,6 +328,8 @@ async def test_refusals(tmp_path):
         await engine.api.volume_create("larger", SIZE + 512)
         with pytest.raises(InvalidArgument):
             await engine.api.replica_attach("larger", url, mode="sync", name="r")
+        while array.server.sessions():  # noqa: ASYNC110 - the array hears of it in a moment
+            await asyncio.sleep(0.01)
         await array.stop()
         array.naa = engine.pool.volume("v").identity.naa
         await array.start()

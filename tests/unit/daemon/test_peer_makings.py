@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import uuid
+from dataclasses import replace
 
 import pytest
 
+from engine.catalog_peers import PeerTargetRow
 from engine.errors import AlreadyExists, InUse, InvalidArgument, NotFound, NotSupported, OutOfSpace, PeerUnreachable
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import LISTEN, MIB, connected, content, fill, finished, pair, synchronized, until
@@ -63,6 +67,47 @@ async def test_a_crash_in_between_and_an_answer_that_is_lost(tmp_path, monkeypat
         with pytest.raises(AlreadyExists):
             await source.api.replica_create("v", "v", mode="sync", peer="target")
         await nothing_left(source, target)
+
+
+async def test_what_is_still_being_made_when_it_is_abandoned_goes_as_well(tmp_path, monkeypatch):
+    """The connection that asked for it is gone, and the next one says that nobody wants it."""
+    async with pair(tmp_path) as (source, target, _):
+        makes, go_on = asyncio.Event(), asyncio.Event()
+        create_volume = target.pool.create_volume
+
+        async def slowly(*args, **options):
+            makes.set()
+            await go_on.wait()
+            return await create_volume(*args, **options)
+
+        monkeypatch.setattr(target.pool, "create_volume", slowly)
+        incoming, policies = target.replicas.incoming, replace(source.pool.row(source.pool.volume("v")), name="r")
+        row = PeerTargetRow(str(uuid.uuid4()), "source", "r", "", "v", "sync")
+        made = asyncio.ensure_future(incoming.create(row, policies, MIB, 65536))
+        await makes.wait()
+        abandoned = asyncio.ensure_future(incoming.abandon("source", row.replica_id))
+        await asyncio.wait([abandoned], timeout=0.1)
+        go_on.set()
+        await asyncio.gather(made, abandoned)
+        await nothing_left(source, target)
+
+
+async def test_a_catalogue_of_the_peers_that_takes_no_volume_keeps_none(tmp_path, monkeypatch):
+    async with pair(tmp_path) as (source, target, _):
+        tables = target.pool.catalog.peers
+        put_target = tables.put_target
+
+        async def put(row) -> None:
+            if row.volume_id:
+                raise OutOfSpace("no room for a row")
+            await put_target(row)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "put_target", put)
+            with pytest.raises(OutOfSpace):
+                await source.api.replica_create("v", "r", mode="sync", peer="target")
+            await nothing_left(source, target)
+        await finished(source, await source.api.replica_create("v", "r", mode="sync", peer="target"))
 
 
 async def test_what_was_a_whole_copy_is_never_deleted(tmp_path):
@@ -163,6 +208,7 @@ async def test_what_cannot_be_attached_is_refused_and_stays(tmp_path, monkeypatc
         monkeypatch.setattr(source.pool.catalog, "put_mirror", put_mirror)
         with pytest.raises(OutOfSpace):
             await source.api.replica_attach("v", "fine", mode="sync", peer="target")
+        await target.api.peer_offer("source", "fine", withdraw=True)  # nor does that make it one to be deleted
 
         async def is_free() -> bool:
             await source.replicas.tend()
