@@ -58,7 +58,7 @@ class PeerTargetRow:
     ``facts``: what the source has told for a failover (``engine.failover_facts``), JSON; empty: nothing yet.
     ``whole_on``: the boot of this machine on which its content was last replaced by a whole one, or empty: after a loss
     of power, and in a volume that was a source before, only recovery points are whole.
-    ``made``: the volume was made for it; any other one was there before, and is never deleted for the peer.
+    ``made``: 1: the volume was made for it; any other one was there before, and is never deleted for the peer.
     """
 
     replica_id: str
@@ -69,9 +69,9 @@ class PeerTargetRow:
     mode: str
     facts: str = ""
     whole_on: str = ""
-    made: bool = False
+    made: int = 0
 
-    def values(self) -> tuple[str | bool, ...]:
+    def values(self) -> tuple[str | int, ...]:
         return (
             self.replica_id,
             self.peer,
@@ -145,15 +145,13 @@ class PeerTables:
         return await self._run(work)
 
     async def targets(self) -> list[PeerTargetRow]:
-        return await self._run(
-            lambda database: [
-                PeerTargetRow(*row[:-1], made=bool(row[-1]))
-                for row in database.execute(
-                    "SELECT replica_id, peer, name, volume_id, source, mode, facts, whole_on, made FROM peer_targets"
-                    " ORDER BY name"
-                )
-            ]
+        rows = await self._run(
+            lambda database: database.execute(
+                "SELECT replica_id, peer, name, volume_id, source, mode, facts, whole_on, made FROM peer_targets"
+                " ORDER BY name"
+            ).fetchall()
         )
+        return [PeerTargetRow(*row) for row in rows]
 
     async def put_target(self, row: PeerTargetRow) -> None:
         await self._run(
@@ -185,9 +183,9 @@ class PeerTables:
         )
 
     async def begin_making(self, replica_id: str, peer: str) -> None:
-        await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO peer_makings VALUES (?, ?)", (replica_id, peer))
-        )
+        """Also right when it is recorded already."""
+        row = replica_id, peer
+        await self._run(lambda database: database.execute("INSERT OR IGNORE INTO peer_makings VALUES (?, ?)", row))
 
     async def end_making(self, replica_id: str) -> None:
         await self._run(lambda database: made(database, replica_id))

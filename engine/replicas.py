@@ -884,9 +884,9 @@ class Replicas:
         return self._rows
 
     async def put_row(self, row: MirrorRow) -> None:
-        """Record a member."""
-        await self._pool.catalog.put_mirror(row)
+        """Record a member. Where that fails, ``forget_row`` is to follow."""
         self._rows[row.name] = row
+        await self._pool.catalog.put_mirror(row)
 
     async def forget_row(self, name: str) -> None:
         """A member of a relation that was not made. What was made for it at a peer goes."""

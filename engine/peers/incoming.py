@@ -293,7 +293,7 @@ class Incoming:
             volume = None
             try:
                 volume = await self._pool.create_volume(policies, size_bytes, chunk_bytes, key_source=key_source)
-                made = replace(row, volume_id=volume.volume_id, made=True)
+                made = replace(row, volume_id=volume.volume_id, made=1)
                 await self._put(made)
             except BaseException:
                 try:
@@ -409,7 +409,7 @@ class Incoming:
         """Whether the volume's content, beside its recovery points, is write-order consistent."""
         return row.whole_on == self._pool.env.files.boot_id()
 
-    async def _change(self, replica: IncomingReplica, **fields: str) -> None:
+    async def _change(self, replica: IncomingReplica, **fields: Any) -> None:
         async with replica.changing:
             row = replace(replica.row, **fields)
             await self._put(row)

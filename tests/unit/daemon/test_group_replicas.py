@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.catalog import MirrorRow
-from engine.errors import AlreadyExists, InUse, InvalidState, NotFound, PeerUnreachable
+from engine.errors import AlreadyExists, InUse, InvalidState, NotFound, OutOfSpace, PeerUnreachable
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import LISTEN, connected, content, fill, finished, pair, until
 
@@ -105,6 +105,30 @@ async def test_nothing_is_left_of_a_group_whose_name_is_taken(tmp_path: Path):
             await engine.api.group_replica_create("g", "r")
         assert await engine.api.replica_list() == []
         assert [info.name for info in await engine.api.volume_list()] == ["a", "b", "r.b"]
+
+
+@pytest.mark.parametrize("peer", [None, "target"])
+async def test_nothing_is_left_of_a_group_of_which_a_member_is_not_recorded(tmp_path: Path, monkeypatch, peer):
+    async with pair(tmp_path) as (source, target, _):
+        await group(source, "a", "b")
+        put_mirror = source.pool.catalog.put_mirror
+
+        async def put(row) -> None:
+            if row.name == "r.b":
+                raise OutOfSpace("no room for a row")
+            await put_mirror(row)
+
+        monkeypatch.setattr(source.pool.catalog, "put_mirror", put)
+        with pytest.raises(OutOfSpace):
+            await source.api.group_replica_create("g", "r", peer=peer)
+        assert await source.api.replica_list() == []
+        assert [info.name for info in await source.api.volume_list()] == ["a", "b", "v"]
+
+        async def is_gone() -> bool:
+            await source.replicas.tend()
+            return not await target.api.volume_list()
+
+        await until(is_gone)
 
 
 async def test_a_fracture_keeps_one_instant_and_a_resync_takes_the_targets_back(tmp_path: Path):
