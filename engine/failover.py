@@ -19,6 +19,10 @@ Rules:
   acknowledged any more. That is recorded before anything else is done.
 * A release is recorded before the target is asked to take over. Without its answer the source stays fenced until it has
   asked: the question ends the connection over which it might still be told to.
+* An answer, or a step that was begun, from before a fence does not lift it: what was asked then has not ended the
+  connection over which the target may be told to take over, and knows nothing of who has done so since.
+* A source with several such mirrors is served when each of its peers has said that it has not taken its place.
+* While a replica takes over, its source reaches it no more: no connection, no request, no facts.
 * A recovery point serves to count from only if the one that was the source has it on record as complete.
 """
 
@@ -35,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from engine import lineage as lineages
 from engine.catalog import MirrorRow
 from engine.catalog_peers import PeerTargetRow
-from engine.errors import EngineError, InUse, InvalidArgument, InvalidState, NotFound, PeerUnreachable
+from engine.errors import EngineError, InUse, InvalidArgument, InvalidState, NotFound, PeerUnreachable, Superseded
 from engine.failover_facts import SourceFacts
 from engine.failover_plan import Told, Written, complete_until, meaning
 from engine.lease import length_s, wait_s
@@ -95,6 +99,10 @@ class Failovers:
         self._heard: dict[str, list[LineageEntry]] = {}
         self._asked: dict[str, _Asked] = {}
         self._written: defaultdict[str, Written] = defaultdict(Written)
+        self._fences: defaultdict[str, int] = defaultdict(int)
+        """By volume id: how often it was fenced here."""
+        self._cleared: set[str] = set()
+        """Mirrors whose peer has said, since its volume was fenced for it, that it has not taken its place."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By replica id: one change of who is the disk at a time. Nobody asks the other side with it, but ``give``."""
         self._task: asyncio.Task[None] | None = None
@@ -151,17 +159,16 @@ class Failovers:
 
     async def _ask(self, row: MirrorRow, asked: _Asked) -> None:
         """A source asks who is the disk."""
-        volume = self._volume(row)
-        answer = await self._request(
-            row,
-            "standing",
-            lineage=lineages.to_json(await self._know(row.source_id)),
-            revoke=bool(volume.fence_reason),
-            **self._progress(row),
-        )
+        volume, mine = self._volume(row), lineages.to_json(await self._know(row.source_id))
+        fences, revoke = self._fences[row.source_id], bool(volume.fence_reason)
+        answer = await self._request(row, "standing", lineage=mine, revoke=revoke, **self._progress(row))
         async with self._locks[row.target_id]:
-            if self._replicas.remote_row_of(str(row.peer), row.target_id) is not None:
-                await self._answered(row, asked, answer)
+            if self._replicas.remote_row_of(str(row.peer), row.target_id) is None:
+                return
+            if fences != self._fences[row.source_id] and answer.get("role") not in ("source", "superseded"):
+                asked.session, asked.role = None, ""  # asked before it was fenced: to be asked again
+                return
+            await self._answered(row, asked, answer)
 
     async def _answered(self, row: MirrorRow, asked: _Asked, answer: dict[str, Any]) -> None:
         asked.role = str(answer.get("role"))
@@ -203,6 +210,7 @@ class Failovers:
             volume = self._volume(row)
             return {
                 "role": "superseded" if row.source_id in self._heard else "source",
+                "serves": volume.fence_reason is None,
                 "lineage": lineages.to_json(await self._know(row.source_id)),
                 "volume_id": row.source_id,
                 "name": volume.name,
@@ -219,10 +227,13 @@ class Failovers:
     async def facts(self, replica: IncomingReplica, text: str) -> None:
         """A source at a peer tells of itself."""
         facts = SourceFacts.parse(text)
-        if facts.device_id != self._pool.device_id(facts.volume_id):
-            await self._pool.catalog.failover.names_device(facts.volume_id, facts.device_id)
-            self._pool.identified({facts.volume_id: facts.device_id})
-        await self._replicas.incoming.told(replica, facts.serialize())
+        async with self._locks[replica.row.replica_id]:
+            if self._replicas.incoming.replica_of(replica.row) is not replica:
+                raise Superseded("the replica has been promoted: it is the disk now")
+            if facts.device_id != self._pool.device_id(facts.volume_id):
+                await self._pool.catalog.failover.names_device(facts.volume_id, facts.device_id)
+                self._pool.identified({facts.volume_id: facts.device_id})
+            await self._replicas.incoming.told(replica, facts.serialize())
 
     async def _tell_facts(self, row: MirrorRow, asked: _Asked) -> None:
         volume = self._volume(row)
@@ -264,15 +275,34 @@ class Failovers:
             await mirror.close()
         first = next((entry for entry in theirs if entry.number == mine[-1].number + 1), None)
         equal = first is not None and first.point is not None and await self._equals(volume, first.point)
-        if they_serve and lineages.may_follow(mine, theirs, demoted=demoted, equals_point=lambda _: equal):
+        alone = self._replicas.is_only(row.name, volume)  # else others would be fed from what it follows
+        if they_serve and alone and lineages.may_follow(mine, theirs, demoted=demoted, equals_point=lambda _: equal):
             await self._follow(row, theirs, where)
         else:
             self._replicas.set_idle(row.name, self._diverged(row))
         return False
 
     def _fence(self, volume: Volume, row: MirrorRow, theirs: list[LineageEntry]) -> None:
-        volume.fence(f"its replica at peer {row.peer} has taken its place")
+        self._stop_serving(volume, row, f"its replica at peer {row.peer} has taken its place")
         self._heard[row.source_id] = theirs
+
+    def _stop_serving(self, volume: Volume, row: MirrorRow, why: str) -> int:
+        """From this step on. Returns how often that has been, now."""
+        volume.fence(why)
+        self._cleared.discard(row.name)
+        self._fences[row.source_id] += 1
+        return self._fences[row.source_id]
+
+    def _unasked(self, row: MirrorRow) -> list[str]:
+        """Other mirrors of the same source whose targets may have taken its place, as far as is known."""
+        others = [each for each in self._replicas.remote_rows() if each.source_id == row.source_id]
+        return [
+            each.name for each in others if each.name not in {row.name, *self._cleared} and self._may_fail_over(each)
+        ]
+
+    def is_cleared(self, name: str) -> bool:
+        """Whether it is not because of that mirror that its source is not served."""
+        return name in self._cleared
 
     def _diverged(self, row: MirrorRow) -> str:
         return (
@@ -294,6 +324,7 @@ class Failovers:
         """Become the replica of the volume (its id and name) that has taken this one's place."""
         assert row.peer is not None
         volume, (their_id, their_name) = self._volume(row), where
+        self._replicas.require_only(row.name, volume)
         if not their_id or not their_name:
             raise InvalidState(f"replica {row.name}", "without the other side's name", "an answer that has it")
         device_id = volume.device_id
@@ -323,15 +354,23 @@ class Failovers:
 
     async def _serve(self, row: MirrorRow, *, run: bool) -> None:
         """This side is the disk, and may be used. ``run``: the other one is its target; else that claims nothing."""
-        volume = self._volume(row)
-        if volume.fence_reason is not None:
+        volume, fences = self._volume(row), self._fences[row.source_id]
+        if self._unasked(row):
+            self._cleared.add(row.name)
+            if row.source_id in self._heard:
+                return
+        elif volume.fence_reason is not None:
             await self._pool.catalog.failover.revoke(row.source_id)
-            self._heard.pop(row.source_id, None)
+            if fences == self._fences[row.source_id]:
+                self._heard.pop(row.source_id, None)
         if run:
             await self._replicas.begin(row.name)  # what the target may still claim is over when it returns
         else:
             await self._replicas.demote(row.name)
-        if volume.fence_reason is None:
+        if fences != self._fences[row.source_id]:
+            return  # it has been heard meanwhile that another one goes on
+        self._cleared.add(row.name)
+        if volume.fence_reason is None or self._unasked(row):
             return
         volume.unfence()
         await self._exposure.access.release(volume.device_id)
@@ -369,14 +408,16 @@ class Failovers:
             mirror = self._replicas.running(name)
             self._require_givable(row, mirror)
             volume = mirror.source
-            why = f"it is handed over to peer {row.peer}"
+            why, fences = f"it is handed over to peer {row.peer}", self._fences[row.source_id]
             await self._exposure.access.withhold(volume.device_id, why)
             try:
                 point = await self._seal(mirror)
-                volume.fence(why)
+                if fences != self._fences[row.source_id]:
+                    raise InvalidState(f"replica {name}", f"the disk, as peer {row.peer} says", "one that is none yet")
+                fences = self._stop_serving(volume, row, why)
                 entry = await self._released(row, point)
             except BaseException:
-                await self._take_back(row, mirror)
+                await self._take_back(row, mirror, fences)
                 raise
             try:
                 answer = await self._replicas.link_of(name).ask("promote", point=point, entry=lineages.to_json([entry]))
@@ -414,10 +455,18 @@ class Failovers:
         await self._pool.catalog.failover.release(row.source_id, entry.number, entry.guid, now)
         return entry
 
-    async def _take_back(self, row: MirrorRow, mirror: Mirror) -> None:
+    async def _take_back(self, row: MirrorRow, mirror: Mirror, fences: int) -> None:
+        """``fences``: as known when it was decided to hand it over: who has heard since that another one goes on does
+        not serve."""
         volume = mirror.source
-        await self._pool.catalog.failover.revoke(row.source_id)
+        if fences == self._fences[row.source_id]:
+            await self._pool.catalog.failover.revoke(row.source_id)
+        if fences != self._fences[row.source_id]:
+            self._asked.pop(row.name, None)
+            self._wake.set()
+            return
         volume.unfence()
+        self._cleared.add(row.name)
         await self._exposure.access.release(volume.device_id)
         with contextlib.suppress(EngineError):  # the first error is the one to report
             await mirror.resync()
@@ -430,8 +479,8 @@ class Failovers:
             with replica.working(connection):
                 if point is None or await replica.link.changed(point, None):
                     raise InvalidState(f"replica {replica.row.name}", "another content than the point", "the same")
-            await replica.end()
-            volume = await self._take_over(replica, entry, planned=True)
+            async with replica.taken():
+                volume = await self._take_over(replica, entry, planned=True)
         return {"volume_id": volume.volume_id, "name": volume.name}
 
     # --- taking over -------------------------------------------------------------------------------------------------
@@ -512,22 +561,30 @@ class Failovers:
         return await self._show_again(taken)
 
     async def _force(self, replica: IncomingReplica, *, accept_loss: bool) -> dict[str, Any]:
+        name = replica.row.name
         async with self._locks[replica.row.replica_id]:
-            name = replica.row.name
-            self._facts_of(replica)  # a refusal does not cut its source off
-            await replica.end()
-            lossless = self.holds_lease(replica)  # nothing of the source arrives any more: what it lacks it will lack
-            if not lossless and not accept_loss:
-                raise InvalidState(f"replica {name}", "without a lease since a moment ago", "--accept-loss")
-            facts = self._facts_of(replica)
-            point = await self._sealed(replica)
-            now = self._pool.env.clock.time()
-            entry = LineageEntry(facts.lineage[-1].number + 1, str(uuid.uuid4()), now, point, lossless)
-            await self._take_over(replica, entry, planned=False)
+            if self._replicas.incoming.replica_of(replica.row) is not replica:
+                raise InvalidState(f"replica {name}", "no replica any more", "one that is")
+            facts = self._facts_of(replica)  # a refusal does not cut its source off
+            self._require_unshown(replica.volume)
+            async with replica.taken():
+                # Nothing of the source arrives any more: what it lacks it will lack.
+                lossless = self.holds_lease(replica) and self._replicas.incoming.is_whole(replica.row)
+                if not lossless and not accept_loss:
+                    raise InvalidState(f"replica {name}", "without a lease since a moment ago", "--accept-loss")
+                point = await self._sealed(replica)
+                now = self._pool.env.clock.time()
+                entry = LineageEntry(facts.lineage[-1].number + 1, str(uuid.uuid4()), now, point, lossless)
+                await self._take_over(replica, entry, planned=False)
         self._wake.set()
         row = self._replicas.remote_row(name)
         assert row is not None
         return await self._show_again(row) | {"lossless": lossless, "point": point}
+
+    def _require_unshown(self, volume: Volume) -> None:
+        """Raises InUse. Also before its content is changed for it."""
+        for lun in self._exposure.luns_of(volume.volume_id):
+            raise InUse(f"volume {volume.name} is shown as another disk by target {lun.target}; remove that LUN first")
 
     async def _sealed(self, replica: IncomingReplica) -> str:
         """The recovery point that the replica goes on from; its content is that afterwards."""
@@ -539,7 +596,7 @@ class Failovers:
             )
         newest = points[-1]
         if await replica.link.changed(newest.guid, None):
-            if self._replicas.incoming.is_whole(row):
+            if self._replicas.incoming.is_whole(row) and not replica.fractured:
                 guid = str(uuid.uuid4())
                 await replica.link.freeze_head(guid)
                 return guid
@@ -551,8 +608,7 @@ class Failovers:
         """See the module. Nothing of the source arrives any more."""
         row, volume = replica.row, replica.volume
         facts = SourceFacts.parse(row.facts)
-        for lun in self._exposure.luns_of(volume.volume_id):
-            raise InUse(f"volume {volume.name} is shown as another disk by target {lun.target}; remove that LUN first")
+        self._require_unshown(volume)
         with contextlib.suppress(EngineError):
             await replica.link.abort_staging()
         points = tuple(RecoveryPoint(each.guid, each.created_at) for each in self._replicas.incoming.points(row))
@@ -689,6 +745,9 @@ class Failovers:
         row = self._replicas.remote_row(name)
         if row is None:
             raise InvalidState(f"replica {name}", "no source here", "to be said where its volume waits")
+        answer: dict[str, Any] = {}
+        if give_way:  # asked without the lock: the other side may be asking as well
+            answer = await self._request(row, "standing", lineage=lineages.to_json(await self._know(row.source_id)))
         async with self._locks[row.target_id]:
             volume = self._volume(row)
             if volume.fence_reason is None:
@@ -696,32 +755,46 @@ class Failovers:
             if serve:
                 await self._decide_for(row)
             else:
-                await self._give_way(row)
+                await self._give_way(self._replicas.remote_row(name) or row, answer)
 
     async def _decide_for(self, row: MirrorRow) -> None:
-        volume = self._volume(row)
+        volume, fences = self._volume(row), self._fences[row.source_id]
+        await self._replicas.stop_remote(row.name)
+        self._replicas.set_idle(row.name, f"peer {row.peer} is to follow first, or to be asked")
+        row = self._replicas.remote_row(row.name) or row
+        for each in [each for each in self._replicas.remote_rows() if each.source_id == row.source_id]:
+            if self._replicas.mirror_of(each.name) is None:
+                await self._outwait(each)
         mine, heard = await self._know(row.source_id), self._heard.get(row.source_id, [])
         released = (await self._pool.catalog.failover.releases()).get(row.source_id, (0, ""))
         number = max(mine[-1].number, released[0], heard[-1].number if heard else 0) + 1
         entry = LineageEntry(number, str(uuid.uuid4()), self._pool.env.clock.time(), None, lossless=False)
-        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
-        if MirrorRecord.parse(row.state).synchronized:
-            over_at = self._pool.env.clock.boottime() + wait_s(length_s(policy.budget_s))
-            while (left := over_at - self._pool.env.clock.boottime()) > 0:  # noqa: ASYNC110 - a clock
-                await asyncio.sleep(left)  # then the target claims nothing any more
-            await self._replicas.demote(row.name)
+        if fences != self._fences[row.source_id]:
+            raise InvalidState(f"peer {row.peer}", "the disk, as it has said meanwhile", "a decision that knows it")
         await uncancelled(self._pool.catalog.failover.go_on(row.source_id, entry))
         self._lineages[row.source_id] = [*mine, entry]
+        if fences != self._fences[row.source_id]:
+            return  # heard in this very moment: who goes on is decided by what is on record
         self._heard.pop(row.source_id, None)
-        self._replicas.set_idle(row.name, f"peer {row.peer} is to follow first, or to be asked")
         volume.unfence()
         await self._exposure.access.release(volume.device_id)
         await self._event(row.name, "warning", f"volume {volume.name} goes on as the disk, as the operator has said")
 
-    async def _give_way(self, row: MirrorRow) -> None:
-        answer = await self._request(row, "standing", lineage=lineages.to_json(await self._know(row.source_id)))
-        if answer.get("role") != "source":
-            raise InvalidState(f"peer {row.peer}", f"{answer.get('role')}", "the disk itself")
+    async def _outwait(self, row: MirrorRow) -> None:
+        """Return when the target of a mirror that does not run claims nothing any more, and that is recorded."""
+        if not MirrorRecord.parse(row.state).synchronized:
+            return
+        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+        over_at = self._pool.env.clock.boottime() + wait_s(length_s(policy.budget_s))
+        while (left := over_at - self._pool.env.clock.boottime()) > 0:  # noqa: ASYNC110 - a clock
+            await asyncio.sleep(left)
+        await self._replicas.demote(row.name)
+
+    async def _give_way(self, row: MirrorRow, answer: dict[str, Any]) -> None:
+        """``answer``: of the peer, asked who is the disk."""
+        if answer.get("role") != "source" or not answer.get("serves"):
+            was = "waiting for a decision as well" if answer.get("role") == "source" else f"{answer.get('role')}"
+            raise InvalidState(f"peer {row.peer}", was, "the disk itself")
         theirs = lineages.from_json(answer.get("lineage"))
         volume = self._volume(row)
         store, taken = volume.head.store, {each.name for each in self._pool.snapshots(volume)}
@@ -754,7 +827,7 @@ class Failovers:
         more before it was asked. Where an operator has decided meanwhile no mirror runs that could hear it."""
         row = self._replicas.remote_row(name)
         if row is not None:
-            self._volume(row).fence(f"its replica at peer {row.peer} has taken its place")
+            self._stop_serving(self._volume(row), row, f"its replica at peer {row.peer} has taken its place")
             self._asked.pop(name, None)
             self._wake.set()
 

@@ -451,6 +451,9 @@ class Replicas:
         volume = self._pool.find(row.source_id)
         return volume is not None and volume.fence_reason is not None
 
+    def _is_cleared(self, name: str) -> bool:
+        return self.failovers is not None and self.failovers.is_cleared(name)
+
     def at_peer(self, peer: str) -> list[str]:
         """Names of the replicas whose targets are there."""
         return sorted(row.name for row in self._rows.values() if row.peer == peer)
@@ -529,6 +532,12 @@ class Replicas:
                     f"volume {source.name} is an end of replica {row.name}, too; detach that first:"
                     f" twinvol replica detach {row.name}"
                 )
+
+    def is_only(self, name: str, source: Volume) -> bool:
+        """Whether no other replica than that one has the volume at one of its ends."""
+        return not any(
+            source.volume_id in (row.source_id, row.target_id) and row.name != name for row in self._rows.values()
+        )
 
     def target_id(self, name: str) -> str:
         """The id of a replica's volume; one that no volume of this pool has when it is at a peer. Raises NotFound."""
@@ -794,7 +803,7 @@ class Replicas:
         row = self._row(name)
         require_single(row)
         self._require_undecided(name)
-        if row.peer is not None and self._is_fenced(row):
+        if row.peer is not None and self._is_fenced(row) and not self._is_cleared(name):
             raise InvalidState(
                 f"replica {name}",
                 "in doubt about who is the disk",

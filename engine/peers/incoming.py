@@ -29,7 +29,7 @@ from engine.mirror_record import point_prefix
 from engine.names import check_choice, check_chunk, check_name, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from engine.catalog import VolumeRow
     from engine.catalog_mirror_groups import GroupPointRow
@@ -70,6 +70,7 @@ class IncomingReplica:
         self._idle = asyncio.Event()
         self._idle.set()
         self._connecting = asyncio.Lock()
+        self._taken = False
 
     @property
     def link(self) -> LocalLink:
@@ -78,6 +79,7 @@ class IncomingReplica:
     async def connect(self) -> LinkState:
         """See ``MirrorLink``. What an earlier connection began has ended when it returns."""
         async with self._connecting:
+            self._require_not_taken()
             self._connection = 0
             self.lease.demoted()  # its source begins with a round: it is not synchronous any more
             await self._idle.wait()
@@ -95,6 +97,28 @@ class IncomingReplica:
         async with self._connecting:
             self._connection = 0
             await self._idle.wait()
+
+    @contextlib.asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Inside, as in ``end``; and its source connects no more, and asks for nothing. After an error it may again."""
+        self._taken = True
+        try:
+            await self.end()
+            async with self.changing:
+                pass  # what is written of its row has been; and from now on nothing is
+            yield
+        except BaseException:
+            self._taken = False
+            raise
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it takes the place of its source, or has."""
+        return self._taken
+
+    def _require_not_taken(self) -> None:
+        if self._taken:
+            raise InvalidState(f"replica {self.row.name}", "taking the place of its source", "one that does not")
 
     def lend(self, connection: int, length_s: float) -> TargetLease:
         """The lease that may be asked for from now on, as long as ``is_asking``. Raises InvalidState."""
@@ -116,6 +140,7 @@ class IncomingReplica:
 
         ``connection`` None: of any.
         """
+        self._require_not_taken()
         if connection is not None:
             self._require(connection)
         self._under_way += 1
@@ -358,6 +383,8 @@ class Incoming:
             self.require_unused(replica.volume)
         replica.fractured = fractured
         self._protect(replica)
+        if fractured and replica.row.whole_on:  # what it will hold is its users'; the next switch replaces it
+            await self._change(replica, whole_on="")
 
     async def detach(self, row: PeerTargetRow) -> None:
         """The volume is its own from now on, with what it holds. What was half copied goes."""
@@ -411,6 +438,8 @@ class Incoming:
 
     async def _change(self, replica: IncomingReplica, **fields: Any) -> None:
         async with replica.changing:
+            if replica.is_taken:
+                return  # or the row would be there again when it is none any more
             row = replace(replica.row, **fields)
             await self._put(row)
             replica.row = row

@@ -1,0 +1,194 @@
+"""Failovers that meet something else in the same moment: an answer that is old, an operator of the other side, a source
+that still talks, a third pool."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.errors import InUse, InvalidState, PeerUnreachable
+from engine.lineage import LineageEntry
+from tests.support.engine import opened
+from tests.unit.daemon.test_failover import cut_and_failed_over, done, serving, two
+from tests.unit.daemon.test_peers import LISTEN, MIB, connected, content, fill, finished, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def held_answer(failovers, monkeypatch):
+    """The next answer to ``standing`` stays on its way until the second event is set; the first one says that it is."""
+    real, on_its_way, arrive = failovers._request, asyncio.Event(), asyncio.Event()
+
+    async def request(row, op, **fields):
+        answer = await real(row, op, **fields)
+        if op == "standing" and not on_its_way.is_set():
+            on_its_way.set()
+            await arrive.wait()
+        return answer
+
+    monkeypatch.setattr(failovers, "_request", request)
+    return on_its_way, arrive
+
+
+async def test_an_answer_from_before_the_release_does_not_take_it_back(tmp_path: Path, monkeypatch):
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        on_its_way, arrive = await held_answer(a.replicas.failovers, monkeypatch)
+        await on_its_way.wait()
+        link = a.replicas.link_of("r")
+        ask = link.ask
+
+        async def lost(op, **fields):
+            answer = await ask(op, **fields)
+            if op == "promote":
+                pools.cut()
+                raise PeerUnreachable("the answer was lost")
+            return answer
+
+        monkeypatch.setattr(link, "ask", lost)
+        with pytest.raises(PeerUnreachable):
+            await a.replicas.failovers.give("r")
+        assert serving(b, "r")
+        assert not serving(a, "v")
+        served = []
+        unfence = a.pool.volume("v").unfence
+        monkeypatch.setattr(a.pool.volume("v"), "unfence", lambda: (served.append(serving(b, "r")), unfence()))
+        arrive.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await a.replicas.failovers._know(a.pool.volume("v").volume_id)
+        await a.pool.catalog.failover.releases()
+        await a.pool.catalog.failover.releases()
+        assert not served, "an old answer has lifted the fence while the other side is the disk"
+        pools.heal()
+        await until(lambda: a.replicas.incoming.named("r") is not None)
+
+
+async def test_handing_over_does_not_end_a_fence_that_another_one_is_the_reason_of(tmp_path: Path, monkeypatch):
+    """The operator of the other side forces it in the middle."""
+    async with two(tmp_path) as pools:
+        a = pools.a
+        volume = a.pool.volume("v")
+        mine = await a.replicas.failovers._know(volume.volume_id)
+        theirs = [*mine, LineageEntry(mine[-1].number + 1, "11111111-1111-4111-8111-111111111111", 1.0, None, True)]
+        mirror = a.replicas.running("r")
+        row = a.replicas.remote_row("r")
+        assert row is not None
+
+        async def bring_all(reason):
+            a.replicas.failovers._fence(volume, row, theirs)  # as ``standing`` does, in the step in which it is heard
+            raise InvalidState("replica r", "out of reach", "one that is not")
+
+        monkeypatch.setattr(mirror, "bring_all", bring_all)
+        with pytest.raises(InvalidState):
+            await a.replicas.failovers.give("r")
+        assert volume.fence_reason is not None, "it serves, and another one does as well"
+
+
+async def test_what_the_source_tells_while_it_is_replaced_does_not_make_a_replica_again(tmp_path: Path, monkeypatch):
+    async with two(tmp_path) as pools:
+        b = pools.b
+        replica = b.replicas.incoming.replica_of(b.replicas.incoming.named("r"))
+        assert replica is not None
+        facts = replica.row.facts.replace('"chap": false', '"chap": true')
+        tables, told = b.pool.catalog.failover, []
+        take_over = tables.take_over
+
+        async def taking_over(*args):
+            told.append(asyncio.ensure_future(b.replicas.failovers.facts(replica, facts)))
+            told.append(asyncio.ensure_future(b.replicas.incoming.protect(replica, fractured=True)))
+            with pytest.raises(InvalidState):
+                await replica.connect()
+            with pytest.raises(InvalidState), replica.working(None):
+                pass
+            return await take_over(*args)
+
+        monkeypatch.setattr(tables, "take_over", taking_over)
+        pools.cut()
+        await done(b, await b.api.replica_failover("r", fenced=True, accept_loss=True))
+        await asyncio.wait(told)
+        assert b.replicas.incoming.named("r") is None
+        assert await b.pool.catalog.peers.targets() == []
+
+
+async def test_a_replica_that_somebody_looks_at_is_not_rolled_back_for_a_failover_that_is_refused(tmp_path: Path):
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        await fill(a, "v", 9 * MIB)
+        before = await content(b, "r")
+        pools.cut()
+        replica = b.replicas.incoming.replica_of(b.replicas.incoming.named("r"))
+        assert replica is not None
+        await b.replicas.incoming._change(replica, whole_on="another boot")  # its power was lost since
+        await b.api.target_create("look")
+        await b.api.target_lun_add("look", "r")
+        job = await finished(b, await b.api.replica_failover("r", fenced=True, accept_loss=True))
+        assert "remove that LUN first" in job.message
+        assert await content(b, "r") == before
+
+
+async def test_what_users_wrote_to_a_fractured_replica_is_not_promoted(tmp_path: Path):
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        expected = await content(a, "v")
+        await a.api.replica_fracture("r")
+        await until(lambda: not b.pool.volume("r").read_only)
+        await fill(b, "r", 9 * MIB)
+        pools.cut()
+        result = await done(b, await b.api.replica_failover("r", fenced=True, accept_loss=True))
+        assert not result["lossless"]
+        assert await content(b, "r") == expected
+
+
+async def test_of_two_replicas_one_answers_and_the_other_is_the_disk(tmp_path: Path):
+    """Three pools: what the third one answers says nothing of the second one."""
+    async with two(tmp_path) as pools, opened(tmp_path / "c", peer=LISTEN) as c:
+        a, b = pools.a, pools.b
+        invitation = await c.api.peer_invite(name="a", address=c.peer_address)
+        await a.api.peer_add("c", invitation.code)
+        await connected(a, "c")
+        await done(a, await a.api.replica_create("v", "r2", peer="c", mode="sync"))
+        volume = a.pool.volume("v")
+        served = []
+        unfence = volume.unfence
+        await cut_and_failed_over(pools)
+        volume.unfence = lambda: (served.append(serving(b, "r")), unfence())
+        pools.heal()
+        await until(lambda: volume.volume_id in a.replicas.failovers._heard)
+        third = a.replicas.failovers._asked["r2"]
+        for _ in range(2):  # it is asked again
+            at, third.session = third.at, None
+            a.replicas.failovers._wake.set()
+            await until(lambda at=at: third.at != at and third.session is not None)
+        await a.replicas.failovers._ask(a.replicas.remote_row("r2"), third)
+        assert not served, "the source serves, and its other replica is the disk"
+        assert not serving(a, "v")
+        with pytest.raises(InUse):
+            await a.api.replica_resolve("r", give_way=True)
+        await a.api.replica_detach("r2")
+        if a.replicas.remote_row("r") is not None and volume.fence_reason is not None:
+            await a.api.replica_resolve("r", give_way=True)
+        await until(lambda: a.replicas.incoming.named("r") is not None)
+        assert serving(b, "r")
+
+
+async def test_two_that_wait_for_a_decision_do_not_wait_for_each_other_nor_both_yield(tmp_path: Path, monkeypatch):
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        await cut_and_failed_over(pools)
+        for engine, name in ((a, "v"), (b, "r")):
+            monkeypatch.setattr(engine.replicas.failovers, "_look", nothing)
+            engine.pool.volume(name).fence("waits")
+        pools.heal()
+        await connected(a, "b")
+        await connected(b, "a")
+        both = [engine.api.replica_resolve("r", give_way=True) for engine in (a, b)]
+        found = await asyncio.wait_for(asyncio.gather(*both, return_exceptions=True), 20)
+        assert [type(each) for each in found] == [InvalidState, InvalidState]
+
+
+async def nothing(_row):
+    return None
