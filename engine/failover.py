@@ -148,6 +148,8 @@ class Failovers:
         now = asyncio.get_running_loop().time()
         if client.session is None:
             return
+        if client.session is not asked.session:
+            asked.facts = ""  # told again over each connection: the other side may have begun anew
         if client.session is not asked.session or now - asked.at >= ASK_S:
             asked.session, asked.at = client.session, now
             await self._ask(row, asked)
@@ -236,11 +238,17 @@ class Failovers:
             await self._replicas.incoming.told(replica, facts.serialize())
 
     async def _tell_facts(self, row: MirrorRow, asked: _Asked) -> None:
+        facts = await self._facts(row)
+        if facts != asked.facts:
+            await self._request(row, "facts", facts=facts)
+            asked.facts = facts
+
+    async def _facts(self, row: MirrorRow) -> str:
         volume = self._volume(row)
         luns = self._exposure.luns_of(volume.volume_id)
         targets = [self._exposure.target(lun.target) for lun in luns]
         initiators = {name for target in targets for name in target.initiators}
-        facts = SourceFacts(
+        return SourceFacts(
             volume_id=volume.volume_id,
             device_id=volume.device_id,
             lineage=await self._know(row.source_id),
@@ -250,9 +258,6 @@ class Failovers:
             initiators=tuple(sorted(initiators)) if all(target.initiators for target in targets) else (),
             chap=any(target.chap.users for target in targets),
         ).serialize()
-        if (asked.session, facts) != (asked.session, asked.facts):
-            await self._request(row, "facts", facts=facts)
-            asked.facts = facts
 
     # --- a source that hears of another ------------------------------------------------------------------------------
 
@@ -407,6 +412,8 @@ class Failovers:
         async with self._locks[row.target_id]:
             mirror = self._replicas.running(name)
             self._require_givable(row, mirror)
+            # Who has just become a replica may not have heard yet what it needs to take over.
+            await self._request(row, "facts", facts=await self._facts(row))
             volume = mirror.source
             why, fences = f"it is handed over to peer {row.peer}", self._fences[row.source_id]
             await self._exposure.access.withhold(volume.device_id, why)

@@ -11,6 +11,7 @@ import pytest
 
 from engine.access_state import AccessState
 from engine.errors import InvalidState, Superseded
+from engine.failover import Failovers
 from tests.support.engine import PREFIX, Engine, opened
 from tests.support.link_proxy import LinkProxy
 from tests.unit.daemon.test_peers import (
@@ -126,6 +127,22 @@ async def test_a_planned_failover_moves_the_disk_without_loss_and_back(tmp_path:
         assert (after.serial, after.target, after.read_only) == (before.serial, before.target, False)
         assert state_of(a, device) == {AccessState.ACTIVE_OPTIMIZED}
         assert state_of(b, device) == {AccessState.STANDBY}
+        await fill(a, "v", 9 * MIB)
+        await synchronized(a, "r")
+        assert await content(a, "v") == await content(b, "r")
+
+
+async def test_what_a_new_replica_needs_to_take_over_comes_with_the_handing_over(tmp_path: Path, monkeypatch):
+    async def nothing(*_):
+        pass
+
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        monkeypatch.setattr(Failovers, "_tell_facts", nothing)  # it had no time for that
+        await done(b, await b.api.replica_failover("r"))
+        await synchronized(b, "r")
+        assert a.replicas.incoming.named("r").facts == ""
+        await done(b, await b.api.replica_failback("r"))
         await fill(a, "v", 9 * MIB)
         await synchronized(a, "r")
         assert await content(a, "v") == await content(b, "r")
