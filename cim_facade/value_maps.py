@@ -1,12 +1,19 @@
 """The numbers of the model's value maps, by their DMTF names, and how both generations of synchronizations go together.
 
 Replication Services say SyncType, Mode, CopyState, ProgressStatus; the older Copy Services say CopyType and SyncState.
-The engine knows the first; ``copy_type`` and ``sync_state`` compute the second from it, always in step.
+The engine has the first; ``copy_type`` and ``sync_state`` compute the second from it, always in step.
 """
 
 from __future__ import annotations
 
 import enum
+
+from engine.api import CopyMode
+from engine.api import CopyState as CopyState
+from engine.api import ProgressStatus as ProgressStatus
+
+Mode = CopyMode
+"""CIM_Synchronized.Mode; ADAPTIVE is of later schemas, and of MSFT_SM*."""
 
 
 class SyncType(enum.IntEnum):
@@ -18,14 +25,6 @@ class SyncType(enum.IntEnum):
     TOKENIZED_CLONE = 9
 
 
-class Mode(enum.IntEnum):
-    """CIM_Synchronized.Mode; ADAPTIVE is of later schemas, and of MSFT_SM*."""
-
-    SYNCHRONOUS = 2
-    ASYNCHRONOUS = 3
-    ADAPTIVE = 4
-
-
 class CopyType(enum.IntEnum):
     """CIM_StorageSynchronized.CopyType."""
 
@@ -33,54 +32,6 @@ class CopyType(enum.IntEnum):
     SYNC = 3
     UNSYNC_ASSOC = 4
     UNSYNC_UNASSOC = 5
-
-
-class CopyState(enum.IntEnum):
-    """CIM_Synchronized.CopyState."""
-
-    INITIALIZED = 2
-    UNSYNCHRONIZED = 3
-    SYNCHRONIZED = 4
-    BROKEN = 5
-    FRACTURED = 6
-    SPLIT = 7
-    INACTIVE = 8
-    SUSPENDED = 9
-    FAILEDOVER = 10
-    PREPARED = 11
-    ABORTED = 12
-    SKEWED = 13
-    MIXED = 14
-    NOT_APPLICABLE = 15
-    PARTITIONED = 16
-    INVALID = 17
-    RESTORED = 18
-
-
-class ProgressStatus(enum.IntEnum):
-    """CIM_Synchronized.ProgressStatus."""
-
-    UNKNOWN = 0
-    COMPLETED = 2
-    DORMANT = 3
-    INITIALIZING = 4
-    PREPARING = 5
-    SYNCHRONIZING = 6
-    RESYNCING = 7
-    RESTORING = 8
-    FRACTURING = 9
-    SPLITTING = 10
-    FAILING_OVER = 11
-    FAILING_BACK = 12
-    ABORTING = 13
-    MIXED = 14
-    NOT_APPLICABLE = 15
-    SUSPENDING = 16
-    REQUIRES_FRACTURE = 17
-    REQUIRES_RESYNC = 18
-    REQUIRES_ACTIVATE = 19
-    PENDING = 20
-    DETACHING = 21
 
 
 class SyncState(enum.IntEnum):

@@ -83,6 +83,7 @@ from engine.api.volumes import (
     VolumePage,
     each_volume,
 )
+from engine.copy_state import CopyMode, CopyState, ProgressStatus
 
 
 class EngineApi(
@@ -105,6 +106,9 @@ class EngineApi(
 
 __all__ = [
     "EngineApi",
+    "CopyMode",
+    "CopyState",
+    "ProgressStatus",
     "EventInfo",
     "PoolSpaceInfo",
     "StatusInfo",
