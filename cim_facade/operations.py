@@ -202,7 +202,7 @@ class Operations:
 
     async def associator_names(self, path: CIMInstanceName, filters: Filters) -> AsyncGenerator[CIMInstanceName, None]:
         if filters.result_class is not None:
-            self._filter_class(path.namespace, filters.result_class)
+            self._result_class(filters.result_class)
         result_role = None if filters.result_role is None else filters.result_role.lower()
         seen: set[CIMInstanceName] = set()
         async for far, instance in self._leading_from(path, filters.assoc_class, filters.role):
@@ -318,6 +318,11 @@ class Operations:
     def _filter_class(self, namespace: str, name: str) -> None:
         if self._classes.get(namespace, name) is None:
             raise CIMError(CIM_ERR_INVALID_PARAMETER, f"there is no class {name} in {namespace}")
+
+    def _result_class(self, name: str) -> None:
+        """Associations may lead into another namespace: from a profile to a pool. So it may be a class of any."""
+        if not any(self._classes.get(each, name) for each in self._classes.namespaces):
+            raise CIMError(CIM_ERR_INVALID_PARAMETER, f"there is no class {name}")
 
     def _providers(self, namespace: str, name: str) -> list[Provider]:
         self._class(namespace, name)

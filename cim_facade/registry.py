@@ -32,6 +32,7 @@ _PROVIDER_MODULES: tuple[str, ...] = (
 """Each has ``PROVIDERS: tuple[Provider, ...]``."""
 
 _METHOD_MODULES: tuple[str, ...] = (
+    "interop",
     "storage_configuration",
     "replication_service",
     "synchronizations",

@@ -16,7 +16,7 @@ from cim_facade.paths import (
     PROFILE_CLASS,
     SYSTEM_CLASS,
 )
-from cim_facade.provider import End, Provider
+from cim_facade.provider import Association, End, Provider
 from cim_facade.providers.shared import OK, ByInstanceId, Links, Pairs
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Single(Provider):
 
 
 class ObjectManager(Single):
-    """This server. pywbem reads brand and version out of its texts."""
+    """This server. pywbem takes ElementName for the brand, and the version out of Description."""
 
     class_name = MANAGER_CLASS
 
@@ -98,7 +98,7 @@ class ObjectManager(Single):
     async def properties(self, view: View) -> dict[str, Any]:
         version = (await view.pool_identity()).version
         return {
-            "ElementName": f"twinvol Version {version}",
+            "ElementName": "twinvol",
             "Description": f"twinvol WBEM server, Version {version}",
             "Started": True,
             "StartMode": "Automatic",
@@ -299,6 +299,9 @@ class HostedAccessPoint(HostedInInterop):
         return [(paths.system(), paths.mechanism())]
 
 
+CONFORMING: tuple[Association, ...] = (ConformsInterop(), Conforms(INTEROP))
+"""What leads from a profile to its central instances."""
+
 PROVIDERS = (
     ObjectManager(),
     Mechanism(),
@@ -307,8 +310,7 @@ PROVIDERS = (
     NamespaceInManager(),
     CommMechanismForManager(),
     ReferencedProfile(),
-    ConformsInterop(),
-    Conforms(INTEROP),
+    *CONFORMING,
     Conforms(STORAGE),
     HostedService(),
     HostedAccessPoint(),

@@ -118,57 +118,6 @@ def test_every_reference_and_every_key(tmp_path: Path) -> None:
         assert all("TCPProtocolEndpoint" in str(path) for path in gone), gone  # it listens at another port now
 
 
-def neighbour(client: pywbem.WBEMConnection, path: CIMInstanceName, **filters: str) -> CIMInstanceName:
-    (found,) = client.AssociatorNames(path, **filters)
-    return found
-
-
-def test_from_the_url_to_a_finished_mirror(tmp_path: Path) -> None:
-    """By discovery alone: no instance path is known beforehand, and no namespace but what the server says."""
-    with Daemon.start(tmp_path / "pool", "--wbem-http", "127.0.0.1:0") as daemon:
-        client = connected(daemon)
-        server = pywbem.WBEMServer(client)
-        (profile,) = server.get_selected_profiles(registered_org="SNIA", registered_name="Array")
-        (system,) = server.get_central_instances(profile.path, reference_direction="snia")
-        configuration = neighbour(
-            client, system, AssocClass="CIM_HostedService", ResultClass="CIM_StorageConfigurationService"
-        )
-        replication = neighbour(client, system, AssocClass="CIM_HostedService", ResultClass="CIM_ReplicationService")
-        capabilities = client.Associators(
-            replication, AssocClass="CIM_ElementCapabilities", ResultClass="CIM_ReplicationServiceCapabilities"
-        )
-        assert 3 in capabilities[0]["SupportedReplicationTypes"]  # Asynchronous Mirror Local
-        pools = client.Associators(system, AssocClass="CIM_HostedStoragePool", ResultClass="CIM_StoragePool")
-        (pool,) = [each for each in pools if not each["Primordial"]]
-        code, made = client.InvokeMethod(
-            "CreateOrModifyElementFromStoragePool",
-            configuration,
-            ElementName="Ledger",
-            ElementType=Uint16(2),
-            Size=Uint64(4 * MIB),
-            InPool=pool.path,
-        )
-        assert code == 0
-        code, out = client.InvokeMethod(
-            "CreateElementReplica",
-            replication,
-            ElementName="Mirror",
-            SyncType=Uint16(6),
-            Mode=Uint16(3),
-            SourceElement=made["TheElement"],
-            WaitForCopyState=Uint16(4),
-        )
-        assert code in (0, 4096)
-        if code == 4096:
-            job = client.GetInstance(out["Job"])
-            while job["JobState"] in (2, 3, 4):
-                job = client.GetInstance(out["Job"])
-            assert (job["JobState"], job["ErrorCode"]) == (7, 0)
-        (synchronized,) = client.References(made["TheElement"], ResultClass="CIM_StorageSynchronized")
-        assert (synchronized["CopyState"], synchronized["PercentSynced"]) == (4, 100)
-        assert client.GetInstance(synchronized["SyncedElement"])["ElementName"] == "Mirror"
-
-
 @pytest.mark.client("qemu-iscsi")
 def test_a_disk_made_exposed_and_frozen_by_cim_for_a_real_initiator(tmp_path: Path) -> None:
     """What qemu-img writes to a volume is what it reads from its snapshot, though it has written more meanwhile."""

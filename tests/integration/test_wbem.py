@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib.metadata
 import json
 import ssl
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,13 +16,25 @@ import pywbem
 from pywbem import CIM_ERR_ACCESS_DENIED, CIM_ERR_INVALID_NAMESPACE, CIMError, Uint16
 
 from tests.support import wbem
-from tests.support.daemon import twinvol
+from tests.support.daemon import ROOT, twinvol
 from tests.support.wbem import NAMESPACE, Wbem, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 VOLUME = "MSISCSITARGET_StorageVolume"
+PROFILES = (
+    "Server",
+    "Profile Registration",
+    "Array",
+    "Block Services",
+    "Replication Services",
+    "Copy Services",
+    "Masking and Mapping",
+    "Job Control",
+    "iSCSI Target Ports",
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +104,27 @@ def test_loopback_http_is_an_administrators(served: Wbem):
 def test_the_server_says_what_it_is(served: Wbem):
     server = pywbem.WBEMServer(served.connection(namespace="interop"))
     assert set(server.namespaces) == {NAMESPACE, "root/microsoft/windows/storage/sm", "interop"}
-    assert "twinvol" in server.brand
+    assert server.brand == "twinvol"
+    assert server.version == importlib.metadata.version("twinvol")
     assert server.interop_ns == "interop"
+    for namespace in ("interop", "root/interop", "ROOT/Interop"):
+        (manager,) = served.connection(namespace=namespace).EnumerateInstances("CIM_ObjectManager")
+        assert manager["Name"] == server.cimom_inst["Name"]
+
+
+def test_an_example_program_goes_from_the_url_to_a_finished_mirror(served: Wbem, tmp_path: Path):
+    """By associations alone, over HTTPS."""
+    password = tmp_path / "password"
+    password.write_text(wbem.PASSWORD + "\n")
+    given = [f"https://{served.address}", "--user", wbem.USER, "--password-file", password]
+    command = [sys.executable, ROOT / "examples" / "wbem_mirror.py", *given, "--ca-certs", served.certificate]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=wbem.clean_environment()
+    )
+    assert run.returncode == 0, run.stderr
+    assert "CopyState 4, Mode 2" in run.stdout
+    (replica,) = served.daemon.run("replica", "list")["replicas"]
+    assert (replica["source"], replica["mode"], replica["copy_state"]) == ("ledger", "sync", "Synchronized")
 
 
 def test_m_post(served: Wbem):
@@ -158,6 +192,11 @@ def test_pywbemcli(served: Wbem):
     assert VOLUME in done("instance", "count", VOLUME)
     assert f"{NAMESPACE}" in done("namespace", "list", namespace="interop")
     assert "twinvol" in done("server", "info", namespace="interop")
+    listed = done("profile", "list")
+    central = done("profile", "centralinsts", "--rd", "snia")
+    for name in PROFILES:
+        assert name in listed
+        assert name in central
     source = f"/{NAMESPACE}:{first}"
     options = ["-p", "SyncType=7", "-p", "ElementName=by pywbemcli", "-p", f"SourceElement={source}"]
     answer = done("instance", "invokemethod", url_of(service), "CreateElementReplica", *options)

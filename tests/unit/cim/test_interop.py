@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
+
+import pytest
+from pywbem import CIM_ERR_INVALID_PARAMETER, CIMError
 
 from cim_facade.namespaces import INTEROP, STORAGE
 from cim_facade.operations import Filters, Operations
+from cim_facade.providers.interop import PROFILES
 from tests.support.cim_array import Array, array, classes, registry
 
 if TYPE_CHECKING:
@@ -55,10 +60,49 @@ async def test_an_array_refers_to_its_components(tmp_path: Path) -> None:
 async def test_the_manager_has_every_namespace_and_says_its_version(tmp_path: Path) -> None:
     async with array(tmp_path / "pool") as front:
         (manager,) = await front.all("CIM_ObjectManager", INTEROP)
-        assert manager["ElementName"] == "twinvol Version test"
+        assert manager["ElementName"] == "twinvol"
+        assert manager["Description"].endswith("Version test")
         spaces = await neighbours(front, manager.path, assoc_class="CIM_NamespaceInManager")
         assert {each["Name"] for each in spaces} == set(classes().namespaces)
         (mechanism,) = await neighbours(front, manager.path, assoc_class="CIM_CommMechanismForManager")
         assert mechanism["CommunicationMechanism"] == 2
         (system,) = await neighbours(front, manager.path, assoc_class="CIM_HostedService")
         assert system.classname == "MSFTSM_ComputerSystem"
+
+
+async def test_every_profile_leads_to_what_conforms_to_it(tmp_path: Path) -> None:
+    """By the association and by the method; what the method answers is what the association leads to."""
+    wanted = {
+        "SMI-S": "MSFTSM_RegisteredProfile",
+        "Server": "MSFTSM_ObjectManager",
+        "Profile Registration": "MSFTSM_RegisteredProfile",
+        "Array": "MSFTSM_ComputerSystem",
+        "Block Services": "MSISCSITARGET_StoragePool",
+        "Replication Services": "MSISCSITARGET_ReplicationService",
+        "Copy Services": "MSISCSITARGET_StorageConfigurationService",
+        "Masking and Mapping": "MSISCSITARGET_ControllerConfigurationService",
+        "Job Control": "MSISCSITARGET_ConcreteJob",
+        "iSCSI Target Ports": "MSISCSITARGET_iSCSIProtocolEndpoint",
+    }
+    assert set(wanted) <= {each.name for each in PROFILES.values()}
+    async with array(tmp_path / "pool") as front:
+        await front.api.volume_create("disk", 1 << 20, expose=True)
+        await front.api.clone_copy("disk", None, "copy")
+        for name, class_name in wanted.items():
+            start = await profile(front, name)
+            found = await neighbours(front, start.path, assoc_class="CIM_ElementConformsToProfile",
+                                     role="ConformantStandard", result_class=class_name)  # fmt: skip
+            assert found, name
+            code, out = await front.call(start.path, "GetCentralInstances")
+            assert (code, out["CentralInstances"]) == (0, [each.path for each in found])
+
+
+async def test_a_result_class_of_another_namespace(tmp_path: Path) -> None:
+    """From a profile in interop to what only the storage namespace has; what no namespace has is refused."""
+    async with array(tmp_path / "pool") as front:
+        start = await profile(front, "Block Services")
+        pools = await asyncio.to_thread(front.client.AssociatorNames, start.path, ResultClass="CIM_StoragePool")
+        assert len(pools) == 2
+        with pytest.raises(CIMError) as refused:
+            await asyncio.to_thread(front.client.AssociatorNames, start.path, ResultClass="CIM_Nothing")
+        assert refused.value.status_code == CIM_ERR_INVALID_PARAMETER
