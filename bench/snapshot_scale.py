@@ -3,8 +3,10 @@
 ``python -m bench.snapshot_scale`` measures in one run, each against its peer:
 
 * snapshot create and linked clone create, durable: volumes of 1 GiB and 1 TiB with one chunk in every map leaf (a leaf
-  is 256 MiB, 4 and 4096 of them), without and with 2,000 older snapshots, one write before each; and the fdatasync of
-  4 KiB on the same disk, taken in turn with them (expected: two of those each);
+  is 256 MiB, 4 and 4096 of them), without and with 2,000 older snapshots, one write to a new place of the file before
+  each; taken in turn with them the fdatasync of 4 KiB on the same disk, over what was written before and at a new place
+  of a sparse file, where the host's file system has to note the allocation as well. A snapshot needs one of each, one
+  after the other, and the way to a thread and back;
 * 4 KiB reads of the volume and of a snapshot, 2,000 snapshots against none; the bytes are compared;
 * a fully mapped volume of 1 TiB (``bench.full_volume``): resident memory and opening, in a process of its own;
 * deleting a snapshot that holds 1 million chunks: how fast they can be used again, how fast the host has their space
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 LEAF_BYTES = 256 * MIB
 SIZES = {"1 GiB": GIB, "1 TiB": TIB}
+SYNC_BYTES = 16 * MIB
 READS = 20_000
 AT_ONCE = 32
 """Snapshots under way at a time while the older ones are made."""
@@ -54,18 +57,34 @@ def ms(seconds: list[float]) -> float:
 
 
 class Disk:
-    """A file of its own, for the price of an fdatasync at this moment."""
+    """Files of its own, for the price of an fdatasync at this moment."""
 
-    def __init__(self, folder: Path) -> None:
-        self._fd = os.open(folder / "sync", os.O_RDWR | os.O_CREAT)
-        self._at = 0
+    def __init__(self, folder: Path, name: str) -> None:
+        self._written = os.open(folder / f"{name}.written", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.pwrite(self._written, os.urandom(SYNC_BYTES), 0)
+        os.fsync(self._written)
+        self._sparse = os.open(folder / f"{name}.sparse", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.ftruncate(self._sparse, TIB)
+        os.fsync(self._sparse)
+        self._number = 0
 
-    def sync(self) -> float:
-        begun = clock()
-        os.pwrite(self._fd, os.urandom(4 * KIB), self._at % (16 * MIB))
-        os.fdatasync(self._fd)
-        self._at += 4 * KIB
-        return clock() - begun
+    def sync(self) -> tuple[float, float]:
+        """Seconds of a 4 KiB write and its fdatasync: over what was written before, and at a new place."""
+        self._number += 1
+        times = []
+        for fd, at in (
+            (self._written, self._number * 4 * KIB % SYNC_BYTES),
+            (self._sparse, self._number * LEAF_BYTES % TIB),
+        ):
+            data, begun = os.urandom(4 * KIB), clock()
+            os.pwrite(fd, data, at)
+            os.fdatasync(fd)
+            times.append(clock() - begun)
+        return times[0], times[1]
+
+    def close(self) -> None:
+        os.close(self._written)
+        os.close(self._sparse)
 
 
 def pattern(offset: int) -> bytes:
@@ -87,7 +106,12 @@ async def creates(file: TvolFile, disk: Disk, rounds: int, series: str) -> dict[
         begun = clock()
         await file.clone(snapshot, f"{series}-clone{number}")
         clones.append(clock() - begun)
-    return {"sync_ms": ms(syncs), "snapshot_ms": ms(snapshots), "clone_ms": ms(clones)}
+    return {
+        "sync_ms": ms([written for written, _ in syncs]),
+        "new_place_sync_ms": ms([new for _, new in syncs]),
+        "snapshot_ms": ms(snapshots),
+        "clone_ms": ms(clones),
+    }
 
 
 async def make_older(file: TvolFile, count: int) -> float:
@@ -121,7 +145,7 @@ async def reads(device: NativeDevice, count: int = READS) -> float:
 
 async def measure(folder: Path, label: str, older: int, rounds: int) -> list[dict[str, Any]]:
     """A volume of one size, first without older snapshots, then with them."""
-    env, disk, size = real_env(), Disk(folder), SIZES[label]
+    env, disk, size = real_env(), Disk(folder, f"sync-{SIZES[label]}"), SIZES[label]
     file = await TvolFile.create(env, folder / f"{size}.tvol", volume_name="scale", size_bytes=size)
     head = file.volumes()[0]
     for offset in range(0, size, LEAF_BYTES):
@@ -140,6 +164,7 @@ async def measure(folder: Path, label: str, older: int, rounds: int) -> list[dic
     file = await TvolFile.open(env, folder / f"{size}.tvol")
     many["open_s"] = clock() - begun
     await file.close()
+    disk.close()
     return [none, many]
 
 
@@ -223,16 +248,24 @@ async def reclaim(folder: Path) -> dict[str, float]:
 
 
 def report(rows: list[dict[str, Any]], volume: dict[str, float], deleted: dict[str, float]) -> None:
-    print(f"{'size':>6} {'older':>6} {'fdatasync':>10} {'snapshot ms':>12} {'clone ms':>9} {'syncs':>6} {'reads/s':>9}")
+    print(
+        f"{'size':>6} {'older':>6} {'fdatasync':>10} {'new place':>10} {'snapshot ms':>12} {'clone ms':>9} "
+        f"{'syncs':>6} {'new':>6} {'reads/s':>9}"
+    )
     for row in rows:
         print(
-            f"{row['size']:>6} {row['older']:>6} {row['sync_ms']:10.3f} {row['snapshot_ms']:12.3f} "
-            f"{row['clone_ms']:9.3f} {row['snapshot_ms'] / row['sync_ms']:6.2f} {row['reads_s']:9.0f}"
+            f"{row['size']:>6} {row['older']:>6} {row['sync_ms']:10.3f} {row['new_place_sync_ms']:10.3f} "
+            f"{row['snapshot_ms']:12.3f} {row['clone_ms']:9.3f} {row['snapshot_ms'] / row['sync_ms']:6.2f} "
+            f"{row['snapshot_ms'] / row['new_place_sync_ms']:6.2f} {row['reads_s']:9.0f}"
         )
     for what in ("snapshot", "clone"):
         times = [row[f"{what}_ms"] for row in rows]
-        syncs = max(row[f"{what}_ms"] / row["sync_ms"] for row in rows)
-        print(f"{what} create: slowest / fastest {max(times) / min(times):.2f}x, at most {syncs:.2f} fdatasyncs")
+        over, new = (max(row[f"{what}_ms"] / row[sync] for row in rows) for sync in ("sync_ms", "new_place_sync_ms"))
+        spread = max(times) / min(times)
+        print(
+            f"{what} create: slowest / fastest {spread:.2f}x, at most {over:.2f} fdatasyncs over what was written, "
+            f"{new:.2f} of a new place"
+        )
     for none, many in zip(rows[::2], rows[1::2], strict=True):
         print(
             f"{many['size']} with {many['older']} snapshots: reads {many['reads_s'] / none['reads_s']:.2f}x, of a "

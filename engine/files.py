@@ -126,6 +126,11 @@ class Workers(Protocol):
         that nobody takes its buffers or its place in the file while it still runs."""
         ...
 
+    async def run_each(self, *calls: Callable[[], object]) -> None:
+        """Run calls one after the other in one thread, up to the first that raises, without asking the loop between
+        them: each of them must bear what the loop does meanwhile."""
+        ...
+
 
 class Clock(Protocol):
     """Time, injected so that tests need no sleep."""
@@ -448,6 +453,13 @@ class ThreadWorkers:
             raise
         finally:
             self._running -= 1
+
+    async def run_each(self, *calls: Callable[[], object]) -> None:
+        def run() -> None:
+            for call in calls:
+                call()
+
+        await self.run(run)
 
     def _start_one(self) -> None:
         name = f"twinvol-copy-{len(self._threads)}" if self._niceness else f"twinvol-io-{len(self._threads)}"

@@ -265,13 +265,13 @@ class Checkpointer:
         core.pages.begin_checkpoint()
         touched, family.touched = list(family.touched.values()), {}
         gone, family.gone = family.gone, []
-        journal, births, claims = core.journal, family.births, family.claims
+        tip, births, claims = core.journal.tip(), family.births, family.claims
         bits, digests = births.digests.capture()
         capture = _Capture(
-            seq=journal.last_seq,
-            position=journal.position,
-            offset=journal.offset,
-            previous=journal.previous,
+            seq=tip.last_seq,
+            position=tip.position,
+            offset=tip.offset,
+            previous=tip.previous,
             end_chunk=core.allocator.end,
             file=FileRecord(family.generation, family.next_node, len(family.nodes)),
             births_count=births.count,

@@ -1,6 +1,7 @@
 """What all devices of one open volume file share: the pass, the journal, flushes, the sticky failure.
 
-Everything runs in the loop's thread except the calls handed to workers, which get plain extents and buffers.
+Everything runs in the loop's thread except the calls handed to workers, which get plain extents and buffers; and
+the two syncs of a flush with the COMMIT in between, which are one call's work (``Journal``).
 
 Order of effects of a change (STORE section 2):
 
@@ -30,7 +31,6 @@ from engine.errors import MediumError, NotSupported, OutOfSpace, StoreFailed
 from engine.tvol import layout
 from engine.tvol.allocator import RELEASE_CHUNKS, runs
 from engine.tvol.checkpoint import TOUCHED_MAX
-from engine.tvol.journal import COMMIT_ROOM
 from engine.tvol.layout import (
     FIRST_CHUNK_ENTRY,
     MAP_ITEM,
@@ -127,6 +127,8 @@ class Core:
         self._quiet: asyncio.Event | None = None
         self._next_flush: asyncio.Future[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
+        self._committed = 0
+        """What the COMMIT of the running flush covers, once it is written."""
         self._growing = asyncio.Lock()
         self.becoming_metadata = 0
         """Chunks that were taken for it and are being allocated at the host."""
@@ -506,16 +508,18 @@ class Core:
     async def _commit_group(self) -> None:
         self.check()
         self.end_pass()
-        captured = self.last_change_seq
-        await self.env.workers.run(self._sync_data_before_commit)
-        if captured > self.durable_seq:
-            while not self.journal.used + COMMIT_ROOM <= self.journal.ring_bytes:
-                await self.checkpointer.run()
-            self.check()
-            self._write_commit_record(captured)
-            await self.env.workers.run(self._sync_commit_record)
-            self.check()
+        captured, workers = self.last_change_seq, self.env.workers
+        if captured <= self.durable_seq:
+            await workers.run(self._sync_data_before_commit)
+            return
+        self._committed = 0
+        write_commit_record = functools.partial(self._write_commit_record, captured)
+        await workers.run_each(self._sync_data_before_commit, write_commit_record, self._sync_commit_record)
+        self.check()
+        if self._committed == captured:
             self.became_durable(captured)
+        else:  # there was no room for it
+            await self.checkpointer.run()
 
     def sync(self) -> None:
         """In a worker: fdatasync of the file. Raises MediumError, once it has failed always.
@@ -537,11 +541,14 @@ class Core:
         self.sync()
 
     def _write_commit_record(self, covers: int) -> None:
-        self.journal.commit(covers)
+        self.check()
+        if self.journal.commit(covers):
+            self._committed = covers
 
     def _sync_commit_record(self) -> None:
         """The commit record is durable before the flush is answered and before freed chunks are let go."""
-        self.sync()
+        if self._committed:
+            self.sync()
 
     def became_durable(self, seq: int) -> None:
         """A commit or a checkpoint has made everything up to ``seq`` durable."""

@@ -11,12 +11,17 @@ record says which of the two it is: each names its predecessor's checksum, so of
 the other.
 
 ``head`` is the position of the first record that the superblock in force still needs; space behind it is free.
+
+Records are appended by the loop's thread, COMMITs by the worker that has just synced what they vouch for: so a flush
+takes one way to a thread and back, and not two. A lock keeps them apart. Nobody else may write a COMMIT while one is
+under way, since ``has_room`` leaves room for one.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -34,6 +39,17 @@ COMMIT_ROOM = 2 * COMMIT_ALIGNMENT
 """What both copies of a COMMIT take at most."""
 
 
+class Tip(NamedTuple):
+    """Where the next record goes, as a superblock says it."""
+
+    position: int
+    offset: int
+    """The position's place in the ring."""
+    last_seq: int
+    previous: int
+    """Checksum of the last record."""
+
+
 class Journal:
     """Appends records. Positions count bytes since the ring's start and never wrap; offsets are within the ring."""
 
@@ -48,6 +64,9 @@ class Journal:
         self.head = offset
         self.next_seq = seq
         self.previous = previous
+        self._lock = threading.Lock()
+        self._ended = False
+        """A record could not be written, or said that a sync has failed: nothing may follow."""
 
     @property
     def last_seq(self) -> int:
@@ -65,21 +84,31 @@ class Journal:
         """Whether ``has_room`` of so much can be true: right after a checkpoint, beside what a pass may gather."""
         return 4 * length + COMMIT_ROOM <= self.ring_bytes
 
-    @property
-    def offset(self) -> int:
-        return self.position % self.ring_bytes
+    def tip(self) -> Tip:
+        """Where the journal ends now."""
+        with self._lock:
+            return Tip(self.position, self.position % self.ring_bytes, self.last_seq, self.previous)
 
     def append(self, kind: RecordType, payload: bytes) -> int:
         """Write a record; its sequence number. The caller has seen to the room. Raises MediumError."""
-        return self._append(kind, payload, layout.record_length(len(payload)))
+        with self._lock:
+            return self._append(kind, payload, layout.record_length(len(payload)))
 
-    def commit(self, covers: int) -> None:
-        """Write a COMMIT of everything up to ``covers``, and once more in a sector of its own."""
-        self._write_commit(covers)
-        self._write_commit_again(covers)
+    def commit(self, covers: int) -> bool:
+        """In a worker: write a COMMIT of everything up to ``covers``, and once more in a sector of its own.
+
+        False: it was not written, for want of room or because the journal has ended. Raises MediumError.
+        """
+        with self._lock:
+            if self._ended or self.used + COMMIT_ROOM > self.ring_bytes:
+                return False
+            self._write_commit(covers)
+            self._write_commit_again(covers)
+            return True
 
     def _write_commit(self, covers: int) -> None:
-        self._append(RecordType.COMMIT, layout.COMMIT.pack(covers), _rest_of_sector(self.offset))
+        length = _rest_of_sector(self.position % self.ring_bytes)
+        self._append(RecordType.COMMIT, layout.COMMIT.pack(covers), length)
 
     def _write_commit_again(self, covers: int) -> None:
         """So that one is left when the other one rots."""
@@ -87,9 +116,10 @@ class Journal:
 
     def mark_failed(self) -> bool:
         """Say that a sync has failed, for whoever opens the file next. False: it could not be said on such a disk."""
-        if self.used + 2 * RECORD_UNIT <= self.ring_bytes:
-            with contextlib.suppress(EngineError):
+        with self._lock, contextlib.suppress(EngineError):
+            if self.used + 2 * RECORD_UNIT <= self.ring_bytes:
                 self._append(RecordType.FAILED, b"", RECORD_UNIT)
+                self._ended = True
                 return True
         return False
 
@@ -106,7 +136,11 @@ class Journal:
     def _write(self, kind: RecordType, payload: bytes, length: int) -> int:
         seq = self.next_seq
         record, checksum = layout.pack_record(kind, seq, self.incarnation, self.previous, payload, length)
-        self._file.write((record,), self._start + self.position % self.ring_bytes)
+        try:
+            self._file.write((record,), self._start + self.position % self.ring_bytes)
+        except BaseException:
+            self._ended = True
+            raise
         self.position += length
         self.next_seq += 1
         self.previous = checksum

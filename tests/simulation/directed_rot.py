@@ -261,9 +261,9 @@ def an_acknowledged_write_rots_before_a_restart() -> None:
         store = await _create(env)
         head, ring = store.volumes()[0], store._core.journal
         await head.write(0, memoryview(b"a" * CHUNK), fua=True)
-        start = layout.JOURNAL_FIRST_CHUNK * CHUNK + ring.offset
+        start = layout.JOURNAL_FIRST_CHUNK * CHUNK + ring.tip().offset
         await head.write(CHUNK, memoryview(b"b" * CHUNK))
-        records.append((start, layout.JOURNAL_FIRST_CHUNK * CHUNK + ring.offset))
+        records.append((start, layout.JOURNAL_FIRST_CHUNK * CHUNK + ring.tip().offset))
 
     async def look(env: StoreEnv, workers: HeldWorkers) -> None:
         try:

@@ -243,6 +243,11 @@ class SimWorkers:
                 future.exception()
             raise
 
+    async def run_each(self, *calls):
+        """Others may do anything between two of them, as beside a thread."""
+        for call in calls:
+            await self.run(call)
+
     def _take_effect(self, call, future) -> None:
         try:
             result, error = call(), None

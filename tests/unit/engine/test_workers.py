@@ -29,6 +29,19 @@ async def test_results_and_errors_come_back_and_more_calls_than_threads_wait_the
         await workers.run(fails)
 
 
+async def test_calls_one_after_the_other_in_one_thread_up_to_the_first_that_fails(workers):
+    threads = []
+
+    def note():
+        threads.append(threading.get_ident())
+
+    await workers.run_each(note, note)
+    with pytest.raises(MediumError, match="broken"):
+        await workers.run_each(note, fails, note)
+    assert len(threads) == 3
+    assert threads[0] == threads[1]
+
+
 @pytest.mark.parametrize("end", [int, fails])
 async def test_a_cancelled_caller_goes_on_when_the_call_has_ended(workers, end):
     begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()

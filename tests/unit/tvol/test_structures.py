@@ -1,5 +1,7 @@
 """The pure parts of the store: deadlists, births, the allocator's stages, the journal's ring."""
 
+import sys
+import threading
 from array import array
 from itertools import pairwise
 from pathlib import Path
@@ -168,7 +170,8 @@ def test_the_journal_wraps_with_pads_and_reads_back_from_its_head(file):
             start = (offset, seq, 4, previous)
             kept = []
         seq = journal.append(RecordType.MAP, payload)
-        kept.append((payload, journal.position, journal.offset, seq + 1, journal.previous))
+        tip = journal.tip()
+        kept.append((payload, tip.position, tip.offset, seq + 1, tip.previous))
     data = bytearray(ring)
     file.read_into((memoryview(data),), CHUNK)
     found = [record for record, _ in scan(memoryview(data), *start)]
@@ -182,4 +185,40 @@ def test_the_record_after_a_commit_begins_in_a_new_sector(file):
     for _ in range(20):
         journal.append(RecordType.MAP, b"x" * 20)
         journal.commit(journal.last_seq)
-        assert journal.offset % 512 == 0
+        assert journal.tip().offset % 512 == 0
+
+
+def test_commits_of_a_worker_and_records_of_the_loop_make_one_chain(file):
+    """Threads take turns as often as the interpreter lets them; what each appended is there, one behind the other."""
+    ring, records, commits = 1 << 20, 2000, 300
+    file.truncate(CHUNK + ring)
+    journal = Journal(file, CHUNK, ring, incarnation=1, offset=0, seq=1, previous=0)
+    tips = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        worker = threading.Thread(target=lambda: [journal.commit(1) for _ in range(commits)])
+        worker.start()
+        for number in range(records):
+            journal.append(RecordType.MAP, bytes([number % 256]) * 50)
+            tips.append(journal.tip())
+        worker.join()
+    finally:
+        sys.setswitchinterval(before)
+    data = bytearray(ring)
+    file.read_into((memoryview(data),), CHUNK)
+    found = [(record, end) for record, end in scan(memoryview(data), 0, 1, 1, 0)]
+    assert sum(record.type == RecordType.MAP for record, _ in found) == records
+    assert sum(record.type == RecordType.COMMIT for record, _ in found) == 2 * commits
+    ends = {(record.seq, end, record.checksum) for record, end in found}
+    assert {(tip.last_seq, tip.offset, tip.previous) for tip in tips} <= ends
+
+
+def test_no_commit_follows_what_ended_the_journal_or_fills_it_up(file):
+    ring = 4096
+    file.truncate(CHUNK + ring)
+    journal = Journal(file, CHUNK, ring, incarnation=1, offset=0, seq=1, previous=0)
+    assert [journal.commit(0) for _ in range(5)] == [True] * 4 + [False], "full: 1024 bytes each"
+    journal.head = journal.position
+    assert journal.mark_failed()
+    assert not journal.commit(0)
