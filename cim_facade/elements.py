@@ -33,6 +33,7 @@ GROUP_SYNCHRONIZED_CLASS = "MSISCSITARGET_GroupSynchronized"
 GROUP_CLASS = "MSISCSITARGET_ReplicationGroup"
 ENTITY_CLASS = "MSISCSITARGET_ReplicationEntity"
 ACCESS_POINT_CLASS = "MSISCSITARGET_RemoteServiceAccessPoint"
+PEER_SYSTEM_CLASS = "MSISCSITARGET_PeerSystem"
 
 JOB, GROUP, ENTITY, PEER = "job", "group", "replica", "peer"
 """Kinds in an InstanceID."""
@@ -310,6 +311,23 @@ async def peers(view: View) -> list[PeerInfo]:
         return []
 
     return await view.once("peers", ask)
+
+
+def is_reachable(peer: PeerInfo) -> bool:
+    return peer.connected or peer.connects_to_us
+
+
+async def peer_system_path(view: View, peer: str) -> CIMInstanceName:
+    name = (await view.paths()).instance_id(PEER, peer)
+    return view.path(STORAGE, PEER_SYSTEM_CLASS, CreationClassName=PEER_SYSTEM_CLASS, Name=name)
+
+
+async def peer_of_system(view: View, path: CIMInstanceName) -> PeerInfo | None:
+    """The peer that a system is."""
+    for peer in await peers(view):
+        if same(await peer_system_path(view, peer.name), path):
+            return peer
+    return None
 
 
 async def access_point_path(view: View, peer: str) -> CIMInstanceName:

@@ -25,6 +25,7 @@ _PROVIDER_MODULES: tuple[str, ...] = (
     "sessions",
     "synchronizations",
     "groups",
+    "peers",
     "jobs",
     "sm_objects",
     "sm_relations",

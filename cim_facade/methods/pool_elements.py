@@ -237,6 +237,7 @@ _NOT_SUPPORTED = (
     (_SERVICE, "DeleteStoragePool"),
     (_SERVICE, "CreateOrModifyElementFromElements"),
     (_SERVICE, "CreateOrModifyReplicationPipe"),
+    (_SERVICE, "CreateReplicationBuffer"),
     (_SERVICE, "GetElementsBasedOnUsage"),
     (_SERVICE, "RequestUsageChange"),
     (_SERVICE, "ScsiScan"),

@@ -30,6 +30,7 @@ from cim_facade.methods.sm_answering import (
     volume,
 )
 from cim_facade.methods.sm_volume import LAST_OPERATION
+from cim_facade.namespaces import STORAGE_MANAGEMENT
 from cim_facade.value_maps import ENGINE_MODES, Mode, SyncType
 from engine.api import CopyOrder, GroupOrder
 
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 CONTAINS_REPLICAS = 48000
 """Of MSFT_SMReplicationGroup.Delete."""
+
+SETTINGS_CLASS = "MSFT_SMReplicationSettings"
+DEFAULT_SETTINGS = {"TargetElementSupplier": 4, "ThinProvisioningPolicy": 7}
+"""The instrumentation decides whether targets are new; they are thin."""
 
 
 async def _group(view: View, path: CIMInstanceName | None, name: str) -> Group:
@@ -195,6 +200,32 @@ async def set_friendly_name(view: View, path: CIMInstanceName, params: Parameter
 
 
 @sm_answering
+async def get_replication_settings(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
+    """Out ReplicationSettings: what copies of the group are made with when CreateReplica is told nothing else."""
+    group = await _group(view, path, "the group")
+    await check_credentials(view, params, at_peer=False)
+    object_id = (await view.paths()).instance_id("settings", group.guid)
+    settings = view.make(STORAGE_MANAGEMENT, SETTINGS_CLASS, ObjectId=object_id, **DEFAULT_SETTINGS)
+    settings.path = None
+    return 0, {"ReplicationSettings": settings}
+
+
+@sm_answering
+async def set_replication_settings(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
+    """ReplicationSettings: those that every group has; others are said to CreateReplica, and kept by nobody."""
+    await _group(view, path, "the group")
+    await check_credentials(view, params, at_peer=False)
+    wanted = params.get("ReplicationSettings")
+    if wanted is None:
+        raise invalid("ReplicationSettings is required")
+    check_settings(wanted, targets=wanted.get("TargetElementSupplier") != 2)
+    for name, value in DEFAULT_SETTINGS.items():
+        if wanted.get(name) not in (None, value):
+            raise unsupported(f"{name} {wanted[name]} is kept for no group: say it to CreateReplica")
+    return 0, {}
+
+
+@sm_answering
 async def delete(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """The volumes stay."""
     group = await _group(view, path, "the group")
@@ -215,5 +246,7 @@ METHODS: dict[tuple[str, str], MethodHandler] = {
     (_GROUP, "AddMembers"): add_members,
     (_GROUP, "RemoveMembers"): remove_members,
     (_GROUP, "SetFriendlyName"): set_friendly_name,
+    (_GROUP, "GetReplicationSettings"): get_replication_settings,
+    (_GROUP, "SetReplicationSettings"): set_replication_settings,
     (_GROUP, "Delete"): delete,
 }

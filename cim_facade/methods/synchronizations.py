@@ -172,21 +172,33 @@ async def get_available_target_elements(view: View, path: CIMInstanceName, param
     }
 
 
+REACHABLE_ONLY = 2
+"""Of GetPeerSystems' Options."""
+
+
 @answering
 async def get_peer_systems(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
-    """This pool's own system is the one that has instances; peers are access points."""
-    if params.get("Options") not in (None, 2, 3):
-        raise invalid(f"Options cannot be {params.get('Options')}")
-    return 0, {"Systems": []}
+    """Options; out Systems: the peers, those that can be reached now or all that this pool trusts."""
+    options = params.get("Options")
+    if options not in (None, REACHABLE_ONLY):
+        raise invalid(f"Options cannot be {options}")
+    return 0, {
+        "Systems": [
+            await elements.peer_system_path(view, peer.name)
+            for peer in await elements.peers(view)
+            if options is None or elements.is_reachable(peer)
+        ]
+    }
 
 
 @answering
 async def get_service_access_points(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
-    """Those of peers; of a System, when it is this one."""
-    if given(params, "System"):
-        await check_reference(view, params, "System")
-    points = [await elements.access_point_path(view, peer.name) for peer in await elements.peers(view)]
-    return 0, {"ServiceAccessPoints": points}
+    """System; out ServiceAccessPoints: those of this system lead to all its peers, those of a peer to that one."""
+    names = [peer.name for peer in await elements.peers(view)]
+    if await check_reference(view, params, "System"):
+        peer = await elements.peer_of_system(view, params["System"])
+        names = names if peer is None else [peer.name]
+    return 0, {"ServiceAccessPoints": [await elements.access_point_path(view, name) for name in names]}
 
 
 @answering

@@ -180,6 +180,7 @@ METHODS: dict[tuple[str, str], MethodHandler] = {
     (_HARDWARE_IDS, "DeleteStorageHardwareID"): delete_hardware_id,
     (_HARDWARE_IDS, "CreateHardwareIDCollection"): not_supported,
     (_HARDWARE_IDS, "AddHardwareIDsToCollection"): not_supported,
+    (_HARDWARE_IDS, "CreateGatewayPathID"): not_supported,
     (_ISCSI, "CreateiSCSINode"): create_node,
     (_ISCSI, "DeleteiSCSINode"): delete_node,
     (_ISCSI, "CreateiSCSIProtocolEndpoint"): not_supported,

@@ -121,37 +121,9 @@ class ServiceAffectsElement(_OfTheSystem):
         return {"AffectingElement": one, "AffectedElement": group}
 
 
-class RemoteServiceAccessPoint(Provider):
-    """Stands for a peer: what TargetAccessPoint refers to."""
-
-    class_name = elements.ACCESS_POINT_CLASS
-
-    async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
-        for peer in await elements.peers(view):
-            scope = (await view.paths()).scope(self.class_name)
-            yield view.make(
-                STORAGE,
-                self.class_name,
-                **scope,
-                Name=peer.name,
-                ElementName=peer.name,
-                AccessInfo=peer.address,
-                InfoFormat=2 if peer.address is not None else None,
-                EnabledState=2 if peer.connected or peer.connects_to_us else 6,
-            )
-
-    async def instance(self, view: View, keys: Keys) -> CIMInstance | None:
-        name = (await view.paths()).scoped_key(self.class_name, "Name", keys)
-        async for instance in self.instances(view):
-            if instance["Name"] == name:
-                return instance
-        return None
-
-
 PROVIDERS: tuple[Provider, ...] = (
     ReplicationGroup(),
     OrderedMemberOfCollection(),
     HostedCollection(),
     ServiceAffectsElement(),
-    RemoteServiceAccessPoint(),
 )

@@ -96,6 +96,16 @@ async def test_the_whole_model(tmp_path: Path, classes: ClassRepository) -> None
             assert shown == provided
 
 
+def test_every_declared_method_is_answered(classes: ClassRepository) -> None:
+    registry = whole_registry()
+    for provider in registry.all():
+        declared = classes.get(provider.namespace, provider.class_name)
+        assert declared is not None
+        for method in declared.methods:
+            handler = registry.method(classes, provider.namespace, provider.class_name, method)
+            assert handler is not None, f"{provider.class_name}.{method}"
+
+
 async def test_keys_are_the_same_after_a_restart(tmp_path: Path, classes: ClassRepository) -> None:
     async with opened(tmp_path / "pool") as engine:
         await furnish(engine)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pywbem import CIMInstanceName
 
 CREATE = "CreateOrModifyElementFromStoragePool"
+HARDWARE_IDS = "MSISCSITARGET_StorageHardwareIDManagementService"
 
 
 async def created(front: Array, **given: object) -> CIMInstanceName:
@@ -160,5 +161,8 @@ async def test_what_nothing_here_could_mean(tmp_path: Path) -> None:
     async with array(tmp_path / "pool") as front:
         assert (await front.call(CONFIGURATION, "CreateOrModifyStoragePool", ElementName="x"))[0] == 1
         assert (await front.call(CONFIGURATION, "ScsiScan"))[0] == 1
+        here = await front.service(CONFIGURATION)
+        assert (await front.call(CONFIGURATION, "CreateReplicationBuffer", Host=here))[0] == 1
+        assert (await front.call(HARDWARE_IDS, "CreateGatewayPathID", StorageID="x", IDType=2))[0] == 1
         path = await front.volume("disk")
         assert (await front.call(path, "RequestStateChange", RequestedState=3))[0] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pywbem import CIMInstance, Uint16
 
 from cim_facade.namespaces import STORAGE_MANAGEMENT
 from tests.support.cim_array import array
@@ -57,6 +58,23 @@ async def test_a_group_and_its_members(made):
     assert await made.references(group, TO_PEER, "Parent") == []
     assert await call("Delete") == 0
     assert await made.all("MSFT_SMReplicationGroup", SM) == []
+
+
+async def test_the_settings_of_groups_are_those_of_all(made):
+    group = await group_of(made, "g", [(await volumes(made))["a"]])
+    code, out = await made.call(group, "GetReplicationSettings")
+    settings = out["ReplicationSettings"]
+    assert (code, settings["TargetElementSupplier"], settings["ThinProvisioningPolicy"]) == (0, 4, 7)
+
+    async def kept(**wanted):
+        given = CIMInstance("MSFT_SMReplicationSettings", {name: Uint16(value) for name, value in wanted.items()})
+        return (await made.call(group, "SetReplicationSettings", ReplicationSettings=given))[0]
+
+    assert (await made.call(group, "SetReplicationSettings", ReplicationSettings=settings))[0] == 0
+    assert await kept(TargetElementSupplier=2) == 1
+    assert await kept(ThinProvisioningPolicy=3) == 1
+    assert await kept(ThinProvisioningPolicy=8) == 5
+    assert (await made.call(group, "SetReplicationSettings", ReplicationSettings=None))[0] == 5
 
 
 @pytest.mark.parametrize(("sync_type", "onto"), [(8, False), (6, True), (9, False)])
