@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.access_state import AccessState
 from engine.ballast import Ballast
+from engine.catalog_changes import CHANGE_SCHEMA, ChangeTables
 from engine.catalog_failover import FailoverTables
 from engine.catalog_groups import GROUP_SCHEMA, GroupTables
 from engine.catalog_identities import IDENTITY_SCHEMA, IdentityTables, forget_reservations
@@ -107,6 +108,7 @@ CREATE TABLE events (
     + PEER_SCHEMA
     + RELATION_SCHEMA
     + INVENTORY_SCHEMA
+    + CHANGE_SCHEMA
 )
 
 
@@ -261,6 +263,9 @@ class Catalog:
         self.relations = RelationTables(self._run)
         self.inventory = InventoryTables(self._run)
         self.failover = FailoverTables(self._run)
+        self.changes = ChangeTables(self._run)
+        self.on_event: Callable[[str], None] | None = None
+        """Told the subject of each event."""
 
     @classmethod
     async def open(cls, path: Path) -> Catalog:
@@ -684,6 +689,8 @@ class Catalog:
             assert cursor.lastrowid is not None
             database.execute("DELETE FROM events WHERE id <= ?", (cursor.lastrowid - EVENT_HISTORY_MAX,))
 
+        if self.on_event is not None:
+            self.on_event(subject)
         await self._run(work)
 
     async def events(self, limit: int) -> list[EventRow]:

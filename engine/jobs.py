@@ -91,6 +91,7 @@ class Job:
         self._shown_at = float("-inf")
         self._cancel_message: str | None = None
         self._task: asyncio.Task[None] | None = None
+        self.on_change: Callable[[Job], None] | None = None
 
     @property
     def eta_s(self) -> float | None:
@@ -158,6 +159,8 @@ class Job:
         self.version += 1
         self._changed.set()
         self._changed = asyncio.Event()
+        if self.on_change is not None:
+            self.on_change(self)
 
     def _row(self) -> JobRow:
         return JobRow(
@@ -185,6 +188,7 @@ class JobRegistry:
         self._reading: list[_Reader] = []
         """Of the jobs that run, or are about to."""
         self._closing = False
+        self._on_change: Callable[[Job], None] | None = None
 
     @classmethod
     async def open(cls, catalog: Catalog, clock: Clock) -> JobRegistry:
@@ -229,6 +233,9 @@ class JobRegistry:
                 break
             del self._jobs[oldest]
         self._begin(job, reader, work)
+        if self._on_change is not None:
+            job.on_change = self._on_change
+            self._on_change(job)
         return job
 
     async def go_on(self, job: Job, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
@@ -237,6 +244,7 @@ class JobRegistry:
         assert job.state.final
         job.state, job.message, job.error, job.finished_at = JobState.RUNNING, "", None, None
         await self._catalog.save_job(job._row())
+        job.on_change = self._on_change
         reader = _Reader(job.kind, None, job.job_id)
         self._reading.append(reader)
         self._begin(job, reader, work)
@@ -258,6 +266,12 @@ class JobRegistry:
         job.reader = reader
         name = f"job {job.job_id} {job.kind} {job.subject}"
         job._task = asyncio.create_task(self._run(job, work), name=name)
+
+    def watch(self, on_change: Callable[[Job], None] | None) -> None:
+        """Have ``on_change`` told of each job that is new, and of each visible change of one; None: nobody."""
+        self._on_change = on_change
+        for job in self._jobs.values():
+            job.on_change = on_change
 
     def get(self, job_id: int) -> Job:
         """Raises NotFound."""

@@ -21,7 +21,9 @@ from engine.api import (
     VolumePage,
 )
 from engine.catalog import VolumeRow
+from engine.change_api import ChangeOperations
 from engine.changed_blocks import ChangedBlocks
+from engine.changes import Changes
 from engine.clone import discard_interrupted, start_full_clone
 from engine.encryption import check_source
 from engine.errors import InUse, InvalidArgument, NotFound
@@ -82,6 +84,7 @@ class LocalApi(
     RelationOperations,
     PeerOperations,
     InventoryOperations,
+    ChangeOperations,
 ):
     """See the module. ``version`` is the product's, for ``status``. ``remotes``: what opens disks of elsewhere.
     ``peers``: None where nobody serves them."""
@@ -115,6 +118,7 @@ class LocalApi(
         self._failovers = Failovers(pool, exposure, replicas)
         self._relations = Relations(pool.catalog.relations, pool.env.clock)
         self._orders = Orders(self, pool, self._relations)
+        self._changes = Changes(pool, replicas, self._relations, self._volume_info)
         self._snapshots = Snapshots(pool, exposure, self._views)
         self._schedules = Schedules(pool, self._snapshots)
         self._changed_blocks = ChangedBlocks(pool)

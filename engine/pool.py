@@ -354,6 +354,7 @@ class Pool(PoolVolumes):
             if alone and late:  # a family without a volume would be left
                 raise InUse(f"volume {volume.name} has got snapshots meanwhile ({', '.join(late[:8])}); try again")
             await stop_sanitizing(volume)
+            self._tell_volume(volume, "going")
             if alone and not users_own:
                 # The last of its family: the file goes as a whole.
                 await self.catalog.begin_deletion(row.file)

@@ -15,10 +15,11 @@ from engine.reserved_names import ReservedNames
 from engine.sanitize import SPREAD_S, Sanitizer
 from engine.sanitize_host import VolumeSanitizeHost
 from engine.stores import PurgingStore
+from engine.tvol.file import TvolFile
 from engine.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from engine.catalog import Catalog, VolumeRow
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from engine.files import StoreEnv
     from engine.groups import Groups
     from engine.stores import Frozen, Head
-    from engine.tvol.file import TvolFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,9 @@ class PoolVolumes:
         """By volume id, where it is another."""
         self._unfinished: set[str] = set()
         self.reserved = ReservedNames()
+        self.on_volume: Callable[[Volume, str], None] | None = None
+        """Told of each volume that is "created", "going", and then "deleted"; ``on_snapshot`` as a store says it."""
+        self.on_snapshot: Callable[[Frozen, str], None] | None = None
 
     def volumes(self) -> list[Volume]:
         """The volumes that are served, by name."""
@@ -209,8 +212,20 @@ class PoolVolumes:
         volume.device_id = self.device_id(volume.volume_id)
         self._volumes[volume.name] = volume
         self._rows[volume.volume_id] = row
+        if isinstance(head.store, TvolFile):
+            head.store.on_snapshot = self._tell_snapshot
+        self._tell_volume(volume, "created")
         return volume
+
+    def _tell_volume(self, volume: Volume, verb: str) -> None:
+        if self.on_volume is not None:
+            self.on_volume(volume, verb)
+
+    def _tell_snapshot(self, snapshot: Frozen, verb: str) -> None:
+        if self.on_snapshot is not None:
+            self.on_snapshot(snapshot, verb)
 
     def _forget(self, volume: Volume) -> None:
         del self._volumes[volume.name]
         del self._rows[volume.volume_id]
+        self._tell_volume(volume, "deleted")

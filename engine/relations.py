@@ -45,6 +45,8 @@ class Relations:
         self._clones: dict[str, CloneRow] = {}
         self._groups: dict[str, GroupRelationInfo] = {}
         self.exists: Callable[[str, str], bool] = lambda _source, _copy: True
+        self.on_change: Callable[[RelationInfo | GroupRelationInfo, str], None] | None = None
+        """Told of each relation that is "created" or "deleted"; of one whose volume goes nobody is."""
 
     async def restore(self, known: set[str]) -> None:
         """To be called once all volumes and replicas are known. ``known``: ids, GUIDs and names of all that free texts
@@ -79,20 +81,30 @@ class Relations:
     # --- clones -----------------------------------------------------------------------------------------------
 
     def clones(self) -> list[RelationInfo]:
-        rows = [row for row in self._clones.values() if self.exists(row.source_id, row.target_id)]
-        return [RelationInfo(row.kind, row.source_id, row.target_id, row.established_at) for row in rows]
+        return [_relation(row) for row in self._clones.values() if self.exists(row.source_id, row.target_id)]
+
+    def recorded(self, volume_id: str) -> list[RelationInfo]:
+        """Of a volume, whether it is still there or not."""
+        return [_relation(row) for row in self._clones.values() if volume_id in (row.source_id, row.target_id)]
+
+    def _tell(self, info: RelationInfo | GroupRelationInfo, verb: str) -> None:
+        if self.on_change is not None:
+            self.on_change(info, verb)
 
     async def relate(self, kind: str, source_id: str, target_id: str) -> None:
         """Record a full clone. One that the target was before is forgotten."""
         row = CloneRow(target_id, source_id, kind, self._clock.time())
         await self._tables.put_clone(row)
         self._clones[target_id] = row
+        self._tell(_relation(row), "created")
 
     async def end(self, target_id: str) -> None:
         """Raises NotFound."""
-        if self._clones.pop(target_id, None) is None:
+        row = self._clones.pop(target_id, None)
+        if row is None:
             raise NotFound("clone that is related to its source", target_id)
         await self._tables.remove_clone(target_id)
+        self._tell(_relation(row), "deleted")
 
     # --- groups -----------------------------------------------------------------------------------------------
 
@@ -110,13 +122,20 @@ class Relations:
         document["pairs"] = [[pair.source_id, pair.target] for pair in info.pairs]
         await self._tables.put_group(info.guid, document)
         self._groups[info.guid] = info
+        self._tell(info, "created")
 
     async def end_group(self, guid: str) -> None:
         """Raises NotFound."""
-        if self._groups.pop(guid, None) is None:
+        info = self._groups.pop(guid, None)
+        if info is None:
             raise NotFound("relation of groups", guid)
         await self._tables.remove_group(guid)
         await self.set_element_name(guid, None)
+        self._tell(info, "deleted")
+
+
+def _relation(row: CloneRow) -> RelationInfo:
+    return RelationInfo(row.kind, row.source_id, row.target_id, row.established_at)
 
 
 def order_point() -> str:

@@ -57,6 +57,8 @@ async def begin(
     if replicas.without_peers is not None and peer_listener is not None:
         peer_listener.close()  # nobody shall wait there
     await local_api.restore_relations()
+    await local_api.restore_changes()
+    ending.push_async_callback(local_api.close_changes)
     api = ApiServer(local_api)
     ending.push_async_callback(api.close)
     await api.start(listener)

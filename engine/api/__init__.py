@@ -16,6 +16,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from engine.api.changes import (
+    CHANGE_PAGE,
+    RECORD_BYTES_MAX,
+    RECORDS_MAX,
+    ChangeApi,
+    ChangeInfo,
+    ChangePage,
+)
 from engine.api.failover import FailoverApi, FailoverPlan
 from engine.api.group_replicas import GroupPointInfo, GroupReplicaApi
 from engine.api.groups import GroupApi, GroupInfo, GroupMember, GroupSnapshotInfo
@@ -99,6 +107,7 @@ class EngineApi(
     TargetApi,
     JobApi,
     InventoryApi,
+    ChangeApi,
     Protocol,
 ):
     """See the module. Every method may raise ``EngineError``; what each names is what callers tell apart."""
@@ -167,4 +176,9 @@ __all__ = [
     "PortalInfo",
     "ShownLun",
     "each_snapshot",
+    "CHANGE_PAGE",
+    "RECORD_BYTES_MAX",
+    "RECORDS_MAX",
+    "ChangeInfo",
+    "ChangePage",
 ]

@@ -88,6 +88,7 @@ class GroupingStore(NativeStore):
         await self._core.make_room(record_bytes=len(found) * layout.RECORD_UNIT, reserved=True)
         for snapshot in found:
             self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(snapshot.node_id))
+            self._tell(snapshot, "created")
 
     async def drop(self, snapshots: Sequence[Frozen]) -> None:
         """Remove snapshots that were flipped or promised, and not accepted, durably. Raises StoreFailed.

@@ -79,6 +79,8 @@ class NativeStore:
         self._sealing: set[asyncio.Task[None]] = set()
         self._heads: dict[int, NativeHead] = {}
         self._snapshots = SnapshotTable()
+        self.on_snapshot: Callable[[NativeSnapshot, str], None] | None = None
+        """Told of each sealed snapshot that is "created", or is about to be "deleted"."""
         self.notes = NativeNotes(
             core, SteadyClock(core.env.clock), self._sealed_snapshot, self._native, self._snapshots.__getitem__
         )
@@ -373,6 +375,11 @@ class NativeStore:
             raise
         self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(flip.snapshot.node_id))
         await self._core.flush()
+        self._tell(flip.snapshot, "created")
+
+    def _tell(self, snapshot: NativeSnapshot, verb: str) -> None:
+        if self.on_snapshot is not None:
+            self.on_snapshot(snapshot, verb)
 
     def _check_snapshot(self, head: Head, name: str, guid: str | None) -> None:
         self._core.check()
@@ -418,8 +425,11 @@ class NativeStore:
 
     def _delete(self, devices: list[NativeDevice]) -> None:
         """Mark nodes as deleted, all in one record, and end their devices."""
+        complete = [d for d in devices if isinstance(d, NativeSnapshot) and not d.node.flags & NOT_COMPLETE]
         payload = b"".join(layout.NODE_ID.pack(device.node_id) for device in devices)
         self._housekeeper.deleted_seq = self._core.log(RecordType.DELETE, payload)
+        for snapshot in complete:
+            self._tell(snapshot, "deleted")
         for device in devices:
             self._drop_device(device)
 

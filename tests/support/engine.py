@@ -135,7 +135,11 @@ async def opened(
                     if peers is not None:
                         await replicas.begin_remote(peers)
                     await api.restore_relations()
-                    yield Engine(pool, api, exposure, exports, replicas, peers, address)
+                    await api.restore_changes()
+                    try:
+                        yield Engine(pool, api, exposure, exports, replicas, peers, address)
+                    finally:
+                        await api.close_changes()
             finally:
                 await pool.jobs.close()
                 await replicas.close()
