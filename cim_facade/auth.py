@@ -5,7 +5,9 @@ A user is a name, a role and the scrypt (RFC 7914) of a password, in one JSON fi
 
 HTTP Basic sends the password with each request, and one scrypt takes 50 ms and 16 MiB: what was once verified is
 recognised by a keyed digest until the file changes. Guesses cost their full price, an unknown name as much as a wrong
-password, and only ``MAX_VERIFYING`` is looked at at a time; who comes when ``MAX_WAITING`` wait is told to come again.
+password; one is looked at at a time, so that strangers take a core and not all of them from the data process. Whose
+turn it is, and who has guessed too often: ``cim_facade.guesses``. A connection on which a password was right goes on
+with it while its place is locked out, so that guesses from beside it do not end a manager's work.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -25,11 +28,14 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cim_facade.guesses import LockedOut, Lockout, Overloaded, Turns, place_of
 from engine.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 USERS_NAME = "wbem-users.json"
 SCHEMA = 1
@@ -38,10 +44,6 @@ ROLES = ("admin", "reader")
 MAX_USERS = 1000
 MAX_FILE_BYTES = 1 << 20
 MIN_PASSWORD, MAX_PASSWORD = 8, 256
-MAX_VERIFYING = 1
-"""Strangers' guesses take a core, not all of them from the data process."""
-
-MAX_WAITING = 32
 MAX_RECOGNISED = 256
 
 _COST = {"n": 1 << 14, "r": 8, "p": 1}
@@ -49,8 +51,7 @@ _KEY_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 
 
-class Overloaded(Exception):
-    """More passwords wait to be verified than are looked at: come again later."""
+__all__ = ["LockedOut", "Login", "Overloaded", "Users", "UsersFile", "parse_basic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +103,20 @@ class UsersFile:
             raise InvalidArgument("a user's name is 1-64 of letters, digits and ._@-, beginning with a letter or digit")
         if role not in ROLES:
             raise InvalidArgument(f"a role is one of {', '.join(ROLES)}")
-        if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
-            raise InvalidArgument(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters")
-        salt = secrets.token_bytes(16)
-        account = Account(name, role, salt.hex(), _derive(password, salt).hex(), **_COST)
+        account = _account(name, role, password)
         with self._changing() as accounts:
             if name in accounts:
                 raise AlreadyExists("WBEM user", name)
             if len(accounts) >= MAX_USERS:
                 raise InvalidArgument(f"there are {MAX_USERS} users already")
             accounts[name] = account
+
+    def set_password(self, name: str, password: str) -> None:
+        """Raises NotFound, InvalidArgument."""
+        with self._changing() as accounts:
+            if name not in accounts:
+                raise NotFound("WBEM user", name)
+            accounts[name] = _account(name, accounts[name].role, password)
 
     def remove(self, name: str) -> None:
         """Raises NotFound."""
@@ -141,37 +146,70 @@ class UsersFile:
             os.close(guard)
 
 
+@dataclass(slots=True)
+class Login:
+    """What one connection has proven; made with it. ``address``: where it comes from."""
+
+    address: str = "here"
+    proven: bytes = b""
+
+
 class Users:
     """Verifies what clients send, by the file as it is now."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lockout: Lockout | None = None) -> None:
         self._file = UsersFile(path)
         self._version: tuple[int, int, int] | None = None
         self._accounts: dict[str, Account] = {}
         self._key = secrets.token_bytes(32)
         self._recognised: dict[bytes, str] = {}
-        self._verifying = asyncio.Semaphore(MAX_VERIFYING)
-        self._waiting = 0
+        self._lockout = lockout or Lockout()
+        self._turns = Turns()
+        self._under_way: dict[tuple[str, bytes], asyncio.Task[str | None]] = {}
         self._nobody = Account("", "reader", secrets.token_hex(16), secrets.token_hex(_KEY_BYTES), **_COST)
 
-    async def role(self, name: str, password: str) -> str | None:
-        """The role of the user who has this password; None: nobody. Raises Overloaded, and as ``UsersFile.read``."""
+    async def role(self, name: str, password: str, login: Login | None = None) -> str | None:
+        """The role of the user who has this password; None: nobody.
+
+        ``login``: the connection's. Raises LockedOut, Overloaded, and as ``UsersFile.read``.
+        """
+        login = login or Login()
         self._refresh()
         digest = hmac.digest(self._key, f"{name}\0{password}".encode("utf-8", "replace"), "sha256")
         known = self._recognised.get(digest)
-        if known is not None:
+        if known is not None and hmac.compare_digest(digest, login.proven):
             return known
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded
-        self._waiting += 1
-        try:
-            async with self._verifying:
-                account = self._accounts.get(name, self._nobody)
-                made = await asyncio.to_thread(_derive, password[:MAX_PASSWORD], bytes.fromhex(account.salt))
-        finally:
-            self._waiting -= 1
+        place = place_of(login.address)
+        self._lockout.check(place, name)
+        if known is None:
+            known = await self._verified(name, password, place, digest)
+        if known is not None:
+            self._lockout.right(place, name)
+            login.proven = digest
+        return known
+
+    async def _verified(self, name: str, password: str, place: str, digest: bytes) -> str | None:
+        """Once for all who ask the same from the same place at the same time: a manager opens several connections."""
+        asked = place, digest
+        task = self._under_way.get(asked)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._verify(name, password, place, digest))
+            self._under_way[asked] = task
+            task.add_done_callback(lambda _: self._under_way.pop(asked))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear it
+        return await asyncio.shield(task)
+
+    async def _verify(self, name: str, password: str, place: str, digest: bytes) -> str | None:
+        async with self._turns.of(place):
+            account = self._accounts.get(name, self._nobody)
+            made = await asyncio.to_thread(_derive, password[:MAX_PASSWORD], bytes.fromhex(account.salt))
         right = hmac.compare_digest(made, bytes.fromhex(account.key)) and len(password) <= MAX_PASSWORD
-        if not right or self._accounts.get(name) != account:  # it may be another one by now
+        if not right:
+            seconds = self._lockout.wrong(place, name)
+            if seconds:
+                log.warning("too many wrong passwords from %s: none is looked at for %.0f s", place, seconds)
+            return None
+        if self._accounts.get(name) != account:  # it may be another one by now
             return None
         if len(self._recognised) >= MAX_RECOGNISED:
             self._recognised.clear()
@@ -186,9 +224,17 @@ class Users:
             version = (0, 0, 0)
         if version != self._version:
             self._recognised.clear()
+            self._lockout.forget()
             self._accounts = {}  # nobody, if it is not understood
             self._accounts = self._file.read()
             self._version = version
+
+
+def _account(name: str, role: str, password: str) -> Account:
+    if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
+        raise InvalidArgument(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters")
+    salt = secrets.token_bytes(16)
+    return Account(name, role, salt.hex(), _derive(password, salt).hex(), **_COST)
 
 
 def parse_basic(header: str) -> tuple[str, str] | None:

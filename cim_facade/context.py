@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cim_facade.auth import Login
 from cim_facade.paths import Paths
 from engine.api import each_volume
 from engine.errors import EngineError, InvalidArgument, NotFound
@@ -49,11 +50,12 @@ SLICE_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who asks. ``secure``: the connection is encrypted or does not leave the machine."""
+    """Who asks. ``secure``: the connection is encrypted or does not leave the machine. ``login``: the connection's."""
 
     name: str
     administrator: bool
     secure: bool
+    login: Login = field(default_factory=Login, compare=False)
 
 
 class View:

@@ -1,10 +1,11 @@
 """The CIM-XML listener (DSP0200 7): HTTP in front of the ``Facade``.
 
-Everything is refused as early as it can be: a connection beyond the limits at once, before its TLS handshake; one that
-sends no request within ``FIRST_REQUEST_S``, or leaves answers unread for ``SEND_S``; a request whose user is not known
-before its body is read; a body that is too long or too slow; a document that is no request, with status 400 and the
-header CIMError; and what the operation says, with status 200 and an ERROR. Before authentication a client makes this
-process hold its headers and what its socket's reader has taken in, some 128 KiB.
+Everything is refused as early as it can be: a connection beyond the limits at once, before its TLS handshake (when all
+are taken, one on which nobody has proven who he is gives way, of the address that has most of those); one that sends no
+request within ``FIRST_REQUEST_S``, or leaves answers unread for ``SEND_S``; a request whose user is not known before
+its body is read; a body that is too long or too slow; a document that is no request, with status 400 and the header
+CIMError; and what the operation says, with status 200 and an ERROR. Before authentication a client makes this process
+hold its headers and what its socket's reader has taken in, some 128 KiB.
 
 A request of more than ``BIG_REQUEST_BYTES`` is read in a thread, its parameters, too; an answer longer than
 ``BUFFERED_BYTES`` is sent in chunks as it is made. If the engine then fails in the middle, the connection ends without
@@ -17,10 +18,11 @@ page in a browser there can do it, a request must call this machine by a loopbac
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
-import functools
 import ipaddress
 import logging
+import math
 import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,7 @@ from aiohttp import web
 from pywbem import CIM_ERR_FAILED, CIM_ERR_INVALID_PARAMETER, CIMClassName, CIMError
 
 from cim_facade import answers, cimxml
-from cim_facade.auth import Overloaded, Users, parse_basic
+from cim_facade.auth import LockedOut, Login, Overloaded, Users, parse_basic
 from cim_facade.cimxml import RequestError
 from cim_facade.context import User
 from cim_facade.errors import cim_error
@@ -48,12 +50,12 @@ _http_log = logging.getLogger(f"{__name__}.http")
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 64
-MAX_REQUESTS = 32
+MAX_REQUESTS, MAX_REQUESTS_OF_USER = 32, 16
 """Authenticated requests under way; the others are told to come again."""
 
 FIRST_REQUEST_S = 20.0
 KEEP_ALIVE_S = 75.0
-BODY_S = 60.0
+BODY_S = 20.0
 SEND_S = 60.0
 """How long a client may leave answers unread, any and all of them, before its connection ends."""
 
@@ -110,7 +112,9 @@ class CimServer:
         self._unavailable = unavailable
         self._connections = 0
         self._addresses: dict[str, int] = {}
+        self._unproven: dict[str, dict[_Connection, None]] = {}  # by address, oldest first
         self._requests = 0
+        self._requests_of: collections.Counter[str] = collections.Counter()
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()  # that accept, and handshakes under way
         self._protocols: list[web.Server] = []
@@ -140,10 +144,11 @@ class CimServer:
 
     # --- connections
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, listener: socket.socket, protocol: web.Server, tls: ssl.SSLContext | None) -> None:
         """Take connections for ever. They are counted from here on, so that handshakes are no way around the limits."""
@@ -157,12 +162,23 @@ class CimServer:
                 continue
             address = str(peer[0])
             there = self._addresses.get(address, 0)
-            if self._connections >= MAX_CONNECTIONS or there >= MAX_CONNECTIONS_PER_ADDRESS:
+            full = self._connections >= MAX_CONNECTIONS
+            if there >= MAX_CONNECTIONS_PER_ADDRESS or (full and not self._make_room(address)):
                 taken.close()
                 continue
             self._connections += 1
             self._addresses[address] = there + 1
-            self._own(self._begin(taken, _Connection(protocol, functools.partial(self._ended, address)), tls))
+            connection = _Connection(protocol, Login(address), self._ended)
+            self._unproven.setdefault(address, {})[connection] = None
+            connection.beginning = self._own(self._begin(taken, connection, tls))
+
+    def _make_room(self, newcomer: str) -> bool:
+        """End the oldest connection of the address that has most of those on which nobody has proven who he is."""
+        greediest = max(self._unproven, key=lambda each: len(self._unproven[each]), default=newcomer)
+        if len(self._unproven.get(greediest, ())) <= len(self._unproven.get(newcomer, ())):
+            return False
+        next(iter(self._unproven[greediest])).abort()
+        return True
 
     async def _begin(self, taken: socket.socket, connection: _Connection, tls: ssl.SSLContext | None) -> None:
         handshake = None if tls is None else TLS_HANDSHAKE_S
@@ -176,11 +192,20 @@ class CimServer:
                 taken.close()
                 connection.end()
 
-    def _ended(self, address: str) -> None:
+    def _ended(self, connection: _Connection) -> None:
+        address = connection.login.address
         self._connections -= 1
         self._addresses[address] -= 1
         if not self._addresses[address]:
             del self._addresses[address]
+        self._has_proven(connection)
+
+    def _has_proven(self, connection: _Connection) -> None:
+        """Whose it is, or that it is over."""
+        of_address = self._unproven.get(connection.login.address, {})
+        of_address.pop(connection, None)
+        if not of_address:
+            self._unproven.pop(connection.login.address, None)
 
     # --- requests
 
@@ -208,26 +233,34 @@ class CimServer:
             raise Refused(415, "a CIM request has the Content-Type application/xml")
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refused(415, "no Content-Encoding is understood")
-        if self._requests >= MAX_REQUESTS:
+        if self._requests >= MAX_REQUESTS or self._requests_of[user.name] >= MAX_REQUESTS_OF_USER:
             raise Refused(503, "too many requests are under way", Retry_After="1")
         self._requests += 1
+        self._requests_of[user.name] += 1
         try:
             body = await _body(request)
             return await self._answer(request, headers, body, user)
         finally:
             self._requests -= 1
+            self._requests_of[user.name] -= 1
+            if not self._requests_of[user.name]:
+                del self._requests_of[user.name]
 
     async def _authenticated(self, request: web.BaseRequest, secure: bool) -> User:
+        assert isinstance(request.protocol, _Connection)
         if not secure:
             if not _is_loopback(request.host):
                 raise Refused(403, "without TLS this server answers to loopback names only")
+            self._has_proven(request.protocol)
             return _LOOPBACK_USER
         given = parse_basic(request.headers.get("Authorization", ""))
         if given is None:
             raise Refused(401, "send a user and a password", WWW_Authenticate='Basic realm="twinvol"')
         name, password = given
         try:
-            role = await self._users.role(name, password)
+            role = await self._users.role(name, password, request.protocol.login)
+        except LockedOut as error:
+            raise Refused(429, str(error), Retry_After=f"{math.ceil(error.seconds)}") from None
         except Overloaded:
             raise Refused(503, "too many logins at once", Retry_After="1") from None
         except EngineError as error:
@@ -236,7 +269,8 @@ class CimServer:
         if role is None:
             log.warning("wrong user or password from %s", request.remote)
             raise Refused(401, "wrong user or password", WWW_Authenticate='Basic realm="twinvol"')
-        return User(name, administrator=role == "admin", secure=True)
+        self._has_proven(request.protocol)
+        return User(name, administrator=role == "admin", secure=True, login=request.protocol.login)
 
     async def _answer(
         self, request: web.BaseRequest, headers: dict[str, str], body: bytes, user: User
@@ -295,12 +329,12 @@ class CimServer:
 class _Connection(web.RequestHandler):
     """aiohttp's connection, with limits to how long a client may keep it without a request, or without reading.
 
-    ``ended`` is called once, when it is over.
+    ``login``: what it has proven. ``beginning``: the task that begins it. ``ended`` is called once, when it is over.
     """
 
-    __slots__ = ("_ended", "_silence", "_unread")
+    __slots__ = ("_ended", "_silence", "_unread", "beginning", "login")
 
-    def __init__(self, manager: web.Server, ended: Callable[[], None]) -> None:
+    def __init__(self, manager: web.Server, login: Login, ended: Callable[[_Connection], None]) -> None:
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
@@ -314,7 +348,9 @@ class _Connection(web.RequestHandler):
             lingering_time=2.0,
             read_bufsize=READ_BYTES,
         )
-        self._ended: Callable[[], None] | None = ended
+        self.login = login
+        self.beginning: asyncio.Task[None] | None = None
+        self._ended: Callable[[_Connection], None] | None = ended
         self._silence: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -347,8 +383,15 @@ class _Connection(web.RequestHandler):
             if timer is not None:
                 timer.cancel()
         if self._ended is not None:
-            self._ended()
+            self._ended(self)
             self._ended = None
+
+    def abort(self) -> None:
+        """End it at once, also in its handshake."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.beginning is not None:
+            self.beginning.cancel()
 
 
 def _cim_error(error: Exception, asked: Request) -> CIMError:

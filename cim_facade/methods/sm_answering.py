@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from cim_facade import sm_objects
-from cim_facade.auth import Overloaded
+from cim_facade.auth import LockedOut, Login, Overloaded
 from cim_facade.errors import ReturnCode, SmCode, told, told_of
 from cim_facade.methods.making import JobFailed
 from cim_facade.methods.requests import Refused, invalid, unsupported
@@ -98,7 +98,9 @@ async def check_credentials(view: View, params: Parameters, *, at_peer: bool) ->
     if at_peer:
         raise unsupported("peers know each other by their certificates, and take no passwords")
     try:
-        role = None if view.users is None else await view.users.role(name, password)
+        role = None if view.users is None else await view.users.role(name, password, Login(view.user.login.address))
+    except LockedOut as error:
+        raise denied(str(error)) from error
     except Overloaded as error:
         raise Refused(ReturnCode.TIMEOUT, "too many passwords are being verified") from error
     if role != ADMINISTRATOR_ROLE:

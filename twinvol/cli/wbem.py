@@ -48,6 +48,25 @@ def add(pool: Path, as_json: bool, name: str, role: str, password_file: str | No
     output.object({"name": name, "role": role}, f"{name} may use the CIM facade as {role}")
 
 
+@user.command("password")
+@click.argument("name")
+@click.option(
+    "--password-file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Holds the new password; - for stdin. Else it is asked for.",
+)
+@pool_option
+@json_option
+def password_(pool: Path, as_json: bool, name: str, password_file: str | None) -> None:
+    """Give a user a new password, at once. Ends lock-outs, as each change of users does."""
+    output = Output(as_json)
+    try:
+        _users(pool).set_password(name, _password(name, password_file))
+    except EngineError as error:
+        fail(output, error)
+    output.done(f"{name} has a new password")
+
+
 @user.command("list")
 @pool_option
 @json_option

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from cim_facade import auth
-from cim_facade.auth import Overloaded, Users, UsersFile, parse_basic
+from cim_facade import auth, guesses
+from cim_facade.auth import LockedOut, Login, Overloaded, Users, UsersFile, parse_basic
 from engine.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 
 
@@ -131,29 +131,99 @@ async def test_a_file_that_is_not_understood_lets_nobody_in(path, spoil):
             await users.role("joe", "correct horse")
 
 
-async def test_only_so_many_guesses_wait(path, monkeypatch):
-    """The others are told at once; a known user is not delayed by them."""
-    users = Users(path)
-    assert await users.role("joe", "correct horse") == "admin"
-    begun = []
-    held = asyncio.Event()
+class Held:
+    """Verifying takes until it is let go."""
 
-    async def slow(function, *arguments):
-        begun.append(arguments)
-        await held.wait()
+    def __init__(self, monkeypatch):
+        self.begun = []
+        self._go_on = asyncio.Event()
+        monkeypatch.setattr(auth.asyncio, "to_thread", self._slow)
+
+    async def _slow(self, function, *arguments):
+        self.begun.append(arguments[0])
+        await self._go_on.wait()
         return function(*arguments)
 
-    monkeypatch.setattr(auth.asyncio, "to_thread", slow)
-    guesses = [asyncio.create_task(users.role("joe", f"guess {n}")) for n in range(auth.MAX_WAITING + 5)]
-    for _ in range(10):  # turns of the loop
-        await asyncio.sleep(0)
-    assert sum(guess.done() for guess in guesses) == 5
-    assert len(begun) == auth.MAX_VERIFYING
-    assert await users.role("joe", "correct horse") == "admin"
-    held.set()
-    results = await asyncio.gather(*guesses, return_exceptions=True)
+    async def settled(self):
+        for _ in range(10):  # turns of the loop
+            await asyncio.sleep(0)
+
+    def let_go(self):
+        self._go_on.set()
+
+
+async def test_only_so_many_guesses_of_a_place_wait(path, monkeypatch):
+    """The others are told at once; who is known on his connection is not delayed by them, nor locked out."""
+    users, login = Users(path), Login("192.0.2.1")
+    assert await users.role("joe", "correct horse", login) == "admin"
+    held = Held(monkeypatch)
+    most = guesses.MAX_SEATS_OF_PLACE + 1  # one is being looked at
+    tries = [asyncio.create_task(users.role("joe", f"guess {n}", Login("192.0.2.1"))) for n in range(most + 5)]
+    await held.settled()
+    assert sum(each.done() for each in tries) == 5
+    assert len(held.begun) == 1
+    assert await users.role("joe", "correct horse", login) == "admin"
+    held.let_go()
+    results = await asyncio.gather(*tries, return_exceptions=True)
     assert sum(isinstance(result, Overloaded) for result in results) == 5
-    assert results.count(None) == auth.MAX_WAITING
+    assert results.count(None) == most
+    for _ in range(guesses.OF_NAME_HERE - most):
+        assert await users.role("joe", "one more", Login("192.0.2.1")) is None
+    with pytest.raises(LockedOut):
+        await users.role("joe", "correct horse", Login("192.0.2.1"))
+    assert await users.role("joe", "correct horse", login) == "admin"
+
+
+async def test_a_first_login_elsewhere_is_next_though_a_place_has_sent_many(path, monkeypatch):
+    users = Users(path)
+    held = Held(monkeypatch)
+    tries = [asyncio.create_task(users.role("eve", f"guess {n}", Login("192.0.2.1"))) for n in range(32)]
+    await held.settled()
+    first = asyncio.create_task(users.role("joe", "correct horse", Login("192.0.2.2")))
+    await held.settled()
+    held.let_go()
+    assert await first == "admin"
+    assert held.begun.index("correct horse") <= 2  # one under way, one whose turn it is
+    await asyncio.gather(*tries, return_exceptions=True)
+
+
+async def test_connections_that_begin_at_the_same_time_prove_themselves_once(path, monkeypatch):
+    users = Users(path)
+    held = Held(monkeypatch)
+    logins = [asyncio.create_task(users.role("joe", "correct horse", Login("192.0.2.1"))) for _ in range(50)]
+    await held.settled()
+    held.let_go()
+    assert await asyncio.gather(*logins) == ["admin"] * 50
+    assert held.begun == ["correct horse"]
+
+
+async def test_who_leaves_while_waiting_leaves_no_trace(path, monkeypatch):
+    users = Users(path)
+    held = Held(monkeypatch)
+    asked = asyncio.create_task(users.role("joe", "correct horse", Login("192.0.2.1")))
+    left = asyncio.create_task(users.role("joe", "wrong horse", Login("192.0.2.2")))
+    await held.settled()
+    left.cancel()
+    held.let_go()
+    assert await asked == "admin"
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert await users.role("joe", "correct horse", Login("192.0.2.2")) == "admin"
+
+
+async def test_a_change_of_users_ends_lock_outs(path):
+    users = Users(path)
+    for _ in range(guesses.OF_NAME_HERE):
+        assert await users.role("joe", "wrong horse") is None
+    with pytest.raises(LockedOut):
+        await users.role("joe", "correct horse")
+    UsersFile(path).set_password("joe", "battery staple")
+    assert await users.role("joe", "correct horse") is None
+    assert await users.role("joe", "battery staple") == "admin"
+    with pytest.raises(NotFound):
+        UsersFile(path).set_password("ann", "battery staple")
+    with pytest.raises(InvalidArgument):
+        UsersFile(path).set_password("joe", "short")
 
 
 def basic(text):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from cim_facade import cimxml, server
+from cim_facade import cimxml, guesses, server
 from cim_facade.auth import UsersFile
 from tests.support import cim
 from twinvol import certificate
@@ -261,10 +261,64 @@ async def test_handshakes_are_counted_among_connections(monkeypatch, tls):
                     return
 
 
-async def test_requests_are_counted(monkeypatch):
-    monkeypatch.setattr(server, "MAX_REQUESTS", 0)
+@pytest.mark.parametrize("limit", ["MAX_REQUESTS", "MAX_REQUESTS_OF_USER"])
+async def test_requests_are_counted(monkeypatch, limit):
+    monkeypatch.setattr(server, limit, 0)
     status, headers, _ = await asked(request())
     assert (status, headers["retry-after"]) == (503, "1")
+
+
+async def test_a_user_who_keeps_all_requests_keeps_only_his_own(users, tls):
+    """Of each of them half of the body comes: others still get in."""
+    serving, trusting = tls
+    async with (
+        cim.served(cim.facade(), users=users, tls=serving) as (address, _),
+        contextlib.AsyncExitStack() as all_,
+    ):
+        slow, good = basic("ann", "battery staple"), basic("joe", "correct horse")
+        for _ in range(server.MAX_REQUESTS_OF_USER):
+            _, writer = await all_.enter_async_context(connected(address, trusting))
+            writer.write(request(Authorization=slow)[:-5])
+        reader, writer = await all_.enter_async_context(connected(address, trusting))
+        status = 200
+        while status == 200:  # until all of those have come in
+            writer.write(request(Authorization=slow))
+            status = (await read_answer(reader))[0]
+        assert status == 503
+        reader, writer = await all_.enter_async_context(connected(address, trusting))
+        writer.write(request(Authorization=good))
+        assert (await read_answer(reader))[0] == 200
+
+
+async def test_a_full_house_has_room_for_another_address(monkeypatch, users, tls):
+    """Those who have proven nothing give way: in their handshake, idle before or behind a refused request."""
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
+    serving, trusting = tls
+    served = cim.served(cim.facade(), users=users, tls=serving)
+    async with served as (address, _), contextlib.AsyncExitStack() as all_:
+        good = basic("joe", "correct horse")
+        known = await all_.enter_async_context(connected(address, trusting))
+        known[1].write(request(Authorization=good))
+        assert (await read_answer(known[0]))[0] == 200
+        silent = await all_.enter_async_context(connected(address))
+        for _ in range(2):
+            idle = await all_.enter_async_context(connected(address, trusting))
+        idle[1].write(request())
+        assert (await read_answer(idle[0]))[0] == 401
+        refused = await all_.enter_async_context(connected(address))
+        with contextlib.suppress(ConnectionError):
+            assert await refused[0].read() == b""  # of the same address
+        host, port = address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trusting, local_addr=("127.0.0.2", 0))
+        writer.write(request(Authorization=good))
+        assert (await read_answer(reader))[0] == 200
+        with contextlib.suppress(ConnectionError):
+            assert await silent[0].read() == b""  # the oldest
+        known[1].write(request(Authorization=good))
+        assert (await read_answer(known[0]))[0] == 200
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 # --- who
@@ -319,6 +373,25 @@ async def test_a_body_is_not_read_before_its_sender_is_known(users, tls):
     async with served as (address, _), connected(address, trusting) as (reader, writer):
         writer.write(request(Content_Length=str(1 << 20))[: -len(NAMES)])
         assert (await read_answer(reader))[0] == 401
+
+
+async def test_who_guesses_is_locked_out_and_his_neighbour_works_on(users, tls):
+    serving, trusting = tls
+    served = cim.served(cim.facade(), users=users, tls=serving)
+    async with served as (address, _), connected(address, trusting) as (reader, writer):
+        good = request(Authorization=basic("joe", "correct horse"))
+        writer.write(good)
+        assert (await read_answer(reader))[0] == 200
+        async with connected(address, trusting) as (guessing, guess):
+            for number in range(guesses.OF_NAME_HERE):
+                guess.write(request(Authorization=basic("joe", f"guess {number}")))
+                assert (await read_answer(guessing))[0] == 401
+            for authorization in (basic("joe", "another"), basic("joe", "correct horse")):
+                guess.write(request(Authorization=authorization))
+                status, headers, _ = await read_answer(guessing)
+                assert (status, 0 < int(headers["retry-after"]) <= guesses.LOCK_S) == (429, True)
+        writer.write(good)
+        assert (await read_answer(reader))[0] == 200
 
 
 async def test_passwords_are_not_logged(users, tls, caplog):
