@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.api_part import ApiPart
-from engine.errors import IntegrityError, InUse
+from engine.errors import IntegrityError, InUse, NotSupported
 from engine.jobs import job_info
-from engine.mirror_record import policy_of
+from engine.mirror_terms import USUAL, MirrorTerms
 from engine.modes import mode_of
 
 if TYPE_CHECKING:
@@ -23,19 +23,15 @@ class GroupReplicaOperations(ApiPart):
         self,
         group: str,
         name: str,
+        terms: MirrorTerms = USUAL,
         *,
-        mode: str = "sync",
-        rpo_s: float | None = None,
-        points: int | None = None,
-        points_age_s: float | None = None,
-        latency_budget_s: float | None = None,
-        backlog_bytes: int | None = None,
-        hold_down_s: float | None = None,
         peer: str | None = None,
     ) -> JobInfo:
-        mode_of(mode)
-        policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
-        mirror = await self._mirrored.add(name, group, mode, peer, policy)
+        if terms.failed_copy_stops_host_io:
+            raise NotSupported(
+                "the hosts of a group are not stopped when its copy fails; mirror its volumes one by one"
+            )
+        mirror = await self._mirrored.add(name, group, peer, terms)
         await self._event(f"replica group {name}", f"made of group {group}")
         return job_info(await self._replicas.synchronizing(mirror, "replica"))
 

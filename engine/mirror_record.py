@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.errors import InvalidArgument
+from engine import mirror_terms as terms
 from engine.mirror_stream import QUEUE_BYTES_MAX
 from engine.units import MIB
 
-RPO_MIN_S, RPO_MAX_S = 1.0, 30 * 86_400.0
-POINTS_MAX = 1000
-BUDGET_MIN_S, BUDGET_MAX_S = 0.001, 60.0
-HOLD_DOWN_MAX_S = 86_400.0
-BACKLOG_MAX = 1 << 40
+if TYPE_CHECKING:
+    from engine.mirror_terms import MirrorTerms
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorPolicy:
-    """What an administrator may choose.
+    """What is kept of ``MirrorTerms``, with the usual for what was not chosen, and what nobody chooses.
 
     ``budget_s``: a host waits at most this long for the target before the mirror leaves the synchronous state.
     ``rounds_max``: rounds that may overflow before the mirror gives up and says so. ``mark_interval_s``: how often the
@@ -55,13 +52,28 @@ class MirrorPolicy:
     rate_bytes_s: int = 0
 
     def check(self) -> MirrorPolicy:
-        """Itself, if it makes sense. Raises InvalidArgument."""
-        _within("the RPO", self.rpo_s, RPO_MIN_S, RPO_MAX_S, "seconds")
-        _within("the number of recovery points", self.points_max, 1, POINTS_MAX, "points")
-        _within("the latency budget", self.budget_s, BUDGET_MIN_S, BUDGET_MAX_S, "seconds")
-        _within("the hold-down time", self.hold_down_s, 0, HOLD_DOWN_MAX_S, "seconds")
-        _within("the backlog limit", self.backlog_bytes, MIB, BACKLOG_MAX, "bytes")
+        """Itself, if it makes sense: a peer may have sent anything. Raises InvalidArgument."""
+        terms.RPO.check(self.rpo_s)
+        terms.POINTS.check(self.points_max)
+        terms.POINTS_AGE.check(self.points_age_s)
+        terms.LATENCY_BUDGET.check(self.budget_s)
+        terms.HOLD_DOWN.check(self.hold_down_s)
+        terms.BACKLOG.check(self.backlog_bytes)
         return self
+
+    @classmethod
+    def of(cls, chosen: MirrorTerms) -> MirrorPolicy:
+        values = {
+            "rpo_s": chosen.rpo_s,
+            "points_max": chosen.points,
+            "points_age_s": chosen.points_age_s,
+            "budget_s": chosen.latency_budget_s,
+            "backlog_bytes": chosen.backlog_bytes,
+            "hold_down_s": chosen.hold_down_s,
+            "stops_host_io": chosen.failed_copy_stops_host_io,
+            "failover": chosen.failover,
+        }
+        return cls.parse({name: value for name, value in values.items() if value is not None})
 
     def serialize(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -69,31 +81,6 @@ class MirrorPolicy:
     @classmethod
     def parse(cls, values: dict[str, Any]) -> MirrorPolicy:
         return cls(**{name: values[name] for name in cls.__slots__ if name in values})
-
-
-def policy_of(
-    rpo_s: float | None,
-    points: int | None,
-    points_age_s: float | None,
-    latency_budget_s: float | None,
-    backlog_bytes: int | None,
-    hold_down_s: float | None,
-) -> MirrorPolicy:
-    """What was chosen, and for the rest what is usual. Raises InvalidArgument."""
-    chosen = {
-        "rpo_s": rpo_s,
-        "points_max": points,
-        "points_age_s": points_age_s,
-        "budget_s": latency_budget_s,
-        "backlog_bytes": backlog_bytes,
-        "hold_down_s": hold_down_s,
-    }
-    return MirrorPolicy.parse({name: value for name, value in chosen.items() if value is not None}).check()
-
-
-def _within(what: str, value: float, low: float, high: float, unit: str) -> None:
-    if not low <= value <= high:
-        raise InvalidArgument(f"{what} is {value:g}; it may be {low:g} to {high:g} {unit}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from engine.api.relations import ORDER_MAX, CopyOrder, GroupOrder, GroupRelation
 from engine.errors import AlreadyExists, EngineError, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
 from engine.errors_json import error_from_json
 from engine.jobs import JobState
+from engine.mirror_terms import ASYNCHRONOUS, USUAL
 from engine.mirror_wait import Rest, of_group, of_replica, until_synchronized
 from engine.names import NAME_MAX, SUFFIX_CHARACTERS, made_names
 from engine.relations import RELATION_PREFIX, check_element_name, new_guid, order_point
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from engine.jobs import Job
     from engine.local_api import LocalApi
+    from engine.mirror_terms import MirrorTerms
     from engine.pool import Pool
     from engine.relations import Relations
 
@@ -178,7 +180,7 @@ class Orders:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, less than its source ({source.size_bytes})"
             )
-        self._api.require_copy_target(target, order.mode if order.kind == "mirror" else None)
+        self._api.require_copy_target(target, order.terms.mode if order.kind == "mirror" else None)
 
     def _check_group(self, orders: list[CopyOrder], group: GroupOrder | None, *, at_once: bool) -> None:
         kinds = {order.kind for order in orders}
@@ -283,7 +285,7 @@ class _Order:
         self._relations = relations
         self.document = document
         self._resumed = resumed
-        self._orders = [CopyOrder(**values) for values in document["orders"]]
+        self._orders = [CopyOrder.parse(values) for values in document["orders"]]
         self._group: dict[str, Any] | None = document["group"]
         self._mirrored = _group_of(document)
         self._made: list[dict[str, Any]] = [{} for _ in self._orders]
@@ -381,7 +383,7 @@ class _Order:
             made["guid"] = info.guid
             await self._call(info.guid, order.element_name)
         elif order.kind == "mirror" and "replica" not in made:
-            await self._begin_mirror(job, number, order.mode)
+            await self._begin_mirror(job, number, order.terms)
             made["replica"] = name
             if order.peer is None:
                 made["target_id"] = self._pool.volume(order.target or name).volume_id
@@ -398,7 +400,7 @@ class _Order:
                 # Its first round is a verified copy of one instant; where initiators could see it, that is at the end.
                 shown = self._api.is_shown(self._pool.volume(order.target))
                 if not self._is("whole", number):
-                    await self._begin_mirror(job, number, "sync" if shown else "async")
+                    await self._begin_mirror(job, number, USUAL if shown else ASYNCHRONOUS)
                     self._say_begun(job, True)
                     await self._synchronized(job, number, name)
                     await self._record(job, "whole", number)
@@ -454,24 +456,24 @@ class _Order:
                 self._own.difference_update(numbers)
             raise
 
-    async def _begin_mirror(self, job: Job, number: int, mode: str) -> None:
+    async def _begin_mirror(self, job: Job, number: int, terms: MirrorTerms) -> None:
         order = self._orders[number]
         name = order.name or ""
         if self._is("begun", number):
             return
         if not self._resumed or all(info.name != name for info in await self._api.replica_list()):
             async with self._making(number):
-                await self._make_mirror(order, name, mode)
+                await self._make_mirror(order, name, terms)
         await self._record(job, "begun", number)
 
-    async def _make_mirror(self, order: CopyOrder, name: str, mode: str) -> None:
+    async def _make_mirror(self, order: CopyOrder, name: str, terms: MirrorTerms) -> None:
         if order.target is None:
-            await self._api.replica_create(order.source, name, mode=mode, rpo_s=order.rpo_s, peer=order.peer)
+            await self._api.replica_create(order.source, name, terms, peer=order.peer)
             return
         source, target = self._pool.volume(order.source), self._pool.volume(order.target)
         if target.size_bytes != source.size_bytes:  # its content is lost anyway
             await self._api.volume_resize(order.target, source.size_bytes, shrink=True)
-        await self._api.replica_attach(order.source, order.target, name=name, mode=mode, rpo_s=order.rpo_s)
+        await self._api.replica_attach(order.source, order.target, terms, name=name)
 
     async def _synchronized(self, job: Job, number: int, name: str) -> None:
         size = self._sizes[number]
@@ -508,9 +510,7 @@ class _Order:
         if not self._is("begun", 0):
             if not self._resumed or all(info.name != self._mirrored for info in await self._api.group_replica_list()):
                 async with self._making(*numbers):
-                    await self._api.group_replica_create(
-                        group, self._mirrored, mode=first.mode, rpo_s=first.rpo_s, peer=first.peer
-                    )
+                    await self._api.group_replica_create(group, self._mirrored, first.terms, peer=first.peer)
             await self._record(job, "begun", *numbers)
         for made, order in zip(self._made, self._orders, strict=True):
             made["replica"] = order.name
@@ -553,7 +553,7 @@ class _Order:
             guid=group["guid"],
             name=group["name"],
             kind=first.kind,
-            mode=first.mode if first.kind == "mirror" else None,
+            mode=first.terms.mode if first.kind == "mirror" else None,
             source=source,
             target_group=target,
             consistent=group["consistent"] or bool(self.document["at_once"]),

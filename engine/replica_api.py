@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 from engine.api import ReplicaPointInfo
 from engine.api_part import ApiPart
-from engine.copy_state import CopyMode
 from engine.disk_targets import DiskSecrets
 from engine.errors import InUse, InvalidArgument, NotFound, NotSupported
 from engine.jobs import job_info
-from engine.mirror_record import policy_of
+from engine.mirror_terms import USUAL, MirrorTerms
 from engine.modes import mode_of
 from engine.names import check_name
 
 if TYPE_CHECKING:
     from engine.api import JobInfo, ReplicaInfo, VolumeInfo
-    from engine.mirror_record import MirrorPolicy
+    from engine.copy_state import CopyMode
     from engine.promotion import Promotions
     from engine.stores import Frozen
     from engine.volume import Volume
@@ -36,26 +35,13 @@ class ReplicaOperations(ApiPart):
         self,
         source: str,
         name: str,
+        terms: MirrorTerms = USUAL,
         *,
-        mode: str = "sync",
-        rpo_s: float | None = None,
-        points: int | None = None,
-        points_age_s: float | None = None,
-        latency_budget_s: float | None = None,
-        backlog_bytes: int | None = None,
-        hold_down_s: float | None = None,
-        failed_copy_stops_host_io: bool = False,
         peer: str | None = None,
-        failover: bool = True,
     ) -> JobInfo:
-        chosen = mode_of(mode)
-        policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
-        if failed_copy_stops_host_io:
-            policy = _stopping(policy, chosen)
         volume = self._pool.volume(source)
         if peer is not None:
-            policy = replace(policy, failover=failover)
-            return job_info(await self._replicas.add_remote(check_name("volume", name), volume, peer, chosen, policy))
+            return job_info(await self._replicas.add_remote(check_name("volume", name), volume, peer, terms))
         self._pool.require_new(check_name("volume", name))
         self._replicas.require_new(name)
         row = replace(self._pool.row(volume), name=name, read_only=False, origin="")
@@ -63,7 +49,7 @@ class ReplicaOperations(ApiPart):
         chunk_bytes = self._pool.chunk_bytes(volume)
         target = await self._pool.create_volume(row, volume.size_bytes, chunk_bytes, key_source=key_source)
         try:
-            return job_info(await self._replicas.add(name, volume, target, chosen, policy))
+            return job_info(await self._replicas.add(name, volume, target, terms))
         except BaseException:
             if target.content_owner is None:  # else the relation is there, and can be detached
                 await self._pool.delete_volume(target)
@@ -73,48 +59,37 @@ class ReplicaOperations(ApiPart):
         self,
         source: str,
         target: str,
+        terms: MirrorTerms = USUAL,
         *,
         name: str | None = None,
-        mode: str = "sync",
-        rpo_s: float | None = None,
-        points: int | None = None,
-        points_age_s: float | None = None,
-        latency_budget_s: float | None = None,
-        backlog_bytes: int | None = None,
-        hold_down_s: float | None = None,
-        failed_copy_stops_host_io: bool = False,
         peer: str | None = None,
         secret: str | None = None,
         mutual_user: str | None = None,
         mutual_secret: str | None = None,
     ) -> JobInfo:
-        chosen = mode_of(mode)
-        policy = policy_of(rpo_s, points, points_age_s, latency_budget_s, backlog_bytes, hold_down_s)
-        if failed_copy_stops_host_io:
-            policy = _stopping(policy, chosen)
         volume = self._pool.volume(source)
         if self._replicas.disks.is_disk(target):
             if name is None:
                 raise InvalidArgument("a replica whose target is a disk of elsewhere needs a name of its own")
             if (mutual_user is None) != (mutual_secret is None):
                 raise InvalidArgument("a mutual user and a mutual secret come together")
-            if points is not None or points_age_s is not None:
+            if terms.points is not None or terms.points_age_s is not None:
                 raise NotSupported("a disk of elsewhere keeps no recovery points")
             mutual = None if mutual_user is None or mutual_secret is None else (mutual_user, mutual_secret)
             secrets = DiskSecrets(secret, mutual)
             name = check_name("replica", name)
-            return job_info(await self._replicas.add_disk(name, volume, target, secrets, chosen, policy))
+            return job_info(await self._replicas.add_disk(name, volume, target, secrets, terms))
         if (secret, mutual_user, mutual_secret) != (None, None, None):
             raise InvalidArgument("secrets go with the URL of a disk")
         if peer is not None:
             name, existing = check_name("replica", name or target), check_name("volume", target)
-            job = await self._replicas.add_remote(name, volume, peer, chosen, policy, existing=existing)
+            job = await self._replicas.add_remote(name, volume, peer, terms, existing=existing)
             return job_info(job)
         other = self._pool.volume(target)
         self._exposure.require_idle(self._exposure.luns_of(other.volume_id), f"volume {target}", hint="take another")
-        self._require_unshown(other, chosen)
+        self._require_unshown(other, terms.copy_mode)
         name = check_name("replica", name or target)
-        return job_info(await self._replicas.add(name, volume, other, chosen, policy))
+        return job_info(await self._replicas.add(name, volume, other, terms))
 
     async def replica_limit(self, name: str, rate_bytes_s: int) -> ReplicaInfo:
         info = await self._replicas.limit(name, rate_bytes_s)
@@ -237,12 +212,3 @@ class ReplicaOperations(ApiPart):
                     f"volume {target.name} is shown by target {lun.target}, and an asynchronous mirror replaces its"
                     f" content again and again; remove that LUN first: twinvol target lun remove {lun.target} {lun.lun}"
                 )
-
-
-def _stopping(policy: MirrorPolicy, mode: CopyMode) -> MirrorPolicy:
-    """Raises InvalidArgument."""
-    if mode is not CopyMode.SYNCHRONOUS:
-        raise InvalidArgument(
-            "a failed copy can stop the hosts of a synchronous mirror only: others fall behind anyway"
-        )
-    return replace(policy, stops_host_io=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from engine.links import MirrorLink
     from engine.links.peer import PeerLink
     from engine.mirror import MirrorRun
+    from engine.mirror_terms import MirrorTerms
     from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.replicas import Replicas
@@ -229,7 +230,7 @@ class ReplicaGroups:
 
     # --- changing ---------------------------------------------------------------------------------------------------
 
-    async def add(self, name: str, group: str, mode: str, peer: str | None, policy: MirrorPolicy) -> GroupMirror:
+    async def add(self, name: str, group: str, peer: str | None, terms: MirrorTerms) -> GroupMirror:
         """Mirror a group to new volumes NAME.VOLUME, here or at a peer; it is started when this returns.
 
         Raises AlreadyExists, NotFound, NotSupported, InUse, and what the peer answers: then nothing is left of it.
@@ -241,13 +242,13 @@ class ReplicaGroups:
         for volume, member in zip(volumes, names, strict=True):
             self._replicas.require_new(member)
             self._replicas.require_no_target(volume)
-        row = MirrorGroupRow(name, group, str(uuid.uuid4()), mode, peer, tuple(names))
-        state = GroupRecord.new(len(names)).serialize() | {POLICY_KEY: policy.serialize()}
+        row = MirrorGroupRow(name, group, str(uuid.uuid4()), terms.mode, peer, tuple(names))
+        state = GroupRecord.new(len(names)).serialize() | {POLICY_KEY: MirrorPolicy.of(terms).serialize()}
         made: list[MirrorRow] = []
         try:
             for volume, member in zip(volumes, names, strict=True):
-                target_id = await self._make_target(volume, member, mode, peer)
-                made.append(MirrorRow(member, volume.volume_id, target_id, mode, {GROUP_KEY: name}, peer))
+                target_id = await self._make_target(volume, member, terms.mode, peer)
+                made.append(MirrorRow(member, volume.volume_id, target_id, terms.mode, {GROUP_KEY: name}, peer))
                 await self._replicas.put_row(made[-1])
                 self._replicas.protect(member)
             await self._put(replace(row, state=state))

@@ -40,7 +40,7 @@ from engine.failover_facts import SourceFacts
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
-from engine.modes import MODES, mode_of
+from engine.modes import mode_of
 from engine.peers.incoming import Incoming
 from engine.peers.makings import PeerMakings
 from engine.peers.outgoing import Outgoing
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from engine.links.disk import DiskLink
     from engine.links.peer import PeerLink
     from engine.mirror_group import GroupMirror
+    from engine.mirror_terms import MirrorTerms
     from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.volume import Volume
@@ -564,7 +565,7 @@ class Replicas:
 
     # --- changing ---------------------------------------------------------------------------------------------
 
-    async def add(self, name: str, source: Volume, target: Volume, mode: CopyMode, policy: MirrorPolicy) -> Job:
+    async def add(self, name: str, source: Volume, target: Volume, terms: MirrorTerms) -> Job:
         """Make ``target`` a mirror of ``source``; what it held is lost. The job ends when synchronized.
 
         Raises AlreadyExists, InUse (the target is an end of another replica), InvalidArgument (sizes differ).
@@ -578,9 +579,7 @@ class Replicas:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, the source {source.size_bytes}: resize it first"
             )
-        word = next(word for word, value in MODES.items() if value is mode)
-        state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
-        row = MirrorRow(name, source.volume_id, target.volume_id, word, state)
+        row = MirrorRow(name, source.volume_id, target.volume_id, terms.mode, _new_state(terms))
         self._rows[name] = row
         target.content_owner = name
         try:
@@ -604,8 +603,7 @@ class Replicas:
         name: str,
         source: Volume,
         peer: str,
-        mode: CopyMode,
-        policy: MirrorPolicy,
+        terms: MirrorTerms,
         *,
         existing: str | None = None,
     ) -> Job:
@@ -618,10 +616,8 @@ class Replicas:
         self.require_new(name)
         peers = self.peers_of(peer)
         self.require_no_target(source)
-        word = next(word for word, value in MODES.items() if value is mode)
-        replica_id = await self.create_at_peer(name, source, peer, word, existing=existing)
-        state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
-        row = MirrorRow(name, source.volume_id, replica_id, word, state, peer)
+        replica_id = await self.create_at_peer(name, source, peer, terms.mode, existing=existing)
+        row = MirrorRow(name, source.volume_id, replica_id, terms.mode, _new_state(terms), peer)
         try:
             self.require_new(name)
             self.require_no_target(source)
@@ -636,9 +632,7 @@ class Replicas:
         await mirror.start()
         return await self.synchronizing(mirror, "replica")
 
-    async def add_disk(
-        self, name: str, source: Volume, url: str, secrets: DiskSecrets, mode: CopyMode, policy: MirrorPolicy
-    ) -> Job:
+    async def add_disk(self, name: str, source: Volume, url: str, secrets: DiskSecrets, terms: MirrorTerms) -> Job:
         """Keep a disk of elsewhere a mirror of ``source``; what it held is lost. The job ends when synchronized.
 
         Raises AlreadyExists, InUse, InvalidArgument (too small, or a volume of this pool), NotSupported (adaptive), and
@@ -646,14 +640,12 @@ class Replicas:
         """
         self.require_new(name)
         self.require_no_target(source)
-        if mode is CopyMode.ADAPTIVE:
+        if terms.copy_mode is CopyMode.ADAPTIVE:
             raise NotSupported(
                 "an adaptive mirror is consistent at every moment, which a disk without snapshots is not"
             )
         disk = await self.disks.row(url, secrets)
-        word = next(word for word, value in MODES.items() if value is mode)
-        state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
-        row = MirrorRow(name, source.volume_id, str(uuid.uuid4()), word, state, disk=disk)
+        row = MirrorRow(name, source.volume_id, str(uuid.uuid4()), terms.mode, _new_state(terms), disk=disk)
         link = None
         try:
             link = await self.disks.link_to(row, source)
@@ -1066,6 +1058,10 @@ class Replicas:
             return self._pool.by_id(volume_id).name
         except NotFound:
             return volume_id
+
+
+def _new_state(terms: MirrorTerms) -> dict[str, Any]:
+    return MirrorRecord().serialize() | {POLICY_KEY: MirrorPolicy.of(terms).serialize()}
 
 
 def _reporting(job: Job) -> CopyControl:

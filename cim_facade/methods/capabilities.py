@@ -15,7 +15,6 @@ from cim_facade.methods.operating import BETWEEN_POOLS, OPERATIONS, RESULTS
 from cim_facade.methods.requests import (
     METHODOLOGIES,
     RPO_DEFAULT_S,
-    RPO_MAX_S,
     WAIT_STATES,
     given,
     invalid,
@@ -26,6 +25,7 @@ from cim_facade.methods.sm_answering import sm_answering
 from cim_facade.methods.synchronizations import LIST_RESERVED
 from cim_facade.namespaces import STORAGE
 from cim_facade.value_maps import CopyMethodology, CopyState, Mode, Operation, SyncType
+from engine.api import RPO
 
 if TYPE_CHECKING:
     from pywbem import CIMInstanceName
@@ -367,7 +367,7 @@ async def get_recovery_point_data(view: View, path: CIMInstanceName, params: Par
         return 7, {}
     if kind.mode is Mode.SYNCHRONOUS:
         return 0, {"DefaultRecoveryPoint": 0, "RecoveryPointValues": [0], "RecoveryPointIndicator": 1}
-    values = [1, RPO_MAX_S]
+    values = [int(RPO.low), int(RPO.high)]
     default = int(RPO_DEFAULT_S)
     return 0, {"DefaultRecoveryPoint": default, "RecoveryPointValues": values, "RecoveryPointIndicator": 0}
 

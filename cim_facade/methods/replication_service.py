@@ -27,7 +27,7 @@ from cim_facade.methods.requests import (
     unsupported,
     wait_state,
 )
-from cim_facade.value_maps import ENGINE_MODES, Consistency, Mode, SyncType
+from cim_facade.value_maps import Consistency, SyncType
 from engine.api import CopyOrder, GroupOrder
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class Wish:
             source,
             element_name=name,
             target=target,
-            mode=ENGINE_MODES[self.kind.mode or Mode.ASYNCHRONOUS],
-            rpo_s=self.settings.rpo_s,
+            terms=self.kind.terms(rpo_s=self.settings.rpo_s),
             peer=self.peer,
         )
 

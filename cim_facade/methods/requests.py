@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cim_facade.errors import ReturnCode
-from cim_facade.value_maps import CopyMethodology, CopyState, CopyType, Mode, SyncType
-from engine.api import ELEMENT_NAME_MAX, ORDER_MAX
+from cim_facade.value_maps import ENGINE_MODES, CopyMethodology, CopyState, CopyType, Mode, SyncType
+from engine.api import ELEMENT_NAME_MAX, ORDER_MAX, RPO, MirrorTerms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from cim_facade.provider import Parameters
 
-RPO_MAX_S = 30 * 86_400
 RPO_DEFAULT_S = 30.0
 
 
@@ -51,6 +50,10 @@ class Kind:
     @property
     def engine_kind(self) -> str:
         return _ENGINE_KINDS[self.sync_type]
+
+    def terms(self, *, rpo_s: float | None = None) -> MirrorTerms:
+        """What is asked of a mirror; of other copies it says nothing."""
+        return MirrorTerms(ENGINE_MODES[self.mode or Mode.ASYNCHRONOUS], rpo_s=rpo_s)
 
 
 _ENGINE_KINDS = {
@@ -250,8 +253,8 @@ def rpo_seconds(value: float | None, kind: Kind) -> float | None:
         return None
     if kind.mode is Mode.SYNCHRONOUS:
         raise invalid("a synchronous copy has no recovery point objective but 0")
-    if not 1 <= value <= RPO_MAX_S:
-        raise invalid(f"a recovery point objective is 1 to {RPO_MAX_S} seconds, not {value:g}")
+    if not RPO.low <= value <= RPO.high:
+        raise invalid(f"a recovery point objective is {RPO.low:g} to {RPO.high:g} seconds, not {value:g}")
     return float(value)
 
 

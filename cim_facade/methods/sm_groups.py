@@ -31,7 +31,7 @@ from cim_facade.methods.sm_answering import (
 )
 from cim_facade.methods.sm_volume import LAST_OPERATION
 from cim_facade.namespaces import STORAGE_MANAGEMENT
-from cim_facade.value_maps import ENGINE_MODES, Mode, SyncType
+from cim_facade.value_maps import SyncType
 from engine.api import CopyOrder, GroupOrder
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
             member,
             element_name=label,
             target=to,
-            mode=ENGINE_MODES[kind.mode or Mode.ASYNCHRONOUS],
-            rpo_s=rpo_s,
+            terms=kind.terms(rpo_s=rpo_s),
             peer=peer,
         )
         for member, label, to in zip(members, numbered_names(name, len(members)), targets, strict=True)

@@ -20,7 +20,7 @@ from cim_facade.methods.sm_answering import (
     target_system,
     volume,
 )
-from cim_facade.value_maps import ENGINE_MODES, Mode, Operation, SyncType
+from cim_facade.value_maps import Operation, SyncType
 from engine.api import CopyOrder
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
         source,
         relation_name=name,
         target=target,
-        mode=ENGINE_MODES[kind.mode or Mode.ASYNCHRONOUS],
-        rpo_s=rpo_s,
+        terms=kind.terms(rpo_s=rpo_s),
         peer=peer,
     )
     outcome = await make(view, kind, [order])

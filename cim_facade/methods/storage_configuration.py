@@ -12,7 +12,7 @@ from cim_facade.methods.making import make, of_job
 from cim_facade.methods.operating import operate
 from cim_facade.methods.requests import Kind, element_name, invalid, of_copy_type, unsupported
 from cim_facade.synchronizations import Copy
-from cim_facade.value_maps import ENGINE_MODES, NEW_OPERATIONS, CopyType, Mode, OldOperation, SyncType
+from cim_facade.value_maps import NEW_OPERATIONS, CopyType, OldOperation, SyncType
 from engine.api import CopyOrder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def order_of(kind: Kind, source: str, name: str | None, *, target: str | None = 
         element_name=name,
         target=target,
         related=kind.related,
-        mode=ENGINE_MODES[kind.mode or Mode.ASYNCHRONOUS],
+        terms=kind.terms(),
     )
 
 

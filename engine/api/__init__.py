@@ -92,6 +92,7 @@ from engine.api.volumes import (
     each_volume,
 )
 from engine.copy_state import CopyMode, CopyState, ProgressStatus
+from engine.mirror_terms import RPO, MirrorTerms
 
 
 class EngineApi(
@@ -146,6 +147,8 @@ __all__ = [
     "GroupMember",
     "GroupSnapshotInfo",
     "GroupPointInfo",
+    "MirrorTerms",
+    "RPO",
     "ReplicaInfo",
     "ReplicaPointInfo",
     "FailoverPlan",

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from engine.api.jobs import JobInfo
 from engine.api.replicas import ReplicaInfo
+from engine.mirror_terms import USUAL, MirrorTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +31,15 @@ class GroupReplicaApi(Protocol):
         self,
         group: str,
         name: str,
+        terms: MirrorTerms = USUAL,
         *,
-        mode: str = "sync",
-        rpo_s: float | None = None,
-        points: int | None = None,
-        points_age_s: float | None = None,
-        latency_budget_s: float | None = None,
-        backlog_bytes: int | None = None,
-        hold_down_s: float | None = None,
         peer: str | None = None,
     ) -> JobInfo:
         """Make a volume NAME.MEMBER like each member of a group, here or at ``peer``, and mirror the group to them: the
-        targets are one instant of all. The job ends when it is Synchronized. See ``replica_create``."""
+        targets are one instant of all. The job ends when it is Synchronized.
+
+        Raises AlreadyExists, NotFound, InUse; NotSupported: a failed copy stops nobody's writes to a group.
+        """
         ...
 
     async def group_replica_list(self) -> list[ReplicaInfo]: ...

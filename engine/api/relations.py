@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.api.jobs import JobInfo
+from engine.mirror_terms import ASYNCHRONOUS, MirrorTerms
 
 ORDER_MAX = 256
 """Copies in one order."""
@@ -32,7 +33,7 @@ class CopyOrder:
     its free text, or after the source. ``name``: what it is called, where that is decided already.
 
     ``relation_name``: a free text for the relation, not for the element; kept for ``relation:`` and the target's id.
-    ``related``: a clone stays related to its source until ``relation_end``. ``mode``, ``rpo_s``, ``peer``: of a mirror.
+    ``related``: a clone stays related to its source until ``relation_end``. ``terms``, ``peer``: of a mirror.
     """
 
     kind: str
@@ -41,10 +42,14 @@ class CopyOrder:
     target: str | None = None
     name: str | None = None
     related: bool = True
-    mode: str = "async"
-    rpo_s: float | None = None
+    terms: MirrorTerms = ASYNCHRONOUS
     peer: str | None = None
     relation_name: str | None = None
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> CopyOrder:
+        """From what ``dataclasses.asdict`` made. Raises InvalidArgument."""
+        return cls(**values | {"terms": MirrorTerms(**values["terms"])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from engine.api.jobs import JobInfo
 from engine.api.volumes import VolumeInfo
+from engine.mirror_terms import USUAL, MirrorTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +87,14 @@ class ReplicaApi(Protocol):
         self,
         source: str,
         name: str,
+        terms: MirrorTerms = USUAL,
         *,
-        mode: str = "sync",
-        rpo_s: float | None = None,
-        points: int | None = None,
-        points_age_s: float | None = None,
-        latency_budget_s: float | None = None,
-        backlog_bytes: int | None = None,
-        hold_down_s: float | None = None,
-        failed_copy_stops_host_io: bool = False,
         peer: str | None = None,
-        failover: bool = True,
     ) -> JobInfo:
         """Make a volume like the source, here or at ``peer``, and mirror the source to it. The job ends when it is
         Synchronized.
 
-        ``mode``: sync, async or adaptive. ``rpo_s``: the promise of the latter two. ``points`` and ``points_age_s``:
-        recovery points that stay at the target, the newest counted. ``latency_budget_s``: hosts wait no longer for the
-        target. ``backlog_bytes`` and ``hold_down_s``: adaptive, when it may be synchronous again (``engine.modes``).
-        ``failover``: the replica at a peer may take the source's place; then that asks it first after each start.
-        ``failed_copy_stops_host_io``: synchronous; from Synchronized on hosts write nothing that the target does not
-        get: without it they are refused (NOT READY, they try again) until it is Synchronized again, or this replica is
-        paused, fractured or detached.
-        Raises InvalidArgument.
+        Raises AlreadyExists, NotFound, InUse.
         """
         ...
 
@@ -116,16 +102,9 @@ class ReplicaApi(Protocol):
         self,
         source: str,
         target: str,
+        terms: MirrorTerms = USUAL,
         *,
         name: str | None = None,
-        mode: str = "sync",
-        rpo_s: float | None = None,
-        points: int | None = None,
-        points_age_s: float | None = None,
-        latency_budget_s: float | None = None,
-        backlog_bytes: int | None = None,
-        hold_down_s: float | None = None,
-        failed_copy_stops_host_io: bool = False,
         peer: str | None = None,
         secret: str | None = None,
         mutual_user: str | None = None,

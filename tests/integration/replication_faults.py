@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.api import MirrorTerms
 from engine.errors import EngineError, PeerUnreachable
 from iscsi.initiator import InitiatorError
 from iscsi.initiator.disk import connect
@@ -324,7 +325,7 @@ async def first_copy(faults: Faults, disconnects: int) -> None:
 
     async def work() -> None:
         async with faults.source.api() as api:
-            await api.replica_create("v", "r", mode="sync", peer="target")
+            await api.replica_create("v", "r", peer="target")
         await faults.shown(
             lambda info: faults.proxy.cuts - cuts >= disconnects or info.copy_state == "Synchronized",
             RECOVERY_S + 10 * disconnects,  # the pauses between attempts grow where nothing gets on
@@ -351,7 +352,9 @@ async def run(
                         await api.replica_detach("r")
                         async with faults.target.api() as theirs:
                             await theirs.volume_delete("r")
-                        await ended(api, await api.replica_create("v", "r", mode=mode, peer="target", **MODES[mode]))
+                        await ended(
+                            api, await api.replica_create("v", "r", MirrorTerms(mode, **MODES[mode]), peer="target")
+                        )
                 for kill in range(kills * (number + 1) // len(modes) - kills * number // len(modes)):
                     who = (sides[:1], sides[1:], sides)[kill % 3]
                     name = ("source", "target", "both")[kill % 3]

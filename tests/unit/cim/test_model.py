@@ -12,7 +12,7 @@ from cim_facade.namespaces import STORAGE
 from cim_facade.operations import Filters, Operations
 from cim_facade.registry import whole_registry
 from cim_facade.repository import ClassRepository, load
-from engine.api import CopyOrder, GroupOrder
+from engine.api import CopyOrder, GroupOrder, MirrorTerms
 from tests.support.cim_model import ADMINISTRATOR, Model
 from tests.support.engine import Engine, opened
 from tests.unit.daemon.test_peers import connected
@@ -50,7 +50,7 @@ async def furnish(engine: Engine) -> None:
         await api.snapshot_create("source", name, expose=name == "one", description=f"the snapshot {name}")
     await api.clone_create("source", "one", "linked")
     await finished(api, (await api.clone_copy("source", "two", "full")).job)
-    await finished(api, (await api.replica_create("source", "mirror", mode="sync")).job)
+    await finished(api, (await api.replica_create("source", "mirror")).job)
     await api.target_create("shelf", initiators=[HOST])
     await api.target_lun_add("shelf", "shared")
     await api.target_create("masked", initiators=[HOST, OTHER], portal_groups=[2])
@@ -74,7 +74,9 @@ async def befriend(engine: Engine, other: Engine) -> None:
     code = (await other.api.peer_invite(name="here")).code
     await engine.api.peer_add("there", code, address=other.peer_address)
     await connected(engine, "there")
-    await finished(engine.api, (await engine.api.replica_create("plain", "far", mode="async", peer="there")).job)
+    await finished(
+        engine.api, (await engine.api.replica_create("plain", "far", MirrorTerms("async"), peer="there")).job
+    )
 
 
 def model_of(engine: Engine, classes: ClassRepository) -> Model:

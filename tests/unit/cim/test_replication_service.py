@@ -779,7 +779,7 @@ async def test_the_neighbours_of_one_volume_cost_no_look_at_all_of_them(made, mo
     (source,) = await volumes(made, "a")
     for number in range(context.FEW // 2 + 1):
         await volumes(made, f"s{number}", f"t{number}")
-        await made.api.replica_attach(f"s{number}", f"t{number}", mode="sync")
+        await made.api.replica_attach(f"s{number}", f"t{number}")
     monkeypatch.setattr(context, "each_volume", look)
     code, _ = await made.call(REPLICATION, "CreateElementReplica", SyncType=7, SourceElement=source)
     for path in (source, await made.path_of("t3")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cim_facade.namespaces import STORAGE_MANAGEMENT
+from engine.api import MirrorTerms
 from tests.support.cim_array import REPLICATION, array, behind_the_facade
 from tests.unit.daemon.test_disk_targets import SIZE, an_array
 from tests.unit.daemon.test_failover import known, two
@@ -53,7 +54,7 @@ async def test_roles_are_reversed_and_given_back_through_cim(tmp_path: Path):
 async def test_a_mirror_to_a_disk_of_elsewhere_has_ends_that_can_be_fetched(tmp_path):
     async with an_array() as disk, array(tmp_path / "pool") as made:
         await made.volume("v", SIZE)
-        await made.api.replica_attach("v", disk.url(), name="far", mode="async")
+        await made.api.replica_attach("v", disk.url(), MirrorTerms("async"), name="far")
         (relation,) = await made.all("MSISCSITARGET_StorageSynchronized")
         for end in ("SystemElement", "SyncedElement"):
             assert await made.get(relation[end])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.api import RECORDS_MAX
+from engine.api import RECORDS_MAX, MirrorTerms
 from engine.catalog_changes import CHANGE_HISTORY_MAX, ChangeRow
 from engine.errors import InvalidArgument, NotFound
 from tests.support.engine import opened
@@ -120,7 +120,7 @@ async def test_a_mirror_from_its_making_to_its_end(tmp_path: Path):
         api = engine.api
         await api.volume_create("v", MIB)
         feed = Feed(api, await api.change_watch("me"))
-        job = await api.replica_create("v", "m", mode="adaptive")
+        job = await api.replica_create("v", "m", MirrorTerms("adaptive"))
         assert (await feed.next("replica", "created")).subject == "m"
         await api.job_wait(job.job, after_version=1 << 30, timeout_s=30)
         while True:

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from engine.api import MirrorTerms
 from engine.errors import InvalidArgument, NotFound, NotSupported, OutOfSpace, PermissionDenied
+from engine.mirror_terms import USUAL
 from engine.stores import ExtentState
 from engine.units import MIB
 from iscsi.chap import ChapAccess, ChapIdentity
@@ -95,8 +97,10 @@ async def content(engine) -> bytearray:
     return data
 
 
-async def attach(engine, array, mode: str = "sync", **options):
-    return await done(engine, await engine.api.replica_attach("v", array.url(), name="r", mode=mode, **options))
+async def attach(engine, array, mode: str = "sync", *, secret: str | None = None, **terms):
+    return await done(
+        engine, await engine.api.replica_attach("v", array.url(), MirrorTerms(mode, **terms), name="r", secret=secret)
+    )
 
 
 async def write_somewhere(engine, count: int = 20) -> None:
@@ -205,9 +209,9 @@ async def test_chap_in_both_directions_and_what_is_kept_of_it(tmp_path):
             await a_volume(engine)
             for wrong in (secrets | {"secret": "quite another 3"}, secrets | {"mutual_secret": "quite another 3"}):
                 with pytest.raises(PermissionDenied):
-                    await engine.api.replica_attach("v", array.url("alice@"), name="r", mode="sync", **wrong)
+                    await engine.api.replica_attach("v", array.url("alice@"), name="r", **wrong)
             assert not list((tmp_path / "pool" / "secrets").iterdir())
-            job = await engine.api.replica_attach("v", array.url("alice@"), name="r", mode="sync", **secrets)
+            job = await engine.api.replica_attach("v", array.url("alice@"), name="r", **secrets)
             await done(engine, job)
             info = await engine.api.replica_show("r")
             assert info.target == array.url("alice@")
@@ -311,30 +315,30 @@ async def test_refusals(tmp_path):
     async with an_array(size=SIZE) as array, opened(tmp_path / "pool") as engine:
         await a_volume(engine)
         url = array.url()
-        for error, target, options in (
-            (InvalidArgument, url, {"mode": "sync"}),  # no name
-            (InvalidArgument, "iscsi://somewhere", {"mode": "sync", "name": "r"}),
-            (InvalidArgument, array.url("alice%secretsecret@"), {"mode": "sync", "name": "r"}),
-            (InvalidArgument, url, {"mode": "sync", "name": "r", "secret": SECRET}),
-            (InvalidArgument, array.url("alice@"), {"mode": "sync", "name": "r"}),
-            (InvalidArgument, url, {"mode": "sync", "name": "r", "mutual_user": "x"}),
-            (NotSupported, url, {"mode": "adaptive", "name": "r"}),
-            (NotSupported, url, {"mode": "async", "name": "r", "points": 3}),
-            (InvalidArgument, "v", {"mode": "sync", "name": "r", "secret": SECRET}),
+        for error, target, terms, options in (
+            (InvalidArgument, url, USUAL, {}),  # no name
+            (InvalidArgument, "iscsi://somewhere", USUAL, {"name": "r"}),
+            (InvalidArgument, array.url("alice%secretsecret@"), USUAL, {"name": "r"}),
+            (InvalidArgument, url, USUAL, {"name": "r", "secret": SECRET}),
+            (InvalidArgument, array.url("alice@"), USUAL, {"name": "r"}),
+            (InvalidArgument, url, USUAL, {"name": "r", "mutual_user": "x"}),
+            (NotSupported, url, MirrorTerms("adaptive"), {"name": "r"}),
+            (NotSupported, url, MirrorTerms("async", points=3), {"name": "r"}),
+            (InvalidArgument, "v", USUAL, {"name": "r", "secret": SECRET}),
         ):
             with pytest.raises(error) as refused:
-                await engine.api.replica_attach("v", target, **options)
+                await engine.api.replica_attach("v", target, terms, **options)
             assert "secretsecret" not in str(refused.value)
         await engine.api.volume_create("larger", SIZE + 512)
         with pytest.raises(InvalidArgument):
-            await engine.api.replica_attach("larger", url, mode="sync", name="r")
+            await engine.api.replica_attach("larger", url, name="r")
         while array.server.sessions():  # noqa: ASYNC110 - the array hears of it in a moment
             await asyncio.sleep(0.01)
         await array.stop()
         array.naa = engine.pool.volume("v").identity.naa
         await array.start()
         with pytest.raises(InvalidArgument, match="by that name"):
-            await engine.api.replica_attach("v", url, mode="sync", name="r")
+            await engine.api.replica_attach("v", url, name="r")
         assert await engine.api.replica_list() == []
 
 

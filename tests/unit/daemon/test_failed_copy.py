@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from engine.api import MirrorTerms
 from engine.errors import InvalidArgument, WritesHeld
 from engine.units import MIB
 from iscsi.scsi.sense import Asc, Effect, SenseKey, sense_for
@@ -93,7 +94,7 @@ async def test_a_first_copy_that_fails_stops_nobody(tmp_path):
         await a_volume(engine)
         array.device.fast = False
         array.device.errors["write"] = WritesHeld("the array takes nothing")
-        await engine.api.replica_attach("v", array.url(), name="r", mode="sync", **STOPS)
+        await engine.api.replica_attach("v", array.url(), MirrorTerms(**STOPS), name="r")
         await engine.pool.volume("v").write(0, memoryview(bytes(512)))
         assert not (await is_in(engine, "Broken")).host_io_stopped
         await engine.pool.volume("v").write(0, memoryview(bytes(512)))
@@ -116,6 +117,6 @@ async def test_only_synchronous_mirrors_can(tmp_path, mode):
     async with opened(tmp_path / "pool") as engine:
         await a_volume(engine)
         with pytest.raises(InvalidArgument):
-            await engine.api.replica_create("v", "r", mode=mode, **STOPS)
-        await engine.api.replica_create("v", "r", mode="sync", **STOPS)
+            await engine.api.replica_create("v", "r", MirrorTerms(mode, **STOPS))
+        await engine.api.replica_create("v", "r", MirrorTerms(**STOPS))
         assert (await is_in(engine, "Synchronized")).failed_copy_stops_host_io

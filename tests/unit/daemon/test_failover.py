@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.access_state import AccessState
+from engine.api import MirrorTerms
 from engine.errors import InvalidState, Superseded
 from engine.failover import Failovers
 from tests.support.engine import PREFIX, Engine, opened
@@ -69,7 +70,7 @@ async def two(tmp_path: Path, mode: str = "sync", **terms) -> AsyncIterator[Two]
         await a.api.target_create("v")
         await a.api.target_lun_add("v", "v")
         await fill(a, "v", 0, 5 * MIB)
-        job = await finished(a, await a.api.replica_create("v", "r", peer="b", mode=mode, **terms))
+        job = await finished(a, await a.api.replica_create("v", "r", MirrorTerms(mode, **terms), peer="b"))
         assert job.state == "Completed", job
         await known(b)
         yield Two(a, b, to_b, to_a)

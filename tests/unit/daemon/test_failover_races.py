@@ -150,7 +150,7 @@ async def test_of_two_replicas_one_answers_and_the_other_is_the_disk(tmp_path: P
         invitation = await c.api.peer_invite(name="a", address=c.peer_address)
         await a.api.peer_add("c", invitation.code)
         await connected(a, "c")
-        await done(a, await a.api.replica_create("v", "r2", peer="c", mode="sync"))
+        await done(a, await a.api.replica_create("v", "r2", peer="c"))
         volume = a.pool.volume("v")
         served = []
         unfence = volume.unfence

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from engine.api import MirrorTerms
 from engine.catalog import MirrorRow
-from engine.errors import AlreadyExists, InUse, InvalidState, NotFound, OutOfSpace, PeerUnreachable
+from engine.errors import AlreadyExists, InUse, InvalidState, NotFound, NotSupported, OutOfSpace, PeerUnreachable
+from engine.mirror_terms import USUAL
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import LISTEN, connected, content, fill, finished, pair, until
 
@@ -27,8 +29,8 @@ async def group(engine, *names: str) -> None:
     await engine.api.group_create("g", list(names))
 
 
-async def mirrored(engine, **options) -> None:
-    job = await finished(engine, await engine.api.group_replica_create("g", "r", **options))
+async def mirrored(engine, terms=USUAL, **options) -> None:
+    job = await finished(engine, await engine.api.group_replica_create("g", "r", terms, **options))
     assert job.state == "Completed", job
 
 
@@ -47,7 +49,7 @@ async def equal(source, target) -> bool:
 async def test_a_group_is_mirrored_as_one(tmp_path: Path, mode: str):
     async with opened(tmp_path / "pool") as engine:
         await group(engine, "a", "b")
-        await mirrored(engine, mode=mode, rpo_s=None if mode == "sync" else 1.0)
+        await mirrored(engine, MirrorTerms(mode, rpo_s=None if mode == "sync" else 1.0))
         info = await engine.api.group_replica_show("r")
         assert (info.source, info.group, info.members, info.copy_state) == ("g", "r", ["r.a", "r.b"], "Synchronized")
         assert [each.name for each in await engine.api.group_replica_list()] == ["r"]
@@ -91,6 +93,8 @@ async def test_what_is_done_to_a_member_is_done_to_its_group(tmp_path: Path):
             await engine.api.volume_delete("a", force=True)
         with pytest.raises(AlreadyExists):
             await engine.api.group_replica_create("g", "r")
+        with pytest.raises(NotSupported):
+            await engine.api.group_replica_create("g", "s", MirrorTerms(failed_copy_stops_host_io=True))
         with pytest.raises(NotFound):
             await engine.api.group_replica_create("nobody", "s")
         with pytest.raises(NotFound):
@@ -214,7 +218,7 @@ async def test_a_group_at_a_peer_goes_on_after_restarts_of_either_side(tmp_path:
             await source.api.peer_add("target", code)
             await connected(source, "target")
             await group(source, "a", "b")
-            await mirrored(source, mode="async", rpo_s=1.0, peer="target")
+            await mirrored(source, MirrorTerms("async", rpo_s=1.0), peer="target")
             before = (await target.api.group_replica_points("r"))[0].guid
         async with opened(tmp_path / "source", peer=LISTEN) as source:
             await fill(source, "b", 5 * MIB)
@@ -271,7 +275,7 @@ async def test_a_point_of_some_members_is_none_of_the_group_though_nothing_diffe
     """The round is interrupted when one member has switched, and the other's part, which brings nothing, is lost."""
     async with opened(tmp_path / "pool") as engine:
         await group(engine, "a", "b")
-        await mirrored(engine, mode="async", rpo_s=1.0)
+        await mirrored(engine, MirrorTerms("async", rpo_s=1.0))
         await engine.api.group_replica_pause("r")
         await fill(engine, "a", 5 * MIB)
         (before,) = await engine.api.group_replica_points("r")
@@ -295,7 +299,7 @@ async def test_a_point_of_some_members_is_none_of_the_group_though_nothing_diffe
 async def test_a_round_that_failed_is_tried_again_long_before_the_next_is_due(tmp_path: Path):
     async with opened(tmp_path / "pool") as engine:
         await group(engine, "a", "b")
-        await mirrored(engine, mode="async", rpo_s=3600.0)
+        await mirrored(engine, MirrorTerms("async", rpo_s=3600.0))
         await engine.api.group_replica_pause("r")
         await fill(engine, "a", 5 * MIB)
         link = engine.replicas.groups.get("r").members[1].link

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine import mirror_wait
-from engine.api import CopyOrder, GroupOrder
+from engine.api import CopyOrder, GroupOrder, MirrorTerms
 from engine.errors import AlreadyExists, InUse, InvalidArgument, InvalidState, NotFound, NotSupported
 from tests.support.engine import HeldMover, opened
 
@@ -64,7 +64,7 @@ async def test_snapshots_clones_token_clones_and_mirrors(engine):
     assert len(await engine.api.relation_list()) == 2
     assert not [point for point in engine.pool.volume("a").head.store.snapshots() if point.hidden]
 
-    mirror = await ordered(engine, CopyOrder("mirror", "a", element_name="m", mode="sync"))
+    mirror = await ordered(engine, CopyOrder("mirror", "a", element_name="m", terms=MirrorTerms()))
     assert mirror.state == "Completed", mirror.message
     assert (await engine.api.replica_show("m")).copy_state == "Synchronized"
 
@@ -339,7 +339,7 @@ async def test_a_snapshot_that_an_order_is_about_to_take_is_its_own(tmp_path):
 
 
 async def test_a_volume_that_the_end_of_the_daemon_left_without_its_mirror_is_made_anew(tmp_path):
-    mirror = asdict(CopyOrder("mirror", "a", name="m", mode="sync"))
+    mirror = asdict(CopyOrder("mirror", "a", name="m", terms=MirrorTerms()))
     document = {"orders": [mirror], "group": None, "at_once": False, "on_error": "stop", "until": "synchronized"}
     async with opened(tmp_path / "pool") as engine:
         await make(engine, "a")
@@ -412,7 +412,7 @@ async def test_a_mirror_that_was_detached_before_the_end_of_the_daemon_is_not_be
     async with opened(tmp_path / "pool", holding(held)) as engine:
         await make(engine, "small", "t", data=b"old." * 1024)
         await much(engine, "a")
-        first = CopyOrder("mirror", "small", element_name="m", target=target, mode="sync")
+        first = CopyOrder("mirror", "small", element_name="m", target=target, terms=MirrorTerms())
         job = await engine.api.copies_make([first, CopyOrder("mirror", "a")])
         await held[0].holding.wait()
         await engine.api.replica_detach("m")

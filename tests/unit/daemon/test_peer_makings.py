@@ -35,10 +35,10 @@ async def test_a_catalogue_that_takes_no_mirror_leaves_no_volume_at_the_peer(tmp
         with monkeypatch.context() as patch:
             patch.setattr(source.pool.catalog, "put_mirror", put_mirror)
             with pytest.raises(OutOfSpace):
-                await source.api.replica_create("v", "r", mode="sync", peer="target")
+                await source.api.replica_create("v", "r", peer="target")
         assert await source.api.replica_list() == []
         await nothing_left(source, target)
-        await finished(source, await source.api.replica_create("v", "r", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_create("v", "r", peer="target"))
         await synchronized(source, "r")
 
 
@@ -50,7 +50,7 @@ async def test_a_catalogue_that_takes_nothing_has_asked_for_nothing(tmp_path, mo
 
         monkeypatch.setattr(source.pool.catalog.peers, "begin_making", begin_making)
         with pytest.raises(OutOfSpace):
-            await source.api.replica_create("v", "r", mode="sync", peer="target")
+            await source.api.replica_create("v", "r", peer="target")
         assert await target.api.replica_list() == []
 
 
@@ -65,7 +65,7 @@ async def test_a_crash_in_between_and_an_answer_that_is_lost(tmp_path, monkeypat
         await nothing_left(source, target)
         await target.api.volume_create("v", MIB)
         with pytest.raises(AlreadyExists):
-            await source.api.replica_create("v", "v", mode="sync", peer="target")
+            await source.api.replica_create("v", "v", peer="target")
         await nothing_left(source, target)
 
 
@@ -105,14 +105,14 @@ async def test_a_catalogue_of_the_peers_that_takes_no_volume_keeps_none(tmp_path
         with monkeypatch.context() as patch:
             patch.setattr(tables, "put_target", put)
             with pytest.raises(OutOfSpace):
-                await source.api.replica_create("v", "r", mode="sync", peer="target")
+                await source.api.replica_create("v", "r", peer="target")
             await nothing_left(source, target)
-        await finished(source, await source.api.replica_create("v", "r", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_create("v", "r", peer="target"))
 
 
 async def test_what_was_a_whole_copy_is_never_deleted(tmp_path):
     async with pair(tmp_path) as (source, target, _):
-        await finished(source, await source.api.replica_create("v", "r", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_create("v", "r", peer="target"))
         await synchronized(source, "r")
         (row,) = await source.pool.catalog.mirrors()
         source.replicas.makings.failed(row.target_id, "target")
@@ -130,14 +130,14 @@ async def test_an_encrypted_volume_has_an_encrypted_replica_with_a_key_of_the_pe
         await source.api.volume_create("secret", 4 * MIB, key_source=f"file:{keys['source']}")
         await source.pool.volume("secret").write(MIB, memoryview(b"known plain text" * 4096))
         with pytest.raises(NotSupported, match="twinvol peer key"):
-            await source.api.replica_create("secret", "r", mode="sync", peer="target")
+            await source.api.replica_create("secret", "r", peer="target")
         with pytest.raises(InvalidArgument):
             await target.api.peer_key("source", "no source")
         with pytest.raises(NotFound):
             await target.api.peer_key("nobody", None)
         info = await target.api.peer_key("source", f"file:{keys['target']}")
         assert info.key_source == f"file:{keys['target']}"
-        await finished(source, await source.api.replica_create("secret", "r", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_create("secret", "r", peer="target"))
         await synchronized(source, "r")
         await fill(source, "secret", 0)
         assert await content(target, "r") == await content(source, "secret")
@@ -145,7 +145,7 @@ async def test_an_encrypted_volume_has_an_encrypted_replica_with_a_key_of_the_pe
         file = target.pool.file_of(target.pool.volume("r"))
         await target.pool.volume("r").head.flush()
         assert b"known plain text" not in file.read_bytes()
-        await finished(source, await source.api.replica_create("v", "plain", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_create("v", "plain", peer="target"))
         assert target.pool.key_source(target.pool.volume("plain")) is None
         assert (await target.api.peer_key("source", None)).key_source is None
     async with opened(tmp_path / "target", peer=LISTEN) as target:
@@ -160,7 +160,7 @@ async def test_a_key_that_is_not_there_is_told(tmp_path):
         await source.api.volume_create("secret", MIB, key_source=f"file:{key}")
         await target.api.peer_key("source", f"file:{tmp_path / 'gone'}")
         with pytest.raises((NotFound, PeerUnreachable)):
-            await source.api.replica_create("secret", "r", mode="sync", peer="target")
+            await source.api.replica_create("secret", "r", peer="target")
         await nothing_left(source, target)
 
 
@@ -172,10 +172,10 @@ async def test_a_volume_of_the_peers_is_attached_when_it_was_offered_and_equal_b
         await target.pool.volume("theirs").write(9 * MIB, memoryview(os.urandom(4096)))
         for volume in ("theirs", "none"):
             with pytest.raises(NotFound):
-                await source.api.replica_attach("v", volume, mode="sync", peer="target")
+                await source.api.replica_attach("v", volume, peer="target")
         assert (await target.api.peer_offer("source", "theirs")).offers == ["theirs"]
         before = proxy.forward_bytes
-        await finished(source, await source.api.replica_attach("v", "theirs", name="r", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_attach("v", "theirs", name="r", peer="target"))
         await synchronized(source, "r")
         assert proxy.forward_bytes - before < MIB
         await fill(source, "v", MIB)
@@ -187,7 +187,7 @@ async def test_a_volume_of_the_peers_is_attached_when_it_was_offered_and_equal_b
         assert [info.name for info in await target.api.volume_list()] == ["theirs"]
         assert (await target.api.peer_offer("source", "theirs", withdraw=True)).offers == []
         with pytest.raises(NotFound):
-            await source.api.replica_attach("v", "theirs", name="r", mode="sync", peer="target")
+            await source.api.replica_attach("v", "theirs", name="r", peer="target")
 
 
 async def test_what_cannot_be_attached_is_refused_and_stays(tmp_path, monkeypatch):
@@ -198,16 +198,16 @@ async def test_what_cannot_be_attached_is_refused_and_stays(tmp_path, monkeypatc
         for volume in ("other-size", "shown", "fine"):
             await target.api.peer_offer("source", volume)
         with pytest.raises(InvalidArgument):
-            await source.api.replica_attach("v", "other-size", mode="sync", peer="target")
+            await source.api.replica_attach("v", "other-size", peer="target")
         with pytest.raises(InUse):
-            await source.api.replica_attach("v", "shown", mode="sync", peer="target")
+            await source.api.replica_attach("v", "shown", peer="target")
 
         async def put_mirror(row) -> None:
             raise OutOfSpace("no room for a row")
 
         monkeypatch.setattr(source.pool.catalog, "put_mirror", put_mirror)
         with pytest.raises(OutOfSpace):
-            await source.api.replica_attach("v", "fine", mode="sync", peer="target")
+            await source.api.replica_attach("v", "fine", peer="target")
         await target.api.peer_offer("source", "fine", withdraw=True)  # nor does that make it one to be deleted
 
         async def is_free() -> bool:

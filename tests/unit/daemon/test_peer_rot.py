@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 async def test_what_has_rotted_at_a_target_is_written_anew(tmp_path: Path):
     async with pair(tmp_path) as (source, target, _):
         await fill(source, "v", 0)
-        await finished(source, await source.api.replica_create("v", "r", mode="sync", peer="target"))
+        await finished(source, await source.api.replica_create("v", "r", peer="target"))
         await synchronized(source, "r")
         await source.api.replica_pause("r")
         await finished(target, await target.api.volume_scrub("r"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine import replicas
+from engine.api import MirrorTerms
 from engine.errors import (
     AlreadyExists,
     InUse,
@@ -113,7 +114,7 @@ async def synchronized(engine: Engine, name: str) -> None:
 
 
 async def replica(source: Engine, name: str = "r", mode: str = "sync") -> None:
-    job = await finished(source, await source.api.replica_create("v", name, mode=mode, peer="target"))
+    job = await finished(source, await source.api.replica_create("v", name, MirrorTerms(mode), peer="target"))
     assert job.state == "Completed", job
 
 
@@ -295,7 +296,7 @@ async def test_a_first_copy_gets_on_over_a_link_that_breaks_again_and_again(tmp_
 
 async def test_a_stalled_link_holds_a_write_back_no_longer_than_the_budget(tmp_path: Path):
     async with pair(tmp_path) as (source, target, proxy):
-        job = await source.api.replica_create("v", "r", peer="target", latency_budget_s=0.2)
+        job = await source.api.replica_create("v", "r", MirrorTerms(latency_budget_s=0.2), peer="target")
         await finished(source, job)
         proxy.stall()
         await fill(source, "v", MIB)
@@ -317,7 +318,9 @@ def holds_lease(target: Engine, name: str) -> bool:
 
 async def test_the_target_holds_a_lease_while_it_is_synchronous_and_the_source_waits_for_its_end(tmp_path: Path):
     async with pair(tmp_path) as (source, target, proxy):
-        await finished(source, await source.api.replica_create("v", "r", peer="target", latency_budget_s=1.0))
+        await finished(
+            source, await source.api.replica_create("v", "r", MirrorTerms(latency_budget_s=1.0), peer="target")
+        )
         await until(lambda: holds_lease(target, "r"))
         proxy.stall()
         await fill(source, "v", MIB)
@@ -387,7 +390,7 @@ async def test_many_mirrors_share_a_connection(tmp_path: Path):
 async def test_asynchronous_mirrors_go_to_peers_too(tmp_path: Path):
     async with pair(tmp_path) as (source, target, _):
         await fill(source, "v", MIB)
-        job = await source.api.replica_create("v", "r", mode="async", rpo_s=1.0, peer="target")
+        job = await source.api.replica_create("v", "r", MirrorTerms("async", rpo_s=1.0), peer="target")
         assert (await finished(source, job)).state == "Completed"
         await fill(source, "v", 9 * MIB)
         expected = await content(source, "v")
@@ -519,7 +522,7 @@ async def test_a_source_ends_though_its_target_never_answers(tmp_path: Path, mon
             await connected(source, "target")
             await source.api.volume_create("v", SIZE)
             monkeypatch.setattr(LocalLink, "abort_staging", stuck)
-            await source.api.replica_create("v", "r", mode="sync", peer="target")
+            await source.api.replica_create("v", "r", peer="target")
             await until(lambda: source.replicas.running("r").rounds)
         mended.set()
 

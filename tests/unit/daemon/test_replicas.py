@@ -173,8 +173,6 @@ async def test_what_holds_a_replicas_ends_is_refused(engine):
     for attempt, kind in (
         (engine.api.replica_create("v", "r"), AlreadyExists),
         (engine.api.replica_create("nothing", "n"), NotFound),
-        (engine.api.replica_create("v", "n", mode="async", rpo_s=0.5), InvalidArgument),
-        (engine.api.replica_create("v", "n", mode="often"), InvalidArgument),
         (engine.api.replica_create("r", "n"), InUse),
         (engine.api.replica_attach("other", "r"), AlreadyExists),
         (engine.api.replica_attach("other", "r", name="n"), InUse),

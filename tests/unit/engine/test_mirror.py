@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import proof
+from engine.api import MirrorTerms
 from engine.copy_job import STRIP_BYTES
 from engine.errors import InUse, InvalidArgument, OutOfSpace
 from engine.hash_tree import HashTree
@@ -224,7 +225,7 @@ async def test_what_verify_found_is_not_forgotten_by_a_round_that_was_under_way(
     await scribble(engine, "a", 1)
     with monkeypatch.context() as patch:
         patch.setattr(LocalLink, "commit_staging", commit_something_else)
-        await done(engine, await engine.api.replica_create("a", "b", mode=mode))
+        await done(engine, await engine.api.replica_create("a", "b", MirrorTerms(mode)))
     await engine.api.replica_fracture("b")
     await engine.pool.volume("a").write(MIB, memoryview(b"!" * 4096))
     with monkeypatch.context() as patch:
