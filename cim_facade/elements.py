@@ -49,6 +49,10 @@ class Element(NamedTuple):
     def identity(self) -> str:
         return self.volume.volume_id if self.snapshot is None else self.snapshot.guid
 
+    @property
+    def snapshot_name(self) -> str | None:
+        return None if self.snapshot is None else self.snapshot.name
+
 
 async def find(view: View, path: CIMInstanceName) -> Element | None:
     """The element of a path in the storage namespace."""
@@ -73,7 +77,7 @@ async def source_path(view: View, copy: Copy) -> CIMInstanceName:
     paths = await view.paths()
     if copy.source_at is not None:
         return paths.by_id(ENTITY_CLASS, ENTITY, copy.replica)
-    return paths.volume(copy.source)
+    return paths.volume(copy.source, copy.source_guid)
 
 
 async def target_path(view: View, copy: Copy) -> CIMInstanceName:
@@ -169,7 +173,8 @@ async def made_copies(view: View, copies: list[dict[str, Any]]) -> list[Copy]:
             mirrors = [copy for copy in await synchronizations.mirrors(view) if copy.replica == each["replica"]]
             found += mirrors[:1]
         elif "target_id" in each:
-            found.append(Copy(SyncType.CLONE, each["source_id"], each["target_id"]))
+            source_guid = each.get("source_guid")
+            found.append(Copy(SyncType.CLONE, each["source_id"], each["target_id"], source_guid=source_guid))
     return found
 
 

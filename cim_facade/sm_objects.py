@@ -101,7 +101,7 @@ async def volume_with(view: View, text: str) -> Element | None:
 
 
 async def source_volume_path(view: View, copy: Copy) -> CIMInstanceName:
-    return await path(view, VOLUME, copy.source)
+    return await path(view, VOLUME, device_id(copy.source, copy.source_guid))
 
 
 def target_device_id(copy: Copy) -> str:

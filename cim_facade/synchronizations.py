@@ -47,7 +47,8 @@ class Copy:
 
     ``established_at``, ``synchronized_at``: None where nobody knows. ``rpo_s``: of asynchronous mirrors.
     ``replica``: the mirror's name; ``mirrored_group``: that of the mirrored group that it is a member of.
-    ``volume``: the name of a snapshot's volume, ``snapshot`` its own.
+    ``volume``: the name of a snapshot's volume, ``snapshot`` its own. ``source_guid``: the snapshot of ``source`` that
+    a clone was made of.
     """
 
     sync_type: SyncType
@@ -70,6 +71,12 @@ class Copy:
     group_snapshot: str | None = None
     mirrored_group: str | None = None
     stops_host_io: bool = False
+    source_guid: str | None = None
+
+    @property
+    def source_element(self) -> str:
+        """The id of the element that it is a copy of."""
+        return self.source_guid or self.source
 
     @property
     def copy_type(self) -> CopyType:
@@ -206,6 +213,7 @@ async def clones(view: View) -> list[Copy]:
                 target=info.target_id,
                 established_at=info.established_at,
                 synchronized_at=info.established_at,
+                source_guid=info.source_guid,
             )
             for info in await clone_relations(view)
         ]
@@ -232,7 +240,7 @@ def of_snapshot(volume: VolumeInfo, info: SnapshotInfo) -> Copy:
 async def copies_of(view: View, element: str) -> list[Copy]:
     """Those that have the element as their source."""
     found = [copy for copy in await mirrors(view) if copy.source == element]
-    found += [copy for copy in await clones(view) if copy.source == element]
+    found += [copy for copy in await clones(view) if copy.source_element == element]
     volume = await view.volume(element)
     if volume is not None:
         found += [of_snapshot(volume, info) for info in await snapshots_of(view, volume.name)]

@@ -20,7 +20,8 @@ T = TypeVar("T")
 RELATION_SCHEMA = """
 CREATE TABLE element_names (guid TEXT PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE clone_relations (
-    target_id TEXT PRIMARY KEY, source_id TEXT NOT NULL, kind TEXT NOT NULL, established_at REAL NOT NULL);
+    target_id TEXT PRIMARY KEY, source_id TEXT NOT NULL, kind TEXT NOT NULL, established_at REAL NOT NULL,
+    source_guid TEXT);
 CREATE TABLE group_relations (guid TEXT PRIMARY KEY, document TEXT NOT NULL);
 CREATE TABLE copy_orders (job INTEGER PRIMARY KEY, document TEXT NOT NULL);
 """
@@ -28,12 +29,13 @@ CREATE TABLE copy_orders (job INTEGER PRIMARY KEY, document TEXT NOT NULL);
 
 @dataclass(frozen=True, slots=True)
 class CloneRow:
-    """A full clone that is still related to its source. ``kind``: clone or token."""
+    """A full clone that is still related to its source. ``kind``: clone or token. ``source_guid``: of a snapshot."""
 
     target_id: str
     source_id: str
     kind: str
     established_at: float
+    source_guid: str | None = None
 
 
 class _Run(Protocol):
@@ -61,13 +63,13 @@ class RelationTables:
 
     async def clones(self) -> list[CloneRow]:
         """Oldest first."""
-        query = "SELECT target_id, source_id, kind, established_at FROM clone_relations ORDER BY rowid"
+        query = "SELECT target_id, source_id, kind, established_at, source_guid FROM clone_relations ORDER BY rowid"
         return await self._run(lambda database: [CloneRow(*row) for row in database.execute(query)])
 
     async def put_clone(self, row: CloneRow) -> None:
-        values = (row.target_id, row.source_id, row.kind, row.established_at)
+        values = (row.target_id, row.source_id, row.kind, row.established_at, row.source_guid)
         await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO clone_relations VALUES (?, ?, ?, ?)", values)
+            lambda database: database.execute("INSERT OR REPLACE INTO clone_relations VALUES (?, ?, ?, ?, ?)", values)
         )
 
     async def remove_clone(self, target_id: str) -> None:

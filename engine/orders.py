@@ -165,6 +165,12 @@ class Orders:
                 check_element_name(text)
         source = self._pool.volume(order.source)
         source.require_usable()
+        if order.snapshot is not None:
+            self._pool.snapshot(source, order.snapshot)
+            if order.kind != "clone" or order.target is not None:
+                raise NotSupported(
+                    f"of a snapshot ({order.source}@{order.snapshot}) full clones are made, nothing else"
+                )
         if order.kind == "mirror" and order.peer is None:
             for info in await self._api.replica_list():
                 if order.source == info.target:
@@ -186,8 +192,8 @@ class Orders:
         kinds = {order.kind for order in orders}
         if len(kinds) > 1:
             raise InvalidArgument("the copies of one order are of one kind")
-        if at_once and (kinds & {"snapshot", "mirror"} or any(order.target for order in orders)):
-            raise NotSupported("only new clones are made of one instant here; for snapshots take a group")
+        if at_once and (kinds & {"snapshot", "mirror"} or any(order.target or order.snapshot for order in orders)):
+            raise NotSupported("only new clones of volumes are made of one instant here; for snapshots take a group")
         if group is None:
             return
         check_element_name(group.name)
@@ -256,6 +262,12 @@ class Orders:
         return name not in self._pool.interrupted()
 
 
+def _size_of(pool: Pool, order: CopyOrder) -> int:
+    """Of what is copied. Raises NotFound."""
+    source = pool.volume(order.source)
+    return source.size_bytes if order.snapshot is None else pool.snapshot(source, order.snapshot).size_bytes
+
+
 def _group_of(document: dict[str, Any]) -> str | None:
     """The name of the mirrored group that an order makes, if it makes one."""
     group, first = document["group"], document["orders"][0]
@@ -291,7 +303,7 @@ class _Order:
         self._made: list[dict[str, Any]] = [{} for _ in self._orders]
         self._own = set(range(len(self._orders))) if resumed else set[int]()
         """Whose names are this order's: what is there by them is taken back if need be."""
-        self._sizes = [pool.volume(order.source).size_bytes for order in self._orders]
+        self._sizes = [_size_of(pool, order) for order in self._orders]
         self._done = [0] * len(self._orders)
         self._rest = Rest()
         self._child: Job | None = None
@@ -299,7 +311,10 @@ class _Order:
     async def work(self, job: Job) -> dict[str, Any]:
         job.control = self._rest
         for made, order in zip(self._made, self._orders, strict=True):
-            made["source_id"] = self._pool.volume(order.source).volume_id
+            source = self._pool.volume(order.source)
+            made["source_id"] = source.volume_id
+            if order.snapshot is not None:
+                made["source_guid"] = self._pool.snapshot(source, order.snapshot).guid
         job.result = {"copies": [dict(made) for made in self._made], "jobs": []}
         job.progress(0, sum(self._sizes))
         point: str | None = self.document["at_once"] or None
@@ -414,7 +429,7 @@ class _Order:
                 made["target_id"] = self._pool.volume(name).volume_id
                 await self._call(made["target_id"], order.element_name)
         if order.kind in ("clone", "token") and order.related:
-            await self._relations.relate(order.kind, made["source_id"], made["target_id"])
+            await self._relations.relate(order.kind, made["source_id"], made["target_id"], made.get("source_guid"))
 
     async def _copy(self, job: Job, number: int, order: CopyOrder, point: str | None) -> None:
         await self._rest.going.wait()
@@ -422,6 +437,7 @@ class _Order:
         if order.kind == "token":
             child = await start_token_clone(self._pool, source, name)
         else:
+            point = order.snapshot or point
             child = self._pool.jobs.get((await self._api.clone_copy(order.source, point, name)).job)
         job.result["jobs"].append(child.job_id)
         self._child = child

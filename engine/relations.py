@@ -53,7 +53,7 @@ class Relations:
         can be of, but relations; a text of something else is forgotten."""
         self._names = await self._tables.element_names()
         for row in await self._tables.clones():
-            if self.exists(row.source_id, row.target_id):
+            if self._stands(row):
                 self._clones[row.target_id] = row
             else:
                 await self._tables.remove_clone(row.target_id)
@@ -81,7 +81,7 @@ class Relations:
     # --- clones -----------------------------------------------------------------------------------------------
 
     def clones(self) -> list[RelationInfo]:
-        return [_relation(row) for row in self._clones.values() if self.exists(row.source_id, row.target_id)]
+        return [_relation(row) for row in self._clones.values() if self._stands(row)]
 
     def recorded(self, volume_id: str) -> list[RelationInfo]:
         """Of a volume, whether it is still there or not."""
@@ -91,9 +91,14 @@ class Relations:
         if self.on_change is not None:
             self.on_change(info, verb)
 
-    async def relate(self, kind: str, source_id: str, target_id: str) -> None:
+    def _stands(self, row: CloneRow) -> bool:
+        """Whether both ends are there."""
+        of_snapshot = row.source_guid is None or self.exists(row.source_id, row.source_guid)
+        return of_snapshot and self.exists(row.source_id, row.target_id)
+
+    async def relate(self, kind: str, source_id: str, target_id: str, source_guid: str | None = None) -> None:
         """Record a full clone. One that the target was before is forgotten."""
-        row = CloneRow(target_id, source_id, kind, self._clock.time())
+        row = CloneRow(target_id, source_id, kind, self._clock.time(), source_guid)
         await self._tables.put_clone(row)
         self._clones[target_id] = row
         self._tell(_relation(row), "created")
@@ -135,7 +140,7 @@ class Relations:
 
 
 def _relation(row: CloneRow) -> RelationInfo:
-    return RelationInfo(row.kind, row.source_id, row.target_id, row.established_at)
+    return RelationInfo(row.kind, row.source_id, row.target_id, row.established_at, row.source_guid)
 
 
 def order_point() -> str:

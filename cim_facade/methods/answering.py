@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cim_facade import elements
 from cim_facade.errors import told
 from cim_facade.methods.requests import Refused, invalid, unsupported
+from cim_facade.value_maps import SyncType
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from cim_facade.context import View
     from cim_facade.elements import Element
+    from cim_facade.methods.requests import Kind
     from cim_facade.provider import MethodHandler, Parameters
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,15 @@ def require_volume(found: Element, name: str) -> str:
     if found.snapshot is not None:
         raise unsupported(f"{name}: {found.volume.name}@{found.snapshot.name} is a snapshot, not a volume of its own")
     return found.volume.name
+
+
+def require_copied(found: Element, kind: Kind, name: str, *, onto: bool) -> None:
+    """What a snapshot can be the source of: a new full clone. ``onto``: a target was handed in."""
+    if found.snapshot is not None and (kind.sync_type is not SyncType.CLONE or onto):
+        what = (
+            "a copy in an existing volume" if kind.sync_type is SyncType.CLONE else f"a {kind.sync_type.name.lower()}"
+        )
+        raise unsupported(f"{name}: {found.volume.name}@{found.snapshot.name} is a snapshot, and {what} is of a volume")
 
 
 async def instance(view: View, path: CIMInstanceName) -> CIMInstance | None:

@@ -87,12 +87,19 @@ async def _detach_clone(view: View, copies: list[Copy], force: bool) -> int | No
 
 async def _copy_again(view: View, copies: list[Copy], force: bool) -> int | None:
     """The clones get what their sources hold now."""
-    return await _clone_onto(view, [(copy.source, copy.target) for copy in copies], related=True)
+    return await _clone_onto(view, [(_live(copy), copy.target) for copy in copies], related=True)
 
 
 async def _copy_back(view: View, copies: list[Copy], force: bool) -> int | None:
     """The sources get what the clones hold."""
-    return await _clone_onto(view, [(copy.target, copy.source) for copy in copies], related=False)
+    return await _clone_onto(view, [(copy.target, _live(copy)) for copy in copies], related=False)
+
+
+def _live(copy: Copy) -> str:
+    """The id of a source that is a volume."""
+    if copy.source_guid is not None:
+        raise unsupported("the source is a snapshot, which never changes")
+    return copy.source
 
 
 async def _clone_onto(view: View, pairs: list[tuple[str, str]], *, related: bool) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cim_facade import elements
-from cim_facade.methods.answering import answering, check_space, element, element_at, require_volume
+from cim_facade.methods.answering import answering, check_space, element, element_at, require_copied, require_volume
 from cim_facade.methods.making import Outcome, make
 from cim_facade.methods.requests import (
     Kind,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pywbem import CIMInstanceName
 
     from cim_facade.context import View
-    from cim_facade.elements import Group
+    from cim_facade.elements import Element, Group
     from cim_facade.methods.answering import Answer
     from cim_facade.provider import MethodHandler, Parameters
     from cim_facade.value_maps import CopyState
@@ -49,10 +49,13 @@ class Wish:
     wait_for: CopyState | None
     peer: str | None
 
-    def order(self, source: str, name: str | None, target: str | None = None) -> CopyOrder:
+    def order(
+        self, source: str, name: str | None, target: str | None = None, *, snapshot: str | None = None
+    ) -> CopyOrder:
         return CopyOrder(
             self.kind.engine_kind,
             source,
+            snapshot=snapshot,
             element_name=name,
             target=target,
             terms=self.kind.terms(rpo_s=self.settings.rpo_s),
@@ -95,11 +98,13 @@ async def create_element_replica(view: View, path: CIMInstanceName, params: Para
     """One source, one target. Out Job, Synchronization, TargetElement."""
     wish = await wish_of(view, params, targets=given(params, "TargetElement"))
     name = element_name(params.get("ElementName"))
-    source = require_volume(await element(view, params, "SourceElement"), "SourceElement")
+    source = await element(view, params, "SourceElement")
+    onto = given(params, "TargetElement")
+    require_copied(source, wish.kind, "SourceElement", onto=onto)
     target = None
-    if given(params, "TargetElement"):
+    if onto:
         target = require_volume(await element(view, params, "TargetElement"), "TargetElement")
-    outcome = await _make(view, wish, [wish.order(source, name, target)])
+    outcome = await _make(view, wish, [wish.order(source.volume.name, name, target, snapshot=source.snapshot_name)])
     targets = await elements.made(view, outcome.copies)
     relations = await elements.made_synchronizations(view, outcome.copies)
     return outcome.code, {
@@ -113,16 +118,21 @@ async def create_element_replica(view: View, path: CIMInstanceName, params: Para
 async def create_list_replica(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """Several sources of one type, each with its target. Out Job, Synchronizations, TargetElements, in their order."""
     wish = await wish_of(view, params, targets=given(params, "TargetElements"))
-    sources = await _volumes(view, params, "SourceElements")
+    sources = await _elements(view, params, "SourceElements")
+    for source in sources:
+        require_copied(source, wish.kind, "SourceElements", onto=given(params, "TargetElements"))
     names = element_names(params.get("ElementNames"), len(sources))
     targets: list[str | None] = [None] * len(sources)
     if given(params, "TargetElements"):
         found = await _volumes(view, params, "TargetElements")
         count = paired(len(sources), len(found), wish.settings.unequal_lists, "UnequalListsAction")
         sources, names, targets = sources[:count], names[:count], [*found[:count]]
-        if set(sources) & set(found):
+        if {source.volume.name for source in sources} & set(found):
             raise invalid("an element is both a source and a target")
-    orders = [wish.order(*each) for each in zip(sources, names, targets, strict=True)]
+    orders = [
+        wish.order(source.volume.name, name, target, snapshot=source.snapshot_name)
+        for source, name, target in zip(sources, names, targets, strict=True)
+    ]
     outcome = await _make(view, wish, orders)
     return outcome.code, {
         "Job": await elements.job_path(view, outcome.job),
@@ -131,14 +141,18 @@ async def create_list_replica(view: View, path: CIMInstanceName, params: Paramet
     }
 
 
-async def _volumes(view: View, params: Parameters, name: str) -> list[str]:
+async def _elements(view: View, params: Parameters, name: str) -> list[Element]:
     """Of a list of references: at least one, none NULL, none twice."""
     paths = params.get(name) or []
     check_count(len(paths))
-    found = [require_volume(await element_at(view, path, name), name) for path in paths]
-    if len(set(found)) < len(found):
+    found = [await element_at(view, path, name) for path in paths]
+    if len({each.identity for each in found}) < len(found):
         raise invalid(f"{name} has an element twice")
     return found
+
+
+async def _volumes(view: View, params: Parameters, name: str) -> list[str]:
+    return [require_volume(each, name) for each in await _elements(view, params, name)]
 
 
 async def _make(view: View, wish: Wish, orders: list[CopyOrder], group: GroupOrder | None = None) -> Outcome:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cim_facade import elements, sm_objects, synchronizations
+from cim_facade.methods.answering import require_copied
 from cim_facade.methods.making import Outcome, make, of_job
 from cim_facade.methods.operating import check_operation, operate
 from cim_facade.methods.requests import Kind, element_name, given, invalid, of_sync_type, rpo_seconds, unsupported
@@ -45,7 +46,8 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
     rpo_s = rpo_seconds(params.get("RecoveryPointObjective"), kind)
     onto = given(params, "TargetStorageVolume")
     check_settings(params.get("ReplicationSettings"), targets=onto)
-    source = live(await volume(view, path, "the source"), "the source")
+    source = await volume(view, path, "the source")
+    require_copied(source, kind, "the source", onto=onto)
     peer = await target_system(view, params)
     await check_credentials(view, params, at_peer=peer is not None)
     target = None
@@ -59,7 +61,8 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
         raise unsupported(f"a {kind.sync_type.name.lower()} at a peer")
     order = CopyOrder(
         kind.engine_kind,
-        source,
+        source.volume.name,
+        snapshot=source.snapshot_name,
         relation_name=name,
         target=target,
         terms=kind.terms(rpo_s=rpo_s),
@@ -91,12 +94,13 @@ async def _peer(view: View, outcome: Outcome) -> CIMInstanceName | None:
 
 
 async def _create(view: View, path: CIMInstanceName, params: Parameters, sync_type: SyncType) -> Answer:
-    source = live(await volume(view, path, "the source"), "the source")
+    source, kind = await volume(view, path, "the source"), Kind(sync_type)
+    require_copied(source, kind, "the source", onto=False)
     name = element_name(params.get("ElementName"))
     await check_credentials(view, params, at_peer=False)
     await check_pool(view, params, "TargetPool")
-    kind = Kind(sync_type)
-    outcome = await make(view, kind, [CopyOrder(kind.engine_kind, source, element_name=name)])
+    order = CopyOrder(kind.engine_kind, source.volume.name, snapshot=source.snapshot_name, element_name=name)
+    outcome = await make(view, kind, [order])
     return outcome.code, await _outputs(view, outcome)
 
 
@@ -126,7 +130,7 @@ async def set_replication_relationship(view: View, path: CIMInstanceName, params
     if target is not None:
         found = await sm_objects.read(view, target, sm_objects.PEER_VOLUME, sm_objects.PEER_REMOTE)
         copy = None if found is None else await sm_objects.copy_of_peer(view, *found)
-        if copy is None or source.identity not in (copy.source, copy.target):
+        if copy is None or source.identity not in (copy.source_element, copy.target):
             raise not_found("TargetStorageVolume: there is no such copy of this volume")
     else:
         copies = await synchronizations.copies_of(view, source.identity)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cim_facade import elements
-from cim_facade.methods.answering import answering, check_space, volume_name
+from cim_facade.methods.answering import answering, check_space, element, require_copied, volume_name
 from cim_facade.methods.making import make, of_job
 from cim_facade.methods.operating import operate
 from cim_facade.methods.requests import Kind, element_name, invalid, of_copy_type, unsupported
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from pywbem import CIMInstanceName
 
     from cim_facade.context import View
+    from cim_facade.elements import Element
     from cim_facade.methods.answering import Answer
     from cim_facade.provider import MethodHandler, Parameters
 
 
-def order_of(kind: Kind, source: str, name: str | None, *, target: str | None = None) -> CopyOrder:
-    """One copy of the volume ``source``."""
+def order_of(kind: Kind, source: Element, name: str | None, *, target: str | None = None) -> CopyOrder:
+    """One copy of ``source``."""
     return CopyOrder(
         kind.engine_kind,
-        source,
+        source.volume.name,
+        snapshot=source.snapshot_name,
         element_name=name,
         target=target,
         related=kind.related,
@@ -40,7 +42,8 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
     """ElementName, SourceElement, TargetSettingGoal, TargetPool, CopyType; out Job, TargetElement."""
     kind = of_copy_type(params.get("CopyType"))
     name = element_name(params.get("ElementName"))
-    source = await volume_name(view, params, "SourceElement")
+    source = await element(view, params, "SourceElement")
+    require_copied(source, kind, "SourceElement", onto=False)
     await check_space(view, params, "TargetPool", "TargetSettingGoal", targets=False)
     outcome = await make(view, kind, [order_of(kind, source, name)])
     targets = await elements.made(view, outcome.copies)
@@ -54,7 +57,8 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
 async def attach_replica(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """SourceElement, TargetElement, CopyType; out Job. The target exists; its content is lost."""
     kind = of_copy_type(params.get("CopyType"))
-    source = await volume_name(view, params, "SourceElement")
+    source = await element(view, params, "SourceElement")
+    require_copied(source, _onto(kind), "SourceElement", onto=True)
     target = await volume_name(view, params, "TargetElement")
     outcome = await make(view, _onto(kind), [order_of(_onto(kind), source, None, target=target)])
     return outcome.code, {"Job": await elements.job_path(view, outcome.job)}

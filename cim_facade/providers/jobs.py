@@ -126,8 +126,8 @@ async def affected(view: View, job: JobInfo) -> list[tuple[CIMInstanceName, bool
     relation = await elements.group_relation(view, job.result.get("group"))
     if relation is not None:
         found.append((paths.by_id(elements.GROUP_CLASS, elements.GROUP, relation.target_group), True))
-    for source in dict.fromkeys(copy["source_id"] for copy in copies):
-        path = paths.volume(source)
+    for source in dict.fromkeys((copy["source_id"], copy.get("source_guid")) for copy in copies):
+        path = paths.volume(*source)
         if await elements.find(view, path) is not None:
             found.append((path, False))
     if not copies:

@@ -30,7 +30,8 @@ class CopyOrder:
 
     ``kind``: snapshot; clone or token (full, verified, in a family of its own; the latter moved by a copy token); or
     mirror. ``target``: an existing volume, whose content is lost; None: it is made, and named after ``element_name``,
-    its free text, or after the source. ``name``: what it is called, where that is decided already.
+    its free text, or after the source. ``name``: what it is called, where that is decided already. ``snapshot``: of a
+    clone that is made, the snapshot of the source that it is a copy of; None: the source as it is then.
 
     ``relation_name``: a free text for the relation, not for the element; kept for ``relation:`` and the target's id.
     ``related``: a clone stays related to its source until ``relation_end``. ``terms``, ``peer``: of a mirror.
@@ -45,6 +46,7 @@ class CopyOrder:
     terms: MirrorTerms = ASYNCHRONOUS
     peer: str | None = None
     relation_name: str | None = None
+    snapshot: str | None = None
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> CopyOrder:
@@ -69,12 +71,14 @@ class GroupOrder:
 
 @dataclass(frozen=True, slots=True)
 class RelationInfo:
-    """A full clone (``kind`` clone or token) that is not detached. Ids are those of volumes."""
+    """A full clone (``kind`` clone or token) that is not detached. Ids are those of volumes; ``source_guid``: of the
+    source's snapshot that it was made of, if of one."""
 
     kind: str
     source_id: str
     target_id: str
     established_at: float
+    source_guid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,10 @@ class RelationApi(Protocol):
         ``on_error``: stop (then none of them stays) or continue. ``until``: what the job waits for with mirrors,
         ``associated`` or ``synchronized``. ``at_once``: clones hold one instant of all sources.
 
-        The job's result has ``copies``, in order: each the ``source_id``, and ``target_id`` (a volume), ``guid`` (a
-        snapshot), ``replica``, or ``error`` with ``message``; with a group ``group``, the GUID of the relation, and
-        ``target_group``. While it runs, what there is so far, and ``begun``: snapshots are made, mirrors exist, or the
-        first clone is being copied. ``jobs``: those that make single copies.
+        The job's result has ``copies``, in order: each the ``source_id`` (and ``source_guid`` of a snapshot of it), and
+        ``target_id`` (a volume), ``guid`` (a snapshot), ``replica``, or ``error`` with ``message``; with a group
+        ``group``, the GUID of the relation, and ``target_group``. While it runs, what there is so far, and ``begun``:
+        snapshots are made, mirrors exist, or the first clone is being copied. ``jobs``: those that make single copies.
         What can be refused is refused at once: InvalidArgument, NotFound, AlreadyExists, InUse, NotSupported.
         """
         ...
