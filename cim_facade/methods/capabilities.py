@@ -154,7 +154,7 @@ _SETTING_VALUES: dict[int, tuple[int, ...] | None] = {
     7: (2, 4, 5),  # TargetElementSupplier
     8: (2, 4, 5, 6, 7),  # ThinProvisioningPolicy
     9: (2, 3),  # Pairing
-    10: (2,),  # FailedCopyStopsHostIO: false
+    10: None,  # FailedCopyStopsHostIO: true of synchronous mirrors
     11: (4,),  # CopyRecoveryMode
     12: (2, 3, 4),  # UnequalListsAction
     13: (),  # DeltaUpdateInterval
@@ -168,6 +168,8 @@ def setting_values(kind: ReplicationType, name: int | None) -> list[int]:
     if name is None or name not in _SETTING_VALUES:
         raise invalid(f"PropertyName {name} is none of 2 to 15")
     values = _SETTING_VALUES[name]
+    if name == 10:
+        return [2, 3] if kind.sync_type is SyncType.MIRROR and kind.mode is Mode.SYNCHRONOUS else [2]
     if values is None:
         return [CopyMethodology.IMPLEMENTATION_DECIDES, *METHODOLOGIES[kind.sync_type]]
     return list(values)

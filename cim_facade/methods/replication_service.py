@@ -58,7 +58,7 @@ class Wish:
             snapshot=snapshot,
             element_name=name,
             target=target,
-            terms=self.kind.terms(rpo_s=self.settings.rpo_s),
+            terms=self.kind.terms(rpo_s=self.settings.rpo_s, stops_host_io=self.settings.stops_host_io),
             peer=self.peer,
         )
 

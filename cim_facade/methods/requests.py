@@ -51,9 +51,10 @@ class Kind:
     def engine_kind(self) -> str:
         return _ENGINE_KINDS[self.sync_type]
 
-    def terms(self, *, rpo_s: float | None = None) -> MirrorTerms:
+    def terms(self, *, rpo_s: float | None = None, stops_host_io: bool = False) -> MirrorTerms:
         """What is asked of a mirror; of other copies it says nothing."""
-        return MirrorTerms(ENGINE_MODES[self.mode or Mode.ASYNCHRONOUS], rpo_s=rpo_s)
+        mode = ENGINE_MODES[self.mode or Mode.ASYNCHRONOUS]
+        return MirrorTerms(mode, rpo_s=rpo_s, failed_copy_stops_host_io=stops_host_io)
 
 
 _ENGINE_KINDS = {
@@ -146,6 +147,7 @@ class Settings:
 
     ``unequal_lists``, ``unequal_groups``: 2 error, 3 the sources may be more, 4 the targets may be more.
     ``supplier``: TargetElementSupplier. ``at_once``: all copies hold one instant. ``rpo_s``: of asynchronous mirrors.
+    ``stops_host_io``: FailedCopyStopsHostIO, of synchronous ones.
     """
 
     on_error: str = "stop"
@@ -154,6 +156,7 @@ class Settings:
     exact_order: bool = False
     at_once: bool = False
     rpo_s: float | None = None
+    stops_host_io: bool = False
     supplier: int = 4
 
     def check_supplier(self, *, targets_given: bool) -> None:
@@ -188,7 +191,6 @@ _CHOICES = {
 _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "Multihop": (1,),
     "CopyRecoveryMode": (4,),
-    "FailedCopyStopsHostIO": (False,),
     "StorageCompressionPolicy": (7,),
     "AutoDelete": (False,),
     "TargetElementGoal": (2,),
@@ -198,7 +200,7 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 }
 """What the others may say: their defaults, and what is so anyway."""
 
-_HONOURED = {*(name.lower() for name in _CHOICES), "consistentpointintime", "desiredrpo"}
+_HONOURED = {*(name.lower() for name in _CHOICES), "consistentpointintime", "desiredrpo", "failedcopystopshostio"}
 _DESCRIBING = {"instanceid", "elementname", "caption", "description"}
 
 
@@ -228,6 +230,8 @@ def setting_data(instance: CIMInstance | None, kind: Kind) -> Settings:
     methodology = values.get("desiredcopymethodology", CopyMethodology.IMPLEMENTATION_DECIDES)
     if methodology not in (CopyMethodology.IMPLEMENTATION_DECIDES, *METHODOLOGIES[kind.sync_type]):
         raise unsupported(f"ReplicationSettingData.DesiredCopyMethodology {methodology} is not how this is copied")
+    if values.get("failedcopystopshostio") and kind.mode is not Mode.SYNCHRONOUS:
+        raise unsupported("ReplicationSettingData.FailedCopyStopsHostIO: of synchronous mirrors; others fall behind")
     return Settings(
         on_error="continue" if values.get("ongrouporlisterror") == 2 else "stop",
         unequal_lists=values.get("unequallistsaction", 2),
@@ -235,6 +239,7 @@ def setting_data(instance: CIMInstance | None, kind: Kind) -> Settings:
         exact_order=values.get("pairing") == 3,
         at_once=bool(values.get("consistentpointintime", False)),
         rpo_s=_interval(values.get("desiredrpo"), kind),
+        stops_host_io=bool(values.get("failedcopystopshostio", False)),
         supplier=values.get("targetelementsupplier", 4),
     )
 

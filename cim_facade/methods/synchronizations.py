@@ -36,7 +36,7 @@ async def modify_replica_synchronization(view: View, path: CIMInstanceName, para
     """Operation, Synchronization, ReplicationSettingData, SyncPair, Force, WaitForCopyState; out Job, SettingsState."""
     copy = await _copy(view, params.get("Synchronization"))
     operation = check_operation(params.get("Operation"), copy.sync_type)
-    setting_data(params.get("ReplicationSettingData"), _kind(copy))
+    _check_settings(params, copy)
     if given(params, "SyncPair"):
         raise unsupported("SyncPair: groups change by their members")
     wait = check_wait(params.get("WaitForCopyState"), operation)
@@ -57,10 +57,17 @@ async def modify_list_synchronization(view: View, path: CIMInstanceName, params:
     if params.get("Operation") in LIST_RESERVED:
         raise invalid("Operation: reserved for lists")
     operation = check_operation(params.get("Operation"), copies[0].sync_type)
-    setting_data(params.get("ReplicationSettingData"), _kind(copies[0]))
+    _check_settings(params, copies[0])
     wait = check_wait(params.get("WaitForCopyState"), operation)
     outcome = await of_job(view, await _operate(view, operation, copies, params), wait=wait)
     return outcome.code, {"Job": await elements.job_path(view, outcome.job)}
+
+
+def _check_settings(params: Parameters, copy: Copy | GroupCopy) -> None:
+    """What a mirror promises is said when it is made; an operation does not change it."""
+    settings = setting_data(params.get("ReplicationSettingData"), _kind(copy))
+    if settings.rpo_s is not None or settings.stops_host_io:
+        raise unsupported("ReplicationSettingData: DesiredRPO and FailedCopyStopsHostIO are for new mirrors")
 
 
 async def _operate(view: View, operation: Operation, copies: list[Copy | GroupCopy], params: Parameters) -> int | None:

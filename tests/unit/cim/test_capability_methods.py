@@ -136,6 +136,9 @@ async def test_limits_and_settings(made):
     for name in (None, 1, 16):
         given = {"ReplicationType": 10, "PropertyName": name}
         assert (await made.call(path, "GetSupportedReplicationSettingData", **given))[0] == 5
+    for kind, values in ((2, [2, 3]), (4, [2, 3]), (3, [2]), (10, [2])):
+        given = {"ReplicationType": kind, "PropertyName": 10}  # FailedCopyStopsHostIO
+        assert (await made.call(path, "GetSupportedReplicationSettingData", **given))[1]["SupportedValues"] == values
     for name in range(2, 16):
         given = {"ReplicationType": 10, "PropertyName": name}
         assert (await made.call(path, "GetSupportedReplicationSettingData", **given))[0] == 0

@@ -278,6 +278,26 @@ async def test_setting_data_is_honoured_or_refused_never_ignored(made, values, c
     assert len(await made.api.volume_list()) == (4 if code == 0 else 2)
 
 
+async def test_a_failed_copy_stops_hosts_where_that_is_asked_for(made):
+    """FailedCopyStopsHostIO, of synchronous mirrors; later it cannot be changed by the way."""
+    sources = await volumes(made, "a", "b")
+    given = {"SourceElements": sources, "SyncType": 6, "WaitForCopyState": 4}
+    wanted = rsd(FailedCopyStopsHostIO=True)
+    assert (await make_list(made, **given, Mode=3, ReplicationSettingData=wanted))[0] == 1
+    code, out = await make_list(made, **given, Mode=2, ReplicationSettingData=wanted)
+    assert code == 0
+    assert [info.failed_copy_stops_host_io for info in await made.api.replica_list()] == [True, True]
+    relation = out["Synchronizations"][0]
+    assert (await made.get(relation))["FailedCopyStopsHostIO"] is True
+    for settings in (wanted, rsd(DesiredRPO=CIMDateTime("00000000000015.000000:000"))):
+        given = {"Operation": 12, "Synchronization": relation, "ReplicationSettingData": settings}
+        assert (await made.call(REPLICATION, "ModifyReplicaSynchronization", **given))[0] in (1, 5)
+    assert (await made.get(relation))["CopyState"] == 4
+    (group, *_) = [(await made.call(REPLICATION, "CreateGroup", Members=sources))[1]["ReplicationGroup"]]
+    given = {"SourceGroup": group, "SyncType": 6, "Mode": 2, "Consistency": 3, "ReplicationSettingData": wanted}
+    assert (await make_group(made, **given))[0] == 1
+
+
 async def test_a_list_that_stops_leaves_nothing_and_one_that_continues_what_it_could(made):
     sources = await volumes(made, "a", "b", "c")
     real = made.api.snapshot_create
