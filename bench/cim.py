@@ -241,7 +241,9 @@ async def _serve(count: int, folder: Path, pipe: Connection) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     server = CimServer(facade(count), Users(folder / "users"), ConnectionAbortedError)
-    await server.start(listener, certificate.server_context(folder, "127.0.0.1:0"))
+    served_with = certificate.ServerCertificate(folder, "127.0.0.1:0")
+    await served_with.context()
+    await server.start(listener, served_with.context)
     longest = 0.0
 
     async def ticker() -> None:
@@ -294,7 +296,7 @@ def over_https(count: int, rounds: int) -> dict[str, Any]:
 def _asked(port: int, folder: Path, server: Connection, rounds: int) -> dict[str, Any]:
     for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # win over ca_certs
         os.environ.pop(variable, None)
-    trusted = str(folder / certificate.FOLDER / certificate.CERTIFICATE)
+    trusted = str(folder / certificate.FOLDER / certificate.CA)
     connection = pywbem.WBEMConnection(
         f"https://127.0.0.1:{port}", (USER, PASSWORD), default_namespace=STORAGE, ca_certs=trusted, timeout=120
     )

@@ -25,6 +25,7 @@ import logging
 import math
 import re
 import urllib.parse
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -40,7 +41,7 @@ from engine.errors import EngineError
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Coroutine
 
     from cim_facade.cimxml import Request
     from cim_facade.dispatch import Facade
@@ -78,6 +79,9 @@ READ_BYTES = 16 << 10
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?", re.ASCII)
 _MAN = re.compile(r'\s*"?http://www\.dmtf\.org/cim/mapping/http/v1\.[01]"?\s*;\s*ns\s*=\s*(\d{2})\s*', re.ASCII)
 _LOOPBACK_USER = User("", administrator=True, secure=True)
+
+Tls = Callable[[], Awaitable["ssl.SSLContext"]]
+"""What the next connection is served with. It does not fail."""
 
 CIM_TYPES = ("application/xml", "text/xml")
 
@@ -119,8 +123,9 @@ class CimServer:
         self._tasks: set[asyncio.Task[None]] = set()  # that accept, and handshakes under way
         self._protocols: list[web.Server] = []
 
-    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Accept on a listening socket. Without ``tls`` whoever comes is an administrator."""
+    async def start(self, listener: socket.socket, tls: Tls | None) -> None:
+        """Accept on a listening socket. ``tls``: asked for each connection; without it whoever comes is an
+        administrator."""
         protocol = web.Server(self._handler_of(secure=tls is not None))
         listener.setblocking(False)
         listener.listen()
@@ -150,7 +155,7 @@ class CimServer:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _accept(self, listener: socket.socket, protocol: web.Server, tls: ssl.SSLContext | None) -> None:
+    async def _accept(self, listener: socket.socket, protocol: web.Server, tls: Tls | None) -> None:
         """Take connections for ever. They are counted from here on, so that handshakes are no way around the limits."""
         loop = asyncio.get_running_loop()
         while True:
@@ -170,7 +175,8 @@ class CimServer:
             self._addresses[address] = there + 1
             connection = _Connection(protocol, Login(address), self._ended)
             self._unproven.setdefault(address, {})[connection] = None
-            connection.beginning = self._own(self._begin(taken, connection, tls))
+            context = None if tls is None else await tls()
+            connection.beginning = self._own(self._begin(taken, connection, context))
 
     def _make_room(self, newcomer: str) -> bool:
         """End the oldest connection of the address that has most of those on which nobody has proven who he is."""

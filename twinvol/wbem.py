@@ -38,12 +38,13 @@ async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: s
         log.info("CIM-XML is up at http://%s", bound_address(http))
     if https is not None:
         try:
-            context = await asyncio.to_thread(certificate.server_context, pool, bound_address(https))
-        except EngineError as error:
+            served_with = certificate.ServerCertificate(pool, bound_address(https))
+            await served_with.context()
+        except (EngineError, OSError) as error:
             log.error("CIM-XML is not served over TLS: %s", error)
             https.shutdown(socket.SHUT_RDWR)  # nobody shall wait there: the data process has this socket, too
             https.close()
         else:
-            await server.start(https, context)
+            await server.start(https, served_with.context)
             log.info("CIM-XML is up at https://%s", bound_address(https))
     return server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ from pywbem import CIM_ERR_ACCESS_DENIED, CIM_ERR_INVALID_NAMESPACE, CIMError, U
 from tests.support import wbem
 from tests.support.daemon import ROOT, twinvol
 from tests.support.wbem import NAMESPACE, Wbem, serving
+from tests.unit.daemon.test_certificate import foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +171,32 @@ def test_users_come_and_go_while_it_serves(served: Wbem):
     assert (
         twinvol("wbem", "user", "add", "joe", "--role", "admin", "--password-file", "/dev/null", *pool).returncode == 2
     )
+
+
+def test_the_certificate_is_replaced_while_it_serves(served: Wbem, tmp_path: Path):
+    """Connections that are open go on; new ones get the new one."""
+    pool = ["--json", "--pool", str(served.daemon.pool)]
+
+    def fingerprint() -> str:
+        pem = ssl.get_server_certificate(tuple(served.address.split(":")), timeout=30)
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+
+    before = json.loads(twinvol("wbem", "certificate", "show", *pool).stdout)
+    assert (before["sha256"], before["own"]) == (fingerprint(), True)
+    going_on = served.connection()
+    assert going_on.EnumerateClassNames()
+    made, key = foreign(tmp_path, names=("localhost",))
+    replaced = twinvol("wbem", "certificate", "replace", "--certificate", str(made), "--key", str(key), *pool)
+    assert replaced.returncode == 0, replaced.stderr
+    assert json.loads(replaced.stdout)["sha256"] == fingerprint() != before["sha256"]
+    assert going_on.EnumerateClassNames()
+    with pytest.raises(pywbem.ConnectionError, match="CERTIFICATE"):
+        served.connection().EnumerateClassNames()
+    renewed = json.loads(twinvol("wbem", "certificate", "renew", "--name", "array.example", *pool).stdout)
+    assert {"localhost", "array.example"} <= set(renewed["names"])
+    assert renewed["sha256"] == fingerprint()
+    assert (twinvol("wbem", "certificate", "renew", "--name", "a b", *pool).returncode) == 2
+    assert served.connection().EnumerateClassNames()
 
 
 @pytest.mark.client("pywbemcli")

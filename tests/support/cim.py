@@ -216,7 +216,12 @@ async def served(
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     server = CimServer(made, Users(users if users is not None else _NOWHERE), ConnectionAbortedError)
-    await server.start(listener, tls)
+
+    async def served_with() -> ssl.SSLContext:
+        assert tls is not None
+        return tls
+
+    await server.start(listener, None if tls is None else served_with)
     try:
         yield "{}:{}".format(*listener.getsockname()), server
     finally:

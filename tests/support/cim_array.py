@@ -180,8 +180,10 @@ async def behind_the_facade(engine: Engine) -> AsyncIterator[Array]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     address = "{}:{}".format(*listener.getsockname())
-    await server.start(listener, certificate.server_context(_folder(), address))
-    trusted = str(_folder() / certificate.FOLDER / certificate.CERTIFICATE)
+    served_with = certificate.ServerCertificate(_folder(), address)
+    await served_with.context()
+    await server.start(listener, served_with.context)
+    trusted = str(_folder() / certificate.FOLDER / certificate.CA)
     client = WBEMConnection(
         f"https://{address}", (NAME, PASSWORD), default_namespace=STORAGE, ca_certs=trusted, timeout=60
     )

@@ -48,7 +48,7 @@ class Wbem:
 
     @property
     def certificate(self) -> Path:
-        return self.daemon.pool / "tls" / "server.crt"
+        return self.daemon.pool / "tls" / "ca.crt"
 
     def wait(self) -> None:
         """Until it serves TLS: the certificate is there then."""

@@ -1,4 +1,7 @@
-"""``twinvol wbem user``: who may use the CIM facade. Works on the pool's file; a running daemon reads it again."""
+"""``twinvol wbem``: who may use the CIM facade, and with what certificate it is served.
+
+Works on the pool's files; a running daemon reads them again.
+"""
 
 from __future__ import annotations
 
@@ -96,10 +99,70 @@ def remove(pool: Path, as_json: bool, name: str) -> None:
     output.done(f"{name} may not use the CIM facade any more")
 
 
+@cli.group()
+def certificate() -> None:
+    """What it is served with. Clients trust POOL/tls/ca.crt, or what signed a certificate of your own."""
+
+
+@certificate.command("show")
+@pool_option
+@json_option
+def show(pool: Path, as_json: bool) -> None:
+    """The certificate that is served."""
+    from twinvol import certificate as made  # cryptography takes as long as the rest of a command
+
+    output = Output(as_json)
+    try:
+        output.object(made.show(_pool(pool)))
+    except EngineError as error:
+        fail(output, error)
+
+
+@certificate.command()
+@click.option("--name", "names", multiple=True, help="A DNS name or an address that clients use, besides those before.")
+@pool_option
+@json_option
+def renew(pool: Path, as_json: bool, names: tuple[str, ...]) -> None:
+    """Make a new one of the pool's own authority. Who trusts the authority goes on; it holds at once."""
+    from twinvol import certificate as made
+
+    output = Output(as_json)
+    try:
+        made.renew(_pool(pool), names)
+        output.object(made.show(pool))
+    except EngineError as error:
+        fail(output, error)
+
+
+@certificate.command()
+@click.option(
+    "--certificate", "file", type=click.Path(path_type=Path), required=True, help="PEM, its signers behind it."
+)
+@click.option(
+    "--key", type=click.Path(path_type=Path), required=True, help="PEM, not encrypted, nobody else's to read."
+)
+@pool_option
+@json_option
+def replace(pool: Path, as_json: bool, file: Path, key: Path) -> None:
+    """Serve with a certificate of your own authority, at once. ``renew`` goes back to the pool's."""
+    from twinvol import certificate as made
+
+    output = Output(as_json)
+    try:
+        made.replace(_pool(pool), file, key)
+        output.object(made.show(pool))
+    except EngineError as error:
+        fail(output, error)
+
+
 def _users(pool: Path) -> UsersFile:
+    return UsersFile(_pool(pool) / USERS_NAME)
+
+
+def _pool(pool: Path) -> Path:
     if not (pool / _CATALOG).exists():
         raise InvalidArgument(f"{pool} is no pool; the first serve makes one")
-    return UsersFile(pool / USERS_NAME)
+    return pool
 
 
 def _password(name: str, file: str | None) -> str:

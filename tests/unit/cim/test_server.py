@@ -335,7 +335,7 @@ def users(tmp_path):
 @pytest.fixture
 def tls(tmp_path):
     context = certificate.server_context(tmp_path, "127.0.0.1:0")
-    client = ssl.create_default_context(cafile=tmp_path / certificate.FOLDER / certificate.CERTIFICATE)
+    client = ssl.create_default_context(cafile=tmp_path / certificate.FOLDER / certificate.CA)
     return context, client
 
 

@@ -45,9 +45,9 @@ async def test_nobody_waits_where_tls_cannot_be_served(tmp_path):
             await server.close()
 
 
-@pytest.mark.parametrize("steps", range(2))
+@pytest.mark.parametrize("steps", range(4))
 def test_a_certificate_whose_making_crashed_is_made_at_the_next_start(tmp_path, monkeypatch, steps):
-    """Between the appearances of key and certificate there is a key alone."""
+    """The authority's key and certificate appear, then the server's."""
     done = []
     replace = Path.replace
 
