@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pywbem import (
     CIM_ERR_ACCESS_DENIED,
     CIM_ERR_CONTINUATION_ON_ERROR_NOT_SUPPORTED,
-    CIM_ERR_FILTERED_ENUMERATION_NOT_SUPPORTED,
     CIM_ERR_INVALID_PARAMETER,
     CIM_ERR_NOT_SUPPORTED,
     CIMClassName,
     CIMError,
+    CIMInstance,
     CIMInstanceName,
 )
 
-from cim_facade import answers, cimxml
+from cim_facade import answers, cimxml, query
 from cim_facade.context import View
 from cim_facade.invoke import Methods
 from cim_facade.operations import Filters, Operations
 from cim_facade.pull import Enumerations
+from cim_facade.query_schema import ClassSchema
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -288,9 +289,9 @@ async def _get_instance(call: Call) -> Pieces:
     yield f"<IRETURNVALUE>{answers.instance(found)}</IRETURNVALUE>"
 
 
-def _instances(call: Call) -> AsyncGenerator[Any, None]:
-    deep = call.get("DeepInheritance", True)
-    return call.operations.enumerate_instances(call.namespace, call["ClassName"], deep=deep, **call.as_asked())
+def _instances(call: Call, **other: Any) -> AsyncGenerator[Any, None]:
+    asked = {"deep": call.get("DeepInheritance", True), **call.as_asked(), **other}
+    return call.operations.enumerate_instances(call.namespace, call["ClassName"], **asked)
 
 
 def _enumerate_instances(call: Call) -> Pieces:
@@ -340,8 +341,6 @@ async def _delete_instance(call: Call) -> Pieces:
 
 
 async def _open(call: Call, kind: str, items: AsyncGenerator[Any, None]) -> Pieces:
-    if call.get("FilterQuery") is not None or call.get("FilterQueryLanguage") is not None:
-        raise CIMError(CIM_ERR_FILTERED_ENUMERATION_NOT_SUPPORTED, "no filter query is supported")
     if call.get("ContinueOnError", False):
         raise CIMError(CIM_ERR_CONTINUATION_ON_ERROR_NOT_SUPPORTED, "an enumeration ends with its first error")
     most, timeout_s = call.get("MaxObjectCount", 0), call.get("OperationTimeout")
@@ -364,15 +363,65 @@ async def _pulled(call: Call, kind: str, found: list[Any], context: str | None) 
     yield answers.pull_state(context, end_of_sequence=context is None)
 
 
-def _open_enumeration(call: Call, kind: str) -> Pieces:
-    if kind == "paths":
-        return _open(call, kind, call.operations.enumerate_instance_names(call.namespace, call["ClassName"]))
-    return _open(call, kind, _instances(call))
+Condition = Callable[[CIMInstance], bool]
 
 
-def _open_from(call: Call, kind: str, name: str) -> Pieces:
-    options = {} if kind == "paths" else call.as_asked()
-    return _open(call, kind, getattr(call.operations, name)(call["InstanceName"], call.filters, **options))
+async def _open_enumeration(call: Call, kind: str) -> Pieces:
+    condition = await _condition(call, call["ClassName"])
+    if condition is not None:
+        items = _filtered(call, kind, condition, _instances(call, property_list=None))
+    elif kind == "paths":
+        items = call.operations.enumerate_instance_names(call.namespace, call["ClassName"])
+    else:
+        items = _instances(call)
+    async for piece in _open(call, kind, items):
+        yield piece
+
+
+async def _open_from(call: Call, kind: str, name: str) -> Pieces:
+    """``name``: associators or references, of ``Operations``."""
+    condition = await _condition(call, call.get("ResultClass"))
+    source, filters = call["InstanceName"], call.filters
+    if condition is not None:
+        found = getattr(call.operations, name)(source, filters, **call.as_asked() | {"property_list": None})
+        items = _filtered(call, kind, condition, found)
+    elif kind == "paths":
+        items = getattr(call.operations, f"{name.removesuffix('s')}_names")(source, filters)
+    else:
+        items = getattr(call.operations, name)(source, filters, **call.as_asked())
+    async for piece in _open(call, kind, items):
+        yield piece
+
+
+async def _condition(call: Call, class_name: str | None) -> Condition | None:
+    """The filter query. ``class_name``: what the results are of, if that is known. Raises CIMError."""
+    text, language = call.get("FilterQuery"), call.get("FilterQueryLanguage")
+    if text is None and language is None:
+        return None
+    if text is None or language is None:
+        raise CIMError(CIM_ERR_INVALID_PARAMETER, "FilterQuery and FilterQueryLanguage come together")
+    classes = call.view.classes
+    namespaces = [call.namespace, *(each for each in classes.namespaces if each != call.namespace)]
+    if class_name is not None:  # a class that there is not is the operation's to refuse
+        namespaces = [each for each in namespaces if classes.get(each, class_name) is not None]
+        if not namespaces:
+            return lambda _: True
+    schema = ClassSchema(classes, namespaces, class_name)
+    return await asyncio.to_thread(query.parse_condition, language, text, schema)
+
+
+async def _filtered(
+    call: Call, kind: str, condition: Condition, items: AsyncIterator[CIMInstance]
+) -> AsyncGenerator[Any, None]:
+    """Those that meet the condition, as they were asked for; they come with all their properties."""
+    names = call.get("PropertyList")
+    async for item in items:
+        if not condition(item):
+            continue
+        if kind == "paths":
+            yield item.path
+        else:
+            yield item if names is None else call.operations.trimmed(item, names)
 
 
 async def _close(call: Call) -> Pieces:
@@ -429,7 +478,7 @@ OPERATIONS: dict[str, Operation] = {
         lambda call: _open_from(call, "instances", "references"),
     ),
     "OpenReferenceInstancePaths": Operation(
-        ("InstanceName",), (*_REFERENCE, *_OPEN), lambda call: _open_from(call, "paths", "reference_names")
+        ("InstanceName",), (*_REFERENCE, *_OPEN), lambda call: _open_from(call, "paths", "references")
     ),
     "OpenAssociatorInstances": Operation(
         ("InstanceName",),
@@ -437,7 +486,7 @@ OPERATIONS: dict[str, Operation] = {
         lambda call: _open_from(call, "instances", "associators"),
     ),
     "OpenAssociatorInstancePaths": Operation(
-        ("InstanceName",), (*_ASSOCIATOR, *_OPEN), lambda call: _open_from(call, "paths", "associator_names")
+        ("InstanceName",), (*_ASSOCIATOR, *_OPEN), lambda call: _open_from(call, "paths", "associators")
     ),
     "PullInstancesWithPath": Operation(_PULL, (), lambda call: _pull(call, "instances")),
     "PullInstancePaths": Operation(_PULL, (), lambda call: _pull(call, "paths")),

@@ -24,7 +24,8 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         "msiscsitarget",
         "replication_company",
         "profiles",
+        "indications",
     ),
-    STORAGE_MANAGEMENT: ("qualifiers", "msft_sm"),
-    INTEROP: ("qualifiers", "cim_core", "profiles", "interop"),
+    STORAGE_MANAGEMENT: ("qualifiers", "msft_sm", "indications"),
+    INTEROP: ("qualifiers", "cim_core", "profiles", "interop", "indications", "subscriptions"),
 }

@@ -348,14 +348,19 @@ class Operations:
         provider = self._registry.of(path.namespace, path.classname)
         return None if provider is None else await provider.instance(self._view, path.keybindings)
 
+    def trimmed(self, instance: CIMInstance, property_list: list[str]) -> CIMInstance:
+        """Itself, with no other properties than these."""
+        wanted = {name.lower() for name in property_list}
+        for name in [name for name in instance.properties if name.lower() not in wanted]:
+            del instance.properties[name]
+        return instance
+
     def _as_asked(self, instance: CIMInstance, include_class_origin: bool, property_list: PropertyList) -> CIMInstance:
         """With all properties of its class, or those of the list."""
         path = instance.path
         self._classes.shape(path.namespace, path.classname).complete(instance)
         if property_list is not None:
-            wanted = {name.lower() for name in property_list}
-            for name in [name for name in instance.properties if name.lower() not in wanted]:
-                del instance.properties[name]
+            self.trimmed(instance, property_list)
         if include_class_origin:
             declared = self._class(path.namespace, path.classname).properties
             for name, each in list(instance.properties.items()):

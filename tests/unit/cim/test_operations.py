@@ -8,15 +8,16 @@ import pywbem
 from pywbem import (
     CIM_ERR_ACCESS_DENIED,
     CIM_ERR_CONTINUATION_ON_ERROR_NOT_SUPPORTED,
-    CIM_ERR_FILTERED_ENUMERATION_NOT_SUPPORTED,
     CIM_ERR_INVALID_CLASS,
     CIM_ERR_INVALID_ENUMERATION_CONTEXT,
     CIM_ERR_INVALID_NAMESPACE,
     CIM_ERR_INVALID_PARAMETER,
+    CIM_ERR_INVALID_QUERY,
     CIM_ERR_METHOD_NOT_AVAILABLE,
     CIM_ERR_METHOD_NOT_FOUND,
     CIM_ERR_NOT_FOUND,
     CIM_ERR_NOT_SUPPORTED,
+    CIM_ERR_QUERY_LANGUAGE_NOT_SUPPORTED,
     CIMClassName,
     CIMError,
     CIMInstance,
@@ -85,8 +86,14 @@ async def refused(code, operation, *arguments, **options):
         (CIM_ERR_INVALID_PARAMETER, "AssociatorNames", [disk()], {"ResultClass": "T_None"}),
         (CIM_ERR_INVALID_PARAMETER, "References", [disk()], {"ResultClass": "T_None"}),
         (CIM_ERR_INVALID_PARAMETER, "Associators", ["T_None"], {}),
-        (CIM_ERR_FILTERED_ENUMERATION_NOT_SUPPORTED, "OpenEnumerateInstances", ["T_Disk"],
-         {"FilterQueryLanguage": "DMTF:FQL", "FilterQuery": "Size > 3"}),
+        (CIM_ERR_INVALID_QUERY, "OpenEnumerateInstances", ["T_Disk"],
+         {"FilterQueryLanguage": "DMTF:FQL", "FilterQuery": "Weight > 3"}),
+        (CIM_ERR_INVALID_QUERY, "OpenReferenceInstancePaths", [disk()],
+         {"FilterQueryLanguage": "DMTF:FQL", "FilterQuery": ""}),
+        (CIM_ERR_QUERY_LANGUAGE_NOT_SUPPORTED, "OpenEnumerateInstancePaths", ["T_Disk"],
+         {"FilterQueryLanguage": "DMTF:CQL", "FilterQuery": "Size > 3"}),
+        (CIM_ERR_INVALID_PARAMETER, "OpenEnumerateInstances", ["T_Disk"], {"FilterQuery": "Size > 3"}),
+        (CIM_ERR_INVALID_PARAMETER, "OpenAssociatorInstances", [disk()], {"FilterQueryLanguage": "DMTF:FQL"}),
         (CIM_ERR_CONTINUATION_ON_ERROR_NOT_SUPPORTED, "OpenEnumerateInstances", ["T_Disk"], {"ContinueOnError": True}),
         (CIM_ERR_INVALID_CLASS, "OpenEnumerateInstancePaths", ["T_None"], {"MaxObjectCount": 1}),
         (CIM_ERR_NOT_FOUND, "OpenAssociatorInstances", [disk(99)], {"MaxObjectCount": 1}),
@@ -279,3 +286,39 @@ def test_every_operation_of_pywbems_client_is_known():
     verbs = ("Enumerate", "Get", "Create", "Modify", "Delete", "Associator", "Reference", "Open", "Pull", "Close")
     client = {name for name in dir(pywbem.WBEMConnection) if name.startswith(verbs)}
     assert client - left_out == set(OPERATIONS)
+
+
+async def test_filtered_enumerations():
+    """Of instances and paths, from classes and by associations; the condition may ask what is not in PropertyList."""
+    async with talking() as ask:
+
+        async def numbers(operation, *arguments, query, **options):
+            options |= {"FilterQueryLanguage": "DMTF:FQL", "FilterQuery": query, "MaxObjectCount": 100}
+            result = await ask(operation, *arguments, **options)
+            assert result.eos
+            if operation.endswith("Paths"):
+                return [path["Number"] for path in result.paths]
+            return [each.path["Number"] for each in result.instances]
+
+        assert await numbers("OpenEnumerateInstances", "T_Disk", query="Number > 2 AND Ready = TRUE") == [4, 6]
+        assert await numbers("OpenEnumerateInstancePaths", "T_Device", query="Serial = 'serial 3'") == [3]
+        system = {"AssocClass": "T_SystemDevice", "ResultClass": "T_Disk"}
+        assert await numbers("OpenAssociatorInstances", SYSTEM, query="NOT Number < 5", **system) == [5, 6]
+        assert await numbers("OpenAssociatorInstancePaths", SYSTEM, query="Setting IS NOT NULL", **system) == [0]
+        found = await ask(
+            "OpenEnumerateInstances", "T_Disk", FilterQueryLanguage="dmtf:fql", FilterQuery="Number = 1",
+            PropertyList=["Serial"], MaxObjectCount=9,
+        )  # fmt: skip
+        assert [dict(each) for each in found.instances] == [{"Serial": "serial 1"}]
+        references = await ask(
+            "OpenReferenceInstances", disk(1), ResultClass="T_Copy", MaxObjectCount=9,
+            FilterQueryLanguage="DMTF:FQL", FilterQuery="State = 4",
+        )  # fmt: skip
+        assert len(references.instances) == 2
+        open_one = await ask(
+            "OpenEnumerateInstances", "T_Disk", FilterQueryLanguage="DMTF:FQL", FilterQuery="Number <> 0",
+            MaxObjectCount=1,
+        )  # fmt: skip
+        assert not open_one.eos
+        rest = await ask("PullInstancesWithPath", open_one.context, 100)
+        assert [each.path["Number"] for each in rest.instances] == [2, 3, 4, 5, 6]
