@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VOLUME = "MSISCSITARGET_StorageVolume"
+REPLICATION = "MSISCSITARGET_ReplicationService"
 PROFILES = (
     "Server",
     "Profile Registration",
@@ -227,9 +228,24 @@ def test_pywbemcli(served: Wbem):
         assert name in central
     source = f"/{NAMESPACE}:{first}"
     options = ["-p", "SyncType=7", "-p", "ElementName=by pywbemcli", "-p", f"SourceElement={source}"]
-    answer = done("instance", "invokemethod", url_of(service), "CreateElementReplica", *options)
+    answer = done("instance", "invokemethod", f"{REPLICATION}.?", "CreateElementReplica", *options)
     assert "ReturnValue=0" in answer or "ReturnValue=4096" in answer
     assert "by pywbemcli" in done("-o", "table", "instance", "enumerate", VOLUME, "--pl", "ElementName")
+    assert "Replication Services" in done("profile", "list", namespace="interop")
+    assert "MSFTSM_ComputerSystem" in done(
+        "instance", "associators", url_of(service), "--ac", "CIM_HostedService", "--no"
+    )
+    options = ["-p", "SyncType=8", "-p", f"SourceElement={source}"]
+    assert "ReturnValue=4096" in done("instance", "invokemethod", f"{REPLICATION}.?", "CreateElementReplica", *options)
+    job = url_of(served.connection().EnumerateInstanceNames("CIM_ConcreteJob")[-1])
+    shown = done("instance", "get", job, "--pl", "JobState,PercentComplete,ErrorCode")
+    assert "ErrorCode = 0" in shown
+    second = f"/{NAMESPACE}:{url_of(volume(served.connection(), 'second').path)}"
+    several = ",".join(path.replace(",", "\\,") for path in (source, second))
+    options = ["-p", "SyncType=7", "-p", f"SourceElements={several}", "-p", "ElementNames=one,two"]
+    answer = done("instance", "invokemethod", f"{REPLICATION}.?", "CreateListReplica", *options)
+    assert "ReturnValue=0" in answer
+    assert "TargetElements" in answer
 
 
 @pytest.mark.client("wbemcli")
@@ -258,3 +274,9 @@ def test_wbemcli(served: Wbem):
     answer = done("cm", call, on=f":{url_of(service)}")
     assert "CreateElementReplica:" in answer
     assert "bywbemcli" in done("ei", on=f":{VOLUME}")
+    assert '-RegisteredName="Replication Services"' in done("ei", on=":CIM_RegisteredProfile", namespace="interop")
+    assert "MSFTSM_ComputerSystem" in done("ain", "-ac", "CIM_HostedService", on=f":{url_of(service)}")
+    clone = f"CreateElementReplica.SyncType=8,ElementName=clonedbywbemcli,SourceElement={source}"
+    assert "4096" in done("cm", clone, on=f":{url_of(service)}")
+    job = url_of(served.connection().EnumerateInstanceNames("CIM_ConcreteJob")[-1])
+    assert "-ErrorCode=0" in done("gi", on=f":{job}")
