@@ -22,7 +22,7 @@ from engine.api import ORDER_POINT
 from engine.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cim_facade.context import View
     from engine.api import GroupInfo, GroupSnapshotInfo, JobInfo, PeerInfo, SnapshotInfo, VolumeInfo
@@ -320,6 +320,12 @@ async def peers(view: View) -> list[PeerInfo]:
 
 def is_reachable(peer: PeerInfo) -> bool:
     return peer.connected or peer.connects_to_us
+
+
+async def peer_of(view: View, copies: Iterable[Copy]) -> str | None:
+    """The name of the peer where the other ends of mirrors are; None: they are here, or at a disk of elsewhere."""
+    there = {copy.target_at or copy.source_at for copy in copies}
+    return next((peer.name for peer in await peers(view) if peer.name in there), None)
 
 
 async def peer_system_path(view: View, peer: str) -> CIMInstanceName:

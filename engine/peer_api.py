@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from engine.api import PeerInfo, PeerInvitation
 from engine.api_part import ApiPart
 from engine.errors import InUse, NotFound
+from engine.peers.frames import optional_text
 from engine.peers.identity import check_certificate
 from engine.peers.invitation import LIFETIME_S
+from engine.peers.serving import MAX_CREDENTIAL_CHARS
 
 if TYPE_CHECKING:
     from engine.peers.registry import Peers
@@ -45,6 +47,13 @@ class PeerOperations(ApiPart):
 
     async def peer_ping(self, name: str) -> float:
         return await self._require_peers().client(name).ping()
+
+    async def peer_authenticate(self, name: str, username: str, password: str) -> str | None:
+        client = self._require_peers().client(name)
+        if max(len(username), len(password)) > MAX_CREDENTIAL_CHARS:
+            return None
+        answer = await client.request("authenticate", username=username, password=password)
+        return optional_text(answer, "role", 16)
 
     async def peer_rotate(self) -> str:
         fingerprint = await self._require_peers().rotate()

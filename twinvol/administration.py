@@ -17,6 +17,7 @@ from engine.peers.registry import Peers
 from twinvol import __version__
 from twinvol.api.server import ApiServer
 from twinvol.management_process import ManagementProcess
+from twinvol.peer_users import peer_users
 from twinvol.remote_disks import IscsiDisks
 from twinvol.sockets import bound_address
 
@@ -74,6 +75,7 @@ async def begin(
 async def _restored_peers(pool: Pool, replicas: Replicas) -> Peers | None:
     """None: our key, or what is known of a peer, is damaged or cannot be read."""
     peers = Peers(pool, replicas.incoming, software=f"twinvol {__version__}")
+    peers.users = peer_users(pool.path)
     try:
         await peers.restore()
     except EngineError as error:

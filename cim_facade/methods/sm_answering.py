@@ -82,11 +82,10 @@ def extended_status(view: View, operation: str, code: int, text: str) -> CIMInst
     return status
 
 
-async def check_credentials(view: View, params: Parameters, *, at_peer: bool) -> None:
-    """A username and a password that were given must be those of an administrator of this pool.
+async def check_credentials(view: View, params: Parameters, *, peer: str | None = None) -> None:
+    """A username and a password that were given must be those of an administrator of this pool, or of ``peer``.
 
-    Absent, the call counts as what it came as, and towards a peer as what the pairing makes of it. A peer has no way to
-    ask for a password.
+    Absent, the call counts as what it came as, and towards a peer as what the pairing makes of it.
     """
     name, password = params.get("username"), params.get("password")
     if name is None and password is None:
@@ -95,16 +94,23 @@ async def check_credentials(view: View, params: Parameters, *, at_peer: bool) ->
         raise invalid("username and password go together")
     if not view.user.secure:
         raise denied("a password is taken over HTTPS only, or from this machine")
-    if at_peer:
-        raise unsupported("peers know each other by their certificates, and take no passwords")
+    if peer is not None:
+        role = await view.api.peer_authenticate(peer, name, password)
+    else:
+        role = await _role_here(view, name, password)
+    if role != ADMINISTRATOR_ROLE:
+        raise denied("the username and password are not those of an administrator")
+
+
+async def _role_here(view: View, name: str, password: str) -> str | None:
+    if view.users is None:
+        return None
     try:
-        role = None if view.users is None else await view.users.role(name, password, Login(view.user.login.address))
+        return await view.users.role(name, password, Login(view.user.login.address))
     except LockedOut as error:
         raise denied(str(error)) from error
     except Overloaded as error:
         raise Refused(ReturnCode.TIMEOUT, "too many passwords are being verified") from error
-    if role != ADMINISTRATOR_ROLE:
-        raise denied("the username and password are not those of an administrator")
 
 
 async def volume(view: View, path: CIMInstanceName | None, name: str) -> Element:

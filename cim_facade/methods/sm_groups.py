@@ -70,7 +70,7 @@ async def _volumes(view: View, params: Parameters, name: str) -> list[str]:
 @sm_answering
 async def create_replication_group(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """FriendlyName, StorageElements (their order is that of consistency); out CreatedReplicationGroup."""
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     check_settings(params.get("ReplicationSettings"), targets=False)
     name = element_name(params.get("FriendlyName"))
     group = await elements.make_group(view, name, await _volumes(view, params, "StorageElements"))
@@ -88,7 +88,7 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
     check_settings(params.get("ReplicationSettings"), targets=onto)
     source = await _group(view, path, "the group")
     peer = await target_system(view, params)
-    await check_credentials(view, params, at_peer=peer is not None)
+    await check_credentials(view, params, peer=peer)
     await check_pool(view, params, "TargetStoragePool")
     assert source.group is not None
     members = source.group.members
@@ -149,8 +149,7 @@ async def set_replication_relationship(view: View, path: CIMInstanceName, params
             raise not_found("TargetGroup: there is no such copy of this group")
     if len(relations) != 1:
         raise invalid(f"the group has {len(relations)} copies: say TargetGroup")
-    at_peer = any(member.is_remote for member in relations[0].members)
-    await check_credentials(view, params, at_peer=at_peer)
+    await check_credentials(view, params, peer=await elements.peer_of(view, relations[0].members))
     operation = check_operation(number, relations[0].sync_type)
     outcome = await of_job(view, await operate(view, operation, relations), wait=False)
     job = None if outcome.job is None else await sm_objects.path(view, sm_objects.JOB, outcome.job)
@@ -160,7 +159,7 @@ async def set_replication_relationship(view: View, path: CIMInstanceName, params
 @sm_answering
 async def add_members(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     group = await _group(view, path, "the group")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     assert group.group is not None
     new = [name for name in await _volumes(view, params, "StorageObjects") if name not in group.group.members]
     if new:
@@ -177,7 +176,7 @@ async def _require_unrelated(view: View, group: Group, code: int) -> None:
 @sm_answering
 async def remove_members(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     group = await _group(view, path, "the group")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     assert group.group is not None
     members = await _volumes(view, params, "StorageObjects")
     if not members:
@@ -190,7 +189,7 @@ async def remove_members(view: View, path: CIMInstanceName, params: Parameters) 
 @sm_answering
 async def set_friendly_name(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     group = await _group(view, path, "the group")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     name = element_name(params.get("FriendlyName"))
     if name is None:
         raise invalid("FriendlyName is required")
@@ -202,7 +201,7 @@ async def set_friendly_name(view: View, path: CIMInstanceName, params: Parameter
 async def get_replication_settings(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """Out ReplicationSettings: what copies of the group are made with when CreateReplica is told nothing else."""
     group = await _group(view, path, "the group")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     object_id = (await view.paths()).instance_id("settings", group.guid)
     settings = view.make(STORAGE_MANAGEMENT, SETTINGS_CLASS, ObjectId=object_id, **DEFAULT_SETTINGS)
     settings.path = None
@@ -213,7 +212,7 @@ async def get_replication_settings(view: View, path: CIMInstanceName, params: Pa
 async def set_replication_settings(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """ReplicationSettings: those that every group has; others are said to CreateReplica, and kept by nobody."""
     await _group(view, path, "the group")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     wanted = params.get("ReplicationSettings")
     if wanted is None:
         raise invalid("ReplicationSettings is required")
@@ -228,7 +227,7 @@ async def set_replication_settings(view: View, path: CIMInstanceName, params: Pa
 async def delete(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """The volumes stay."""
     group = await _group(view, path, "the group")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     await _require_unrelated(view, group, CONTAINS_REPLICAS)
     assert group.group is not None
     await view.api.group_delete(group.group.name)

@@ -49,7 +49,7 @@ async def create_replica(view: View, path: CIMInstanceName, params: Parameters) 
     source = await volume(view, path, "the source")
     require_copied(source, kind, "the source", onto=onto)
     peer = await target_system(view, params)
-    await check_credentials(view, params, at_peer=peer is not None)
+    await check_credentials(view, params, peer=peer)
     target = None
     if onto:  # TargetStoragePool is ignored then
         target = live(await volume(view, params["TargetStorageVolume"], "TargetStorageVolume"), "TargetStorageVolume")
@@ -97,7 +97,7 @@ async def _create(view: View, path: CIMInstanceName, params: Parameters, sync_ty
     source, kind = await volume(view, path, "the source"), Kind(sync_type)
     require_copied(source, kind, "the source", onto=False)
     name = element_name(params.get("ElementName"))
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     await check_pool(view, params, "TargetPool")
     order = CopyOrder(kind.engine_kind, source.volume.name, snapshot=source.snapshot_name, element_name=name)
     outcome = await make(view, kind, [order])
@@ -137,7 +137,7 @@ async def set_replication_relationship(view: View, path: CIMInstanceName, params
         if len(copies) != 1:
             raise invalid(f"the volume has {len(copies)} copies: say TargetStorageVolume")
         copy = copies[0]
-    await check_credentials(view, params, at_peer=copy.is_remote)
+    await check_credentials(view, params, peer=await elements.peer_of(view, [copy]))
     operation = check_operation(number, copy.sync_type)
     outcome = await of_job(view, await operate(view, operation, [copy]), wait=False)
     return outcome.code, await _outputs(view, outcome)
@@ -147,7 +147,7 @@ async def set_replication_relationship(view: View, path: CIMInstanceName, params
 async def delete(view: View, path: CIMInstanceName, params: Parameters) -> Answer:
     """The volume, or snapshot, and its space."""
     found = await volume(view, path, "the volume")
-    await check_credentials(view, params, at_peer=False)
+    await check_credentials(view, params)
     if found.snapshot is not None:
         await view.api.snapshot_delete(found.volume.name, found.snapshot.name)
     else:

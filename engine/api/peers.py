@@ -65,6 +65,13 @@ class PeerApi(Protocol):
         """Seconds until it answered. Raises PeerUnreachable."""
         ...
 
+    async def peer_authenticate(self, name: str, username: str, password: str) -> str | None:
+        """The role, admin or reader, that a peer's own users file gives to who has this password there; None: nobody.
+
+        Raises PeerUnreachable, NotSupported (an older peer), PermissionDenied (too many wrong ones from here).
+        """
+        ...
+
     async def peer_rotate(self) -> str:
         """Begin to replace our key and certificate; ends by itself once all peers know. The new fingerprint."""
         ...

@@ -27,6 +27,7 @@ from engine.errors import (
     InUse,
     InvalidArgument,
     InvalidState,
+    NotSupported,
     PeerUnreachable,
     PermissionDenied,
 )
@@ -63,7 +64,7 @@ from engine.peers.server import PeerServer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from engine.peers.incoming import Incoming
     from engine.pool import Pool
@@ -99,6 +100,8 @@ class Peers:
         self._announcing: set[asyncio.Task[None]] = set()
         self.began: Callable[[str], None] = lambda _peer: None
         """Called when there is a new client for a peer."""
+        self.users: Callable[[str, str, str], Awaitable[str | None]] | None = None
+        """By a peer, a username and a password: the role of this pool's user; None: nobody here knows users."""
 
     async def restore(self) -> None:
         """Read who is trusted. Nobody is connected yet."""
@@ -350,6 +353,11 @@ class Peers:
         row = self.row(peer)
         found = [each for each in (row.certificate, row.next_certificate) if each is not None]
         return "".join(found), [check_certificate(each) for each in found]
+
+    async def role_of(self, peer: str, username: str, password: str) -> str | None:
+        if self.users is None:
+            raise NotSupported("this pool knows no users")
+        return await self.users(peer, username, password)
 
     def context_for(self, peer: str) -> ssl.SSLContext:
         """To connect to a peer with. Raises InvalidState: we have no identity."""

@@ -34,7 +34,7 @@ from engine.peers.frames import (
     parse_preamble,
 )
 from engine.peers.identity import fingerprint_of
-from engine.peers.serving import CertificateKeeper, ControlSession
+from engine.peers.serving import ControlSession, Keeper
 
 if TYPE_CHECKING:
     import ssl
@@ -58,7 +58,7 @@ ACCEPT_PAUSE_S = 0.2
 """After the host refused to accept (no descriptor left)."""
 
 
-class Gatekeeper(CertificateKeeper, Protocol):
+class Gatekeeper(Keeper, Protocol):
     """Who is a peer. ``peer_with`` is also called from threads."""
 
     @property

@@ -72,14 +72,15 @@ MAX_LEASE_US = 60_000_000
 MIN_ASK_S = 0.02
 """A target asks for a lease no more often, however short it is; a shorter one it does not hold all the time."""
 
+MAX_CREDENTIAL_CHARS = 256
 MAX_POINTS = 1024
 MAX_MEMBERS = 64
 """Of a mirrored group."""
 MODES = frozenset({"sync", "async", "adaptive"})
 
 
-class CertificateKeeper(Protocol):
-    """Who keeps the certificates of peers."""
+class Keeper(Protocol):
+    """Who keeps the certificates of peers, and knows this pool's users."""
 
     async def knows(self, peer: str, fingerprint: str) -> None:
         """A peer has taken our next certificate."""
@@ -89,13 +90,18 @@ class CertificateKeeper(Protocol):
         """A peer announces its next certificate, which is durable on return. Returns its fingerprint."""
         ...
 
+    async def role_of(self, peer: str, username: str, password: str) -> str | None:
+        """Of one of this pool's users, whose password a peer says; None: nobody's. Raises PermissionDenied: too many
+        wrong ones have come from there; NotSupported: nobody is known here."""
+        ...
+
 
 class ControlSession:
     """See the module.
 
     Args:
         connection: its HELLO was exchanged, and it is ``peer``'s.
-        gate: is told of certificates, the peer's next one and whether it has ours.
+        gate: is told of certificates, the peer's next one and whether it has ours; and asked about users.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class ControlSession:
         peer: str,
         incoming: Incoming,
         env: StoreEnv,
-        gate: CertificateKeeper,
+        gate: Keeper,
     ) -> None:
         self.peer = peer
         self._gate = gate
@@ -470,6 +476,11 @@ class ControlSession:
         certificate = text_of(message, "certificate", MAX_CERTIFICATE_BYTES)
         return {"knows": await self._gate.take_next(self.peer, certificate)}
 
+    async def _authenticate(self, message: dict[str, Any]) -> dict[str, Any]:
+        username = text_of(message, "username", MAX_CREDENTIAL_CHARS)
+        password = text_of(message, "password", MAX_CREDENTIAL_CHARS)
+        return {"role": await self._gate.role_of(self.peer, username, password)}
+
     async def _ping(self, message: dict[str, Any]) -> None:
         del message
 
@@ -506,6 +517,7 @@ _OPERATIONS: dict[str, Callable[[ControlSession, dict[str, Any]], Awaitable[dict
     "hand_over": ControlSession._hand_over,
     "knows": ControlSession._knows,
     "next": ControlSession._next,
+    "authenticate": ControlSession._authenticate,
     "ping": ControlSession._ping,
 }
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from cim_facade import guesses
+from cim_facade.auth import USERS_NAME, UsersFile
 from cim_facade.namespaces import STORAGE_MANAGEMENT
-from tests.support.cim_array import REPLICATION, Array, behind_the_facade
+from tests.support.cim_array import NAME, PASSWORD, REPLICATION, Array, behind_the_facade
 from tests.support.engine import opened
 from tests.unit.daemon.test_peers import connected, until
+from twinvol.peer_users import peer_users
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from tests.support.engine import Engine
 
 SYSTEM = "MSISCSITARGET_PeerSystem"
+TO_PEER = "MSFT_SMStorageVolumeToReplicaPeer"
 GROUP_SYNC = "MSISCSITARGET_GroupSynchronized"
 
 
@@ -107,6 +111,42 @@ async def test_an_element_a_list_and_a_group_go_to_a_peer(tmp_path: Path):
             assert (await made.call(REPLICATION, "CreateElementReplica", SourceElement=sources[0], **given))[0] == 1
         given = point | {"SourceElement": sources[0], "TargetElement": sources[1]}
         assert (await made.call(REPLICATION, "CreateElementReplica", **given))[0] == 1
+
+
+async def test_credentials_are_those_of_the_peers_users(tmp_path: Path):
+    """Towards a peer its own users count, not this pool's; wrong ones lock this pool out there; nobody writes them."""
+    async with two(tmp_path) as (made, there):
+        await made.volume("v")
+        (source,) = [each.path for each in await made.all("MSFT_SMStorageVolume", STORAGE_MANAGEMENT)]
+        peers = await made.all("MSFT_SMReplicaPeer", STORAGE_MANAGEMENT)
+        (peer,) = [each.path for each in peers if each["PeerSystemName"] == "there"]
+
+        async def code(username: str, password: str) -> int:
+            given = {"SyncType": 6, "Mode": 2, "TargetStorageSystem": peer}
+            answer, out = await made.call(source, "CreateReplica", **given, username=username, password=password)
+            if answer == 4096:
+                assert (await made.ended(out["Job"]))["ErrorCode"] == 0
+            return answer
+
+        assert await code("far", "far and wide") == 1  # a pool without users cannot be asked
+        users = UsersFile(there.pool.path / USERS_NAME)
+        users.add("far", "admin", "far and wide")
+        users.add("guest", "reader", "battery staple")
+        there.peers.users = peer_users(there.pool.path)
+        assert await code(NAME, PASSWORD) == 40001  # an administrator here
+        assert await code("guest", "battery staple") == 40001
+        assert await code("far", "x" * 300) == 40001
+        assert await there.api.volume_list() == []
+        assert await code("far", "far and wide") == 4096
+        (child,) = [each["Child"] for each in await made.references(source, TO_PEER, "Parent")]
+        given = {"Operation": 12, "TargetStorageVolume": child, "username": "far"}
+        assert (await made.call(source, "SetReplicationRelationship", **given, password="wrong one"))[0] == 40001
+        assert (await made.call(source, "SetReplicationRelationship", **given, password="far and wide"))[0] == 0
+        for _ in range(guesses.OF_NAME_HERE):
+            await code("far", "wrong one")
+        assert await code("far", "far and wide") == 40001  # locked out, from here
+        said = str([await made.api.job_list(), await made.api.event_list(), await there.api.event_list()])
+        assert "far and wide" not in said
 
 
 async def test_a_group_of_the_other_model_goes_to_a_peer(tmp_path: Path):
