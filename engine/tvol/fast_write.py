@@ -40,8 +40,9 @@ SLOW_WRITE_S = 0.002
 """An in-loop write that took longer held up the loop (STORE section 6)."""
 SLOW_PAUSE_S = 1.0
 """After a slow write the next ones are watched for so long: a thread that loses its processor inside the call looks
-the same, and says nothing about the file. One that is slow without having lost it sends the head's writes to workers,
-for as long. (Measured beside busy processes: judged by slow writes alone, 4 KiB writes cost 67 us of CPU, not 9.)"""
+the same, and says nothing about the file. One that is slow in a pass that has not lost it sends the head's writes to
+workers, for as long. (Measured beside busy processes: judged by slow writes alone, 4 KiB writes cost 67 us of CPU, not
+9.) Being watched costs a pass 1 us."""
 
 
 class FastWriter(NativeDevice):
@@ -56,6 +57,9 @@ class FastWriter(NativeDevice):
         self._slow_until = 0.0
         """Until then writes are watched, or paused; 0: neither."""
         self._paused = False
+        self._preempted = 0
+        """While writes are watched: how often the thread had lost its processor when the last pass ended, or at the
+        last slow write."""
         self._births = core.family.births
         self._planner = Planner(core)
         self._write_now = core.data.write
@@ -71,7 +75,7 @@ class FastWriter(NativeDevice):
         """Recompute what the fast tier goes by; called after every change of the tree, and on failure."""
         self._size = 0 if self._closed else self._node.size_bytes
         self._is_shut = bool(self._closed or self._gate or self._core.failed or not self._write_cache or self._paused)
-        self._floor = NEVER if self._is_shut or self._slow_until else self._node.floor
+        self._floor = NEVER if self._is_shut else self._node.floor
 
     # --- the fast tier ------------------------------------------------------------------------------------------
 
@@ -109,7 +113,6 @@ class FastWriter(NativeDevice):
         length = len(data)
         if self._floor == NEVER and not self._resume():
             return False
-        preemptions = self._preemptions() if self._slow_until else -1
         if offset < 0 or (offset | length) & SECTOR_MASK or offset + length > self._size or length > FAST_WRITE_BYTES:
             return False
         if not length:
@@ -125,7 +128,7 @@ class FastWriter(NativeDevice):
         except (EngineError, *NOT_THERE):
             return False  # the coroutine meets it again and raises it
         if done and self._monotonic() - started > SLOW_WRITE_S:
-            self._was_slow(preemptions)
+            self._was_slow()
         return done
 
     def _write_at(self, place: Place, data: memoryview) -> bool:
@@ -160,12 +163,14 @@ class FastWriter(NativeDevice):
     def _overlapping(self, first: int, last: int) -> list[Admission]:
         return [other for other in self._admissions if other.first <= last and other.last >= first]
 
-    def _was_slow(self, preemptions: int = -1) -> None:
-        """A write was; ``preemptions``: before it, if it was watched."""
-        if preemptions >= 0 and preemptions != self._preemptions():
-            return
-        self._paused = preemptions >= 0
-        self._slow_until = self._monotonic() + SLOW_PAUSE_S
+    def _was_slow(self) -> None:
+        """A write was: watch those that follow, or if it was watched itself and nothing else explains it, pause."""
+        preempted = self._preemptions()
+        now = self._monotonic()
+        self._paused = now < self._slow_until and preempted == self._preempted
+        if self._paused or now >= self._slow_until:
+            self._slow_until = now + SLOW_PAUSE_S
+        self._preempted = preempted
         self.refresh()
 
     def _resume(self) -> bool:
@@ -177,4 +182,6 @@ class FastWriter(NativeDevice):
 
     def end_pass(self) -> None:
         """Journal what ``try_write`` changed since the last call. Raises StoreFailed: nothing may be answered."""
+        if self._slow_until and self._resume():
+            self._preempted = self._preemptions()
         self._core.end_pass()

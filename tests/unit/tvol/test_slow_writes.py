@@ -87,3 +87,21 @@ async def test_slow_writes_that_are_far_apart_change_nothing(clock, write):
     for _ in range(5):
         assert write(seconds=SLOW)
         clock.now += SLOW_PAUSE_S
+
+
+async def test_two_slow_writes_of_one_pass_are_enough_and_a_lost_processor_anywhere_in_it_excuses_both(head, clock):
+    plain, lost = head._write_now, [0, 1, 0, 0]
+
+    def slow(buffers, position):
+        plain(buffers, position)
+        clock.now += SLOW
+        clock.lost += lost.pop(0)
+
+    head._write_now = slow
+    data = memoryview(b"x" * 4 * KIB)
+    assert head.try_write(0, data)  # watched from here on
+    assert head.try_write(CHUNK, data)  # preempted
+    head.end_pass()
+    assert head.try_write(0, data)
+    assert not head.try_write(CHUNK, data)
+    await head.write(CHUNK, memoryview(b"y" * 512))
