@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import InUse, InvalidState, OutOfRange, Superseded, WriteProtected, WritesHeld
 from engine.sanitize import SanitizeState
-from engine.stores import AtomicTarget, BurstSource
+from engine.stores import AtomicTarget, BurstSource, BurstTarget
 from engine.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class Volume:
         self.try_read: Callable[[int, memoryview], bool]
         self.try_read_each: Callable[[Sequence[int], memoryview, int, int], int] | None
         self.try_write: Callable[[int, memoryview], bool]
+        self.try_write_each: Callable[[Sequence[int], memoryview, int, int], int] | None
         self.end_pass: Callable[[], None]
         self._head = head
         self._told_bytes = head.size_bytes
@@ -456,6 +457,9 @@ class Volume:
             self._head.try_read_each if open_for_reads and isinstance(self._head, BurstSource) else None
         )
         self.try_write = self._head.try_write if plain_writes else _later
+        self.try_write_each = (
+            self._head.try_write_each if plain_writes and isinstance(self._head, BurstTarget) else None
+        )
         self.end_pass = self._head.end_pass
 
     async def _enter(self) -> None:

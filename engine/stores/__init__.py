@@ -153,6 +153,17 @@ class BurstSource(Protocol):
         ...
 
 
+@runtime_checkable
+class BurstTarget(Protocol):
+    """The same for writes."""
+
+    def try_write_each(self, offsets: Sequence[int], data: memoryview, step: int, length: int, /) -> int:
+        """Write ``length`` bytes of ``data``, taken every ``step`` bytes, to each offset, in order. Returns how many
+        were written: it may stop anywhere, and does at the first that ``try_write`` would decline. ``end_pass`` must
+        follow before the answers."""
+        ...
+
+
 class Frozen(BlockDevice, Protocol):
     """A snapshot as a device."""
 

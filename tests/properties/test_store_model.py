@@ -112,6 +112,20 @@ class Model:
             volume.data[offset : offset + length] = data
         volume.head.end_pass()
 
+    async def try_write_each(self, pick: int, writes: list[tuple[int, int]], count: int) -> None:
+        """As many as the head takes together, the others one by one."""
+        volume = self.volume(pick)
+        count = min(count, len(volume.data) // SECTOR)
+        length, places = count * SECTOR, len(volume.data) // SECTOR - count + 1
+        offsets = [sector % places * SECTOR for sector, _ in writes]
+        pieces = [bytes([fill]) * length + b"between" for _, fill in writes]
+        done = volume.head.try_write_each(offsets, memoryview(b"".join(pieces)), length + 7, length)
+        volume.head.end_pass()
+        for number, (offset, piece) in enumerate(zip(offsets, pieces, strict=True)):
+            if number >= done:
+                await volume.head.write(offset, memoryview(piece)[:length])
+            volume.data[offset : offset + length] = piece[:length]
+
     async def zero(self, pick: int, sector: int, count: int, *, discard: bool) -> None:
         volume = self.volume(pick)
         offset, length = self.extent(volume, sector, count)
@@ -329,6 +343,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks, writes=st.lists(st.tuples(sectors, counts, fills), min_size=1, max_size=4))
     def try_writes(self, pick, writes):
         self.do(self.model.try_writes(pick, writes))
+
+    @rule(pick=picks, writes=st.lists(st.tuples(sectors, fills), min_size=1, max_size=6), count=counts)
+    def try_write_each(self, pick, writes, count):
+        self.do(self.model.try_write_each(pick, writes, count))
 
     @rule(pick=picks, sector=sectors, count=counts, discard=st.booleans())
     def zero(self, pick, sector, count, discard):

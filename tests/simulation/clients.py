@@ -23,6 +23,7 @@ from engine.errors import (
     WriteProtected,
 )
 from engine.movers import ThreadMover
+from engine.stores import BurstTarget
 from engine.tvol.scrub import Found
 from tests.simulation.family import SECTOR, Change, Family, MaybeClone, Snapshot, Staging, Volume
 from tests.simulation.promises import promise
@@ -361,35 +362,48 @@ class Client:
 
     async def _try_writes(self, head: Head, target: Volume | Staging) -> None:
         extents = [self._extent(target.windows) for _ in range(self.rng.randint(1, 4))]
-        await self._pass(head, target, extents)
+        if self.rng.random() < 0.5:
+            length = min(length for _, _, length in extents)
+            await self._pass(head, target, [(start, offset, length) for start, offset, _ in extents], together=True)
+        else:
+            await self._pass(head, target, extents)
 
-    async def _pass(self, head: Head, target: Volume | Staging, extents: list[tuple[int, int, int]]) -> None:
-        """A pass of the loop: some writes, the journal once, then the answers."""
-        done = []
-        later = []
+    async def _pass(
+        self, head: Head, target: Volume | Staging, extents: list[tuple[int, int, int]], *, together: bool = False
+    ) -> None:
+        """A pass of the loop: some writes, the journal once, then the answers. ``together``: as a burst."""
+        writes = []
         for start, offset, length in extents:
-            number = self.family.next()
-            sectors = length // SECTOR
-            data = tagged(number, start, sectors, target.writer)
+            number, sectors = self.family.next(), length // SECTOR
+            writes.append((number, start, start + sectors, offset, tagged(number, start, sectors, target.writer)))
             self.family.tell(f"{number} {head.name} try_write {offset}+{length} sectors {start}..{start + sectors - 1}")
-            if head.try_write(offset, memoryview(data)):
-                done.append((start, start + sectors, number))
-            else:
-                later.append((start, sectors, number, offset, data))
-                break
-            if self.files.dead:
-                return
+        done = 0
+        if together:
+            assert isinstance(head, BurstTarget)
+            data, length = memoryview(b"".join(write[-1] for write in writes)), extents[0][2]
+            done = head.try_write_each([offset for _, offset, _ in extents], data, length, length)
+        else:
+            for _, _, _, offset, alone in writes:
+                if not head.try_write(offset, memoryview(alone)):
+                    break
+                done += 1
+                if self.files.dead:
+                    return
+        if self.files.dead:
+            return
         head.end_pass()
         if self.files.dead:
             return
-        for start, end, number in done:
+        for number, start, end, _, _ in writes[:done]:
             self.family.tell(f"{number} done")
             target.content.acknowledged(start, end, number, value=number, durable=target.write_through)
-        for start, sectors, number, offset, data in later:
-            await head.write(offset, memoryview(data))
+        for number, start, end, offset, alone in writes[
+            done : done + 1
+        ]:  # it was declined; those behind it are not made
+            await head.write(offset, memoryview(alone))
             if not self.files.dead:
                 self.family.tell(f"{number} done")
-                target.content.acknowledged(start, start + sectors, number, value=number, durable=target.write_through)
+                target.content.acknowledged(start, end, number, value=number, durable=target.write_through)
 
     async def _read(self, head: Head, target: Volume | Staging) -> None:
         start, offset, length = self._extent(target.windows)

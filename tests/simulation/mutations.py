@@ -174,6 +174,17 @@ def _fast_tier_keeps_its_first_floor(original):
     return refresh
 
 
+def _bursts_in_place_whatever_snapshots_there_are(original):
+    def try_write_each(self, *burst):
+        floor, self._floor = self._floor, 0
+        try:
+            return original(self, *burst)
+        finally:
+            self._floor = floor
+
+    return try_write_each
+
+
 def _in_place_whatever_snapshots_there_are(original):
     def plan_chunk(self, plan, node, index, within, data, redirect):
         entry = node.map.lookup(index)
@@ -414,6 +425,10 @@ MUTATIONS: dict[str, Mutation] = {
     "in-place-rule-fast-tier": Mutation(
         "a flip ends in-place writing of the fast tier at once",
         ((NativeHead, "refresh", _fast_tier_keeps_its_first_floor),),
+    ),
+    "in-place-rule-of-bursts": Mutation(
+        "a burst writes in place only where a write alone would",
+        ((NativeHead, "try_write_each", _bursts_in_place_whatever_snapshots_there_are),),
     ),
     "atomic-writes-redirect": Mutation(
         "an atomic write goes to new chunks, whoever may write in place",

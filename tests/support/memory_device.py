@@ -73,6 +73,12 @@ class MemoryDevice:
         self._store(offset, data, ExtentState.DATA)
         return True
 
+    def try_write_each(self, offsets: Sequence[int], data: memoryview, step: int, length: int, /) -> int:
+        for done, offset in enumerate(offsets):
+            if not self.try_write(offset, data[done * step :][:length]):
+                return done
+        return len(offsets)
+
     def end_pass(self) -> None:
         return
 

@@ -57,15 +57,18 @@ def test_the_fast_path_is_the_heads_own_methods_while_nothing_is_between():
     assert volume.try_read == head.try_read
     assert volume.try_write == head.try_write
     assert volume.end_pass == head.end_pass
-    head.try_read_each = lambda *_: 1
+    assert volume.try_read_each is volume.try_write_each is None
+    head.try_read_each = head.try_write_each = lambda *_: 1
     volume.rebind(head)
     assert volume.try_read_each == head.try_read_each
+    assert volume.try_write_each == head.try_write_each
 
 
 @pytest.mark.parametrize("policies", [{"read_only": True}, {"write_cache": False}])
 def test_policies_that_must_see_writes_close_the_fast_path_for_writes(policies):
     volume, head = made(**policies)
     assert volume.try_write(0, memoryview(bytes(512))) is False
+    assert volume.try_write_each is None
     assert volume.try_read == head.try_read
 
 

@@ -105,3 +105,21 @@ async def test_two_slow_writes_of_one_pass_are_enough_and_a_lost_processor_anywh
     assert head.try_write(0, data)
     assert not head.try_write(CHUNK, data)
     await head.write(CHUNK, memoryview(b"y" * 512))
+
+
+async def test_a_burst_ends_with_a_slow_write_which_counts(head, clock, write):
+    assert write()
+    data = memoryview(b"x" * 4 * KIB * 4)
+    slow, each = head._write_now, [0.0, SLOW, 0.0, SLOW]
+
+    def written(buffers, position):
+        slow.seconds = each.pop(0)
+        slow(buffers, position)
+
+    head._write_now = written
+    offsets = [number * 4 * KIB for number in range(4)]
+    assert head.try_write_each(offsets, data, 4 * KIB, 4 * KIB) == 2
+    assert head.try_write_each(offsets[2:], data, 4 * KIB, 4 * KIB) == 2
+    head.end_pass()
+    assert head.try_write_each(offsets, data, 4 * KIB, 4 * KIB) == 0
+    await head.write(0, memoryview(b"y" * 512))
