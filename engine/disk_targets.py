@@ -4,7 +4,7 @@ A mirror to a disk is a ``Mirror`` over a ``DiskLink``. Whoever composes the pro
 (``DiskOpener``); the engine knows its URL and keeps its secrets, as files (``engine.secret_files``).
 
 A synchronous mirror that broke because its disk was away, full or slow is resynchronized when the disk can be opened
-again, with growing pauses and for ever. (Asynchronous ones do so themselves, ``engine.mirror``.) One that broke because
+again, with growing pauses and for ever. (Asynchronous ones do so themselves, ``engine.mirror_run``.) One that broke because
 the two sides differ stays broken.
 """
 
@@ -183,7 +183,7 @@ class DiskTargets:
     async def _look(self, tended: _Tended) -> None:
         mirror, now = tended.mirror, asyncio.get_running_loop().time()
         state = mirror.standing.state
-        if mirror.is_exact and not tended.link.is_connected:
+        if mirror.figures.is_exact and not tended.link.is_connected:
             await mirror.source.flush()  # nobody has written since; this finds it out as a write would
         if state is CopyState.SYNCHRONIZED:
             tended.pause_s = RETRY_S

@@ -700,8 +700,10 @@ class Failovers:
         known = self._written[row.name]
         if written is not None:
             known.sample(now, written)
-        lag_s = None if mirror is None else mirror.lag_s
-        missing = None if lag_s is None else 0 if mirror is not None and mirror.is_exact else known.since(now - lag_s)
+        lag_s = None if mirror is None else mirror.figures.lag_s
+        missing = (
+            None if lag_s is None else 0 if mirror is not None and mirror.figures.is_exact else known.since(now - lag_s)
+        )
         return {"lag_s": lag_s, "missing_bytes": missing}
 
     # --- failing back, resolving -------------------------------------------------------------------------------------

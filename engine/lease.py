@@ -9,7 +9,7 @@ knows: until then the source acknowledges nothing that the target does not have.
 * The clocks go on through a suspend (CLOCK_BOOTTIME). A hypervisor that stops both for a while is a stated limit.
 * To end it the source (1) grants no more, (2) has the target's acknowledgement of DEMOTE, or waits; the target drops
   what it has asked for, too, so that an answer on its way is worth nothing. Then it records the demotion, and only
-  then acknowledges alone (``engine.mirror``).
+  then acknowledges alone (``engine.mirror_run``).
 * A source that starts and was synchronized by its record may have granted up to its last moment: a full wait.
 
 Nothing here reads a clock or waits. All instants are seconds of one side's own clock.

@@ -1,6 +1,6 @@
 """The mirror of a consistency group: several volumes whose targets are one instant of all of them.
 
-Its states, modes and promises are those of one mirror (``engine.mirror.MirrorRun``); a round, a mark, a stream and the
+Its states, modes and promises are those of one mirror (``engine.mirror_run.MirrorRun``); a round, a mark, a stream and the
 way to the target are of all members at once (REPLICATION sections 1 to 5, with STORE section 4 for the instant):
 
     flip      all members in one step of the loop, under one GUID; the streams of all begin in the same step
@@ -34,8 +34,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.errors import EngineError, InvalidState, NotSupported, TimedOut
 from engine.ledger import Ledger
-from engine.mirror import MirrorRun, compared
+from engine.mirror import compared
 from engine.mirror_group_links import GroupLink, GroupState, GroupStream, run_all
+from engine.mirror_operations import MirrorOperations
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, retained
 from engine.mirror_round import Rounds, Shipped
 from engine.mirror_stream import MirrorStream, StreamMode
@@ -443,7 +444,7 @@ class GroupRounds:
         return [task.result() for task in tasks]
 
 
-class GroupMirror(MirrorRun[GroupRounds, GroupLink, GroupStream]):
+class GroupMirror(MirrorOperations[GroupRounds, GroupLink, GroupStream]):
     """See the module.
 
     Args:

@@ -1,6 +1,6 @@
 """The stream of a mirror: every write of the source after an instant, in sequence, to the target.
 
-The middle part of REPLICATION section 5; ``engine.mirror`` drives it. Its modes, in their order:
+The middle part of REPLICATION section 5; ``engine.mirror_run`` drives it. Its modes, in their order:
 
     QUEUE     hosts are acknowledged locally; writes wait here, copied, at most ``queue_bytes``
     DRAIN     the queue is applied strictly in sequence, one write after the other

@@ -77,7 +77,7 @@ class Promotions:
     def _require_promotable(self, mirror: Mirror, target: Volume, *, force: bool) -> None:
         source = mirror.source
         what = f"volume {source.name}"
-        if not mirror.is_exact:
+        if not mirror.figures.is_exact:
             raise InvalidState(f"replica {mirror.name}", "without all that its source has", "synchronous, Synchronized")
         source.require_usable()
         self._replicas.require_only(mirror.name, source)

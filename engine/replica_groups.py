@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.api import ReplicaInfo
     from engine.links import MirrorLink
     from engine.links.peer import PeerLink
-    from engine.mirror import MirrorRun
+    from engine.mirror_operations import MirrorOperations
     from engine.mirror_terms import MirrorTerms
     from engine.peers.registry import Peers
     from engine.pool import Pool
@@ -160,10 +160,10 @@ class ReplicaGroups:
             sync_type=label(SyncType.MIRROR),
             copy_state=label(CopyState.INVALID if standing is None else standing.state),
             progress_status=label(ProgressStatus.UNKNOWN if standing is None else standing.progress),
-            percent_synced=0 if mirror is None else mirror.percent_synced,
-            lag_seconds=None if mirror is None else mirror.lag_s,
-            lag_bytes=0 if mirror is None else mirror.lag_bytes,
-            rpo_seconds=None if mirror is None else mirror.rpo_s,
+            percent_synced=0 if mirror is None else mirror.figures.percent_synced,
+            lag_seconds=None if mirror is None else mirror.figures.lag_s,
+            lag_bytes=0 if mirror is None else mirror.figures.lag_bytes,
+            rpo_seconds=None if mirror is None else mirror.figures.rpo_s,
             peer=row.peer,
             reason=self._idle.get(row.name, "") if standing is None else standing.reason,
             since=None if standing is None else standing.since,
@@ -176,16 +176,16 @@ class ReplicaGroups:
         return replace(
             info,
             next_action=info.next_action.replace("twinvol replica ", "twinvol group replica "),
-            exact=mirror.is_exact,
-            forecast_seconds=mirror.forecast_s,
-            promise=None if mirror.promise is None else mirror.promise.value,
+            exact=mirror.figures.is_exact,
+            forecast_seconds=mirror.figures.forecast_s,
+            promise=None if mirror.figures.promise is None else mirror.figures.promise.value,
             points=len(mirror.points),
             point_at=mirror.points[-1].at if mirror.points else None,
             switches=mirror.switches,
-            rounds=mirror.rounds,
-            resumed_rounds=mirror.rounds_resumed,
-            written_bytes=mirror.written_bytes,
-            identical_bytes=mirror.equal_bytes,
+            rounds=mirror.figures.rounds,
+            resumed_rounds=mirror.figures.rounds_resumed,
+            written_bytes=mirror.figures.written_bytes,
+            identical_bytes=mirror.figures.equal_bytes,
         )
 
     def points(self, name: str) -> Sequence[RecoveryPoint]:
@@ -398,14 +398,14 @@ class ReplicaGroups:
         return row
 
 
-def trouble(what: str, mirror: MirrorRun[Any, Any, Any]) -> list[str]:
+def trouble(what: str, mirror: MirrorOperations[Any, Any, Any]) -> list[str]:
     """A line, if a mirror does not do what it is for, and was not told so by its owner."""
     if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
         return [f"{what} is {label(mirror.standing.state)}: {mirror.standing.reason}"]
-    if mirror.promise in (Promise.AT_RISK, Promise.BROKEN):
-        lag_s = mirror.lag_s
+    if mirror.figures.promise in (Promise.AT_RISK, Promise.BROKEN):
+        lag_s = mirror.figures.lag_s
         lag = "no complete recovery point" if lag_s is None else f"lag {lag_s:.0f} s"
-        return [f"{what}: its RPO of {mirror.rpo_s:g} s is {mirror.promise.value} ({lag})"]
+        return [f"{what}: its RPO of {mirror.figures.rpo_s:g} s is {mirror.figures.promise.value} ({lag})"]
     return []
 
 

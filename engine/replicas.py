@@ -299,18 +299,18 @@ class Replicas:
             sync_type=label(mirror.sync_type),
             copy_state=label(standing.state),
             progress_status=label(standing.progress),
-            percent_synced=mirror.percent_synced,
-            lag_seconds=mirror.lag_s,
-            lag_bytes=mirror.lag_bytes,
-            rpo_seconds=mirror.rpo_s,
+            percent_synced=mirror.figures.percent_synced,
+            lag_seconds=mirror.figures.lag_s,
+            lag_bytes=mirror.figures.lag_bytes,
+            rpo_seconds=mirror.figures.rpo_s,
             peer=row.peer,
             reason=standing.reason,
             since=standing.since,
             waits_for=standing.waits_for,
             next_action=standing.next_action,
-            exact=mirror.is_exact,
-            forecast_seconds=mirror.forecast_s,
-            promise=None if mirror.promise is None else mirror.promise.value,
+            exact=mirror.figures.is_exact,
+            forecast_seconds=mirror.figures.forecast_s,
+            promise=None if mirror.figures.promise is None else mirror.figures.promise.value,
             latency_budget_seconds=None if mirror.mode is CopyMode.ASYNCHRONOUS else mirror.policy.budget_s,
             points=0 if disk is not None else len(mirror.points),
             point_at=mirror.points[-1].at if mirror.points else None,
@@ -318,10 +318,10 @@ class Replicas:
             failed_copy_stops_host_io=mirror.policy.stops_host_io,
             host_io_stopped=mirror.source.is_held_by(name),
             switches=mirror.switches,
-            rounds=mirror.rounds,
-            resumed_rounds=mirror.rounds_resumed,
-            written_bytes=mirror.written_bytes,
-            identical_bytes=mirror.equal_bytes,
+            rounds=mirror.figures.rounds,
+            resumed_rounds=mirror.figures.rounds_resumed,
+            written_bytes=mirror.figures.written_bytes,
+            identical_bytes=mirror.figures.equal_bytes,
             rate_bytes_s=MirrorPolicy.parse(row.state.get(POLICY_KEY, {})).rate_bytes_s,
         )
 
@@ -1019,11 +1019,15 @@ class Replicas:
             try:
                 while not waiting.done():
                     await asyncio.wait([waiting], timeout=PROGRESS_INTERVAL_S)
-                    job.progress(*mirror.progress_bytes)
+                    job.progress(*mirror.figures.progress_bytes)
                 waiting.result()
             finally:
                 waiting.cancel()
-            return {"replica": mirror.name, "rounds": mirror.rounds, "written_bytes": mirror.written_bytes}
+            return {
+                "replica": mirror.name,
+                "rounds": mirror.figures.rounds,
+                "written_bytes": mirror.figures.written_bytes,
+            }
 
         return await self._pool.jobs.start(kind, mirror.name, work)
 

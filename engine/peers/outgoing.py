@@ -2,7 +2,7 @@
 
 One task tends all of them. A synchronous mirror that broke because its peer was away, full or slow is resynchronized
 when the peer is there again, with growing pauses and for ever: what the ledger has is not sent again. (Asynchronous and
-adaptive ones do so themselves, ``engine.mirror``.) A mirror that broke because the two sides differ stays broken.
+adaptive ones do so themselves, ``engine.mirror_run``.) A mirror that broke because the two sides differ stays broken.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Outgoing:
         mirror, client = tended.mirror, tended.links[0].client
         session = client.session
         if session is None:
-            if mirror.is_exact:  # nobody has written since; this finds it out as a write would
+            if mirror.figures.is_exact:  # nobody has written since; this finds it out as a write would
                 for source in tended.sources:
                     await source.flush()
             return
@@ -119,7 +119,7 @@ def _report(mirror: Mirror | GroupMirror) -> dict[str, Any]:
     return {
         "copy_state": label(standing.state),
         "progress_status": label(standing.progress),
-        "percent_synced": mirror.percent_synced,
+        "percent_synced": mirror.figures.percent_synced,
         "reason": standing.reason[:900],
         "fractured": standing.state is CopyState.FRACTURED,
     }

@@ -202,7 +202,7 @@ class GroupReplicaWorld(World):
             self.told_point = point.guid
 
     def told(self) -> None:
-        if self.dead or not self.mirror.is_exact:
+        if self.dead or not self.mirror.figures.is_exact:
             return
         self.exact += 1
         self.in_order = True
@@ -280,7 +280,7 @@ class GroupReplicaWorld(World):
             return
         self.acked[writer] = number
         if (
-            self.mirror.is_exact
+            self.mirror.figures.is_exact
             and self.in_order
             and self.values(self.machines[member].store.volumes()[0])[writer] < number
         ):
@@ -424,7 +424,7 @@ class GroupReplicaWorld(World):
                 for document in await self.mirror.verify("simulation"):
                     if not document.identical:
                         raise Violation("verify found a difference at the end")
-                lag_s = self.mirror.lag_s
+                lag_s = self.mirror.figures.lag_s
                 if lag_s is not None and self.loop.time() - lag_s > ended:
                     self.check_order()
                     self.check_equal()

@@ -226,7 +226,7 @@ class World:
                 self.durable_record = values
 
     def told(self) -> None:
-        if self.dead or not self.mirror.is_exact:
+        if self.dead or not self.mirror.figures.is_exact:
             return
         self.synchronized += 1
         self.consistent = True
@@ -271,17 +271,17 @@ class World:
         if self.dead:
             return
         write.acked, write.acked_at = self.history.event(), self.loop.time()
-        if self.mirror.is_exact:
+        if self.mirror.figures.is_exact:
             have = self.target_orders()[write.start : write.end]
             if (have < write.order).any():
                 raise Violation(f"write {number} was acknowledged without the target")
 
     async def flush(self) -> None:
         before = self.history.required(self.history.event())
-        exact = self.mirror.is_exact
+        exact = self.mirror.figures.is_exact
         await self.source.flush()
         np.maximum(self.history.flushed, before, out=self.history.flushed)
-        if exact and self.mirror.is_exact:
+        if exact and self.mirror.figures.is_exact:
             self.check_durable("a flush")
 
     # Oracles.

@@ -21,6 +21,7 @@ from engine.errors import EngineError
 from engine.lease import SourceLease, TargetLease
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
+from engine.mirror_figures import MirrorFigures
 from engine.mirror_round import Rounds
 from engine.mirror_stream import MirrorStream
 from engine.modes import ModeSwitch
@@ -179,14 +180,14 @@ def _resume_any_round(patch) -> None:
 
 def _percent_without_floor(patch) -> None:
     def percent(self):
-        left, size = self._rounds.left, self.source.size_bytes
+        left, size = self._rounds.left, self._rounds.size_bytes
         return 0 if left is None else min(99, 100 * (size - min(size, left[0])) // size)
 
-    patch.setattr(Mirror, "percent_synced", property(percent))
+    patch.setattr(MirrorFigures, "percent_synced", property(percent))
 
 
 def _synchronized_whatever_the_lag(patch) -> None:
-    patch.setattr(Mirror, "_watch_promise", _nothing)
+    patch.setattr(MirrorFigures, "watch_promise", _nothing)
 
 
 def _record_after_the_points_are_gone(patch) -> None:

@@ -161,7 +161,7 @@ class ReplicaWorld(World):
     def told(self) -> None:
         if not self.dead and self.mirror.standing.state is not CopyState.UNSYNCHRONIZED:
             self.percent = 0  # what begins after this is another resync
-        self.exact += self.mirror.is_exact
+        self.exact += self.mirror.figures.is_exact
         if self.machine.up:
             super().told()
 
@@ -206,13 +206,13 @@ class ReplicaWorld(World):
                 raise Violation("a recovery point on record is none, or is not there")
 
     def check_lag(self) -> None:
-        lag_s = self.mirror.lag_s
+        lag_s = self.mirror.figures.lag_s
         if lag_s is None or not self.machine.up:
             return
         state = self.mirror.standing.state
         if self.mode is CopyMode.ASYNCHRONOUS and state is CopyState.SYNCHRONIZED and lag_s > RPO_S + WATCHED_S:
             raise Violation(f"Synchronized with a lag of {lag_s:.3f} s and an RPO of {RPO_S} s")
-        if self.mirror.is_exact:
+        if self.mirror.figures.is_exact:
             return
         content = self.captured.get(self.mirror.common or "")
         if content is None:
@@ -229,7 +229,7 @@ class ReplicaWorld(World):
     def check_percent(self) -> None:
         if self.mirror.standing.state is not CopyState.UNSYNCHRONIZED:
             return
-        percent = self.mirror.percent_synced
+        percent = self.mirror.figures.percent_synced
         if percent < self.percent:
             raise Violation(f"percent fell from {self.percent} to {percent} within a resync")
         self.percent = percent
@@ -291,7 +291,7 @@ class ReplicaWorld(World):
         ended = self.loop.time()
         for _ in range(50):
             await self.settle()
-            lag_s = self.mirror.lag_s
+            lag_s = self.mirror.figures.lag_s
             if lag_s is not None and self.loop.time() - lag_s > ended:
                 break
             await asyncio.sleep(RPO_S / 4)

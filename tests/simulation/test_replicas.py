@@ -46,7 +46,7 @@ class Stalled(ReplicaWorld):
             self.check_order()
         await asyncio.sleep(RPO_S * 2)
         self.check_order()
-        assert not self.mirror.is_exact
+        assert not self.mirror.figures.is_exact
         if self.mode is CopyMode.SYNCHRONOUS:
             assert self.mirror.standing.state is CopyState.BROKEN
         await self.settle()

@@ -336,7 +336,7 @@ async def test_an_asynchronous_replica_never_holds_a_lease(tmp_path: Path):
     async with pair(tmp_path) as (source, target, _):
         await replica(source, mode="async")
         await synchronized(source, "r")
-        assert not source.replicas.running("r").is_exact
+        assert not source.replicas.running("r").figures.is_exact
         assert not holds_lease(target, "r")
 
 
@@ -523,7 +523,7 @@ async def test_a_source_ends_though_its_target_never_answers(tmp_path: Path, mon
             await source.api.volume_create("v", SIZE)
             monkeypatch.setattr(LocalLink, "abort_staging", stuck)
             await source.api.replica_create("v", "r", peer="target")
-            await until(lambda: source.replicas.running("r").rounds)
+            await until(lambda: source.replicas.running("r").figures.rounds)
         mended.set()
 
 
