@@ -4,8 +4,8 @@ A mirror to a disk is a ``Mirror`` over a ``DiskLink``. Whoever composes the pro
 (``DiskOpener``); the engine knows its URL and keeps its secrets, as files (``engine.secret_files``).
 
 A synchronous mirror that broke because its disk was away, full or slow is resynchronized when the disk can be opened
-again, with growing pauses and for ever. (Asynchronous ones do so themselves, ``engine.mirror_run``.) One that broke because
-the two sides differ stays broken.
+again, with growing pauses and for ever. (Asynchronous ones do so themselves, ``engine.mirror_run``.) One that broke
+because the two sides differ stays broken.
 """
 
 from __future__ import annotations

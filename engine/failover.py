@@ -46,7 +46,7 @@ from engine.lease import length_s, wait_s
 from engine.lineage import LineageEntry
 from engine.mirror_record import MirrorPolicy, MirrorRecord, RecoveryPoint, point_prefix
 from engine.pool import uncancelled
-from engine.replica_groups import POLICY_KEY
+from engine.replica_table import POLICY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -280,7 +280,7 @@ class Failovers:
             await mirror.close()
         first = next((entry for entry in theirs if entry.number == mine[-1].number + 1), None)
         equal = first is not None and first.point is not None and await self._equals(volume, first.point)
-        alone = self._replicas.is_only(row.name, volume)  # else others would be fed from what it follows
+        alone = self._replicas.table.is_only(row.name, volume)  # else others would be fed from what it follows
         if they_serve and alone and lineages.may_follow(mine, theirs, demoted=demoted, equals_point=lambda _: equal):
             await self._follow(row, theirs, where)
         else:
@@ -329,7 +329,7 @@ class Failovers:
         """Become the replica of the volume (its id and name) that has taken this one's place."""
         assert row.peer is not None
         volume, (their_id, their_name) = self._volume(row), where
-        self._replicas.require_only(row.name, volume)
+        self._replicas.table.require_only(row.name, volume)
         if not their_id or not their_name:
             raise InvalidState(f"replica {row.name}", "without the other side's name", "an answer that has it")
         device_id = volume.device_id
@@ -440,7 +440,7 @@ class Failovers:
         source.require_usable()
         if not self._may_fail_over(row):
             raise InvalidState(f"replica {row.name}", "made with --no-failover", "one that may fail over")
-        self._replicas.require_only(row.name, source)
+        self._replicas.table.require_only(row.name, source)
         self._pool.groups.require_free(source.volume_id, source.name)
         self._pool.jobs.require_unread(source.name)
 

@@ -9,6 +9,7 @@ from engine.errors import IntegrityError, InUse, NotSupported
 from engine.jobs import job_info
 from engine.mirror_terms import USUAL, MirrorTerms
 from engine.modes import mode_of
+from engine.replica_table import replaces_content
 
 if TYPE_CHECKING:
     from engine.api import GroupPointInfo, JobInfo, ReplicaInfo
@@ -70,9 +71,9 @@ class GroupReplicaOperations(ApiPart):
 
     async def group_replica_resync(self, name: str) -> JobInfo:
         for member in self._mirrored.members(name):
-            luns = self._exposure.luns_of(self._replicas.target_id(member))
+            luns = self._exposure.luns_of(self._replicas.table.target_id(member))
             self._exposure.require_idle(luns, f"volume {member}", hint="keep the group fractured")
-            if luns and self._replicas.replaces_content(mode_of(self._mirrored.info(name).mode)):
+            if luns and replaces_content(mode_of(self._mirrored.info(name).mode)):
                 raise InUse(f"volume {member} is shown by target {luns[0].target}, and its content would be replaced")
         return job_info(await self._replicas.synchronizing(await self._mirrored.resync(name), "resync"))
 
@@ -92,7 +93,7 @@ class GroupReplicaOperations(ApiPart):
 
     async def group_replica_detach(self, name: str) -> None:
         for member in self._mirrored.members(name):
-            target_id = self._replicas.target_id(member)
+            target_id = self._replicas.table.target_id(member)
             for point in self._mirrored.points(name):
                 for lun in self._exposure.luns_of(target_id, point.guid):
                     raise InUse(

@@ -105,7 +105,7 @@ class LocalApi(
         self._peers = peers
         replicas.is_shown = lambda volume_id, guid: bool(exposure.luns_of(volume_id, guid))
         replicas.incoming.is_shown = replicas.is_shown
-        exposure.port_groups_elsewhere = replicas.port_groups_elsewhere
+        exposure.port_groups_elsewhere = replicas.table.port_groups_elsewhere
         replicas.incoming.require_unused = lambda volume: exposure.require_idle(
             exposure.luns_of(volume.volume_id), f"volume {volume.name}", hint="keep the replica fractured"
         )
@@ -127,7 +127,7 @@ class LocalApi(
 
     def _require_attachable(self, volume: Volume) -> None:
         """Raises InUse: no peer may make it a replica now."""
-        self._replicas.require_free(volume, "make it a replica")
+        self._replicas.table.require_free(volume, "make it a replica")
         self._pool.groups.require_free(volume.volume_id, volume.name)
         for lun in self._exposure.luns_of(volume.volume_id):
             raise InUse(f"volume {volume.name} is shown by target {lun.target}; remove that LUN first")
@@ -301,7 +301,7 @@ class LocalApi(
     def _check_volume_delete(self, volume: Volume, *, force: bool) -> list[LunRow]:
         """The LUNs that show the volume or a snapshot of it. Raises InUse: who holds it."""
         name = volume.name
-        self._replicas.require_free(volume, "delete")
+        self._replicas.table.require_free(volume, "delete")
         self._pool.groups.require_free(volume.volume_id, name)
         self._pool.jobs.require_unread(name)
         self._snapshots.require_volume_deletable(volume, force=force)

@@ -1,7 +1,7 @@
 """The mirror of a consistency group: several volumes whose targets are one instant of all of them.
 
-Its states, modes and promises are those of one mirror (``engine.mirror_run.MirrorRun``); a round, a mark, a stream and the
-way to the target are of all members at once (REPLICATION sections 1 to 5, with STORE section 4 for the instant):
+Its states, modes and promises are those of one mirror (``engine.mirror_run``); a round, a mark, a stream and the way to
+the target are of all members at once (REPLICATION sections 1 to 5, with STORE section 4 for the instant):
 
     flip      all members in one step of the loop, under one GUID; the streams of all begin in the same step
     plan,     each member by itself, into its own staging area and ledger (``engine.mirror_round``)

@@ -1,4 +1,4 @@
-"""What ``engine.mirror_run.MirrorRun`` asks of its parts: the seams at which a mirror is of one volume or of several."""
+"""What ``engine.mirror_run.MirrorRun`` asks of its parts: where a mirror is of one volume or of several."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class PeerOperations(ApiPart):
     async def peer_remove(self, name: str, *, force: bool = False) -> None:
         peers = self._require_peers()
         peers.row(name)
-        there = self._replicas.at_peer(name)
+        there = self._replicas.table.at_peer(name)
         if there and not force:
             raise InUse(f"replicas are at peer {name} ({', '.join(there[:8])}); detach them first, or use --force")
         await peers.remove(name, force=force)
@@ -94,7 +94,7 @@ class PeerOperations(ApiPart):
             key_source=row.key_source,
             offers=self._replicas.incoming.offered(name),
             sent_bytes=peers.sent_bytes(name),
-            replicas=self._replicas.at_peer(name),
+            replicas=self._replicas.table.at_peer(name),
             replicas_here=[target.name for target in self._replicas.incoming.of_peer(name)],
             reason=reason,
         )

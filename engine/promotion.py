@@ -48,7 +48,7 @@ class Promotions:
         Raises NotFound; InvalidState: the replica does not have everything that the source has acknowledged. InUse: the
         source is used otherwise (groups, other replicas, jobs, sessions without ``force``), or the target is shown.
         """
-        mirror, target = self._replicas.running(name), self._pool.by_id(self._replicas.target_id(name))
+        mirror, target = self._replicas.running(name), self._pool.by_id(self._replicas.table.target_id(name))
         source = mirror.source
         self._require_promotable(mirror, target, force=force)
         async with self._exposure.taken_over(source, target) as show:
@@ -80,7 +80,7 @@ class Promotions:
         if not mirror.figures.is_exact:
             raise InvalidState(f"replica {mirror.name}", "without all that its source has", "synchronous, Synchronized")
         source.require_usable()
-        self._replicas.require_only(mirror.name, source)
+        self._replicas.table.require_only(mirror.name, source)
         self._pool.groups.require_free(source.volume_id, source.name)
         self._pool.groups.require_free(target.volume_id, target.name)
         self._pool.jobs.require_unread(source.name)

@@ -87,7 +87,7 @@ class RelationOperations(ApiPart):
         again and again unless it is synchronous; None: it is copied once."""
         if mode not in (None, "sync") and self.is_shown(target):
             raise InUse(f"volume {target.name} is shown by a target, and would be replaced under its initiators")
-        self._replicas.require_free(target, "make it a copy")
+        self._replicas.table.require_free(target, "make it a copy")
         self._pool.jobs.require_unread(target.name)
         luns = self._exposure.luns_of(target.volume_id)
         self._exposure.require_idle(luns, f"volume {target.name}", hint="take another")
@@ -98,7 +98,7 @@ class RelationOperations(ApiPart):
 
     def require_new_replica(self, name: str) -> None:
         """Raises AlreadyExists."""
-        self._replicas.require_new(name)
+        self._replicas.table.require_new(name)
 
     def _is_there(self, source_id: str, copy: str) -> bool:
         source = self._pool.find(source_id)

@@ -17,6 +17,7 @@ from engine.jobs import job_info
 from engine.mirror_terms import USUAL, MirrorTerms
 from engine.modes import mode_of
 from engine.names import check_name
+from engine.replica_table import replaces_content
 
 if TYPE_CHECKING:
     from engine.api import JobInfo, ReplicaInfo, VolumeInfo
@@ -41,15 +42,15 @@ class ReplicaOperations(ApiPart):
     ) -> JobInfo:
         volume = self._pool.volume(source)
         if peer is not None:
-            return job_info(await self._replicas.add_remote(check_name("volume", name), volume, peer, terms))
+            return job_info(await self._replicas.making.at_peer(check_name("volume", name), volume, peer, terms))
         self._pool.require_new(check_name("volume", name))
-        self._replicas.require_new(name)
+        self._replicas.table.require_new(name)
         row = replace(self._pool.row(volume), name=name, read_only=False, origin="")
         key_source = self._pool.key_source(volume)  # what was encrypted stays so, with a data key of its own
         chunk_bytes = self._pool.chunk_bytes(volume)
         target = await self._pool.create_volume(row, volume.size_bytes, chunk_bytes, key_source=key_source)
         try:
-            return job_info(await self._replicas.add(name, volume, target, terms))
+            return job_info(await self._replicas.making.here(name, volume, target, terms))
         except BaseException:
             if target.content_owner is None:  # else the relation is there, and can be detached
                 await self._pool.delete_volume(target)
@@ -78,18 +79,18 @@ class ReplicaOperations(ApiPart):
             mutual = None if mutual_user is None or mutual_secret is None else (mutual_user, mutual_secret)
             secrets = DiskSecrets(secret, mutual)
             name = check_name("replica", name)
-            return job_info(await self._replicas.add_disk(name, volume, target, secrets, terms))
+            return job_info(await self._replicas.making.on_disk(name, volume, target, secrets, terms))
         if (secret, mutual_user, mutual_secret) != (None, None, None):
             raise InvalidArgument("secrets go with the URL of a disk")
         if peer is not None:
             name, existing = check_name("replica", name or target), check_name("volume", target)
-            job = await self._replicas.add_remote(name, volume, peer, terms, existing=existing)
+            job = await self._replicas.making.at_peer(name, volume, peer, terms, existing=existing)
             return job_info(job)
         other = self._pool.volume(target)
         self._exposure.require_idle(self._exposure.luns_of(other.volume_id), f"volume {target}", hint="take another")
         self._require_unshown(other, terms.copy_mode)
         name = check_name("replica", name or target)
-        return job_info(await self._replicas.add(name, volume, other, terms))
+        return job_info(await self._replicas.making.here(name, volume, other, terms))
 
     async def replica_limit(self, name: str, rate_bytes_s: int) -> ReplicaInfo:
         info = await self._replicas.limit(name, rate_bytes_s)
@@ -122,7 +123,7 @@ class ReplicaOperations(ApiPart):
         return job_info(await self._replicas.resync(name))
 
     async def replica_detach(self, name: str) -> None:
-        target_id = self._replicas.target_id(name)
+        target_id = self._replicas.table.target_id(name)
         for lun in self._exposure.standby_paths(target_id):
             raise InUse(
                 f"replica {name} is shown as a standby path of its source by target {lun.target};"
@@ -179,7 +180,7 @@ class ReplicaOperations(ApiPart):
         points = self._replicas.points(name)
         if guid is None and points:
             guid = points[-1].guid
-        target = self._pool.by_id(self._replicas.target_id(name))
+        target = self._pool.by_id(self._replicas.table.target_id(name))
         found = None
         if any(point.guid == guid for point in points) and guid is not None:
             found = target.head.store.snapshot_with(target.volume_id, guid)
@@ -194,7 +195,7 @@ class ReplicaOperations(ApiPart):
         raise NotFound("recovery point", guid)
 
     def _point_info(self, name: str, guid: str, at: float) -> ReplicaPointInfo:
-        luns = self._exposure.luns_of(self._replicas.target_id(name), guid)
+        luns = self._exposure.luns_of(self._replicas.table.target_id(name), guid)
         return ReplicaPointInfo(
             replica=name,
             guid=guid,
@@ -206,7 +207,7 @@ class ReplicaOperations(ApiPart):
 
     def _require_unshown(self, target: Volume, mode: CopyMode) -> None:
         """Raises InUse: initiators would see the content replaced under them."""
-        if self._replicas.replaces_content(mode):
+        if replaces_content(mode):
             for lun in self._exposure.luns_of(target.volume_id):
                 raise InUse(
                     f"volume {target.name} is shown by target {lun.target}, and an asynchronous mirror replaces its"

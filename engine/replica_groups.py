@@ -12,18 +12,19 @@ import contextlib
 import logging
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.catalog import MirrorRow
 from engine.catalog_mirror_groups import MirrorGroupRow
-from engine.copy_state import CopyState, ProgressStatus, SyncType, label
-from engine.errors import AlreadyExists, EngineError, InUse, InvalidState, NotFound, PeerUnreachable
+from engine.errors import AlreadyExists, EngineError, InUse, NotFound, PeerUnreachable
 from engine.lease import length_s, wait_s
 from engine.links.local import LocalLink
 from engine.mirror_group import GroupMirror, GroupRecord, Member
 from engine.mirror_record import MirrorPolicy, RecoveryPoint, point_prefix
-from engine.modes import Promise, mode_of
+from engine.modes import mode_of
 from engine.names import check_name
+from engine.replica_info import info_at_rest, mirror_info, trouble
+from engine.replica_table import GROUP_KEY, POLICY_KEY, policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,25 +32,19 @@ if TYPE_CHECKING:
     from engine.api import ReplicaInfo
     from engine.links import MirrorLink
     from engine.links.peer import PeerLink
-    from engine.mirror_operations import MirrorOperations
     from engine.mirror_terms import MirrorTerms
     from engine.peers.registry import Peers
     from engine.pool import Pool
-    from engine.replicas import Replicas
+    from engine.replica_runs import ReplicaRuns
     from engine.volume import Volume
 
 log = logging.getLogger(__name__)
-
-GROUP_KEY = "group"
-"""In the state of a member's row: the name of the mirrored group."""
-
-POLICY_KEY = "policy"
 
 
 class ReplicaGroups:
     """See the module. ``replicas``: whose part this is."""
 
-    def __init__(self, pool: Pool, replicas: Replicas) -> None:
+    def __init__(self, pool: Pool, replicas: ReplicaRuns) -> None:
         self._replicas = replicas
         self._pool = pool
         self._tables = pool.catalog.mirror_groups
@@ -64,7 +59,7 @@ class ReplicaGroups:
         """Start those of the catalogue; members that belong to none were being made when the daemon ended."""
         self._rows = {row.name: row for row in await self._tables.all()}
         known = {name for row in self._rows.values() for name in row.members}
-        for member in list(self._replicas.rows.values()):
+        for member in list(self._replicas.table.rows.values()):
             if GROUP_KEY in member.state and member.name not in known:
                 await self._replicas.forget_row(member.name)
         remote = [row for row in self._rows.values() if row.peer is not None]
@@ -114,7 +109,7 @@ class ReplicaGroups:
         """As ``Replicas`` does it for a single one: what its targets may still hold is waited for."""
         record = GroupRecord.parse(row.state)
         if record.group.synchronized:
-            policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+            policy = policy_of(row)
             await asyncio.sleep(wait_s(length_s(policy.budget_s)))
             record.group.synchronized = False
             await self._put(replace(row, state=row.state | record.serialize()))
@@ -142,50 +137,19 @@ class ReplicaGroups:
 
     def member_info(self, row: MirrorRow) -> ReplicaInfo:
         """Of a member's replica: the group's state, which is its own."""
-        source, target = self._replicas.name_of(row.source_id), self._replicas.name_of(row.target_id)
+        source, target = self._replicas.table.name_of(row.source_id), self._replicas.table.name_of(row.target_id)
         if row.peer is not None:
             target = f"{row.peer}:{row.name}"
         return replace(self._info(self._row(row.state[GROUP_KEY])), name=row.name, source=source, target=target)
 
     def _info(self, row: MirrorGroupRow) -> ReplicaInfo:
-        from engine.api import ReplicaInfo  # late: see there
-
+        """Of the relation, with no name and no ends yet."""
         mirror = self._mirrors.get(row.name)
-        standing = None if mirror is None else mirror.standing
-        info = ReplicaInfo(
-            name="",
-            source="",
-            target="",
-            mode=row.mode,
-            sync_type=label(SyncType.MIRROR),
-            copy_state=label(CopyState.INVALID if standing is None else standing.state),
-            progress_status=label(ProgressStatus.UNKNOWN if standing is None else standing.progress),
-            percent_synced=0 if mirror is None else mirror.figures.percent_synced,
-            lag_seconds=None if mirror is None else mirror.figures.lag_s,
-            lag_bytes=0 if mirror is None else mirror.figures.lag_bytes,
-            rpo_seconds=None if mirror is None else mirror.figures.rpo_s,
-            peer=row.peer,
-            reason=self._idle.get(row.name, "") if standing is None else standing.reason,
-            since=None if standing is None else standing.since,
-            waits_for="its volumes" if standing is None else standing.waits_for,
-            next_action="twinvol status" if standing is None else standing.next_action,
-            group=row.name,
-        )
         if mirror is None:
-            return info
+            return replace(info_at_rest(row.mode, row.peer, self._idle.get(row.name, "")), group=row.name)
+        info = mirror_info(mirror, row.mode, row.peer)
         return replace(
-            info,
-            next_action=info.next_action.replace("twinvol replica ", "twinvol group replica "),
-            exact=mirror.figures.is_exact,
-            forecast_seconds=mirror.figures.forecast_s,
-            promise=None if mirror.figures.promise is None else mirror.figures.promise.value,
-            points=len(mirror.points),
-            point_at=mirror.points[-1].at if mirror.points else None,
-            switches=mirror.switches,
-            rounds=mirror.figures.rounds,
-            resumed_rounds=mirror.figures.rounds_resumed,
-            written_bytes=mirror.figures.written_bytes,
-            identical_bytes=mirror.figures.equal_bytes,
+            info, next_action=info.next_action.replace("twinvol replica ", "twinvol group replica "), group=row.name
         )
 
     def points(self, name: str) -> Sequence[RecoveryPoint]:
@@ -240,8 +204,8 @@ class ReplicaGroups:
         volumes = [self._pool.volume(each) for each in self._pool.groups.info(group).members]
         names = [check_name("replica", f"{name}.{volume.name}") for volume in volumes]
         for volume, member in zip(volumes, names, strict=True):
-            self._replicas.require_new(member)
-            self._replicas.require_no_target(volume)
+            self._replicas.table.require_new(member)
+            self._replicas.table.require_no_target(volume)
         row = MirrorGroupRow(name, group, str(uuid.uuid4()), terms.mode, peer, tuple(names))
         state = GroupRecord.new(len(names)).serialize() | {POLICY_KEY: MirrorPolicy.of(terms).serialize()}
         made: list[MirrorRow] = []
@@ -249,7 +213,7 @@ class ReplicaGroups:
             for volume, member in zip(volumes, names, strict=True):
                 target_id = await self._make_target(volume, member, terms.mode, peer)
                 made.append(MirrorRow(member, volume.volume_id, target_id, terms.mode, {GROUP_KEY: name}, peer))
-                await self._replicas.put_row(made[-1])
+                await self._replicas.table.put(made[-1])
                 self._replicas.protect(member)
             await self._put(replace(row, state=state))
         except BaseException:
@@ -321,7 +285,7 @@ class ReplicaGroups:
         for index in (self._rows, self._mirrors, self._links, self._idle):
             index.pop(name, None)
         for member in row.members:
-            self._replicas.forgotten(member)
+            self._replicas.table.forgotten(member)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -331,7 +295,7 @@ class ReplicaGroups:
             Member(member.name, self._pool.by_id(member.source_id), link, self._replicas.ledger_path(member.name))
             for member, link in zip(self._members(row), links, strict=True)
         ]
-        policy = MirrorPolicy.parse(row.state.get(POLICY_KEY, {}))
+        policy = policy_of(row)
 
         def in_use() -> list[str]:
             targets = [member.target_id for member in self._members(row)]
@@ -385,7 +349,7 @@ class ReplicaGroups:
         return LocalLink(self._pool.by_id(member.target_id), point_prefix(member.name))
 
     def _members(self, row: MirrorGroupRow) -> list[MirrorRow]:
-        return [self._replicas.rows[name] for name in row.members]
+        return [self._replicas.table.rows[name] for name in row.members]
 
     async def _put(self, row: MirrorGroupRow) -> None:
         await self._tables.put(row)
@@ -396,25 +360,3 @@ class ReplicaGroups:
         if row is None:
             raise NotFound("replica group", name)
         return row
-
-
-def trouble(what: str, mirror: MirrorOperations[Any, Any, Any]) -> list[str]:
-    """A line, if a mirror does not do what it is for, and was not told so by its owner."""
-    if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
-        return [f"{what} is {label(mirror.standing.state)}: {mirror.standing.reason}"]
-    if mirror.figures.promise in (Promise.AT_RISK, Promise.BROKEN):
-        lag_s = mirror.figures.lag_s
-        lag = "no complete recovery point" if lag_s is None else f"lag {lag_s:.0f} s"
-        return [f"{what}: its RPO of {mirror.figures.rpo_s:g} s is {mirror.figures.promise.value} ({lag})"]
-    return []
-
-
-def require_single(row: MirrorRow) -> None:
-    """Raises InvalidState: what is done to a member is done to its group."""
-    group = row.state.get(GROUP_KEY)
-    if group is not None:
-        raise InvalidState(
-            f"replica {row.name}",
-            f"part of replica group {group}",
-            f"to be said of that: twinvol group replica ... {group}",
-        )

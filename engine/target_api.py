@@ -60,9 +60,9 @@ class TargetOperations(ApiPart):
         if standby and frozen is not None:
             raise InvalidArgument("a snapshot is no path to its volume: a standby path is a replica's")
         if frozen is None and not standby:
-            self._replicas.require_steady(shown)
-        source = self._replicas.source_of(shown) if standby else None
-        if standby and self._exposure.target(target).port_group in self._replicas.port_groups_elsewhere():
+            self._replicas.table.require_steady(shown)
+        source = self._replicas.table.source_of(shown) if standby else None
+        if standby and self._exposure.target(target).port_group in self._replicas.table.port_groups_elsewhere():
             raise InvalidArgument(
                 f"target {target} has the target port group of one that shows the disk at the peer; initiators take the"
                 " two for one: make another target for this path"

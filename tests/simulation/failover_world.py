@@ -31,7 +31,7 @@ from engine.catalog_peers import PeerTargetRow
 from engine.errors import EngineError
 from engine.links import peer as peer_links
 from engine.mirror_record import MirrorPolicy, MirrorRecord
-from engine.replicas import POLICY_KEY
+from engine.replica_table import POLICY_KEY
 from engine.units import KIB
 from tests.simulation.mirror_world import Violation
 from tests.support.failover_site import NAMES, Network, SimPeerLink, Site, SiteLoop
@@ -388,7 +388,7 @@ async def make_mirror(a: Site, b: Site, mode: str) -> None:
     state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
     row = MirrorRow("r", a.volume.volume_id, replica_id, mode, state, NAMES[1])
     await a.catalog.put_mirror(row)
-    a.replicas._rows["r"] = row
+    a.replicas.table.rows["r"] = row
     await a.replicas.begin("r")
     await a.replicas.running("r").wait_synchronized(20)
     while not target_facts(b):  # noqa: ASYNC110 - another machine's

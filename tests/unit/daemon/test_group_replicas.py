@@ -239,7 +239,7 @@ async def test_nothing_is_left_at_a_peer_of_a_group_that_was_not_made(tmp_path: 
         if crashed:  # between the members' rows and the group's
             source_id, replicas = source.pool.volume("a").volume_id, source.replicas
             target_id = await replicas.create_at_peer("r.a", source.pool.volume("a"), "target", "sync")
-            await replicas.put_row(MirrorRow("r.a", source_id, target_id, "sync", {"group": "r"}, "target"))
+            await replicas.table.put(MirrorRow("r.a", source_id, target_id, "sync", {"group": "r"}, "target"))
             await replicas.groups.restore()
         else:
             await target.api.volume_create("r.b", SIZE)
@@ -321,7 +321,7 @@ async def test_a_peer_cannot_tell_of_more_groups_than_it_has_replicas(tmp_path: 
         await group(source, "a", "b")
         await mirrored(source, peer="target")
         (point,) = await target.api.group_replica_points("r")
-        ids = [row.target_id for row in source.replicas.rows.values()]
+        ids = [row.target_id for row in source.replicas.table.rows.values()]
         client = source.peers.client("target")
         for replicas in (ids, ids[:1], [str(uuid.uuid4())]):
             told = {"group": str(uuid.uuid4()), "name": "s", "guid": point.guid, "at_us": 1, "replicas": replicas}

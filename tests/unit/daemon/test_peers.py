@@ -488,7 +488,10 @@ async def test_long_answers_are_made_a_few_at_a_time(tmp_path: Path, monkeypatch
         await fill(source, "v", 0)
         await replica(source)
         (point,) = source.replicas.points("r")
-        client, names = source.peers.client("target"), {"replica": source.replicas.target_id("r"), "point": point.guid}
+        client, names = (
+            source.peers.client("target"),
+            {"replica": source.replicas.table.target_id("r"), "point": point.guid},
+        )
         session = target.peers._server._sessions["source"]
         entered, go_on, point_of = [0], asyncio.Event(), LocalLink.point
 
