@@ -7,7 +7,9 @@
   each; taken in turn with them the fdatasync of 4 KiB on the same disk, over what was written before and at a new place
   of a sparse file, where the host's file system has to note the allocation as well. A snapshot needs one of each, one
   after the other, and the way to a thread and back;
-* 4 KiB reads of the volume and of a snapshot, 2,000 snapshots against none; the bytes are compared;
+* 4 KiB reads of the volume and of a snapshot, 2,000 snapshots against none, in short rounds taken in turn; the bytes
+  are compared. Twice: as 4 KiB writes between snapshots leave the volume, most of what is read being pages of partial
+  chunks, and when its chunks have been written whole, so that snapshots are all that differs;
 * a fully mapped volume of 1 TiB (``bench.full_volume``): resident memory and opening, in a process of its own;
 * deleting a snapshot that holds 1 million chunks: how fast they can be used again, how fast the host has their space
   back, and what 4 KiB reads that come in from outside the loop every millisecond see of it, against before.
@@ -36,13 +38,15 @@ from engine.tvol.file import TvolFile
 from engine.units import GIB, KIB, MIB, TIB
 
 if TYPE_CHECKING:
+    from engine.files import StoreEnv
     from engine.tvol.device import NativeDevice
     from engine.tvol.head import NativeHead
 
 LEAF_BYTES = 256 * MIB
 SIZES = {"1 GiB": GIB, "1 TiB": TIB}
 SYNC_BYTES = 16 * MIB
-READS = 20_000
+READS, READ_ROUNDS = 2000, 31
+"""Reads of a round, and rounds."""
 AT_ONCE = 32
 """Snapshots under way at a time while the older ones are made."""
 RECLAIM_BYTES = 64 * GIB
@@ -127,36 +131,58 @@ async def make_older(file: TvolFile, count: int) -> float:
     return clock() - begun
 
 
-async def reads(device: NativeDevice, count: int = READS) -> float:
-    """4 KiB reads a second, each of a random leaf's chunk; what they return is compared in a pass of its own."""
+async def reads(devices: dict[str, NativeDevice]) -> dict[str, float]:
+    """4 KiB reads a second of each, of random leaves' chunks; what they return is compared in a pass of its own."""
     rng = random.Random(1)
-    offsets = [rng.randrange(device.size_bytes // LEAF_BYTES) * LEAF_BYTES for _ in range(count)]
+    leaves = min(device.size_bytes for device in devices.values()) // LEAF_BYTES
+    offsets = [rng.randrange(leaves) * LEAF_BYTES for _ in range(READS)]
     view = memoryview(bytearray(4 * KIB))
-    for offset in set(offsets):
-        if not device.try_read(offset, view):
-            await device.read(offset, view)
-        assert bytes(view) == pattern(offset), f"{device.name} holds other bytes at {offset}"
-    begun = clock()
-    for offset in offsets:
-        if not device.try_read(offset, view):
-            await device.read(offset, view)
-    return count / (clock() - begun)
+    for device in devices.values():
+        for offset in set(offsets):
+            if not device.try_read(offset, view):
+                await device.read(offset, view)
+            assert bytes(view) == pattern(offset), f"{device.name} holds other bytes at {offset}"
+    rates: dict[str, list[float]] = {name: [] for name in devices}
+    for number in range(READ_ROUNDS):
+        order = list(devices.items())
+        for name, device in order if number % 2 else reversed(order):
+            begun = clock()
+            for offset in offsets:
+                if not device.try_read(offset, view):
+                    await device.read(offset, view)
+            rates[name].append(READS / (clock() - begun))
+    return {name: statistics.median(found) for name, found in rates.items()}
 
 
-async def measure(folder: Path, label: str, older: int, rounds: int) -> list[dict[str, Any]]:
-    """A volume of one size, first without older snapshots, then with them."""
-    env, disk, size = real_env(), Disk(folder, f"sync-{SIZES[label]}"), SIZES[label]
-    file = await TvolFile.create(env, folder / f"{size}.tvol", volume_name="scale", size_bytes=size)
+async def written(env: StoreEnv, path: Path, size: int) -> TvolFile:
+    """A volume with one chunk in every leaf."""
+    file = await TvolFile.create(env, path, volume_name="scale", size_bytes=size)
     head = file.volumes()[0]
     for offset in range(0, size, LEAF_BYTES):
         await head.write(offset, memoryview(pattern(offset)))
     await head.flush()
     await file._core.checkpointer.run()
-    none = {"size": label, "older": 0, "reads_s": await reads(head), **await creates(file, disk, rounds, "first")}
+    return file
+
+
+async def measure(folder: Path, label: str, older: int, rounds: int) -> list[dict[str, Any]]:
+    """A volume of one size, first without older snapshots, then with them."""
+    env, disk, size = real_env(), Disk(folder, f"sync-{SIZES[label]}"), SIZES[label]
+    file = await written(env, folder / f"{size}.tvol", size)
+    plain = await written(env, folder / f"{size}-plain.tvol", size)
+    head = file.volumes()[0]
+    none = {"size": label, "older": 0, **await creates(file, disk, rounds, "first")}
     made_s = await make_older(file, older)
-    many = {"size": label, "older": older, "reads_s": await reads(head), **await creates(file, disk, rounds, "last")}
-    many |= {"snapshot_reads_s": await reads(file.snapshots()[older // 2], READS // 10), "older_made_s": made_s}
+    pages = await reads({"none": plain.volumes()[0], "head": head, "snapshot": file.snapshots()[older // 2]})
+    many = {"size": label, "older": older, **await creates(file, disk, rounds, "last"), "older_made_s": made_s}
     many["metadata_bytes"] = file.info().metadata_bytes
+    for offset in range(0, size, LEAF_BYTES):
+        await head.write(offset, memoryview(pattern(offset).ljust(file.chunk_bytes, b"\0")))
+    chunks = await reads({"none": plain.volumes()[0], "head": head})
+    none["reads_s"], many["reads_s"], many["page_reads_s"] = chunks["none"], chunks["head"], pages["head"]
+    many["snapshot_reads_s"] = pages["snapshot"]
+    many["reads_x"], many["page_reads_x"] = chunks["head"] / chunks["none"], pages["head"] / pages["none"]
+    await plain.close()
     begun = clock()
     await file.close()
     many["close_s"] = clock() - begun
@@ -266,11 +292,11 @@ def report(rows: list[dict[str, Any]], volume: dict[str, float], deleted: dict[s
             f"{what} create: slowest / fastest {spread:.2f}x, at most {over:.2f} fdatasyncs over what was written, "
             f"{new:.2f} of a new place"
         )
-    for none, many in zip(rows[::2], rows[1::2], strict=True):
+    for many in rows[1::2]:
         print(
-            f"{many['size']} with {many['older']} snapshots: reads {many['reads_s'] / none['reads_s']:.2f}x, of a "
-            f"snapshot {many['snapshot_reads_s']:.0f}/s; opened in {many['open_s']:.2f} s, "
-            f"{many['metadata_bytes'] / MIB:.0f} MiB of metadata"
+            f"{many['size']} with {many['older']} snapshots: reads {many['reads_x']:.2f}x of those without, where "
+            f"4 KiB writes left partial chunks {many['page_reads_x']:.2f}x; of a snapshot {many['snapshot_reads_s']:.0f}/s; "
+            f"opened in {many['open_s']:.2f} s, {many['metadata_bytes'] / MIB:.0f} MiB of metadata"
         )
     print(
         f"1 TiB fully mapped: opened in {volume['open_s']:.2f} s with {volume['open_bytes'] / MIB:.0f} MiB, all leaves "
