@@ -295,8 +295,8 @@ def report(rows: list[dict[str, Any]], volume: dict[str, float], deleted: dict[s
     for many in rows[1::2]:
         print(
             f"{many['size']} with {many['older']} snapshots: reads {many['reads_x']:.2f}x of those without, where "
-            f"4 KiB writes left partial chunks {many['page_reads_x']:.2f}x; of a snapshot {many['snapshot_reads_s']:.0f}/s; "
-            f"opened in {many['open_s']:.2f} s, {many['metadata_bytes'] / MIB:.0f} MiB of metadata"
+            f"4 KiB writes left partial chunks {many['page_reads_x']:.2f}x; of a snapshot "
+            f"{many['snapshot_reads_s']:.0f}/s; opened in {many['open_s']:.2f} s, {many['metadata_bytes'] / MIB:.0f} MiB of metadata"
         )
     print(
         f"1 TiB fully mapped: opened in {volume['open_s']:.2f} s with {volume['open_bytes'] / MIB:.0f} MiB, all leaves "
