@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from engine.tvol.births import Births
     from engine.tvol.claims import Claims
 
-RECLAIM_STEP_CHUNKS = 4096
-"""What one RECLAIM step frees at most; also the entries of a leaf."""
+RECLAIM_STEP_CHUNKS = 2048
+"""What one RECLAIM step takes from the queue at most."""
 
 
 class Family(MapChanges):
