@@ -22,9 +22,9 @@ from pywbem import (
     CIMInstanceName,
 )
 
-from cim_facade import answers, cimxml, query
+from cim_facade import answers, auditing, cimxml, query
 from cim_facade.context import View
-from cim_facade.invoke import Methods
+from cim_facade.invoke import READER_VERBS, Methods
 from cim_facade.operations import Filters, Operations
 from cim_facade.pull import Enumerations
 from cim_facade.query_schema import ClassSchema
@@ -32,8 +32,9 @@ from cim_facade.query_schema import ClassSchema
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-    from pywbem import CIMClass
+    from pywbem import CIMClass, CIMParameter
 
+    from cim_facade.audit import AuditLog
     from cim_facade.auth import Users
     from cim_facade.cimxml import Element, Request
     from cim_facade.context import User
@@ -57,6 +58,7 @@ class Call:
         self.host = host
         self.namespace = namespace
         self.arguments = arguments
+        self.told: dict[str, Any] = {}  # what a change made, for the record
 
     def __getitem__(self, name: str) -> Any:
         """A required parameter."""
@@ -95,8 +97,15 @@ class Facade:
     """What requests have in common."""
 
     def __init__(
-        self, api: EngineApi, classes: ClassRepository, registry: Registry, users: Users | None = None
+        self,
+        api: EngineApi,
+        classes: ClassRepository,
+        registry: Registry,
+        users: Users | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
+        """``audit``: where changes are recorded; None: nowhere."""
+        self.audit = audit
         self.api = api
         self.users = users
         self.classes = classes
@@ -115,8 +124,7 @@ class Facade:
             assert request.target is not None
             request.target.namespace = namespace
             methods = Methods(view, self.classes, self.registry, operations)
-            result = await methods.invoke(request.target, request.name, request.params, big=request.big)
-            yield answers.method_result(*result)
+            yield answers.method_result(*await self._invoked(methods, request, user))
             return
         operation = OPERATIONS.get(request.name)
         if operation is None:
@@ -128,9 +136,37 @@ class Facade:
         else:
             arguments = _arguments(operation, request, namespace)
         call = Call(self, view, host, namespace, arguments)
-        async for piece in operation.run(call):
+        pieces = operation.run(call)
+        if operation.writes and self.audit is not None:
+            yield await auditing.change(self.audit, request, user, lambda: _whole(pieces), lambda _: call.told)
+            return
+        async for piece in pieces:
             yield piece
             await view.breathe()
+
+    async def _invoked(self, methods: Methods, request: Request, user: User) -> tuple[Any, str, list[CIMParameter]]:
+        assert request.target is not None
+
+        async def act() -> tuple[Any, str, list[CIMParameter]]:
+            return await methods.invoke(request.target, request.name, request.params, big=request.big)
+
+        if self.audit is None or not user.administrator or request.name.lower().startswith(READER_VERBS_LOWER):
+            return await act()
+        return await auditing.change(self.audit, request, user, act, _told)
+
+
+READER_VERBS_LOWER = tuple(verb.lower() for verb in READER_VERBS)
+
+
+async def _whole(pieces: Pieces) -> str:
+    """Of an operation that writes: little."""
+    return "".join([piece async for piece in pieces])
+
+
+def _told(result: tuple[Any, str, list[CIMParameter]]) -> dict[str, Any]:
+    """What a method answers, as it is recorded."""
+    value, _, outputs = result
+    return {"return_value": value, "outputs": {each.name: auditing.told_value(each.value) for each in outputs}}
 
 
 # --- parameters
@@ -324,6 +360,7 @@ def _from_object(call: Call, name: str) -> Pieces:
 
 async def _create_instance(call: Call) -> Pieces:
     made = await call.operations.create_instance(call.namespace, call["NewInstance"])
+    call.told = {"outputs": {"InstanceName": auditing.told_value(made)}}
     yield f"<IRETURNVALUE>{answers.instance_name(made)}</IRETURNVALUE>"
 
 

@@ -78,7 +78,6 @@ READ_BYTES = 16 << 10
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?", re.ASCII)
 _MAN = re.compile(r'\s*"?http://www\.dmtf\.org/cim/mapping/http/v1\.[01]"?\s*;\s*ns\s*=\s*(\d{2})\s*', re.ASCII)
-_LOOPBACK_USER = User("", administrator=True, secure=True)
 
 Tls = Callable[[], Awaitable["ssl.SSLContext"]]
 """What the next connection is served with. It does not fail."""
@@ -258,7 +257,7 @@ class CimServer:
             if not _is_loopback(request.host):
                 raise Refused(403, "without TLS this server answers to loopback names only")
             self._has_proven(request.protocol)
-            return _LOOPBACK_USER
+            return User("", administrator=True, secure=True, login=request.protocol.login)
         given = parse_basic(request.headers.get("Authorization", ""))
         if given is None:
             raise Refused(401, "send a user and a password", WWW_Authenticate='Basic realm="twinvol"')

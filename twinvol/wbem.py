@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from cim_facade import repository
+from cim_facade.audit import AUDIT_NAME, AuditLog
 from cim_facade.auth import USERS_NAME, Users
 from cim_facade.dispatch import Facade
 from cim_facade.registry import whole_registry
@@ -32,7 +33,9 @@ async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: s
     gc.collect()
     gc.freeze()  # a hundred thousand objects that stay: looking through them again would hold the loop for 60 ms
     users = Users(pool / USERS_NAME)
-    server = CimServer(Facade(api, classes, whole_registry(), users), users, DaemonUnreachable)
+    server = CimServer(
+        Facade(api, classes, whole_registry(), users, AuditLog(pool / AUDIT_NAME)), users, DaemonUnreachable
+    )
     if http is not None:
         await server.start(http, None)
         log.info("CIM-XML is up at http://%s", bound_address(http))

@@ -8,6 +8,7 @@ import http.client
 import importlib.metadata
 import json
 import ssl
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -165,6 +166,7 @@ def test_users_come_and_go_while_it_serves(served: Wbem):
     listed = json.loads(twinvol("wbem", "user", "list", *pool).stdout)["users"]
     assert [(each["name"], each["role"]) for each in listed] == [("joe", "admin"), ("ann", "reader"), ("eve", "admin")]
     assert served.connection("eve", "long enough").EnumerateClassNames()
+    assert twinvol("wbem", "user", "password", "eve", "--password-file", "/dev/null", *pool).returncode == 2
     assert twinvol("wbem", "user", "remove", "eve", *pool).returncode == 0
     with pytest.raises(pywbem.AuthError):
         served.connection("eve", "long enough").EnumerateClassNames()
@@ -198,6 +200,29 @@ def test_the_certificate_is_replaced_while_it_serves(served: Wbem, tmp_path: Pat
     assert renewed["sha256"] == fingerprint()
     assert (twinvol("wbem", "certificate", "renew", "--name", "a b", *pool).returncode) == 2
     assert served.connection().EnumerateClassNames()
+
+
+def test_changes_are_in_the_audit_log(served: Wbem):
+    """Who, from where, what, and what came of it; what reads is not there."""
+    connection = served.connection()
+    [service] = connection.EnumerateInstanceNames("MSISCSITARGET_StorageConfigurationService")
+    given = {"ElementName": "audited", "ElementType": Uint16(2), "Size": pywbem.Uint64(1 << 20)}
+    code, made = connection.InvokeMethod("CreateOrModifyElementFromStoragePool", service, **given)
+    assert code == 0
+    assert connection.InvokeMethod("ReturnToStoragePool", service, TheElement=made["TheElement"])[0] == 0
+    pool = ["--json", "--pool", str(served.daemon.pool)]
+    created, returned = json.loads(twinvol("wbem", "audit", "show", "--last", "2", *pool).stdout)["changes"]
+    assert (created["user"], created["address"], created["result"]) == (wbem.USER, "127.0.0.1", "0")
+    assert created["parameters"] == {"ElementName": "audited", "ElementType": "2", "Size": str(1 << 20)}
+    assert made["TheElement"]["DeviceID"] in created["outputs"]["TheElement"]
+    assert returned["operation"] == "ReturnToStoragePool"
+    assert made["TheElement"]["DeviceID"] in returned["parameters"]["TheElement"]
+    log = served.daemon.pool / "wbem-audit.jsonl"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert wbem.PASSWORD not in log.read_text()
+    operations = [each["operation"] for each in json.loads(twinvol("wbem", "audit", "show", *pool).stdout)["changes"]]
+    assert "user add" in operations
+    assert not any(each.startswith(("Enumerate", "Get")) for each in operations)
 
 
 @pytest.mark.client("pywbemcli")

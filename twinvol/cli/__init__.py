@@ -21,7 +21,7 @@ _NOUNS = {
     "peer": "Other twinvols, for replicas there and here.",
     "proof": "Proof documents of replicas.",
     "target": "iSCSI targets, LUNs, access lists and sessions.",
-    "wbem": "Users and certificate of the CIM facade.",
+    "wbem": "Users, certificate and audit log of the CIM facade.",
     "job": "Long work.",
     "check": "Verify a volume file.",
 }

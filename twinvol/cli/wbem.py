@@ -11,12 +11,15 @@ from typing import Any
 
 import click
 
+from cim_facade.audit import AUDIT_NAME, AuditLog
 from cim_facade.auth import MAX_PASSWORD, ROLES, USERS_NAME, UsersFile
 from engine.errors import EngineError, InvalidArgument
 from engine.secret_files import read_secret
 from twinvol.cli.command import Output, fail, json_option, pool_option
 
 _CATALOG = "catalog.sqlite"  # engine.pool_folder.CATALOG_NAME, whose import takes longer than all of this
+
+MAX_SHOWN = 100_000
 
 _LONGEST_LINE = 4 * MAX_PASSWORD + 2
 
@@ -46,6 +49,7 @@ def add(pool: Path, as_json: bool, name: str, role: str, password_file: str | No
     output = Output(as_json)
     try:
         _users(pool).add(name, role, _password(name, password_file))
+        _recorded(pool, "user add", f"{name} ({role})")
     except EngineError as error:
         fail(output, error)
     output.object({"name": name, "role": role}, f"{name} may use the CIM facade as {role}")
@@ -65,6 +69,7 @@ def password_(pool: Path, as_json: bool, name: str, password_file: str | None) -
     output = Output(as_json)
     try:
         _users(pool).set_password(name, _password(name, password_file))
+        _recorded(pool, "user password", name)
     except EngineError as error:
         fail(output, error)
     output.done(f"{name} has a new password")
@@ -94,6 +99,7 @@ def remove(pool: Path, as_json: bool, name: str) -> None:
     output = Output(as_json)
     try:
         _users(pool).remove(name)
+        _recorded(pool, "user remove", name)
     except EngineError as error:
         fail(output, error)
     output.done(f"{name} may not use the CIM facade any more")
@@ -129,7 +135,9 @@ def renew(pool: Path, as_json: bool, names: tuple[str, ...]) -> None:
     output = Output(as_json)
     try:
         made.renew(_pool(pool), names)
-        output.object(made.show(pool))
+        info = made.show(pool)
+        _recorded(pool, "certificate renew", info.sha256)
+        output.object(info)
     except EngineError as error:
         fail(output, error)
 
@@ -150,9 +158,38 @@ def replace(pool: Path, as_json: bool, file: Path, key: Path) -> None:
     output = Output(as_json)
     try:
         made.replace(_pool(pool), file, key)
-        output.object(made.show(pool))
+        info = made.show(pool)
+        _recorded(pool, "certificate replace", info.sha256)
+        output.object(info)
     except EngineError as error:
         fail(output, error)
+
+
+@cli.group()
+def audit() -> None:
+    """What was changed through the CIM facade, or in its users and certificate."""
+
+
+@audit.command("show")
+@click.option("--last", type=click.IntRange(1, MAX_SHOWN), default=20, show_default=True, help="How many changes.")
+@pool_option
+@json_option
+def show_audit(pool: Path, as_json: bool, last: int) -> None:
+    """The last changes: who, from where, what, and what came of it. Times are UTC."""
+    output = Output(as_json)
+    try:
+        found = AuditLog(_pool(pool) / AUDIT_NAME).last(last)
+    except EngineError as error:
+        fail(output, error)
+    output.list("changes", found, ["at", "user", "address", "operation", "target", "result"])
+
+
+def _recorded(pool: Path, operation: str, target: str) -> None:
+    """In the audit log, behind the change."""
+    try:
+        AuditLog(pool / AUDIT_NAME).done_by_command(operation, target)
+    except OSError as error:
+        click.echo(f"done, but not in the audit log: {error}", err=True)
 
 
 def _users(pool: Path) -> UsersFile:
