@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 from engine.api import MirrorTerms
 from engine.errors import EngineError, PeerUnreachable
 from iscsi.initiator import InitiatorError
-from iscsi.initiator.disk import connect
+from iscsi.initiator.disk import IscsiDisk, connect
 from iscsi.wire.errors import ProtocolError
 from tests.integration.test_kill9 import check_files
 from tests.support.daemon import Daemon
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 SIZE = 32 * MIB
 BLOCK = 4096
+CUT_BYTES = 5 * MIB // 4
 RECOVERY_S = 120.0
 IQN = "iqn.2026-11.org.twinvol:v"
 MODES = {"sync": {}, "async": {"rpo_s": 1.0}, "adaptive": {"rpo_s": 2.0, "hold_down_s": 0.5}}
@@ -115,10 +116,15 @@ class Faults:
 
     # --- hosts ------------------------------------------------------------------------------------------------------
 
-    async def write(self, until: Callable[[int], bool]) -> None:
-        """Write blocks here and there, four at a time, until ``until(blocks written)``, or the daemon is gone."""
+    @contextlib.asynccontextmanager
+    async def disk(self, iqn: str = IQN) -> AsyncIterator[IscsiDisk]:
         assert self.source.daemon is not None
         host, port = self.source.daemon.portal.rsplit(":", 1)
+        async with await connect((host, int(port)), iqn, 0) as disk:
+            yield disk
+
+    async def write(self, until: Callable[[int], bool]) -> None:
+        """Write blocks here and there, four at a time, until ``until(blocks written)``, or the daemon is gone."""
         done = 0
 
         async def lane(disk) -> None:
@@ -137,16 +143,14 @@ class Faults:
 
         busy: set[int] = set()
         with contextlib.suppress(*LOST):
-            async with await connect((host, int(port)), IQN, 0) as disk:
+            async with self.disk() as disk:
                 results = await asyncio.gather(*(lane(disk) for _ in range(4)), return_exceptions=True)
                 for result in results:
                     if isinstance(result, BaseException) and not isinstance(result, LOST):
                         raise result
 
     async def host_check(self) -> None:
-        assert self.source.daemon is not None
-        host, port = self.source.daemon.portal.rsplit(":", 1)
-        async with await connect((host, int(port)), IQN, 0) as disk:
+        async with self.disk() as disk:
             for at, allowed in sorted(self.written.items()):
                 data = await disk.read(at * BLOCK, BLOCK)
                 assert data in allowed, f"block {at} does not hold what a host was told is written"
@@ -154,20 +158,20 @@ class Faults:
 
     # --- what holds after each ----------------------------------------------------------------------------------------
 
-    async def shown(self, is_so: Callable[[ReplicaInfo], object], limit_s: float = RECOVERY_S) -> None:
+    async def shown(self, is_so: Callable[[ReplicaInfo], object], limit_s: float = RECOVERY_S, name: str = "r") -> None:
         """Ask for the replica until it is so."""
         deadline = time.monotonic() + limit_s
         async with self.source.api() as api:
-            while not is_so(info := await api.replica_show("r")):
+            while not is_so(info := await api.replica_show(name)):
                 assert time.monotonic() < deadline, f"still {info.copy_state}: {info.reason}"
                 await asyncio.sleep(0.05)
 
-    async def verified(self) -> None:
+    async def verified(self, name: str = "r") -> None:
         """Raises PeerUnreachable."""
         async with self.source.api() as api:
             if self.mode != "sync":
-                await ended(api, await api.replica_resync("r"))
-            job = await ended(api, await api.replica_verify("r"))
+                await ended(api, await api.replica_resync(name))
+            job = await ended(api, await api.replica_verify(name))
             if job.error == "PeerUnreachable":
                 raise PeerUnreachable(job.message)
             assert job.state == "Completed", f"verify: {job.message}"
@@ -185,22 +189,31 @@ class Faults:
                 await asyncio.sleep(0.1)
         await self.host_check()
 
-    async def fault(self, name: str, work: Callable[[], Awaitable[None]], *checks: str) -> None:
+    async def fault(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        *checks: str,
+        recovered: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """One fault, and what must hold after it."""
         row = self.rows.setdefault(f"{name}, {self.mode}", Row())
         row.count += 1
         row.checks |= {"content", "host", *checks}
-        began = time.monotonic()
+        started = began = time.monotonic()
         try:
             await work()
             began = time.monotonic()
             async with asyncio.timeout(RECOVERY_S + 60):
-                await self.recovered()
+                await (recovered or self.recovered)()
         except (AssertionError, TimeoutError, *LOST) as error:
             row.failures.append(f"{type(error).__name__}: {error}")
             raise
         finally:
-            row.longest_s = max(row.longest_s, time.monotonic() - began)
+            ended_at = time.monotonic()
+            row.longest_s = max(row.longest_s, ended_at - began)
+            told = f"{began - started:.1f} s, recovery {ended_at - began:.1f} s"
+            print(f"{name}, {self.mode}, number {row.count}: {told}", file=sys.stderr, flush=True)
 
     # --- the faults ---------------------------------------------------------------------------------------------------
 
@@ -316,25 +329,46 @@ async def pair(folder: Path, seed: int) -> AsyncIterator[Faults]:
 
 
 async def first_copy(faults: Faults, disconnects: int) -> None:
-    """A link that is cut that often during one first copy; what was recorded is not sent again."""
+    """A link that is cut that often during one first copy, of a volume of its own; what has arrived is not sent again.
+
+    Strips become as small as a link needs that breaks again and again, ``MAX_PIECE_BYTES``, two at a time; so each cut
+    comes after more than they are, and the copy gets on.
+    """
+    proxy, size = faults.proxy, 16 * MIB + disconnects * CUT_BYTES // 2
     faults.mode = "sync"
-    await faults.write(lambda done: done >= 3000)
-    before, cuts = faults.proxy.forward_bytes, faults.proxy.cuts
+    async with faults.source.api() as api:
+        await api.volume_create("w", size, expose=True)
+    async with faults.disk(IQN[:-1] + "w") as disk:
+        for offset in range(0, size, MIB):
+            await disk.write(offset, os.urandom(min(MIB, size - offset)))
+    before, cuts = proxy.forward_bytes, proxy.cuts
     if disconnects:
-        faults.proxy.cut_again_bytes = faults.proxy.cut_after_bytes = max(200_000, 12_000_000 // disconnects)
+        proxy.cut_again_bytes = proxy.cut_after_bytes = CUT_BYTES
 
     async def work() -> None:
         async with faults.source.api() as api:
-            await api.replica_create("v", "r", peer="target")
+            await api.replica_create("w", "first", peer="target")
         await faults.shown(
-            lambda info: faults.proxy.cuts - cuts >= disconnects or info.copy_state == "Synchronized",
-            RECOVERY_S + 10 * disconnects,  # the pauses between attempts grow where nothing gets on
+            lambda info: proxy.cuts - cuts >= disconnects or info.copy_state == "Synchronized",
+            RECOVERY_S + 10 * disconnects,
+            "first",
         )
-        faults.proxy.cut_after_bytes = faults.proxy.cut_again_bytes = None
+        proxy.cut_after_bytes = proxy.cut_again_bytes = None
+        assert proxy.cuts - cuts >= disconnects, "the copy was done before the link was cut that often"
 
-    await faults.fault("first copy, link cut again and again", work)
-    sent, data = faults.proxy.forward_bytes - before, len(faults.written) * BLOCK
-    print(f"first copy: {faults.proxy.cuts - cuts} cuts, {sent / MIB:.1f} MiB over the link for {data / MIB:.1f} MiB")
+    async def recovered() -> None:
+        await faults.shown(lambda info: info.copy_state == "Synchronized", name="first")
+        await faults.verified("first")
+
+    await faults.fault("first copy, link cut again and again", work, recovered=recovered)
+    told = f"{(proxy.forward_bytes - before) / MIB:.1f} MiB over the link for {size / MIB:.1f} MiB"
+    print(f"first copy: {proxy.cuts - cuts} cuts, {told}", flush=True)
+    async with faults.source.api() as api, faults.target.api() as theirs:
+        await api.replica_detach("first")
+        await api.volume_delete("w")
+        await theirs.volume_delete("first")
+        await api.replica_create("v", "r", peer="target")
+        await faults.shown(lambda info: info.copy_state == "Synchronized")
 
 
 async def run(
