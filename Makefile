@@ -26,7 +26,7 @@ help:
 	@echo "make fuzz     FUZZ_SECONDS=60 of spoilt bytes at every iSCSI parser, from SEED=0 on"
 	@echo "make sim      N=10000 simulated crashes of the volume file from SEED=0; a failure prints how to replay it"
 	@echo "make sim-groups  GROUP_ROUNDS=10000 group snapshots under ordered writers, with crashes, from SEED=0"
-	@echo "make sim-mutations  each rule of the store taken away in turn, and how many crashes it took to notice"
+	@echo "make sim-mutations  each rule of the store and of mirrors taken away in turn, and how many crashes it took to notice"
 	@echo "make crash-images  IMAGES=2000 crash images from a recorded run of a real daemon"
 	@echo "make scrub-flips  FLIPS=1000 flipped bits in frozen chunks, all found by a scrub beside a writer, and nothing else"
 	@echo "make kill9    ROUNDS=200 rounds of kill -9 under write load"
@@ -78,6 +78,7 @@ sim-groups: $(STAMP)
 sim-mutations: $(STAMP)
 	$(BIN)/python -m tests.simulation --mutations --seed $(SEED) --crashes $(MUTATION_CRASHES)
 	$(BIN)/python -m tests.simulation.group_mutations
+	$(BIN)/python -m tests.simulation.replication_mutations
 
 crash-images: $(STAMP)
 	$(BIN)/python -m tests.crash_images --seed $(SEED) --images $(IMAGES)

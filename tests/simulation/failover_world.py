@@ -72,6 +72,7 @@ class FailoverWorld:
         """By machine: what it acknowledged since it became the disk or followed."""
         self.counts = dict.fromkeys(("planned", "lossless", "lossy", "failback", "resolved", "followed", "writes"), 0)
         self.over = False
+        self.violations: list[Violation] = []
         self.promoted: dict[int, int] = {}
         """What the disk held by block when it changed places last."""
 
@@ -82,6 +83,8 @@ class FailoverWorld:
         return [TAG.unpack_from(data, block * BLOCK)[0] for block in range(BLOCKS)]
 
     def check_one(self) -> None:
+        if self.violations:
+            raise self.violations[0]
         if all(site.is_usable() for site in self.sites):
             raise Violation("both machines offer the disk")
         for site in self.sites:
@@ -95,9 +98,16 @@ class FailoverWorld:
         if replica is not None and site.failovers.holds_lease(replica):
             self.require(site, "holds the lease")
 
-    def require(self, site: Site, what: str, before: float = float("inf")) -> None:
+    def require(
+        self,
+        site: Site,
+        what: str,
+        before: float = float("inf"),
+        acked: dict[int, tuple[int, float]] | None = None,
+    ) -> None:
+        """``acked``: by default what still counts, which is without what was accepted to be lost."""
         have = self.numbers(site)
-        for block, (number, at) in self.acked.items():
+        for block, (number, at) in (self.acked if acked is None else acked).items():
             if at < before and have[block] < number:
                 raise Violation(f"{site.name} {what}, and block {block} has write {have[block]}, not {number}")
 
@@ -179,9 +189,9 @@ class FailoverWorld:
         await asyncio.wait([task], timeout=5.0)
         if not task.done():
             return None
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled() or isinstance(task.exception(), EngineError):
             return None
-        return task.result()
+        return task.result()  # raises what is nobody's answer
 
     def is_replica(self, site: Site) -> bool:
         return site.is_up and site.is_ready and site.replicas.incoming.named("r") is not None
@@ -197,7 +207,8 @@ class FailoverWorld:
         await asyncio.sleep(self.rng.random() * BUDGET_S * self.rng.choice((0.1, 2)))
         if not self.is_replica(site):
             return
-        plan = site.failovers.plan("r")
+        planned_at = self.loop.time()
+        plan, acked = site.failovers.plan("r"), dict(self.acked)
         accept_loss = self.rng.random() < 0.6
         result = await self.done(site, site.failovers.fail_over("r", accept_loss=accept_loss, fenced=True))
         if result is None or "lossless" not in result:
@@ -207,9 +218,8 @@ class FailoverWorld:
             return
         self.counts["lossy"] += 1
         if plan.age_seconds is not None and self.clock_is_known:
-            self.require(
-                site, "was said to be complete until then", self.loop.time() - plan.age_seconds - CLOCK_SLACK_S
-            )
+            until = planned_at - plan.age_seconds - CLOCK_SLACK_S
+            self.require(site, "was said to be complete until then", until, acked)
 
     @property
     def clock_is_known(self) -> bool:
@@ -256,15 +266,22 @@ class FailoverWorld:
 
         def now_replica(name, target):
             if self.giving_way is not site:
-                self.check_followed(site)
+                self.seen(self.check_followed, site)
             self.counts["followed"] += 1
             follow(name, target)
 
         def now_source(row, target, peers):
             lead(row, target, peers)
-            self.took_over(site, row)
+            self.seen(self.took_over, site)
 
         replicas.now_replica, replicas.now_source = now_replica, now_source
+
+    def seen(self, check, site: Site) -> None:
+        """In a step of the machine's own, which would take what is raised for an answer of its peer's."""
+        try:
+            check(site)
+        except Violation as violation:
+            self.violations.append(violation)
 
     def check_followed(self, site: Site) -> None:
         for block, number in self.acked_at[site.number].items():
@@ -272,7 +289,7 @@ class FailoverWorld:
                 raise Violation(f"{site.name} follows, and its write {number} of block {block} is nowhere else")
         self.acked_at[site.number] = {}
 
-    def took_over(self, site: Site, row) -> None:
+    def took_over(self, site: Site) -> None:
         have = self.numbers(site)
         self.promoted = dict(enumerate(have))
         lineage = site.failovers._lineages[site.volume.volume_id]
@@ -366,6 +383,8 @@ class FailoverWorld:
                 if site.life is not None:
                     site.life.over = True
             self.loop.close()
+            if self.violations:
+                raise self.violations[0]
 
 
 async def make_mirror(a: Site, b: Site, mode: str) -> None:

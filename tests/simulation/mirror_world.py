@@ -31,9 +31,11 @@ import gc
 import logging
 import random
 import struct
+import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -51,6 +53,9 @@ from tests.support.memory_store import CHUNK, MemoryStore
 from tests.support.sim_control_files import SimControlFiles
 from tests.support.sim_files import SimFileSystem
 from tests.support.sim_loop import ProcessDied, SimClock, SimLoop, SimWorkers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SIZE = 20 * CHUNK + 1024
 SECTORS = SIZE // SECTOR_SIZE
@@ -514,6 +519,12 @@ class NativeWorld(World):
         self.files.kill()
         self.loop.close()
 
+    def forget(self) -> None:
+        """Let go of what tasks of the last process hold, and are held by: they are collected now, or in some test."""
+        del self.loop, self.env
+        for name in ("source", "target", "mirror", "witness"):
+            self.__dict__.pop(name, None)
+
 
 def _have_map(head) -> None:
     """Have a head's map in memory, as its first reader would: ``try_read`` declines what is not."""
@@ -525,15 +536,26 @@ def _have_map(head) -> None:
             leaf.hold(source.entries(leaf))
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What coroutines of dead processes say when they are collected is heard by nobody."""
+    heard, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = heard
+
+
 def run(seed: int, kind: type[World] = World) -> World:
     """One seed. Raises Violation, with the line that replays it."""
     world = kind(seed)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unheard():
             warnings.simplefilter("ignore")  # tasks of dead processes never end
             world.run()
             world.bury()
             if kind is NativeWorld:
+                world.forget()
                 gc.collect()
     except AssertionError as error:
         world.bury()

@@ -1,17 +1,11 @@
 """Rules of mirrored groups, each removed: some seed of ``group_replica_world`` must notice.
-
-python -m tests.simulation.mutations_of_group_replicas --count 100       how many seeds do, for each
+``replication_mutations.py`` prints the table of all.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import logging
-import random
 from typing import TYPE_CHECKING
-
-import pytest
 
 from engine import mirror_group
 from engine.errors import EngineError
@@ -22,6 +16,8 @@ from tests.simulation.mirror_world import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
     Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -155,21 +151,3 @@ def notices(seed: int) -> bool:
     except (AssertionError, EngineError):
         return True
     return False
-
-
-def main() -> None:
-    """The table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations_of_group_replicas")
-    parser.add_argument("--count", type=int, default=40)
-    options = parser.parse_args()
-    for name, mutation in MUTATIONS.items():
-        with pytest.MonkeyPatch.context() as patch:
-            mutation(patch)
-            found = [seed for seed in range(options.count) if notices(seed)]
-        print(f"{len(found):>4} of {options.count}   {name}" + (f"   first: seed {found[0]}" if found else ""))
-
-
-if __name__ == "__main__":
-    logging.disable(logging.CRITICAL)
-    random.seed(0)
-    main()

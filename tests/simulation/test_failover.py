@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.simulation.directed_failover import AnswerLost, HandedOver, PowerLost, Told
 from tests.simulation.failover_world import FailoverWorld, Planned, PowerLoss, run
-from tests.simulation.mutations_of_failover import MUTATIONS, notices
+from tests.simulation.mutations_of_failover import DIRECTED, MUTATIONS, notices
 
 SEEDS = 120
 
@@ -20,3 +21,14 @@ def test_one_machine_at_a_time_is_the_disk_and_nothing_is_lost_silently(kind):
 def test_without_the_rule_some_seed_fails(mutation, kind, monkeypatch):
     mutation(monkeypatch)
     assert any(notices(seed, kind) for seed in range(SEEDS)), "no seed noticed that the rule is missing"
+
+
+@pytest.mark.parametrize("scene", [HandedOver, AnswerLost, Told, PowerLost])
+def test_scenes_hold_and_come_to_what_they_are_for(scene):
+    assert sum(run(seed, scene).counted for seed in range(5)) == 5
+
+
+@pytest.mark.parametrize(("mutation", "scene"), DIRECTED.values(), ids=DIRECTED.keys())
+def test_without_the_rule_its_scene_fails(mutation, scene, monkeypatch):
+    mutation(monkeypatch)
+    assert any(notices(seed, scene) for seed in range(20))
