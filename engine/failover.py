@@ -387,8 +387,18 @@ class Failovers:
         """The other side has become the replica of this one: after a planned exchange the mirror goes on by itself."""
         mirror = self._replicas.mirror_of(row.name)
         if mirror is not None and row.state.get("wanted") == FAILED_OVER and row.state.get(PLANNED_KEY):
+            await self._go_back(row, mirror, asked)
+
+    async def _go_back(self, row: MirrorRow, mirror: Mirror, asked: _Asked) -> None:
+        """Rounds to what was the source begin, unless they have: an answer and an operator may say so at once."""
+        if mirror.is_at_rest and row.state.get("wanted") == FAILED_OVER:
             await mirror.agree_on(asked.points)
-            await mirror.fail_back()
+        if mirror.is_at_rest:
+            try:
+                await mirror.fail_back()
+            except InvalidState:
+                if mirror.is_at_rest:
+                    raise
 
     # --- handing over, planned ---------------------------------------------------------------------------------------
 
@@ -718,9 +728,7 @@ class Failovers:
         async def work() -> dict[str, Any]:
             if mirror.is_at_rest:
                 asked = await self._follower(row)
-                if row.state.get("wanted") == FAILED_OVER:
-                    await mirror.agree_on(asked.points)
-                await mirror.fail_back()
+                await self._go_back(row, mirror, asked)
             await mirror.wait_synchronized()
             await self.give(name)
             return {"volume": mirror.source.name, "peer": row.peer}
