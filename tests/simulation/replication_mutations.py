@@ -147,7 +147,7 @@ def seeds_until_noticed(name: str, seed: int, count: int) -> tuple[int, str]:
                 with watched():
                     rule.play(seed + number)
             except (AssertionError, EngineError) as error:
-                return number + 1, (str(error) or repr(error)).partition("\n")[0]
+                return number + 1, str(error).partition("\n")[0] or repr(error.__cause__ or error)
     return count, ""
 
 
