@@ -208,11 +208,14 @@ def _innermost(coro: Any) -> str:
 
 
 def _end(coro: Any) -> None:
-    """Close a coroutine, through all the waits in its ``finally`` clauses; what they raise does not matter now."""
+    """End a coroutine where it stands, through all the waits in its ``finally`` clauses; what they raise does not
+    matter now. ``close`` would leave what it awaits behind, half ended, wherever that waits once more."""
     for _ in range(MAX_CLOSES):
-        with contextlib.suppress(BaseException):
-            coro.close()
+        try:
+            coro.throw(ProcessDied())
+        except BaseException:
             return
+    coro.close()
 
 
 class SimWorkers:
