@@ -41,7 +41,7 @@ from engine.errors import EngineError
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator, Coroutine, Iterator
 
     from cim_facade.cimxml import Request
     from cim_facade.dispatch import Facade
@@ -53,6 +53,12 @@ MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 64
 MAX_REQUESTS, MAX_REQUESTS_OF_USER = 32, 16
 """Authenticated requests under way; the others are told to come again."""
+
+MAX_BIG, MAX_BIG_OF_USER = 8, 4
+"""Those of them that are longer than ``BIG_REQUEST_BYTES``: a tree of elements takes 24 MiB at most."""
+
+HELD_S = 1.0
+"""Who has guessed too often, or comes when too many wait, hears so only then: his connections are his rate."""
 
 FIRST_REQUEST_S = 20.0
 KEEP_ALIVE_S = 75.0
@@ -116,8 +122,8 @@ class CimServer:
         self._connections = 0
         self._addresses: dict[str, int] = {}
         self._unproven: dict[str, dict[_Connection, None]] = {}  # by address, oldest first
-        self._requests = 0
-        self._requests_of: collections.Counter[str] = collections.Counter()
+        self._all = _UnderWay(MAX_REQUESTS, MAX_REQUESTS_OF_USER)
+        self._big = _UnderWay(MAX_BIG, MAX_BIG_OF_USER)
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()  # that accept, and handshakes under way
         self._protocols: list[web.Server] = []
@@ -238,18 +244,11 @@ class CimServer:
             raise Refused(415, "a CIM request has the Content-Type application/xml")
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refused(415, "no Content-Encoding is understood")
-        if self._requests >= MAX_REQUESTS or self._requests_of[user.name] >= MAX_REQUESTS_OF_USER:
-            raise Refused(503, "too many requests are under way", Retry_After="1")
-        self._requests += 1
-        self._requests_of[user.name] += 1
-        try:
+        with self._all.one_of(user.name):
             body = await _body(request)
-            return await self._answer(request, headers, body, user)
-        finally:
-            self._requests -= 1
-            self._requests_of[user.name] -= 1
-            if not self._requests_of[user.name]:
-                del self._requests_of[user.name]
+            big = self._big.one_of(user.name) if len(body) > BIG_REQUEST_BYTES else contextlib.nullcontext()
+            with big:
+                return await self._answer(request, headers, body, user)
 
     async def _authenticated(self, request: web.BaseRequest, secure: bool) -> User:
         assert isinstance(request.protocol, _Connection)
@@ -265,8 +264,10 @@ class CimServer:
         try:
             role = await self._users.role(name, password, request.protocol.login)
         except LockedOut as error:
+            await asyncio.sleep(HELD_S)
             raise Refused(429, str(error), Retry_After=f"{math.ceil(error.seconds)}") from None
         except Overloaded:
+            await asyncio.sleep(HELD_S)
             raise Refused(503, "too many logins at once", Retry_After="1") from None
         except EngineError as error:
             log.error("nobody can log in: %s", error)
@@ -329,6 +330,27 @@ class CimServer:
             log.exception("an answer ends in its middle")
             _abort(request)
         return response
+
+
+class _UnderWay:
+    """How many requests there are, of all users and of each."""
+
+    def __init__(self, most: int, most_of_user: int) -> None:
+        self._most, self._most_of_user = most, most_of_user
+        self._of: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def one_of(self, user: str) -> Iterator[None]:
+        """One more while the block runs. Raises Refused."""
+        if self._of.total() >= self._most or self._of[user] >= self._most_of_user:
+            raise Refused(503, "too many requests are under way", Retry_After="1")
+        self._of[user] += 1
+        try:
+            yield
+        finally:
+            self._of[user] -= 1
+            if not self._of[user]:
+                del self._of[user]
 
 
 class _Connection(web.RequestHandler):

@@ -290,6 +290,15 @@ async def test_a_user_who_keeps_all_requests_keeps_only_his_own(users, tls):
         assert (await read_answer(reader))[0] == 200
 
 
+async def test_big_requests_are_counted(monkeypatch):
+    monkeypatch.setattr(server, "MAX_BIG_OF_USER", 0)
+    async with cim.served(cim.facade()) as (address, _), connected(address) as (reader, writer):
+        writer.write(request(NAMES + b" " * server.BIG_REQUEST_BYTES))
+        assert (await read_answer(reader))[0] == 503
+        writer.write(request())
+        assert (await read_answer(reader))[0] == 200
+
+
 async def test_a_full_house_has_room_for_another_address(monkeypatch, users, tls):
     """Those who have proven nothing give way: in their handshake, idle before or behind a refused request."""
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
@@ -375,7 +384,8 @@ async def test_a_body_is_not_read_before_its_sender_is_known(users, tls):
         assert (await read_answer(reader))[0] == 401
 
 
-async def test_who_guesses_is_locked_out_and_his_neighbour_works_on(users, tls):
+async def test_who_guesses_is_locked_out_and_his_neighbour_works_on(users, tls, monkeypatch):
+    monkeypatch.setattr(server, "HELD_S", 0)
     serving, trusting = tls
     served = cim.served(cim.facade(), users=users, tls=serving)
     async with served as (address, _), connected(address, trusting) as (reader, writer):
