@@ -10,11 +10,10 @@ that volume's.
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import TYPE_CHECKING
 
-from engine.catalog_identities import DEVICE_OF, lineage_of, put_lineage
+from engine.catalog_identities import DEVICE_OF, lineage_of, put_lineage, put_mirror
 
 if TYPE_CHECKING:
     import sqlite3
@@ -76,7 +75,7 @@ class FailoverTables:
                 "UPDATE luns SET standby_of = NULL WHERE volume_id = ? AND standby_of IS NOT NULL", (volume_id,)
             )
             database.execute("DELETE FROM peer_targets WHERE replica_id = ?", (replica.replica_id,))
-            _put_mirror(database, mirror)
+            put_mirror(database, mirror)
             return {volume_id: device_id}
 
         return await self._run(work)
@@ -124,12 +123,6 @@ def _give(database: sqlite3.Connection, device_id: str, volume_id: str, *, gone:
     database.execute("DELETE FROM identities WHERE device_id = ? OR volume_id IN (?, ?)", (device_id, volume_id, gone))
     if volume_id != device_id:
         database.execute("INSERT INTO identities VALUES (?, ?)", (volume_id, device_id))
-
-
-def _put_mirror(database: sqlite3.Connection, row: MirrorRow) -> None:
-    values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer)
-    columns = "name, source_id, target_id, mode, state, peer"
-    database.execute(f"INSERT OR REPLACE INTO mirrors ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def _put_target(database: sqlite3.Connection, row: PeerTargetRow) -> None:

@@ -11,6 +11,7 @@ numbers with different GUIDs are diverged.
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -19,6 +20,8 @@ from engine.lineage import LineageEntry
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
+
+    from engine.catalog import MirrorRow
 
 T = TypeVar("T")
 
@@ -61,11 +64,21 @@ class IdentityTables:
         return await self._run(lambda database: database.execute(query, (volume_id,)).fetchone())
 
     async def promote(
-        self, source_id: str, target_id: str, mirror: str, *, point: str, lossless: bool, at: float
+        self,
+        source_id: str,
+        target_id: str,
+        mirror: str,
+        *,
+        point: str,
+        lossless: bool,
+        at: float,
+        goes_on: MirrorRow | None = None,
     ) -> dict[str, str]:
         """The target takes the place of the source: its identity and with it its reservations, its LUNs and schedule;
-        its lineage and one entry more. The source has released them, and gets an identity of its own. The mirror is
-        none any more, but for its recovery points (``ended_mirrors``). Returns the new device ids by volume id."""
+        its lineage and one entry more. The source has released them, and gets an identity of its own. The mirror
+        goes on as that row, or is none any more, but for its recovery points (``ended_mirrors``). Returns the new
+        device ids by volume id.
+        """
 
         def work(database: sqlite3.Connection) -> dict[str, str]:
             (device_id,) = database.execute(f"SELECT {DEVICE_OF}", (source_id,)).fetchone()
@@ -82,8 +95,11 @@ class IdentityTables:
             _move_luns(database, source_id, target_id)
             database.execute("DELETE FROM schedules WHERE volume_id = ?", (target_id,))
             database.execute("UPDATE schedules SET volume_id = ? WHERE volume_id = ?", (target_id, source_id))
-            database.execute("DELETE FROM mirrors WHERE name = ?", (mirror,))
-            database.execute("INSERT OR REPLACE INTO ended_mirrors VALUES (?)", (mirror,))
+            if goes_on is not None:
+                put_mirror(database, goes_on)
+            else:
+                database.execute("DELETE FROM mirrors WHERE name = ?", (mirror,))
+                database.execute("INSERT OR REPLACE INTO ended_mirrors VALUES (?)", (mirror,))
             return ids
 
         return await self._run(work)
@@ -113,6 +129,12 @@ def put_lineage(database: sqlite3.Connection, volume_id: str, lineage: list[Line
     database.execute("DELETE FROM lineages WHERE volume_id = ?", (volume_id,))
     rows = [(volume_id, each.number, each.guid, each.at, each.point, each.lossless) for each in lineage]
     database.executemany("INSERT INTO lineages VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+def put_mirror(database: sqlite3.Connection, row: MirrorRow) -> None:
+    values = (row.name, row.source_id, row.target_id, row.mode, json.dumps(row.state), row.peer)
+    columns = "name, source_id, target_id, mode, state, peer"
+    database.execute(f"INSERT OR REPLACE INTO mirrors ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def _move_luns(database: sqlite3.Connection, source_id: str, target_id: str) -> None:

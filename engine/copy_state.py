@@ -6,7 +6,9 @@ else changes a state.
 
     Initialized --begin--> Unsynchronized --converged--> Synchronized
     Synchronized --resync/fracture/suspend/break--> Unsynchronized / Fractured / Suspended / Broken
-    Fractured, Suspended, Broken, Aborted --resync or resume--> Unsynchronized
+    Fractured, Suspended, Broken, Aborted, Restored --resync or resume--> Unsynchronized
+    Fractured --restore, restored--> Restored        Unsynchronized, Suspended, Broken --abort--> Aborted
+    Failedover --fail back--> Unsynchronized
 
 Every state that is not green carries a ``Standing``: why, since when, what it waits for and what to do.
 """
@@ -99,7 +101,10 @@ class CopyEvent(enum.Enum):
     SUSPEND = "suspend"
     RESUME = "resume"
     BREAK = "break"  # the target or the link failed
-    ABORT = "abort"
+    ABORT = "abort"  # what was half copied is given up
+    RESTORE = "restore"  # the source is to get what the target holds
+    RESTORED = "restored"  # it has
+    GIVE_UP = "give up"  # it has not, and is as it was
     FAIL_OVER = "fail over"
     FAIL_BACK = "fail back"
 
@@ -120,17 +125,26 @@ TRANSITIONS: dict[tuple[CopyState, CopyEvent], tuple[CopyState, ProgressStatus]]
     (_S.SYNCHRONIZED, _E.FRACTURE): (_S.FRACTURED, _P.REQUIRES_RESYNC),
     (_S.SYNCHRONIZED, _E.SUSPEND): (_S.SUSPENDED, _P.DORMANT),
     (_S.SYNCHRONIZED, _E.BREAK): (_S.BROKEN, _P.REQUIRES_RESYNC),
+    (_S.SYNCHRONIZED, _E.ABORT): (_S.ABORTED, _P.REQUIRES_RESYNC),
     (_S.SYNCHRONIZED, _E.FAIL_OVER): (_S.FAILEDOVER, _P.COMPLETED),
     (_S.FRACTURED, _E.RESYNC): (_S.UNSYNCHRONIZED, _P.RESYNCING),
     (_S.FRACTURED, _E.FAIL_OVER): (_S.FAILEDOVER, _P.COMPLETED),
+    (_S.FRACTURED, _E.RESTORE): (_S.FRACTURED, _P.RESTORING),
+    (_S.FRACTURED, _E.RESTORED): (_S.RESTORED, _P.COMPLETED),
+    (_S.FRACTURED, _E.GIVE_UP): (_S.FRACTURED, _P.REQUIRES_RESYNC),
     (_S.SUSPENDED, _E.RESUME): (_S.UNSYNCHRONIZED, _P.RESYNCING),
     (_S.SUSPENDED, _E.FRACTURE): (_S.FRACTURED, _P.REQUIRES_RESYNC),
     (_S.SUSPENDED, _E.FAIL_OVER): (_S.FAILEDOVER, _P.COMPLETED),
+    (_S.SUSPENDED, _E.ABORT): (_S.ABORTED, _P.REQUIRES_RESYNC),
     (_S.BROKEN, _E.RESYNC): (_S.UNSYNCHRONIZED, _P.RESYNCING),
     (_S.BROKEN, _E.SUSPEND): (_S.SUSPENDED, _P.DORMANT),
     (_S.BROKEN, _E.FRACTURE): (_S.FRACTURED, _P.REQUIRES_RESYNC),
     (_S.BROKEN, _E.FAIL_OVER): (_S.FAILEDOVER, _P.COMPLETED),
+    (_S.BROKEN, _E.ABORT): (_S.ABORTED, _P.REQUIRES_RESYNC),
     (_S.ABORTED, _E.RESYNC): (_S.UNSYNCHRONIZED, _P.RESYNCING),
+    (_S.ABORTED, _E.FRACTURE): (_S.FRACTURED, _P.REQUIRES_RESYNC),
+    (_S.RESTORED, _E.RESYNC): (_S.UNSYNCHRONIZED, _P.RESYNCING),
+    (_S.RESTORED, _E.FRACTURE): (_S.FRACTURED, _P.REQUIRES_RESYNC),
     (_S.FAILEDOVER, _E.RESYNC): (_S.UNSYNCHRONIZED, _P.RESYNCING),
     (_S.FAILEDOVER, _E.FAIL_BACK): (_S.UNSYNCHRONIZED, _P.FAILING_BACK),
 }

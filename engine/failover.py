@@ -235,7 +235,7 @@ class Failovers:
             if facts.device_id != self._pool.device_id(facts.volume_id):
                 await self._pool.catalog.failover.names_device(facts.volume_id, facts.device_id)
                 self._pool.identified({facts.volume_id: facts.device_id})
-            await self._replicas.incoming.told(replica, facts.serialize())
+            await self._replicas.incoming.told(replica, facts)
 
     async def _tell_facts(self, row: MirrorRow, asked: _Asked) -> None:
         facts = await self._facts(row)
@@ -257,6 +257,7 @@ class Failovers:
             port_groups=tuple(sorted(target.port_group for target in targets)),
             initiators=tuple(sorted(initiators)) if all(target.initiators for target in targets) else (),
             chap=any(target.chap.users for target in targets),
+            mode=row.mode,
         ).serialize()
 
     # --- a source that hears of another ------------------------------------------------------------------------------

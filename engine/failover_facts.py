@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine import lineage
 from engine.errors import InvalidArgument
 from engine.mirror_record import MirrorPolicy
+from engine.modes import MODES
 from engine.names import check_iscsi_name
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class SourceFacts:
     """``device_id``: what initiators know the disk by. ``port_groups``: target port groups that show it at the source.
 
     ``initiators``: the only ones that it admits; empty: all. ``chap``: its targets ask for CHAP, whose secrets stay
-    there.
+    there. ``mode``: of the mirror; empty: as it was made.
     """
 
     volume_id: str
@@ -38,6 +39,7 @@ class SourceFacts:
     port_groups: tuple[int, ...] = ()
     initiators: tuple[str, ...] = ()
     chap: bool = False
+    mode: str = ""
 
     def serialize(self) -> str:
         return json.dumps(
@@ -50,6 +52,7 @@ class SourceFacts:
                 "port_groups": list(self.port_groups),
                 "initiators": list(self.initiators),
                 "chap": self.chap,
+                "mode": self.mode,
             },
             sort_keys=True,
         )
@@ -83,6 +86,14 @@ class SourceFacts:
                 tuple(int(number) for number in port_groups),
                 tuple(check_iscsi_name(str(name)) for name in initiators),
                 chap,
+                _mode_of(values.get("mode", "")),
             )
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"facts of a source that are none: {error}") from None
+
+
+def _mode_of(value: object) -> str:
+    """Raises InvalidArgument."""
+    if value not in ("", *MODES):
+        raise InvalidArgument("facts of a source that are none: its mode")
+    return str(value)

@@ -42,7 +42,8 @@ from engine.pool_space import SpaceLimits, SpaceState
 from engine.promotion import Promotions
 from engine.relation_api import RelationOperations
 from engine.relations import Relations
-from engine.replica_api import ReplicaOperations
+from engine.replica_change_api import ReplicaChangeOperations
+from engine.restore import Restores
 from engine.schedules import Schedules
 from engine.snapshot_api import SnapshotOperations
 from engine.snapshots import Snapshots
@@ -78,7 +79,7 @@ class LocalApi(
     GroupOperations,
     ImageOperations,
     TargetOperations,
-    ReplicaOperations,
+    ReplicaChangeOperations,
     GroupReplicaOperations,
     FailoverOperations,
     RelationOperations,
@@ -115,6 +116,7 @@ class LocalApi(
         self._started_at = pool.env.clock.time()
         self._views = Views(pool, exposure)
         self._promotions = Promotions(pool, exposure, replicas)
+        self._restores = Restores(pool, exposure, replicas)
         self._failovers = Failovers(pool, exposure, replicas)
         self._relations = Relations(pool.catalog.relations, pool.env.clock)
         self._orders = Orders(self, pool, self._relations)

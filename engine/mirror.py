@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from engine import proof
-from engine.copy_state import CopyMode
+from engine.copy_state import CopyEvent, CopyMode, CopyState, ProgressStatus
 from engine.errors import InvalidState
 from engine.links import LivePoint, MirrorLink
 from engine.mirror_operations import MirrorOperations
@@ -14,13 +15,13 @@ from engine.mirror_round import Rounds
 from engine.mirror_stream import MirrorStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
     from pathlib import Path
 
     from engine.copy_job import CopyControl
     from engine.files import StoreEnv
     from engine.links import Ack, LinkState
-    from engine.mirror_record import MirrorRecord
+    from engine.mirror_record import MirrorRecord, RecoveryPoint
     from engine.mirror_round import Shipped
     from engine.stores import Extent, Frozen
     from engine.volume import Volume
@@ -86,6 +87,48 @@ class Mirror(MirrorOperations[Rounds, MirrorLink, MirrorStream]):
         if differing:
             await self._mismatch(document, differing)
         return document
+
+    def source_point(self, guid: str | None) -> Frozen | None:
+        """A recovery point of the source."""
+        return self._rounds.source_point(guid)
+
+    @contextlib.contextmanager
+    def pinned(self, guid: str | None) -> Iterator[None]:
+        """Inside, that recovery point stays on both sides."""
+        held = set() if guid is None else {guid} - self._rounds.pinned
+        self._rounds.pinned |= held
+        try:
+            yield
+        finally:
+            self._rounds.pinned -= held
+
+    @contextlib.asynccontextmanager
+    async def held_still(self) -> AsyncIterator[bool]:
+        """Inside, the mirror does not begin, and takes no common point by itself. Yields whether it is at rest."""
+        async with self._lock:
+            yield self.is_at_rest
+
+    @contextlib.asynccontextmanager
+    async def restoring(self, reason: str) -> AsyncIterator[Rounds]:
+        """Inside, the mirror rests, and the caller gives the source what the target holds; ``restored`` when it has.
+        Else it is Fractured afterwards. That it rests is on record first: after a crash the target is not overwritten
+        by what was to be replaced.
+        """
+        if self._standing.state is not CopyState.FRACTURED:
+            await self._rest(CopyEvent.FRACTURE, "fractured")
+        async with self._lock:
+            self._standing.turn(CopyEvent.RESTORE, reason)
+            try:
+                yield self._rounds
+            finally:
+                if self._standing.progress is ProgressStatus.RESTORING:
+                    self._standing.turn(CopyEvent.GIVE_UP, "the source was not restored, and is as it was", "warning")
+
+    async def restored(self, point: RecoveryPoint) -> None:
+        """Within ``restoring``: the source is that recovery point of the target, which both sides count from now on."""
+        self._record.wanted, self._record.reason = "restored", f"the source was restored to recovery point {point.guid}"
+        await self._rounds.restored(point)
+        self._standing.turn(CopyEvent.RESTORED, self._record.reason)
 
     def _is_replaced(self) -> bool:
         return self.source.fence_reason is not None

@@ -274,6 +274,13 @@ class GroupRounds:
         for member in self.members:
             await member.forget()
 
+    async def give_up(self) -> None:
+        """See ``Rounds.give_up``."""
+        async with self._busy:
+            self._record.round_source = None
+            for member in self.members:
+                await member.give_up()
+
     # --- the parts of a round, in their order -------------------------------------------------------------------------
 
     async def _commons(self, state: GroupState) -> list[str | None]:

@@ -153,6 +153,24 @@ class MirrorOperations(MirrorRun[RoundsT, LinkT, StreamT]):
         """Begin rounds again after ``suspend``."""
         await self._go(CopyEvent.RESUME)
 
+    async def abort(self) -> None:
+        """Give up the copy that is under way, and what it has brought so far; the target stays what it was.
+
+        Raises InvalidState: none is under way.
+        """
+        if self.figures.is_exact:
+            raise InvalidState(self._what, self._standing.text(), "one that is copying")
+        await self._rest(CopyEvent.ABORT, "aborted")
+        async with self._lock:
+            with contextlib.suppress(EngineError):  # the next round drops it, as it is not on record any more
+                await self._rounds.give_up()
+
+    async def put_aside(self, reason: str) -> None:
+        """Come to rest for good: another object goes on with the record."""
+        if not self.is_at_rest:
+            await self._leave_in_order(CopyEvent.SUSPEND, reason)
+        self._ended = True
+
     @contextlib.asynccontextmanager
     async def interrupted(self, reason: str) -> AsyncIterator[None]:
         """Inside, the target hears of nothing; afterwards a round brings it what it missed. No-op while at rest.
@@ -215,7 +233,7 @@ class MirrorOperations(MirrorRun[RoundsT, LinkT, StreamT]):
     async def _go(self, event: CopyEvent) -> None:
         async with self._lock:
             after(self._standing.state, event, self._what)
-            if self._run_task is not None and not self._run_task.done():
+            if self._ended or not self.is_at_rest:
                 raise InvalidState(self._what, self._standing.text(), "one that is at rest")
             self._record.wanted = "active"
             self._record.reason = ""

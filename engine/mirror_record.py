@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine import mirror_terms as terms
@@ -63,7 +63,11 @@ class MirrorPolicy:
 
     @classmethod
     def of(cls, chosen: MirrorTerms) -> MirrorPolicy:
-        values = {
+        return replace(cls().with_terms(chosen), failover=chosen.failover)
+
+    def with_terms(self, chosen: MirrorTerms) -> MirrorPolicy:
+        """The same, but for what was chosen. Whether a target may fail over is decided when the mirror is made."""
+        values: dict[str, Any] = {
             "rpo_s": chosen.rpo_s,
             "points_max": chosen.points,
             "points_age_s": chosen.points_age_s,
@@ -71,9 +75,8 @@ class MirrorPolicy:
             "backlog_bytes": chosen.backlog_bytes,
             "hold_down_s": chosen.hold_down_s,
             "stops_host_io": chosen.failed_copy_stops_host_io,
-            "failover": chosen.failover,
         }
-        return cls.parse({name: value for name, value in values.items() if value is not None})
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
 
     def serialize(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -102,8 +105,9 @@ def retained(points: tuple[RecoveryPoint, ...], policy: MirrorPolicy, now: float
 
 @dataclass(slots=True)
 class MirrorRecord:
-    """What a mirror knows across restarts. ``wanted``: active, fractured or suspended, as the administrator said;
-    failed over: its source was its target, and what was the source has not come back yet.
+    """What a mirror knows across restarts. ``wanted``: active, fractured, suspended or aborted, as the administrator
+    said; restored: its source has got what its target held; failed over: its source was its target, and what was the
+    source has not come back yet.
 
     ``held``: hosts may write nothing (``MirrorPolicy.stops_host_io``), so the target has all that was acknowledged.
     ``points``: recovery points at the target, oldest first; the newest is the common point, if there is one.

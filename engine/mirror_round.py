@@ -365,6 +365,24 @@ class Rounds:
         await self.keep_source_points(set())
         await self._notes.remove()
 
+    async def give_up(self) -> None:
+        """What an interrupted round has brought is worth nothing any more."""
+        async with self._busy:
+            self.record.round_source = self.record.round_base = None
+            await self._save()
+            await self.drop_staging()
+
+    async def restored(self, point: RecoveryPoint) -> None:
+        """The source is that recovery point now, which is on both sides; the record is saved with it."""
+        async with self._busy:
+            record = self.record
+            record.common, record.round_source, record.round_base = point.guid, None, None
+            record.points = (*(each for each in record.points if each.guid != point.guid), point)
+            self._instant = None
+            await self._save()
+            await self.keep_source_points({point.guid, *self.pinned})
+            await self.drop_note()
+
     # --- the parts of a round, in their order -------------------------------------------------------------------------
 
     async def drop_staging(self) -> None:

@@ -41,6 +41,10 @@ class MirrorStanding:
     def state(self) -> CopyState:
         return self.present.state
 
+    @property
+    def progress(self) -> ProgressStatus:
+        return self.present.progress
+
     def text(self) -> str:
         return label(self.present.state) + (f" ({self.present.reason})" if self.present.reason else "")
 
@@ -78,6 +82,10 @@ class MirrorStanding:
                 return self._resting(CopyState.FAILEDOVER, ProgressStatus.COMPLETED, reason)
             case "suspended":
                 return self._resting(CopyState.SUSPENDED, ProgressStatus.DORMANT, reason)
+            case "aborted":
+                return self._resting(CopyState.ABORTED, ProgressStatus.REQUIRES_RESYNC, reason)
+            case "restored":
+                return self._resting(CopyState.RESTORED, ProgressStatus.COMPLETED, reason)
         now = self._clock.time()
         return Standing(CopyState.INITIALIZED, ProgressStatus.INITIALIZING, now, "not started yet", "its start")
 
@@ -87,5 +95,7 @@ class MirrorStanding:
             return Standing(state, progress, now, reason, "the target to answer again", TRIES_AGAIN)
         if state is CopyState.FAILEDOVER:
             return Standing(state, progress, now, reason, "the other side to come back", f"{FAIL_BACK} {self._name}")
+        if progress is ProgressStatus.RESTORING:
+            return Standing(state, progress, now, reason, "the copy to the source", "wait")
         verb = "resume" if state is CopyState.SUSPENDED else "resync"
         return Standing(state, progress, now, reason, "the administrator", f"twinvol replica {verb} {self._name}")

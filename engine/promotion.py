@@ -2,7 +2,7 @@
 
 It gets the source's identity (serial, NAA), with it the persistent reservations, the LUNs with their masks and access
 states, and the schedule. The source stays, as it was at that instant, under an identity of its own, and is shown by
-nobody; the relation ends. So a linked clone leaves its family and stays the same disk.
+nobody; the relation ends, or goes on the other way. So a linked clone leaves its family and stays the same disk.
 
 The order, by REPLICATION section 6:
 
@@ -19,12 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, InUse, InvalidState
+from engine.mirror_record import MirrorRecord
 from engine.pool import uncancelled
 
 if TYPE_CHECKING:
+    from engine.catalog import MirrorRow
     from engine.exposure import Exposure
     from engine.mirror import Mirror
     from engine.pool import Pool
@@ -48,12 +51,21 @@ class Promotions:
         Raises NotFound; InvalidState: the replica does not have everything that the source has acknowledged. InUse: the
         source is used otherwise (groups, other replicas, jobs, sessions without ``force``), or the target is shown.
         """
+        return await self._exchange(name, force=force, goes_on=False)
+
+    async def reverse(self, name: str, *, force: bool) -> Volume:
+        """As ``promote``, but the relation goes on the other way: the source is the replica from then on. Both sides
+        have the recovery point that the mirror counts from, so nothing is copied for it."""
+        return await self._exchange(name, force=force, goes_on=True)
+
+    async def _exchange(self, name: str, *, force: bool, goes_on: bool) -> Volume:
         mirror, target = self._replicas.running(name), self._pool.by_id(self._replicas.table.target_id(name))
         source = mirror.source
         self._require_promotable(mirror, target, force=force)
         async with self._exposure.taken_over(source, target) as show:
             self._require_promotable(mirror, target, force=True)
             point = await self._seal(mirror)
+            row = self._reversed(mirror, point) if goes_on else None
             try:
                 with self._replicas.deciding(name):
                     decided = self._pool.catalog.identities.promote(
@@ -63,6 +75,7 @@ class Promotions:
                         point=point,
                         lossless=True,
                         at=self._pool.env.clock.time(),
+                        goes_on=row,
                     )
                     ids = await uncancelled(decided)  # what the catalogue has is what this process goes by
             except BaseException:
@@ -71,8 +84,24 @@ class Promotions:
                 raise
             self._pool.identified(ids)
             show()
-            await self._end_relation(name)
+            if row is None:
+                await self._end_relation(name)
+            else:
+                await self._go_on(mirror, target, row)
         return target
+
+    def _reversed(self, mirror: Mirror, point: str) -> MirrorRow:
+        """The relation with its ends exchanged; it counts from that point, which both have."""
+        row = self._replicas.table.rows[mirror.name]
+        points = tuple(each for each in mirror.points if each.guid == point)
+        record = MirrorRecord(common=point, points=points)
+        return replace(row, source_id=row.target_id, target_id=row.source_id, state=row.state | record.serialize())
+
+    async def _go_on(self, mirror: Mirror, target: Volume, row: MirrorRow) -> None:
+        await mirror.put_aside("its ends are exchanged")
+        target.content_owner = None
+        target.set_read_only(self._pool.row(target).read_only)
+        await self._replicas.renew(row)
 
     def _require_promotable(self, mirror: Mirror, target: Volume, *, force: bool) -> None:
         source = mirror.source

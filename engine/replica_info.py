@@ -130,7 +130,7 @@ def arriving_info(
 def trouble(what: str, mirror: MirrorOperations[Any, Any, Any]) -> list[str]:
     """A line, if a mirror does not do what it is for, and was not told so by its owner."""
     figures = mirror.figures
-    if mirror.standing.state in (CopyState.BROKEN, CopyState.ABORTED):
+    if mirror.standing.state is CopyState.BROKEN:
         return [f"{what} is {label(mirror.standing.state)}: {mirror.standing.reason}"]
     if figures.promise in (Promise.AT_RISK, Promise.BROKEN):
         lag = "no complete recovery point" if figures.lag_s is None else f"lag {figures.lag_s:.0f} s"

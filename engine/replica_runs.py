@@ -36,6 +36,7 @@ from engine.peers.outgoing import Outgoing
 from engine.pool_folder import LEDGER_SUFFIX, LEDGERS_NAME
 from engine.replica_groups import ReplicaGroups
 from engine.replica_table import GROUP_KEY, ReplicaTable, policy_of, require_single
+from engine.restore import drop_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from engine.links import MirrorLink
     from engine.links.disk import DiskLink
     from engine.links.peer import PeerLink
+    from engine.mirror_group import GroupMirror
     from engine.peers.registry import Peers
     from engine.pool import Pool
     from engine.volume import Volume
@@ -68,6 +70,7 @@ class ReplicaRuns:
         self._mirrors: dict[str, Mirror] = {}
         self._idle: dict[str, str] = {}
         self._deciding: set[str] = set()
+        self._renewing: set[str] = set()
         self._events: set[asyncio.Task[None]] = set()
         self.is_shown: Callable[[str, str], bool] | None = None
         """Whether initiators see the snapshot of that GUID of the volume of that id. None: not known yet."""
@@ -114,6 +117,8 @@ class ReplicaRuns:
                 self.protect(row.name)
                 continue
             self.local_mirror(row, source, target)
+        sources = [self._pool.find(row.source_id) for row in self.table.rows.values()]
+        await drop_interrupted(volume for volume in sources if volume is not None)
         # Each may have to wait until its target claims nothing any more.
         await asyncio.gather(self.groups.restore(), *(mirror.start() for mirror in self._mirrors.values()))
 
@@ -210,6 +215,13 @@ class ReplicaRuns:
     def _require_undecided(self, name: str) -> None:
         if name in self._deciding:
             raise InvalidState(f"replica {name}", "being promoted", "one that is not")
+        if name in self._renewing:
+            raise InvalidState(f"replica {name}", "being changed", "one that is not")
+
+    def mirrors_of(self, source: Volume) -> list[Mirror | GroupMirror]:
+        """All that run from that volume."""
+        single = [mirror for mirror in self._mirrors.values() if mirror.source is source]
+        return [*single, *self.groups.with_source(source)]
 
     def local_mirror(self, row: MirrorRow, source: Volume, target: Volume) -> Mirror:
         """Made, not started; nor are the next two."""
@@ -308,6 +320,28 @@ class ReplicaRuns:
             yield
         finally:
             self._deciding.discard(name)
+
+    @contextlib.contextmanager
+    def renewing(self, name: str) -> Iterator[None]:
+        """Inside, a mirror is put aside for another one of the same name (``renew``): nobody else changes it."""
+        self._require_undecided(name)
+        self._renewing.add(name)
+        try:
+            yield
+        finally:
+            self._renewing.discard(name)
+
+    async def renew(self, row: MirrorRow) -> None:
+        """Go on with a mirror as that row, which is durable, has it. The one that there was is put aside."""
+        source = self._pool.by_id(row.source_id)
+        self.table.rows[row.name] = row
+        if row.peer is not None:
+            mirror = self.remote_mirror(row, source, self.peers_of(row.peer))
+        elif (disk := self.disks.link(row.name)) is not None:
+            mirror = self.disk_mirror(row, source, disk)
+        else:
+            mirror = self.local_mirror(row, source, self._pool.by_id(row.target_id))
+        await mirror.start()
 
     async def ended(self, name: str) -> None:
         """The relation is over, and the catalogue has recorded it; the target is a volume of its own."""

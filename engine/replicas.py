@@ -164,10 +164,8 @@ class Replicas(ReplicaRuns):
         """
         self.table.require_no_replica(volume)
         async with contextlib.AsyncExitStack() as stack:
-            for mirror in [mirror for mirror in self._mirrors.values() if mirror.source is volume]:
+            for mirror in self.mirrors_of(volume):
                 await stack.enter_async_context(mirror.interrupted("its source is resized"))
-            for group in list(self.groups.with_source(volume)):
-                await stack.enter_async_context(group.interrupted("a member is resized"))
             yield
 
     async def tend(self) -> None:

@@ -50,6 +50,7 @@ from engine.api.relations import (
     RelationApi,
     RelationInfo,
 )
+from engine.api.replica_changes import ReplicaChangeApi, RestorePlan
 from engine.api.replicas import ReplicaApi, ReplicaInfo, ReplicaPointInfo
 from engine.api.snapshots import (
     SNAPSHOT_PAGE,
@@ -101,6 +102,7 @@ class EngineApi(
     SnapshotApi,
     GroupApi,
     ReplicaApi,
+    ReplicaChangeApi,
     GroupReplicaApi,
     FailoverApi,
     RelationApi,
@@ -152,6 +154,7 @@ __all__ = [
     "ReplicaInfo",
     "ReplicaPointInfo",
     "FailoverPlan",
+    "RestorePlan",
     "PeerInvitation",
     "PeerInfo",
     "LunInfo",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from engine.catalog_mirror_groups import GroupPointRow
     from engine.catalog_peers import PeerTargetRow
     from engine.failover import Failovers
+    from engine.failover_facts import SourceFacts
     from engine.failover_plan import Told
     from engine.links import Ack, LinkState, MirrorWrite
     from engine.pool import Pool
@@ -421,10 +422,11 @@ class Incoming:
                 await self._pool.delete_volume(volume)
             await self._forget(replica_id)
 
-    async def told(self, replica: IncomingReplica, facts: str) -> None:
+    async def told(self, replica: IncomingReplica, facts: SourceFacts) -> None:
         """What a source says of itself for a failover; durable on return."""
-        if replica.row.facts != facts:
-            await self._change(replica, facts=facts)
+        text = facts.serialize()
+        if replica.row.facts != text:
+            await self._change(replica, facts=text, mode=facts.mode or replica.row.mode)
 
     async def switched(self, replica: IncomingReplica) -> None:
         """The content was replaced by a whole one: it may be shown, as long as no power is lost."""

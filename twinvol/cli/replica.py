@@ -14,6 +14,7 @@ from twinvol.cli.command import Output, size, size_text, with_api
 from twinvol.cli.failover import COMMANDS as FAILOVER_COMMANDS
 from twinvol.cli.job import finish, job_options, outcome
 from twinvol.cli.mirror_verbs import add_verbs, finish_with, mirror_terms, of_replicas
+from twinvol.cli.replica_change import COMMANDS as CHANGE_COMMANDS
 
 if TYPE_CHECKING:
     from engine.api import EngineApi, MirrorTerms
@@ -175,7 +176,7 @@ async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
 
 
-for _command in FAILOVER_COMMANDS:
+for _command in (*FAILOVER_COMMANDS, *CHANGE_COMMANDS):
     cli.add_command(_command)
 
 

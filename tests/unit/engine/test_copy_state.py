@@ -4,6 +4,7 @@ import pytest
 
 from engine.copy_state import TRANSITIONS, CopyEvent, CopyState, ProgressStatus, after, label
 from engine.errors import InvalidState
+from tests.support.transition_table import BEGIN, DOCUMENT, END, rendered
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(CopyState, CopyEvent)))
@@ -30,3 +31,8 @@ def test_the_numbers_are_the_dmtf_ones():
     assert (ProgressStatus.COMPLETED, ProgressStatus.RESYNCING, ProgressStatus.REQUIRES_RESYNC) == (2, 7, 18)
     assert label(CopyState.NOT_APPLICABLE) == "Not Applicable"
     assert label(ProgressStatus.REQUIRES_RESYNC) == "Requires resync"
+
+
+def test_the_document_has_the_table():
+    """``python -m tests.support.transition_table`` writes it."""
+    assert BEGIN + rendered() + END in DOCUMENT.read_text()
