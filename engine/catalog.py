@@ -58,6 +58,18 @@ EVENT_HISTORY_MAX = 10_000
 _HEADER_BYTES = 100
 """Of an SQLite database file."""
 
+_REPLICATION_TABLES = (
+    "mirrors",
+    "ended_mirrors",
+    "releases",
+    "mirror_groups",
+    "mirror_group_points",
+    "peers",
+    "peer_targets",
+    "peer_offers",
+    "peer_makings",
+)
+
 _SCHEMA = (
     """
 CREATE TABLE volumes (
@@ -598,6 +610,11 @@ class Catalog:
         await self._run(work)
 
     # --- mirrors ----------------------------------------------------------------------------------------------
+
+    async def knows_replication(self) -> bool:
+        """Whether there is anything to begin, or to tidy up, that mirrors and peers have left here."""
+        some = " OR ".join(f"EXISTS (SELECT 1 FROM {table})" for table in _REPLICATION_TABLES)
+        return await self._run(lambda database: bool(database.execute(f"SELECT {some}").fetchone()[0]))
 
     async def mirrors(self) -> list[MirrorRow]:
         def work(database: sqlite3.Connection) -> list[MirrorRow]:

@@ -271,7 +271,9 @@ class Integrity:
 
         before = record.counts
         pace = _Pace(self._pool.env.clock, record.rate_bytes_s, read)
-        scrubber = store.scrubber(volume.head, pace=pace, report=report, repair=_Copies(self.copies))
+        scrubber = store.scrubber(
+            volume.head, pace=pace, report=report, repair=_Copies(lambda volume_id: self.copies(volume_id))
+        )
         for number in todo:
             within = 0
             first = number * range_bytes // store.chunk_bytes

@@ -3,7 +3,7 @@
 Order at start: the pool's lock; every asked-for socket bound and listening (connections queue from here on); the
 volume files; the mirrors; all targets with all their LUNs; only then iSCSI accepts. So an initiator that comes back
 during a restart waits for its disks and never hears "target not found". What no login needs is imported and begun after
-the ready line (``twinvol.administration``).
+the ready line (``twinvol.administration``); so are the mirrors where the catalogue knows of none.
 
 Order at stop: no new logins, sessions end and their commands settle; the management process; the API; jobs; mirrors;
 then every family is checkpointed and closed.
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 from engine.exposure import Exposure
 from engine.files import real_env
 from engine.pool import Pool
-from engine.replicas import Replicas
 from engine.tokens import Tokens
 from iscsi.selector import DirectSelector
 from iscsi.server import IscsiServer
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from engine.files import StoreEnv
+    from engine.replicas import Replicas
     from twinvol.config import Settings
 
 log = logging.getLogger(__name__)
@@ -119,31 +119,42 @@ async def _serve(path: Path, settings: Settings, selector: DirectSelector) -> No
         )
         ending.push_async_callback(exports.close)
         exposure = Exposure(pool, exports, settings.iqn_prefix)
-        replicas = Replicas(pool, software=f"twinvol {__version__}")
-        ending.push_async_callback(replicas.close)
+        mirrors = await ending.enter_async_context(contextlib.AsyncExitStack())
         ending.push_async_callback(pool.jobs.close)
-        await replicas.restore()
+        replicas = await _begin_replicas(mirrors, pool) if await pool.catalog.knows_replication() else None
         await exposure.restore()
         await pool.integrity.start()
         administration = await ending.enter_async_context(contextlib.AsyncExitStack())  # ends when iSCSI has
         ending.push_async_callback(iscsi.stop)
         assert listening.unix is not None
-        whole = pool, exposure, replicas, listening.unix, listening.management, listening.peer
-        asks_first = replicas.waits_for_peers
-        if asks_first:  # an initiator that comes back waits, instead of finding its disk unavailable for a moment
-            begin = await asyncio.to_thread(_load_administration)
-            await begin(administration, *whole)
+        sockets_of_others = listening.unix, listening.management, listening.peer
+        asks_first = replicas is not None and replicas.waits_for_peers
+        if replicas is not None and asks_first:  # an initiator that comes back waits, instead of finding its disk
+            begin = await asyncio.to_thread(_load_administration)  # unavailable for a moment
+            await begin(administration, pool, exposure, replicas, *sockets_of_others)
             await replicas.peers_asked(ASK_PEERS_S)
         await iscsi.start(listening.iscsi, listening.portal_groups)
         _say_ready(portals, listening)
         await asyncio.to_thread(log.info, "ready: iSCSI at %s", ", ".join(portals))  # imports structlog
         if not asks_first:
             begin = await asyncio.to_thread(_load_administration)
-            await begin(administration, *whole)
+            if replicas is None:
+                replicas = await _begin_replicas(mirrors, pool)
+            await begin(administration, pool, exposure, replicas, *sockets_of_others)
         gc.freeze()  # what is there now stays; a collection need not look at it again
         await stop.wait()
         log.info("stopping")
     log.info("stopped")
+
+
+async def _begin_replicas(ending: contextlib.AsyncExitStack, pool: Pool) -> Replicas:
+    """``ending`` ends them."""
+    from engine.replicas import Replicas  # a sixth of what would be loaded before a login
+
+    replicas = Replicas(pool, software=f"twinvol {__version__}")
+    ending.push_async_callback(replicas.close)
+    await replicas.restore()
+    return replicas
 
 
 def _traced(env: StoreEnv) -> StoreEnv:
@@ -158,7 +169,7 @@ def _traced(env: StoreEnv) -> StoreEnv:
 
 
 def _load_administration() -> Callable[..., Awaitable[None]]:
-    from twinvol.administration import begin  # see there
+    from twinvol.administration import begin  # see there; and with it ``engine.replicas``
 
     return begin
 

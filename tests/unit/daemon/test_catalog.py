@@ -92,3 +92,26 @@ async def test_a_full_disk_takes_the_ballast_before_it_takes_a_transaction(tmp_p
     assert ballast.exists()
     assert [event.text for event in await catalog.events(5)] == ["there is space again"]
     await catalog.close()
+
+
+async def test_whatever_replication_has_left_in_a_table_is_known_of(tmp_path: Path):
+    """Also what a mirror that has ended has left: somebody has to tidy it up."""
+    path = tmp_path / "catalog.sqlite"
+    catalog = await Catalog.open(path)
+    assert not await catalog.knows_replication()
+    await catalog.close()
+    database = sqlite3.connect(path)
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    of_replication = [name for name in tables if any(word in name for word in ("mirror", "peer", "release"))]
+    assert len(of_replication) == 10
+    for table in of_replication:
+        columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+        places = ", ".join("?" * len(columns))
+        database.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", list(range(len(columns))))
+        database.commit()
+        catalog = await Catalog.open(path)
+        assert await catalog.knows_replication() == (table != "peer_invitations"), table
+        await catalog.close()
+        database.execute(f"DELETE FROM {table}")
+        database.commit()
+    database.close()

@@ -55,6 +55,8 @@ NOT_BEFORE_READY = frozenset(
             "twinvol.api.methods",
             "twinvol.management",
         ),
+        # and mirrors, which this pool has none of
+        *("engine.replicas", "engine.mirror", "engine.mirror_group", "engine.disk_targets", "engine.peers.incoming"),
     }
 )
 
