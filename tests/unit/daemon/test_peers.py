@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine import replicas
+from engine import replica_runs
 from engine.api import MirrorTerms
 from engine.errors import (
     AlreadyExists,
@@ -512,7 +512,7 @@ async def test_long_answers_are_made_a_few_at_a_time(tmp_path: Path, monkeypatch
 
 async def test_a_source_ends_though_its_target_never_answers(tmp_path: Path, monkeypatch):
     """Its process is there, and says so; its disk is not."""
-    monkeypatch.setattr(replicas, "REMOTE_END_S", 0.01)
+    monkeypatch.setattr(replica_runs, "REMOTE_END_S", 0.01)
     mended, abort = asyncio.Event(), LocalLink.abort_staging
 
     async def stuck(link):
