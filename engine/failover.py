@@ -616,7 +616,7 @@ class Failovers:
         if await replica.link.changed(newest.guid, None):
             if self._replicas.incoming.is_whole(row) and not replica.fractured:
                 guid = str(uuid.uuid4())
-                await replica.link.freeze_head(guid)
+                await replica.link.mark(guid)
                 return guid
             async with volume.quiesced():  # what it holds stays, as a snapshot
                 volume.rebind(await volume.head.store.rollback(volume.head, newest))

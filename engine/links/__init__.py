@@ -74,7 +74,8 @@ class MirrorLink(Protocol):
         ...
 
     async def freeze_head(self, guid: str) -> None:
-        """Keep the target's head as recovery point ``guid``, to start a staging area from."""
+        """Keep the target's head as point ``guid``, to start a staging area from. It need not be a recovery point: what
+        the head holds may be no instant of the source."""
         ...
 
     async def begin_staging(self, base: str | None, size_bytes: int) -> BlockDevice:

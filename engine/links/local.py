@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from engine.volume import Volume
 
 
+def is_recovery_point(name: str, prefix: str) -> bool:
+    """Whether a snapshot of that name is an instant of the source. A frozen head need not be one: it may have been cut
+    off by a loss of power, or written by its users."""
+    return name.startswith(f"{prefix}.") and not name.startswith(_frozen(prefix))
+
+
+def _frozen(prefix: str) -> str:
+    return f"{prefix}.head."
+
+
 class LocalLink:
     """Fulfils ``MirrorLink`` for a volume that is open here.
 
@@ -64,7 +74,8 @@ class LocalLink:
         return found
 
     async def freeze_head(self, guid: str) -> None:
-        await self._snapshot(guid)
+        head = self._target.head
+        await head.store.snapshot(head, f"{_frozen(self._prefix)}{guid}", guid=guid, hidden=True)
 
     async def begin_staging(self, base: str | None, size_bytes: int) -> BlockDevice:
         await self.abort_staging()

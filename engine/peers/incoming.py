@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import AlreadyExists, EngineError, InvalidArgument, InvalidState, NotFound, NotSupported, Superseded
 from engine.lease import TargetLease
-from engine.links.local import LocalLink
+from engine.links.local import LocalLink, is_recovery_point
 from engine.mirror_record import point_prefix
 from engine.names import check_choice, check_chunk, check_name, check_size
 
@@ -240,7 +240,7 @@ class Incoming:
         if replica is None:
             return []
         found = replica.volume.head.store.snapshots(row.volume_id)
-        return [point for point in found if point.name.startswith(replica.prefix)]
+        return [point for point in found if is_recovery_point(point.name, replica.prefix)]
 
     def group_point(self, name: str) -> GroupPointRow | None:
         """The recovery point of a peer's mirrored group that is complete here: what a failover of the group takes."""

@@ -110,3 +110,25 @@ class PowerLost(Scene):
         self.watch(b)
         await self.lose(b)
         self.counted += self.counts["lossy"] > 0
+
+
+class HeadFrozen(Scene):
+    """The replica has lost power; a round has begun from what is left of its content, and goes no further."""
+
+    MODE = "sync"
+
+    async def scene(self) -> None:
+        a, b = self.sites
+        await self.write_some(3 * BLOCKS)
+        b.end(power_loss=True)
+        self.network.delay_s = 0.005
+        await b.start()
+        self.watch(b)
+        for _ in range(1000):  # unless nothing was lost
+            if any(".head." in point.name for point in b.store.snapshots()):
+                break
+            await asyncio.sleep(0.001)
+        self.network.cut = True
+        a.end(power_loss=False)
+        await self.lose(b)
+        self.counted += self.counts["lossy"] > 0

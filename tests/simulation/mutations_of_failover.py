@@ -13,9 +13,10 @@ from engine.errors import EngineError
 from engine.failover import Failovers
 from engine.failover_plan import Told as SourceTold
 from engine.mirror import Mirror
+from engine.peers import incoming
 from engine.peers.incoming import Incoming
 from engine.replicas import Replicas
-from tests.simulation.directed_failover import AnswerLost, HandedOver, PowerLost, Told
+from tests.simulation.directed_failover import AnswerLost, HandedOver, HeadFrozen, PowerLost, Told
 from tests.simulation.failover_world import FailoverWorld, run
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ def _content_after_a_power_loss(patch) -> None:
     patch.setattr(Incoming, "is_whole", lambda self, row: True)
 
 
+def _frozen_heads_count(patch) -> None:
+    patch.setattr(incoming, "is_recovery_point", lambda name, prefix: name.startswith(prefix))
+
+
 def _refusal_takes_back(patch) -> None:
     """Whatever the peer answers to the release, the source goes on."""
     real = Failovers.give
@@ -122,6 +127,7 @@ DIRECTED: dict[str, tuple[Mutation, type[FailoverWorld]]] = {
     "the plan knows of nothing that is missing": (_plan_from_now, Told),
     "take over without the rest": (_take_over_unseen, HandedOver),
     "the content after a loss of power is whole": (_content_after_a_power_loss, PowerLost),
+    "a frozen head counts as a recovery point": (_frozen_heads_count, HeadFrozen),
 }
 """Seeds notice them seldom; ``directed_failover.py`` has a scene for each."""
 
