@@ -49,21 +49,22 @@ class ApiPart:
         self._pool.row(volume)  # raises NotFound: it was deleted meanwhile
         luns = self._exposure.luns_of(volume.volume_id)
         state, reason = _volume_state(volume, self._pool.failure(volume))
+        identity = volume.identity
         return VolumeInfo(
             name=volume.name,
             volume_id=volume.volume_id,
             size_bytes=volume.size_bytes,
             state=state,
             reason=reason,
-            serial=volume.identity.serial,
-            naa=f"{volume.identity.naa:016x}",
+            serial=identity.serial,
+            naa=f"{identity.naa:016x}",
             physical_block_bytes=volume.physical_block_bytes,
             write_cache=volume.write_cache,
             read_only=volume.read_only,
             removable=volume.removable,
             snapshots=len(self._pool.snapshots(volume)),
             origin=self._pool.origin(volume),
-            file=str(self._pool.file_of(volume)),
+            file=self._pool.file_text(volume),
             target=luns[0].target if luns else None,
             lun=luns[0].lun if luns else None,
             encryption=self._pool.key_source(volume),

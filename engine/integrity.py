@@ -136,7 +136,8 @@ class Integrity:
 
     def policy(self, volume: Volume) -> str:
         """``lazy`` or ``always``."""
-        return self._record(volume).policy
+        record = self._records.get(volume.volume_id)
+        return LAZY if record is None else record.policy
 
     def ranges(self, volume: Volume) -> list[ScrubRange]:
         """When each range was last verified; of a volume that never was scrubbed, none."""
@@ -149,6 +150,8 @@ class Integrity:
 
     def verified_at(self, volume: Volume) -> float | None:
         """Since when all of it is known to be good: the oldest of its ranges' times. None: some never were."""
+        if volume.volume_id not in self._done:
+            return None
         times = [each.verified_at for each in self.ranges(volume)]
         known = [at for at in times if at is not None]
         return min(known) if known and len(known) == len(times) else None
@@ -300,7 +303,7 @@ class Integrity:
             await asyncio.sleep(TICK_S)
             for volume in self._pool.volumes():
                 here = self._pool.find(volume.volume_id) is volume
-                if here and self._record(volume).policy == ALWAYS and volume.volume_id not in self._jobs:
+                if here and self.policy(volume) == ALWAYS and volume.volume_id not in self._jobs:
                     try:
                         await self._look(volume)
                     except EngineError as error:

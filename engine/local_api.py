@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import os
 from typing import TYPE_CHECKING
 
@@ -241,8 +240,7 @@ class LocalApi(
         if not 1 <= limit <= VOLUME_PAGE:
             raise InvalidArgument(f"a page has 1 to {VOLUME_PAGE} volumes, not {limit}")
         begin = "" if cursor is None else cursor  # the last name of the page before
-        behind = (volume for volume in self._pool.volumes() if volume.name > begin)
-        infos = await self._volume_infos(heapq.nsmallest(limit + 1, behind, key=lambda volume: volume.name))
+        infos = await self._volume_infos(self._pool.volumes_behind(begin, limit + 1))
         for family in self._pool.damaged():
             infos += [info for info in self._damaged_infos(family) if info.name > begin]
         infos.sort(key=lambda info: info.name)

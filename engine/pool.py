@@ -148,6 +148,7 @@ class Pool(PoolVolumes):
                 log.error("closing %s: %s (its journal is replayed at the next start)", name, outcome)
         self._stores.clear()
         self._volumes.clear()
+        self._sorted = None
 
     @property
     def ledgers(self) -> Path:

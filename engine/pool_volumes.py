@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class PoolVolumes:
         self.catalog = catalog
         self._stores: dict[str, TvolFile] = {}
         self._volumes: dict[str, Volume] = {}
+        self._sorted: list[str] | None = None
         self._rows: dict[str, VolumeRow] = {}
         self._damaged: dict[str, DamagedFamily] = {}
         self._device_ids: dict[str, str] = {}
@@ -62,7 +64,19 @@ class PoolVolumes:
 
     def volumes(self) -> list[Volume]:
         """The volumes that are served, by name."""
-        return [self._volumes[name] for name in sorted(self._volumes) if not is_view(name)]
+        return [self._volumes[name] for name in self._names()]
+
+    def volumes_behind(self, name: str, count: int) -> list[Volume]:
+        """The first of those whose names come after ``name``."""
+        names = self._names()
+        begin = bisect.bisect_right(names, name)
+        return [self._volumes[each] for each in names[begin : begin + count]]
+
+    def _names(self) -> list[str]:
+        """Of the volumes that are served, in order: kept, because pages of thousands ask for it again and again."""
+        if self._sorted is None:
+            self._sorted = sorted(name for name in self._volumes if not is_view(name))
+        return self._sorted
 
     def views(self) -> list[Volume]:
         """The writable views (``engine.views``), by name."""
@@ -147,6 +161,10 @@ class PoolVolumes:
     def file_of(self, volume: Volume) -> Path:
         return self.path / VOLUMES_NAME / self.row(volume).file
 
+    def file_text(self, volume: Volume) -> str:
+        """``file_of`` as text, without a Path for each of thousands."""
+        return f"{self.path}/{VOLUMES_NAME}/{self.row(volume).file}"
+
     def key_source(self, volume: Volume) -> str | None:
         """Where the key of an encrypted volume is; None: it is not encrypted."""
         encryption = self._stores[self.row(volume).file].encryption
@@ -211,6 +229,7 @@ class PoolVolumes:
             volume.sanitizer = Sanitizer(volume, host, name=volume.name, spread_s=SPREAD_S)
         volume.device_id = self.device_id(volume.volume_id)
         self._volumes[volume.name] = volume
+        self._sorted = None
         self._rows[volume.volume_id] = row
         if isinstance(head.store, TvolFile):
             head.store.on_snapshot = self._tell_snapshot
@@ -227,5 +246,6 @@ class PoolVolumes:
 
     def _forget(self, volume: Volume) -> None:
         del self._volumes[volume.name]
+        self._sorted = None
         del self._rows[volume.volume_id]
         self._tell_volume(volume, "deleted")
