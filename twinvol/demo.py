@@ -65,35 +65,39 @@ class Check:
 
 @dataclass
 class Daemon:
-    """``twinvol serve`` as a child process."""
+    """``twinvol serve`` as a child process, which Ctrl-C does not reach. ``ready``: its ready line."""
 
     process: asyncio.subprocess.Process
+    ready: dict[str, Any]
     portal: tuple[str, int]
     started_s: float
 
     @classmethod
-    async def start(cls, pool: Path, log: Path) -> Daemon:
-        """Start it on a free port and wait for its ready line."""
+    async def start(cls, pool: Path, log: Path, *arguments: str) -> Daemon:
+        """Start it on a free port, with more ``arguments``, and wait for its ready line. Raises DemoFailed."""
         began = time.monotonic()
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "twinvol", "serve", "--iscsi", "127.0.0.1:0", "--pool", str(pool)),
+                *(sys.executable, "-m", "twinvol", "serve", "--iscsi", "127.0.0.1:0", "--pool", str(pool), *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
+                start_new_session=True,
             )
         assert process.stdout is not None
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 line = await process.stdout.readline()
             ready = json.loads(line)
-        except (TimeoutError, ValueError):
+        except (TimeoutError, ValueError, asyncio.CancelledError) as error:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             tail = await asyncio.to_thread(log.read_text, errors="replace")
             raise DemoFailed(f"the daemon did not come up; its log ends:\n{tail[-2000:]}") from None
         host, port = ready["iscsi"][0].rsplit(":", 1)
-        return cls(process, (host, int(port)), time.monotonic() - began)
+        return cls(process, ready, (host, int(port)), time.monotonic() - began)
 
     async def kill(self) -> None:
         """``kill -9``."""
