@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from engine.tvol.recovery import Mender
 
 _LOG = logging.getLogger(__name__)
+ZEROING_BYTES = 16 * KIB
+"""The journal is made with writes of so much. The host keeps a write's pages together (folios, up to 4 MiB), and a record
+costs more the longer they are: 0.6 us after writes of 256 KiB, 1.4 after 1 MiB, 0.4 after these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +382,6 @@ class TvolFile(GroupingStore):
 
 def _write_zeroes(file: BlockFile, offset: int, length: int) -> None:
     """The journal is written, not punched: appending to it can then not meet a full disk."""
-    piece = memoryview(bytes(256 * KIB))
+    piece = memoryview(bytes(ZEROING_BYTES))
     for at in range(0, length, len(piece)):
         file.write((piece[: length - at],), offset + at)
