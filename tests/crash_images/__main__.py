@@ -1,5 +1,6 @@
 """Record a real daemon's run and build crash images from it: ``python -m tests.crash_images --images 2000 --seed 1``.
 
+With ``--filesystem`` its volume has a journaled file system, which each image must still be.
 Exit status 1 at the first image that breaks a promise; the trace is kept then, and with ``--keep FOLDER`` always.
 """
 
@@ -14,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from engine.file_trace import Kind, read_trace
+from tests.crash_images.filesystem import Mounted, record_filesystem
 from tests.crash_images.images import images
 from tests.crash_images.recording import record
 from tests.support.progress import Progress
@@ -26,12 +28,19 @@ def main() -> int:
     parser.add_argument("--operations", type=int, default=250, help="of each of the writers in each life of the daemon")
     parser.add_argument("--kills", type=int, default=2, help="lives that end by SIGKILL; one more ends in peace")
     parser.add_argument("--keep", type=Path, help="a folder for pool and trace")
+    parser.add_argument("--filesystem", action="store_true", help="with a file system in the volume")
+    parser.add_argument("--files", type=int, default=12, help="that are made in each life then")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinvol-trace-")))
         folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
-        recording = record(folder, seed=options.seed, operations=options.operations, kills=options.kills)
+        promises = None
+        if options.filesystem:
+            recording, contents = record_filesystem(folder, seed=options.seed, files=options.files, kills=options.kills)
+            promises = Mounted(contents)
+        else:
+            recording = record(folder, seed=options.seed, operations=options.operations, kills=options.kills)
         kinds = Counter(entry.kind for entry in read_trace(recording.trace))
         print(
             f"recorded: {kinds[Kind.WRITE]} writes, {kinds[Kind.PUNCH]} punches, {kinds[Kind.SYNC]} syncs in "
@@ -41,7 +50,7 @@ def main() -> int:
         )
         made: Counter[str] = Counter()
         progress = Progress(options.images, "crash images")
-        for moment, seed, examine in images(recording, options.images, options.seed):
+        for moment, seed, examine in images(recording, options.images, options.seed, promises=promises):
             try:
                 made[examine()] += 1
                 progress.at(made.total())

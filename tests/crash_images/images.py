@@ -10,7 +10,8 @@ written to, and checked again. The events of the clients up to that moment say w
     * kill: everything acknowledged;
     * every sector of a volume, snapshot or clone is that, or what a later operation wrote that had begun; nothing else.
 
-The same module that judges the simulation judges here (``tests.support.volume_oracle``).
+The same module that judges the simulation judges here (``tests.support.volume_oracle``). Another judge has a file
+system in the volume (``filesystem.py``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from engine.file_trace import Kind, Record, read_trace
 from engine.files import StoreEnv
@@ -187,11 +188,36 @@ class Promises:
         content.lineage = dict(self.content.lineage)
         content.zeroed = self.content.zeroed.copy()
 
-    def settle(self) -> None:
+    async def judge(self, store: TvolFile, *, power_lost: bool) -> None:
+        """Raises Violation."""
+        self._settle()
+        heads = {head.name: head for head in store.volumes()}
+        volume = heads.pop(VOLUME, None)
+        if volume is None:
+            raise Violation("the volume is gone")
+        content = self.content
+        floor = (content.durable_base, content.durable_floor) if power_lost else content.floor_of(0, SECTORS)
+        content.verify(await read_all(volume, WINDOWS), 0, floor, "the volume")
+        await _match({item.name: item for item in store.snapshots()}, self.snapshots, "snapshot")
+        await _match(heads, self.clones, "clone")
+
+    def _settle(self) -> None:
         """Snapshots that nobody has answered could have been taken just now."""
         for snapshot in self.snapshots.values():
             if not snapshot.certain and snapshot.content.ceiling < self.number:
                 self._close(snapshot.content)
+
+
+class Judge(Protocol):
+    """What is known at a moment, and what must be in an image therefore."""
+
+    def play(self, event: Event) -> None:
+        """The next event."""
+        ...
+
+    async def judge(self, store: TvolFile, *, power_lost: bool) -> None:
+        """Raises Violation."""
+        ...
 
 
 class _Files(SimFileSystem):
@@ -206,7 +232,7 @@ class _Files(SimFileSystem):
         return super().boot_id() if self.power_lost else self._real_boot_id
 
 
-def examine(medium: Medium, promises: Promises, seed: int, *, power_lost: bool) -> str:
+def examine(medium: Medium, promises: Judge, seed: int, *, power_lost: bool) -> str:
     """Make one image, and hold it to its promises. Returns how it was made. Raises Violation."""
     rng = random.Random(seed)
     files = _Files(rng, medium.boot_id)
@@ -217,7 +243,6 @@ def examine(medium: Medium, promises: Promises, seed: int, *, power_lost: bool) 
     else:
         files.put(IMAGE, medium.after_kill(rng))
         made = "kill"
-    promises.settle()
     _check(files, "before it was opened")
     loop = SimLoop()
     env = StoreEnv(files, SimWorkers(loop, random.Random(rng.random())), SimClock(loop))
@@ -235,18 +260,10 @@ def _check(files: SimFileSystem, when: str) -> None:
         raise Violation(f"check {when}: " + "; ".join(str(finding) for finding in report.findings[:5]))
 
 
-async def _open_and_read(env: StoreEnv, promises: Promises, *, power_lost: bool) -> None:
+async def _open_and_read(env: StoreEnv, promises: Judge, *, power_lost: bool) -> None:
     store = await TvolFile.open(env, IMAGE)
-    heads = {head.name: head for head in store.volumes()}
-    frozen = {item.name: item for item in store.snapshots()}
-    content = promises.content
-    volume = heads.pop(VOLUME, None)
-    if volume is None:
-        raise Violation("the volume is gone")
-    floor = (content.durable_base, content.durable_floor) if power_lost else content.floor_of(0, SECTORS)
-    content.verify(await read_all(volume, WINDOWS), 0, floor, "the volume")
-    await _match(frozen, promises.snapshots, "snapshot")
-    await _match(heads, promises.clones, "clone")
+    await promises.judge(store, power_lost=power_lost)
+    volume = store.volume(VOLUME)
     await volume.write(0, memoryview(b"\x55" * SECTOR))
     await volume.flush()
     await store.close()
@@ -273,15 +290,20 @@ def moments(records: list[Record], count: int, rng: random.Random) -> list[int]:
 
 
 def images(
-    recording: Recording, count: int, seed: int, *, believed: Callable[[Record], bool] = lambda record: True
+    recording: Recording,
+    count: int,
+    seed: int,
+    *,
+    promises: Judge | None = None,
+    believed: Callable[[Record], bool] = lambda record: True,
 ) -> Iterator[tuple[int, int, Callable[[], str]]]:
     """``count`` images of a recorded run, in the order of the moments: (record, seed, examine it).
 
-    ``believed``: records that it refuses are played as if they had not happened.
+    ``promises``: who judges them. ``believed``: records that it refuses are played as if they had not happened.
     """
     rng = random.Random(seed)
     records = list(read_trace(recording.trace))
-    medium, promises = Medium(recording.volume_file), Promises()
+    medium, promises = Medium(recording.volume_file), promises or Promises()
     times = [event.time_ns for event in recording.events]
     played = heard = 0
     made = next(record.number for record in records if recording.events[0].time_ns < record.time_ns)
