@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 ZEROING_BYTES = 16 * KIB
-"""The journal is made with writes of so much. The host keeps a write's pages together (folios, up to 4 MiB), and a record
-costs more the longer they are: 0.6 us after writes of 256 KiB, 1.4 after 1 MiB, 0.4 after these."""
+"""The journal is made with writes of so much. The host keeps a write's pages together (folios, up to 4 MiB), and a
+record costs more the longer they are: 0.6 us after writes of 256 KiB, 1.4 after 1 MiB, 0.4 after these."""
 
 
 @dataclass(frozen=True, slots=True)
