@@ -190,7 +190,7 @@ def _mirror(info: ReplicaInfo) -> Copy:
         target=target,
         state=state,
         progress=progress_status(info.progress_status),
-        percent=100 if state is CopyState.SYNCHRONIZED else info.percent_synced,
+        percent=100 if state in (CopyState.SYNCHRONIZED, CopyState.RESTORED) else info.percent_synced,
         mode=mode,
         source_at=source_at,
         target_at=target_at,

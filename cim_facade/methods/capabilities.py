@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cim_facade import elements, synchronizations
 from cim_facade.methods.answering import answering, check_reference, element
-from cim_facade.methods.operating import BETWEEN_POOLS, OPERATIONS, RESULTS
+from cim_facade.methods.operating import BETWEEN_POOLS, OF_NO_MIRRORED_GROUP, ONE_BY_ONE, OPERATIONS, result
 from cim_facade.methods.requests import (
     METHODOLOGIES,
     RPO_DEFAULT_S,
@@ -97,7 +97,9 @@ def copy_states(kind: ReplicationType) -> tuple[list[CopyState], list[bool]]:
         CopyState.BROKEN: False,
         CopyState.FRACTURED: True,
         CopyState.SUSPENDED: False,
+        CopyState.ABORTED: False,
         CopyState.INVALID: False,
+        CopyState.RESTORED: False,
     }
     if kind.locality == REMOTE:
         states[CopyState.FAILEDOVER] = True
@@ -124,8 +126,13 @@ def operations(kind: ReplicationType) -> list[Operation]:
 
 
 def joint_operations(kind: ReplicationType) -> list[Operation]:
-    """Of groups and lists: roles change one replica at a time."""
-    return [operation for operation in operations(kind) if operation not in BETWEEN_POOLS]
+    """Of lists: roles change, and sources are restored, one mirror at a time."""
+    alone = ONE_BY_ONE if kind.sync_type is SyncType.MIRROR else frozenset()
+    return [operation for operation in operations(kind) if operation not in alone]
+
+
+def group_operations(kind: ReplicationType) -> list[Operation]:
+    return [operation for operation in joint_operations(kind) if operation not in OF_NO_MIRRORED_GROUP]
 
 
 def consistency(kind: ReplicationType) -> int:
@@ -139,7 +146,8 @@ def wait_states(kind: ReplicationType, method: int | None) -> list[CopyState]:
     if method in (2, 3, 7, 8):
         return list(WAIT_STATES[kind.sync_type])
     if method in (4, 5):
-        return sorted({RESULTS[operation] for operation in OPERATIONS[kind.sync_type] if operation in RESULTS})
+        found = {result(operation, kind.sync_type) for operation in OPERATIONS[kind.sync_type]}
+        return sorted(state for state in found if state is not None)
     if method == 6:
         return []
     raise invalid(f"MethodName {method} is none of 2 to 8")
@@ -322,7 +330,7 @@ _STORAGE_METHODS: dict[str, MethodHandler] = {
     "GetDefaultConsistency": _answer("DefaultConsistency", consistency),
     "GetDefaultGroupPersistency": get_default_group_persistency,
     "GetSupportedOperations": _answer("SupportedOperations", operations),
-    "GetSupportedGroupOperations": _answer("SupportedGroupOperations", joint_operations),
+    "GetSupportedGroupOperations": _answer("SupportedGroupOperations", group_operations),
     "GetSupportedListOperations": get_supported_list_operations,
     "GetSupportedSettingsDefineStateOperations": _answer("SupportedOperations", lambda _: []),
     "GetSupportedThinProvisioningFeatures": _answer("SupportedThinProvisioningFeatures", lambda _: [ZEROS_WRITTEN]),
@@ -387,7 +395,7 @@ METHODS: dict[tuple[str, str], MethodHandler] = {
     (_SM_CLASS, "GetSupportedGroupFeatures"): _sm_answer(lambda kind: {"GroupFeatures": group_features(kind)}),
     (_SM_CLASS, "GetSupportedGroupOperations"): _sm_answer(
         lambda kind: {
-            "SupportedGroupOperations": [each for each in joint_operations(kind) if each <= Operation.UNPREPARE]
+            "SupportedGroupOperations": [each for each in group_operations(kind) if each <= Operation.UNPREPARE]
         }
     ),
     (_SM_CLASS, "GetSupportedOperations"): _sm_answer(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cim_facade.methods.requests import invalid, unsupported
 from cim_facade.synchronizations import Copy, GroupCopy
 from cim_facade.value_maps import CopyState, Operation, SyncType
-from engine.api import CopyOrder
+from engine.api import CopyOrder, MirrorTerms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,12 +45,41 @@ async def _fail_over(view: View, copies: list[Copy], force: bool) -> int | None:
 
 
 async def _reverse_roles(view: View, copies: list[Copy], force: bool) -> int | None:
-    """The source hands over, without loss."""
+    """Nothing is lost, nor copied. Between two pools this is said to the one that has the replica."""
+    if len(copies) == 1 and not copies[0].is_remote:
+        await view.api.replica_reverse(_mirrors(copies)[0], force=force)
+        return None
     return (await view.api.replica_failover(_replica_here(copies))).job
 
 
 async def _fail_back(view: View, copies: list[Copy], force: bool) -> int | None:
     return (await view.api.replica_failback(_disk_here(copies))).job
+
+
+async def _restore(view: View, copies: list[Copy], force: bool) -> int | None:
+    """The source gets what the replica holds, by what differs."""
+    if len(copies) != 1 or copies[0].source_at is not None or copies[0].replica is None:
+        raise unsupported("a source is restored where it is, from one replica")
+    return (await view.api.replica_restore(copies[0].replica, force=force)).job
+
+
+def _reset_to(mode: str) -> Run:
+    """Kept otherwise from now on; what it promises besides stays."""
+
+    async def reset(view: View, copies: list[Copy], force: bool) -> int | None:
+        if any(copy.source_at is not None for copy in copies):
+            raise unsupported("how a mirror is kept is said to the pool that has its source")
+        for name in _mirrors(copies):
+            await view.api.replica_mode(name, MirrorTerms(mode))
+        return None
+
+    return reset
+
+
+async def _abort(view: View, copies: list[Copy], force: bool) -> int | None:
+    for name in _mirrors(copies):
+        await view.api.replica_abort(name)
+    return None
 
 
 async def _pause(view: View, copies: list[Copy], force: bool) -> int | None:
@@ -138,6 +167,7 @@ def _snapshots(copies: list[Copy]) -> list[tuple[str, str, str]]:
 
 
 MIRROR_OPERATIONS: dict[Operation, Run] = {
+    Operation.ABORT: _abort,
     Operation.ACTIVATE: _resume,
     Operation.DEACTIVATE: _pause,
     Operation.DETACH: _detach_mirror,
@@ -146,7 +176,11 @@ MIRROR_OPERATIONS: dict[Operation, Run] = {
     Operation.FAILBACK: _fail_back,
     Operation.FRACTURE: _fracture,
     Operation.RESYNC_REPLICA: _resync,
+    Operation.RESTORE_FROM_REPLICA: _restore,
     Operation.RESUME: _resume,
+    Operation.RESET_TO_SYNC: _reset_to("sync"),
+    Operation.RESET_TO_ASYNC: _reset_to("async"),
+    Operation.RESET_TO_ADAPTIVE: _reset_to("adaptive"),
     Operation.REVERSE_ROLES: _reverse_roles,
     Operation.SPLIT: _fracture,
     Operation.SUSPEND: _pause,
@@ -171,8 +205,16 @@ OPERATIONS: dict[SyncType, dict[Operation, Run]] = {
     SyncType.TOKENIZED_CLONE: CLONE_OPERATIONS,
 }
 
-BETWEEN_POOLS = frozenset({Operation.FAILOVER, Operation.FAILBACK, Operation.REVERSE_ROLES})
+BETWEEN_POOLS = frozenset({Operation.FAILOVER, Operation.FAILBACK})
 """Operations with mirrors to a peer only."""
+
+ONE_BY_ONE = BETWEEN_POOLS | {Operation.REVERSE_ROLES, Operation.RESTORE_FROM_REPLICA}
+"""Operations with one mirror at a time: who is the source, and what it holds, is decided of each by itself."""
+
+OF_NO_MIRRORED_GROUP = frozenset(
+    {Operation.ABORT, Operation.RESET_TO_SYNC, Operation.RESET_TO_ASYNC, Operation.RESET_TO_ADAPTIVE}
+)
+"""Operations with mirrors, also with several, but not where their targets are one instant."""
 
 ENDING = (Operation.DETACH, Operation.DISSOLVE, Operation.RETURN_TO_RESOURCE_POOL)
 """Operations after which there is no relation."""
@@ -181,13 +223,20 @@ RESULTS = {
     Operation.ACTIVATE: CopyState.SYNCHRONIZED,
     Operation.RESUME: CopyState.SYNCHRONIZED,
     Operation.RESYNC_REPLICA: CopyState.SYNCHRONIZED,
-    Operation.RESTORE_FROM_REPLICA: CopyState.SYNCHRONIZED,
     Operation.FRACTURE: CopyState.FRACTURED,
     Operation.SPLIT: CopyState.FRACTURED,
     Operation.DEACTIVATE: CopyState.SUSPENDED,
     Operation.SUSPEND: CopyState.SUSPENDED,
+    Operation.ABORT: CopyState.ABORTED,
 }
-"""What an operation leads to, so what can be waited for."""
+"""What an operation leads to, so what can be waited for; of a restore, ``result``."""
+
+
+def result(operation: Operation, sync_type: SyncType) -> CopyState | None:
+    """The state that an operation leads to; None: no certain one."""
+    if operation is Operation.RESTORE_FROM_REPLICA:
+        return CopyState.RESTORED if sync_type is SyncType.MIRROR else CopyState.SYNCHRONIZED
+    return RESULTS.get(operation)
 
 
 def check_operation(number: int | None, sync_type: SyncType) -> Operation:
@@ -200,11 +249,11 @@ def check_operation(number: int | None, sync_type: SyncType) -> Operation:
     return operation
 
 
-def check_wait(value: int | None, operation: Operation) -> bool:
+def check_wait(value: int | None, operation: Operation, sync_type: SyncType) -> bool:
     """Whether the end is to be waited for."""
     if value is None:
         return False
-    if RESULTS.get(operation) != value:
+    if result(operation, sync_type) != value:
         raise invalid(f"WaitForCopyState {value} is not what {operation.name} leads to")
     return True
 

@@ -39,7 +39,7 @@ async def modify_replica_synchronization(view: View, path: CIMInstanceName, para
     _check_settings(params, copy)
     if given(params, "SyncPair"):
         raise unsupported("SyncPair: groups change by their members")
-    wait = check_wait(params.get("WaitForCopyState"), operation)
+    wait = check_wait(params.get("WaitForCopyState"), operation, copy.sync_type)
     outcome = await of_job(view, await _operate(view, operation, [copy], params), wait=wait)
     return outcome.code, {"Job": await elements.job_path(view, outcome.job)}
 
@@ -58,7 +58,7 @@ async def modify_list_synchronization(view: View, path: CIMInstanceName, params:
         raise invalid("Operation: reserved for lists")
     operation = check_operation(params.get("Operation"), copies[0].sync_type)
     _check_settings(params, copies[0])
-    wait = check_wait(params.get("WaitForCopyState"), operation)
+    wait = check_wait(params.get("WaitForCopyState"), operation, copies[0].sync_type)
     outcome = await of_job(view, await _operate(view, operation, copies, params), wait=wait)
     return outcome.code, {"Job": await elements.job_path(view, outcome.job)}
 

@@ -86,7 +86,7 @@ ALL = (
         SupportedSynchronousActions=[2, 4, 5],
         InitialReplicationState=4,  # Synchronized
         # Detach, Fracture, Resync, Restore, Quiesce, Unquiesce, Start and Stop Copy
-        SupportedModifyOperations=[2, 3, 4, 5, 8, 9, 12, 13],
+        SupportedModifyOperations=[2, 3, 4, 5, 8, 9, 10, 11, 12, 13],
         ReplicaHostAccessibility=3,  # No Restrictions
         HostAccessibleState=[11, 13, 14],  # Idle (snapshots), Fractured, Frozen (clones)
         SpaceLimitSupported=False,

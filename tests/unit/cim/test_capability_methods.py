@@ -94,7 +94,13 @@ async def test_what_can_be_waited_for_can_be_waited_for(made):
             code, _ = await made.call(REPLICATION, "CreateElementReplica", **given)
             assert code == (0 if state in states else 5), (number, state)
     given = {"ReplicationType": 2, "MethodName": 4}
-    assert (await made.call(path, "GetSupportedWaitForCopyStates", **given))[1]["SupportedCopyStates"] == [4, 6, 9]
+    assert (await made.call(path, "GetSupportedWaitForCopyStates", **given))[1]["SupportedCopyStates"] == [
+        4,
+        6,
+        9,
+        12,
+        18,
+    ]
     given = {"ReplicationType": 2, "MethodName": 1}
     assert (await made.call(path, "GetSupportedWaitForCopyStates", **given))[0] == 5
 
@@ -112,10 +118,10 @@ async def test_operations_that_are_named_are_not_refused_as_unsupported(made):
                 assert (await made.call(REPLICATION, "ModifyReplicaSynchronization", **given))[0] == 1
 
 
-async def test_roles_change_between_pools_only_and_one_by_one(made):
+async def test_roles_change_and_sources_are_restored_one_by_one(made):
     path = await capabilities(made)
-    roles = {10, 11, 20}  # Failover, Failback, Reverse Roles
-    for number, own, state in ((2, set(), False), (4, roles, True), (5, roles, True)):  # here; at a peer
+    roles = {10, 11, 15, 20}  # Failover, Failback, Restore from Replica, Reverse Roles
+    for number, own, state in ((2, {15, 20}, False), (4, roles, True), (5, roles, True)):  # here; at a peer
         for method, name in (
             ("GetSupportedOperations", "SupportedOperations"),
             ("GetSupportedGroupOperations", "SupportedGroupOperations"),
