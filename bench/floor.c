@@ -203,6 +203,7 @@ int main(int count, char **arguments) {
             if (!peer || !(peer->in = malloc(IN_BYTES))) die("malloc");
             if ((peer->fd = accept(listener.fd, NULL, NULL)) < 0) die("accept");
             setsockopt(peer->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+            setsockopt(peer->fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* as iscsi/server.py, which has the reasons */
             watch(events, peer->fd, peer);
         }
     }

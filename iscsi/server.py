@@ -16,6 +16,7 @@ served and no queued command is started.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -66,6 +67,12 @@ CLOSE_TIMEOUT_S = 5.0
 
 TICK_S = 10.0
 """Interval of the keep-alive check; ``Connection.tick`` counts these."""
+
+UNPACED = b"reno"
+"""The congestion control towards an initiator on the same machine: there is nothing between that could congest, and
+one that paces what it sends (BBR) costs a timer for each piece. Every kernel has this one and lets anybody use it.
+(Measured in turns on a host whose default is BBR, CPU per I/O: 256 KiB reads 0.89, 64 KiB reads 0.92, 4 KiB reads at
+depth 32 0.98 and at depth 1 0.97; a busy machine.)"""
 
 BACKLOG = 256
 """Connections that wait to be accepted, for each portal."""
@@ -286,6 +293,9 @@ class _Shell(asyncio.BufferedProtocol):
         self._is_admitted = True
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if peer is not None and peer[0] == local[0]:
+            with contextlib.suppress(OSError):  # the host's default will do
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
         self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES, low=MAX_UNSENT_BYTES // 4)
         self._login_timer = self._loop.call_later(LOGIN_TIMEOUT_S, self._login_timed_out)
         if self._server.selector is not None:

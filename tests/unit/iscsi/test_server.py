@@ -235,6 +235,21 @@ async def test_answers_to_a_slow_reader_leave_in_the_order_of_their_numbers():
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
+@pytest.mark.parametrize(("host", "is_unpaced"), [("127.0.0.1", True), ("127.0.0.2", False)])
+async def test_nothing_is_paced_for_an_initiator_of_the_same_address(host, is_unpaced):
+    with socket.socket() as fresh:
+        default = fresh.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    async with serving() as target:
+        initiator = RawInitiator(*await asyncio.open_connection(*target.address, local_addr=(host, 0)))
+        initiator.isid = b"\x00\x02\x3d\x00\x00\x01"
+        target.clients.append(initiator)
+        await initiator.log_in()
+        (shell,) = target.server._shells
+        sock = shell._transport.get_extra_info("socket")
+        found = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert found.rstrip(b"\0") == (b"reno" if is_unpaced else default.rstrip(b"\0"))
+
+
 async def test_what_waits_for_a_slow_reader_is_not_overtaken_when_the_socket_has_room_again():
     async with serving() as target:
         target.device.data[:] = bytes(range(256)) * (SIZE // 256)
