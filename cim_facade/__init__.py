@@ -1,4 +1,4 @@
-"""The CIM (WBEM) facade: CIM-XML over HTTP, computed live through ``engine.api.EngineApi``. docs/cim.md.
+"""The CIM (WBEM) facade: CIM-XML over HTTP, computed live through ``engine.api.EngineApi``. docs/cim-reference.md.
 
 server, auth          aiohttp listener: HTTP, users, limits
 cimxml                request bytes -> Request, results -> response bytes (DSP0201); pure
