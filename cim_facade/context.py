@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pywbem import CIMInstance, CIMInstanceName
 
     from cim_facade.auth import Users
+    from cim_facade.indications.service import Indications
     from cim_facade.provider import Provider
     from cim_facade.registry import Registry
     from cim_facade.repository import ClassRepository
@@ -71,6 +72,7 @@ class View:
     ) -> None:
         """``users``: who verifies a password that is a parameter; None: nobody can."""
         self.users = users
+        self.indications: Indications | None = None
         self.api = api
         self.user = user
         self.classes = classes
@@ -90,6 +92,10 @@ class View:
             self._kept[what] = await ask()
         kept: T = self._kept[what]
         return kept
+
+    def remember(self, what: str, value: object) -> None:
+        """That ``once`` answers this for ``what``: for looking at a state that is past."""
+        self._kept[what] = value
 
     def forget(self) -> None:
         """Ask again from now on: a method has changed something."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cim_facade.auth import Users
     from cim_facade.cimxml import Element, Request
     from cim_facade.context import User
+    from cim_facade.indications.service import Indications
     from cim_facade.registry import Registry
     from cim_facade.repository import ClassRepository
     from engine.api import EngineApi
@@ -111,6 +112,8 @@ class Facade:
         self.classes = classes
         self.registry = registry
         self.enumerations = Enumerations()
+        self.indications: Indications | None = None
+        """Whoever serves sets it; None: nobody is told of anything."""
 
     async def answer(self, request: Request, user: User, host: str) -> AsyncGenerator[str, None]:
         """The pieces of the answer behind its beginning. ``host``: how the client calls this server.
@@ -118,6 +121,7 @@ class Facade:
         Raises CIMError, mostly before the first piece; EngineError where the engine refuses.
         """
         view = View(self.api, user, self.classes, self.registry, self.users)
+        view.indications = self.indications
         operations = Operations(view, self.classes, self.registry)
         namespace = operations.namespace(request.namespace)
         if request.extrinsic:

@@ -21,8 +21,10 @@ from pywbem import (
     CIM_ERR_INVALID_CLASS,
     CIM_ERR_INVALID_NAMESPACE,
     CIM_ERR_INVALID_PARAMETER,
+    CIM_ERR_NO_SUCH_PROPERTY,
     CIM_ERR_NOT_FOUND,
     CIM_ERR_NOT_SUPPORTED,
+    CIM_ERR_TYPE_MISMATCH,
     CIMClass,
     CIMClassName,
     CIMError,
@@ -150,14 +152,32 @@ class Operations:
                 yield path
 
     async def create_instance(self, namespace: str, instance: CIMInstance) -> CIMInstanceName:
-        return await self._writable(namespace, instance.classname).create(self._view, instance)
+        provider = self._writable(namespace, instance.classname)
+        self._check_properties(namespace, instance, CIM_ERR_INVALID_PARAMETER)
+        return await provider.create(self._view, instance)
 
     async def modify_instance(self, instance: CIMInstance, property_list: PropertyList) -> None:
         path = instance.path
         if instance.classname.lower() != path.classname.lower():
             raise CIMError(CIM_ERR_INVALID_PARAMETER, "the instance and its path are of different classes")
-        await self.get_instance(path)
+        instance.path = (await self.get_instance(path)).path
+        self._check_properties(path.namespace, instance, CIM_ERR_NO_SUCH_PROPERTY)
+        declared = self._class(path.namespace, path.classname).properties
+        for name in property_list or ():
+            if name not in declared:
+                raise CIMError(CIM_ERR_NO_SUCH_PROPERTY, f"{path.classname} has no property {name}")
         await self._writable(path.namespace, path.classname).modify(self._view, instance, property_list)
+
+    def _check_properties(self, namespace: str, instance: CIMInstance, unknown: int) -> None:
+        """That they are of the class, and of its types. Raises CIMError; ``unknown``: its code for one that is not."""
+        declared = self._class(namespace, instance.classname).properties
+        for each in instance.properties.values():
+            of_class = declared.get(each.name)
+            if of_class is None:
+                raise CIMError(unknown, f"{instance.classname} has no property {each.name}")
+            if (of_class.type, of_class.is_array) != (each.type, each.is_array):
+                code = CIM_ERR_TYPE_MISMATCH if unknown == CIM_ERR_NO_SUCH_PROPERTY else unknown
+                raise CIMError(code, f"{each.name} is a {of_class.type}{'[]' if of_class.is_array else ''}")
 
     async def delete_instance(self, path: CIMInstanceName) -> None:
         await self.get_instance(path)

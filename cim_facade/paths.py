@@ -155,6 +155,10 @@ class Paths:
         manager = {"ObjectManagerCreationClassName": MANAGER_CLASS, "ObjectManagerName": self.manager_name}
         return _path(NAMESPACE_CLASS, INTEROP, **self.scope(NAMESPACE_CLASS), **manager, Name=name)
 
+    def in_interop(self, class_name: str, name: str) -> CIMInstanceName:
+        """A filter, a destination or a service that lives in the system, in interop."""
+        return _path(class_name, INTEROP, **self.scope(class_name), Name=name)
+
     def instance_id(self, kind: str, identity: object) -> str:
         return f"{self._prefix}{kind}:{identity}"
 

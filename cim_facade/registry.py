@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PROVIDER_MODULES: tuple[str, ...] = (
     "interop",
+    "indications",
     "system",
     "pools",
     "volumes",

@@ -170,12 +170,12 @@ async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
 
 async def mirrors(view: View) -> list[Copy]:
     async def ask() -> list[Copy]:
-        return [_mirror(info) for info in await replicas(view)]
+        return [mirror_of(info) for info in await replicas(view)]
 
     return await view.once("mirrors", ask)
 
 
-def _mirror(info: ReplicaInfo) -> Copy:
+def mirror_of(info: ReplicaInfo) -> Copy:
     def element(volume_id: str | None, text: str) -> tuple[str, str | None]:
         """Its id, and where it is, if not here."""
         return (info.name, info.peer or text) if volume_id is None else (volume_id, None)
@@ -206,19 +206,20 @@ def _mirror(info: ReplicaInfo) -> Copy:
 
 async def clones(view: View) -> list[Copy]:
     async def ask() -> list[Copy]:
-        return [
-            Copy(
-                sync_type=KINDS[info.kind],
-                source=info.source_id,
-                target=info.target_id,
-                established_at=info.established_at,
-                synchronized_at=info.established_at,
-                source_guid=info.source_guid,
-            )
-            for info in await clone_relations(view)
-        ]
+        return [clone_of(info) for info in await clone_relations(view)]
 
     return await view.once("clones", ask)
+
+
+def clone_of(info: RelationInfo) -> Copy:
+    return Copy(
+        sync_type=KINDS[info.kind],
+        source=info.source_id,
+        target=info.target_id,
+        established_at=info.established_at,
+        synchronized_at=info.established_at,
+        source_guid=info.source_guid,
+    )
 
 
 def of_snapshot(volume: VolumeInfo, info: SnapshotInfo) -> Copy:
@@ -270,13 +271,13 @@ async def all_copies(view: View) -> list[Copy]:
 
 async def group_copies(view: View) -> list[GroupCopy]:
     async def ask() -> list[GroupCopy]:
-        found = [await _group_copy(view, info) for info in await group_relations(view)]
+        found = [await group_copy(view, info) for info in await group_relations(view)]
         return [group for group in found if group.members]  # else its pairs are related no more, one by one
 
     return await view.once("group copies", ask)
 
 
-async def _group_copy(view: View, info: GroupRelationInfo) -> GroupCopy:
+async def group_copy(view: View, info: GroupRelationInfo) -> GroupCopy:
     kind = KINDS[info.kind]
     found = [await _copy_of_pair(view, kind, pair) for pair in info.pairs]
     members = [copy for copy in found if copy is not None]

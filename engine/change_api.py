@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine.api import ChangePage
     from engine.changes import Changes
 
-NAME_MAX = 512
+NAME_MAX = 1024
 
 
 class ChangeOperations(ApiPart):

@@ -196,6 +196,7 @@ class Changes:
             "naa": f"{identity.naa:016x}",
             "target": None,
             "lun": None,
+            "of": asdict(self._describe(volume)),
         }
         self._note("snapshot", verb, snapshot.guid, document)
 

@@ -101,8 +101,7 @@ async def _run(pool: Path, listeners: dict[str, socket.socket]) -> None:
         if WBEM in listeners or WBEM_HTTP in listeners:
             from twinvol import wbem  # pywbem takes 130 ms, which a daemon without CIM does without
 
-            server = await wbem.start(pool, api, listeners.get(WBEM), listeners.get(WBEM_HTTP))
-            ending.push_async_callback(server.close)
+            await wbem.start(ending, pool, api, listeners.get(WBEM), listeners.get(WBEM_HTTP))
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(parent.read())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:

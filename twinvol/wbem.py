@@ -8,10 +8,14 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from pywbem import CIMError
+
 from cim_facade import repository
 from cim_facade.audit import AUDIT_NAME, AuditLog
 from cim_facade.auth import USERS_NAME, Users
 from cim_facade.dispatch import Facade
+from cim_facade.indications.export import TRUSTED_NAME
+from cim_facade.indications.service import Indications
 from cim_facade.registry import whole_registry
 from cim_facade.server import CimServer
 from engine.errors import EngineError
@@ -20,6 +24,7 @@ from twinvol.api.frames import DaemonUnreachable
 from twinvol.sockets import bound_address
 
 if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
     from pathlib import Path
 
     from engine.api import EngineApi
@@ -27,15 +32,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: socket.socket | None) -> CimServer:
-    """Serve CIM-XML on these listening sockets; connections have queued since they were bound."""
+async def start(
+    ending: AsyncExitStack, pool: Path, api: EngineApi, https: socket.socket | None, http: socket.socket | None
+) -> None:
+    """Serve CIM-XML on these listening sockets, on which connections have queued since they were bound, and deliver
+    indications, until ``ending`` ends."""
     classes = await asyncio.to_thread(repository.load, pool / repository.CACHE_NAME)
     gc.collect()
     gc.freeze()  # a hundred thousand objects that stay: looking through them again would hold the loop for 60 ms
     users = Users(pool / USERS_NAME)
-    server = CimServer(
-        Facade(api, classes, whole_registry(), users, AuditLog(pool / AUDIT_NAME)), users, DaemonUnreachable
-    )
+    registry = whole_registry()
+    facade = Facade(api, classes, registry, users, AuditLog(pool / AUDIT_NAME))
+    trusted = pool / certificate.FOLDER / TRUSTED_NAME
+    indications = Indications(api, classes, registry, trusted=trusted, unavailable=DaemonUnreachable)
+    ending.push_async_callback(indications.close)
+    try:
+        await indications.start()
+    except (ValueError, CIMError, EngineError) as error:
+        log.error("nobody is told of anything: %s", error)
+    else:
+        facade.indications = indications
+    server = CimServer(facade, users, DaemonUnreachable)
+    ending.push_async_callback(server.close)
     if http is not None:
         await server.start(http, None)
         log.info("CIM-XML is up at http://%s", bound_address(http))
@@ -50,4 +68,3 @@ async def start(pool: Path, api: EngineApi, https: socket.socket | None, http: s
         else:
             await server.start(https, served_with.context)
             log.info("CIM-XML is up at https://%s", bound_address(https))
-    return server

@@ -17,6 +17,7 @@ from cim_facade.paths import (
     SYSTEM_CLASS,
 )
 from cim_facade.provider import Association, End, Provider
+from cim_facade.providers.indications import service_path
 from cim_facade.providers.shared import OK, ByInstanceId, Links, Pairs
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "smi-s": Profile("SMI-S", SNIA, "1.6.1"),
-    "server": Profile("Server", SNIA, "1.6.1", refers=("registration",)),
+    "server": Profile("Server", SNIA, "1.6.1", refers=("registration", "indications")),
+    "indications": Profile("Indications", DMTF, "1.2.2"),
     "registration": Profile("Profile Registration", DMTF, "1.0.0"),
     "array": Profile(
         "Array",
@@ -226,7 +228,10 @@ class ConformsInterop(Pairs):
 
     async def pairs(self, view: View) -> list[tuple[CIMInstanceName, CIMInstanceName]]:
         paths = await view.paths()
-        found = [(profile_path(paths, "server"), paths.manager())]
+        found = [
+            (profile_path(paths, "server"), paths.manager()),
+            (profile_path(paths, "indications"), service_path(paths)),
+        ]
         for identity, profile in PROFILES.items():
             found.append((profile_path(paths, "registration"), profile_path(paths, identity)))
             if profile.organization == SNIA and identity != "smi-s":
@@ -287,7 +292,7 @@ class HostedService(HostedInInterop):
 
     async def pairs(self, view: View) -> list[tuple[CIMInstanceName, CIMInstanceName]]:
         paths = await view.paths()
-        return [(paths.system(), paths.manager())]
+        return [(paths.system(), service) for service in (paths.manager(), service_path(paths))]
 
 
 class HostedAccessPoint(HostedInInterop):

@@ -150,18 +150,18 @@ class ConcreteJob(Provider):
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         for job in await shown(view):
-            yield await self._made(view, job)
+            yield await self.made(view, job)
 
     async def instance(self, view: View, keys: Keys) -> CIMInstance | None:
         job = await find(view, keys)
-        return None if job is None else await self._made(view, job)
+        return None if job is None else await self.made(view, job)
 
     async def delete(self, view: View, path: CIMInstanceName) -> None:
         job = await find(view, path.keybindings)
         if job is not None:
             await view.api.job_forget(job.job)
 
-    async def _made(self, view: View, job: JobInfo) -> CIMInstance:
+    async def made(self, view: View, job: JobInfo) -> CIMInstance:
         return view.make(
             STORAGE,
             self.class_name,

@@ -136,13 +136,13 @@ class SmStorageVolume(SmProvider):
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         async for disk in disks(view):
-            yield await self._made(view, disk)
+            yield await self.of_disk(view, disk)
 
     async def of(self, view: View, identity: str) -> CIMInstance | None:
         element = await sm_objects.volume_with(view, identity)
-        return None if element is None else await self._made(view, element)
+        return None if element is None else await self.of_disk(view, element)
 
-    async def _made(self, view: View, disk: Disk | Element) -> CIMInstance:
+    async def of_disk(self, view: View, disk: Disk | Element) -> CIMInstance:
         volume, snapshot = disk.volume, disk.snapshot
         name = volume.name if snapshot is None else f"{volume.name}@{snapshot.name}"
         guid = volume.volume_id if snapshot is None else snapshot.guid
@@ -271,13 +271,13 @@ class SmJob(SmProvider):
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         for job in await jobs.shown(view):
-            yield await self._made(view, job)
+            yield await self.of_job(view, job)
 
     async def of(self, view: View, identity: str) -> CIMInstance | None:
         job = await elements.job_numbered(view, identity)
-        return await self._made(view, job) if job is not None and jobs.is_shown(job) else None
+        return await self.of_job(view, job) if job is not None and jobs.is_shown(job) else None
 
-    async def _made(self, view: View, job: JobInfo) -> CIMInstance:
+    async def of_job(self, view: View, job: JobInfo) -> CIMInstance:
         return await self.made(view, job.job, **jobs.properties(job))
 
 

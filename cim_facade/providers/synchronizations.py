@@ -68,29 +68,29 @@ class StorageSynchronized(Association):
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         for copy in [*await synchronizations.mirrors(view), *await synchronizations.clones(view)]:
-            yield await self._made(view, copy)
+            yield await self.made(view, copy)
         for volume in await view.volumes():
             if volume.snapshots:
                 for info in await synchronizations.snapshots_of(view, volume.name):
-                    yield await self._made(view, synchronizations.of_snapshot(volume, info))
+                    yield await self.made(view, synchronizations.of_snapshot(volume, info))
 
     async def instance(self, view: View, keys: Keys) -> CIMInstance | None:
         ends = [keys.get("SystemElement"), keys.get("SyncedElement")]
         if len(keys) != 2 or not all(isinstance(end, CIMInstanceName) for end in ends):
             return None
         copy = await elements.copy_at(view, CIMInstanceName(self.class_name, keybindings=dict(keys), namespace=STORAGE))
-        return None if copy is None or not isinstance(copy, synchronizations.Copy) else await self._made(view, copy)
+        return None if copy is None or not isinstance(copy, synchronizations.Copy) else await self.made(view, copy)
 
     async def references(self, view: View, path: CIMInstanceName, role: str) -> AsyncIterator[CIMInstance]:
         if role == "SyncedElement":
             copy = await elements.copy_to(view, path)
             if copy is not None:
-                yield await self._made(view, copy)
+                yield await self.made(view, copy)
             return
         for copy in await _from(view, path):
-            yield await self._made(view, copy)
+            yield await self.made(view, copy)
 
-    async def _made(self, view: View, copy: Copy) -> CIMInstance:
+    async def made(self, view: View, copy: Copy) -> CIMInstance:
         return view.make(
             STORAGE,
             self.class_name,
@@ -173,16 +173,16 @@ class ReplicationEntity(Provider):
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         for copy in await synchronizations.mirrors(view):
             if copy.is_remote:
-                yield await self._made(view, copy)
+                yield await self.made(view, copy)
 
     async def instance(self, view: View, keys: Keys) -> CIMInstance | None:
         name = (await view.paths()).identity(elements.ENTITY, keys)
         for copy in await synchronizations.mirrors(view):
             if copy.is_remote and copy.replica == name:
-                return await self._made(view, copy)
+                return await self.made(view, copy)
         return None
 
-    async def _made(self, view: View, copy: Copy) -> CIMInstance:
+    async def made(self, view: View, copy: Copy) -> CIMInstance:
         assert copy.replica is not None
         peer = copy.target_at or copy.source_at
         return view.make(

@@ -74,13 +74,13 @@ class StorageVolume(Provider):
 
     async def instances(self, view: View) -> AsyncIterator[CIMInstance]:
         async for disk in disks(view):
-            yield await self._made(view, disk)
+            yield await self.made(view, disk)
 
     async def instance(self, view: View, keys: Keys) -> CIMInstance | None:
         disk = await find_disk(view, keys)
-        return None if disk is None else await self._made(view, disk)
+        return None if disk is None else await self.made(view, disk)
 
-    async def _made(self, view: View, disk: Disk) -> CIMInstance:
+    async def made(self, view: View, disk: Disk) -> CIMInstance:
         paths = await view.paths()
         path = paths.volume(disk.volume.volume_id, None if disk.snapshot is None else disk.snapshot.guid)
         own = _volume_properties(disk.volume) if disk.snapshot is None else _snapshot_properties(disk.snapshot)

@@ -22,7 +22,8 @@ class ChangeInfo:
 
     ``kind``: volume, snapshot, replica, job, clone (a full clone's relation to its source) or group (a relation of
     groups). ``subject``: its id, GUID, name or number. ``before`` and ``after``: the fields of ``VolumeInfo``,
-    ``SnapshotInfo`` (with ``volume_id``), ``ReplicaInfo``, ``JobInfo``, ``RelationInfo`` or ``GroupRelationInfo`` then.
+    ``SnapshotInfo`` (with ``volume_id``, and ``of``, its volume), ``ReplicaInfo``, ``JobInfo``, ``RelationInfo`` or
+    ``GroupRelationInfo`` then.
     Of kind ``lost``: that many changes (``after["count"]``) could not be recorded.
     """
 

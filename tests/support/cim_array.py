@@ -18,6 +18,8 @@ from cim_facade import repository
 from cim_facade.auth import Users, UsersFile
 from cim_facade.context import User, View
 from cim_facade.dispatch import Facade
+from cim_facade.indications.export import TRUSTED_NAME
+from cim_facade.indications.service import Indications
 from cim_facade.namespaces import STORAGE
 from cim_facade.registry import whole_registry
 from cim_facade.server import CimServer
@@ -176,7 +178,10 @@ async def behind_the_facade(engine: Engine) -> AsyncIterator[Array]:
     users = engine.pool.path / "users.json"
     shutil.copy(_folder() / "users.json", users)
     verified = Users(users)
-    server = CimServer(Facade(engine.api, classes(), registry(), verified), verified, ConnectionAbortedError)
+    facade = Facade(engine.api, classes(), registry(), verified)
+    facade.indications = Indications(engine.api, classes(), registry(), trusted=engine.pool.path / TRUSTED_NAME)
+    await facade.indications.start()
+    server = CimServer(facade, verified, ConnectionAbortedError)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     address = "{}:{}".format(*listener.getsockname())
@@ -193,6 +198,7 @@ async def behind_the_facade(engine: Engine) -> AsyncIterator[Array]:
     finally:
         await asyncio.to_thread(client.close)
         await server.close()
+        await facade.indications.close()
 
 
 @asynccontextmanager

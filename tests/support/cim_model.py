@@ -12,6 +12,7 @@ from cim_facade.provider import Association
 if TYPE_CHECKING:
     from pywbem import CIMClass, CIMProperty
 
+    from cim_facade.indications.service import Indications
     from cim_facade.registry import Registry
     from cim_facade.repository import ClassRepository
     from engine.api import EngineApi
@@ -22,14 +23,24 @@ ADMINISTRATOR = User("admin", administrator=True, secure=True)
 class Model:
     """All that one namespace shows, through its providers."""
 
-    def __init__(self, api: EngineApi, classes: ClassRepository, registry: Registry, namespace: str) -> None:
+    def __init__(
+        self,
+        api: EngineApi,
+        classes: ClassRepository,
+        registry: Registry,
+        namespace: str,
+        indications: Indications | None = None,
+    ) -> None:
         self.api = api
         self.classes = classes
         self.registry = registry
         self.namespace = namespace
+        self.indications = indications
 
     def view(self) -> View:
-        return View(self.api, ADMINISTRATOR, self.classes, self.registry)
+        view = View(self.api, ADMINISTRATOR, self.classes, self.registry)
+        view.indications = self.indications
+        return view
 
     async def everything(self) -> list[CIMInstance]:
         """All instances of all classes."""

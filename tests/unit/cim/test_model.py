@@ -8,6 +8,14 @@ import pytest
 from pywbem import CIMInstanceName
 
 from cim_facade.context import View
+from cim_facade.indications.records import (
+    DESTINATION_CLASSES,
+    PINNED_CLASS,
+    Destination,
+    Subscription,
+    destination_key,
+)
+from cim_facade.indications.service import Indications
 from cim_facade.namespaces import STORAGE
 from cim_facade.operations import Filters, Operations
 from cim_facade.registry import whole_registry
@@ -79,6 +87,18 @@ async def befriend(engine: Engine, other: Engine) -> None:
     )
 
 
+async def subscribed(engine: Engine, classes: ClassRepository) -> Indications:
+    """A subscription, and a destination of each class."""
+    made = Indications(engine.api, classes, whole_registry())
+    await made.start()
+    for class_name in DESTINATION_CLASSES:
+        url, pin = "https://127.0.0.1:9", "00" * 32 if class_name == PINNED_CLASS else None
+        await made.book.put_destination(Destination(class_name, "listener", url, "id", fingerprint=pin), new=True)
+    key = destination_key(DESTINATION_CLASSES[0], "listener")
+    await made.subscribe(Subscription("SNIA:Job Control:JobCreation", key, 0, 0.0, 0.0))
+    return made
+
+
 def model_of(engine: Engine, classes: ClassRepository) -> Model:
     return Model(engine.api, classes, whole_registry(), STORAGE)
 
@@ -90,12 +110,14 @@ async def test_the_whole_model(tmp_path: Path, classes: ClassRepository) -> None
     ):
         await furnish(engine)
         await befriend(engine, other)
+        indications = await subscribed(engine, classes)
         for namespace in classes.namespaces:
-            model = Model(engine.api, classes, whole_registry(), namespace)
+            model = Model(engine.api, classes, whole_registry(), namespace, indications)
             assert await model.problems() == []
             shown = {instance.classname for instance in await model.everything()}
             provided = {each.class_name for each in model.registry.all() if each.namespace == namespace}
             assert shown == provided
+        await indications.close()
 
 
 def test_every_declared_method_is_answered(classes: ClassRepository) -> None:
