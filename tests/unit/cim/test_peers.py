@@ -113,6 +113,27 @@ async def test_an_element_a_list_and_a_group_go_to_a_peer(tmp_path: Path):
         assert (await made.call(REPLICATION, "CreateElementReplica", **given))[0] == 1
 
 
+async def test_sources_are_here_and_access_points_are_there(tmp_path: Path):
+    """SourceAccessPoint is Not Supported; one that leads nowhere is an Invalid Parameter, as target and as source."""
+    async with two(tmp_path) as (made, _):
+        source = await made.volume("v")
+        point = await access_point(made)
+        nowhere = point.copy()
+        nowhere.keybindings["Name"] = "elsewhere"
+        for method, given in (
+            ("CreateElementReplica", {"SourceElement": source}),
+            ("CreateListReplica", {"SourceElements": [source]}),
+            ("CreateGroupReplica", {"SourceElement": source}),
+        ):
+            for name, path, code in (
+                ("SourceAccessPoint", point, 1),
+                ("SourceAccessPoint", nowhere, 5),
+                ("TargetAccessPoint", nowhere, 5),
+            ):
+                assert (await made.call(REPLICATION, method, SyncType=6, **given, **{name: path}))[0] == code
+        assert await made.api.replica_list() == []
+
+
 async def test_credentials_are_those_of_the_peers_users(tmp_path: Path):
     """Towards a peer its own users count, not this pool's; wrong ones lock this pool out there; nobody writes them."""
     async with two(tmp_path) as (made, there):

@@ -13,8 +13,8 @@ from cim_facade.methods.requests import element_names
 from cim_facade.namespaces import STORAGE
 from cim_facade.providers import jobs
 from engine.api import each_volume
-from engine.errors import InUse
-from tests.support.cim_array import MIB, REPLICATION, array, registry
+from engine.errors import EngineError, InUse, OutOfSpace, TimedOut
+from tests.support.cim_array import CONFIGURATION, MIB, REPLICATION, array, registry
 from tests.support.cim_array import classes as all_classes
 from tests.support.engine import HeldMover
 
@@ -109,6 +109,28 @@ def test_the_declarations_are_those_of_the_pages(name, parameters, outputs):
     codes = dict(zip(method.qualifiers["ValueMap"].value, method.qualifiers["Values"].value, strict=True))
     assert (codes["0"], codes["2"], codes["6"]) == ("Completed with No Error", "Unknown", "In Use")
     assert codes["4096"] == "Method Parameters Checked - Job Started"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(EngineError("odd"), 2), (TimedOut("late"), 3), (OutOfSpace("full"), 4), (InUse("it is"), 6)]
+)
+async def test_what_the_engine_refuses_has_its_code(made, monkeypatch, error, code):
+    sources = await volumes(made, "a", "b")
+    (target,) = await volumes(made, "x")
+    group = await group_of(made, "g", sources)
+
+    async def failing(*_, **__):
+        raise error
+
+    for name in ("snapshot_create", "group_snapshot_create", "replica_attach"):
+        monkeypatch.setattr(made.api, name, failing)
+    assert await make_list(made, SyncType=7, SourceElements=sources) == (code, {})
+    assert await make_group(made, SyncType=7, SourceGroup=group, Consistency=3) == (code, {})
+    assert await make_group(made, SyncType=7, SourceGroup=group, Consistency=2) == (code, {})
+    given = {"SourceElement": sources[0], "TargetElement": target, "CopyType": 3}
+    assert await made.call(CONFIGURATION, "AttachReplica", **given) == (code, {})
+    assert await made.api.group_relation_list() == []
+    assert await made.api.snapshot_list("a") == []
 
 
 # --- lists ------------------------------------------------------------------------------------------------------
@@ -471,6 +493,26 @@ async def test_names_of_targets_are_numbered_from_one(made):
     assert snapshots == 0
     members = await made.references(out["TargetGroup"], "MSISCSITARGET_OrderedMemberOfCollection", "Collection")
     assert len(members) == 2
+
+
+@pytest.mark.parametrize(("values", "consistent"), [(None, True), ({}, False), ({"ConsistentPointInTime": True}, True)])
+async def test_the_settings_of_a_group_override_its_default(made, values, consistent):
+    group = await group_of(made, "g", await volumes(made, "a", "b"))
+    settings = None if values is None else rsd(**values)
+    code, out = await make_group(made, SyncType=7, SourceGroup=group, ReplicationSettingData=settings)
+    assert (code, (await made.get(out["Synchronization"]))["ConsistencyEnabled"]) == (0, consistent)
+
+
+async def test_pool_and_goal_exclude_an_existing_group(made):
+    source = await group_of(made, "s", await volumes(made, "a"))
+    target = await group_of(made, "t", await volumes(made, "x"))
+    (pool,) = [each.path for each in await made.all("MSISCSITARGET_StoragePool") if not each["Primordial"]]
+    (goal,) = [each.path for each in await made.all("MSISCSITARGET_StorageSetting")]
+    for more in ({"TargetPool": pool}, {"TargetSettingGoal": goal}):
+        given = {"SyncType": 8, "SourceGroup": source, **more}
+        assert (await make_group(made, TargetGroup=target, **given))[0] == 5
+        code, out = await make_group(made, WaitForCopyState=4, **given)
+        assert (code, out["Job"]) == (0, None)
 
 
 @pytest.mark.parametrize("sync_type", [6, 8])
