@@ -6,8 +6,9 @@ A freed chunk passes through these stages, and only in this order:
    it was freed. Nobody touches it.
 2. *dirty*: free, content unknown. A whole-chunk write may take it; a partial write must zero the rest first. All free
    chunks below the durable end start here when a file is opened.
-3. *zero*: punched in this incarnation, or never below the end of the file. A punch that is not durable yet is enough:
-   the fdatasync before the commit of whatever uses the chunk next covers the punch as well.
+3. *blank*: punched in this incarnation, or never below the end of the file, so that nothing of before is in it. A punch
+   that is not durable yet is enough: the fdatasync before the commit of whatever uses the chunk next covers the punch
+   as well. It reads zero, but not in an encrypted file, whose holes hold no ciphertext: ``holes_read_zero``.
 
 A chunk whose space the host must give is taken only while the pool has room for it (``engine.room``).
 
@@ -56,8 +57,8 @@ class Allocator:
         *,
         holes_read_zero: bool = True,
     ) -> None:
-        """``holes_read_zero``: False for an encrypted file, whose holes hold no ciphertext."""
-        self._holes_read_zero = holes_read_zero
+        self.holes_read_zero = holes_read_zero
+        """Whether a blank chunk reads zero: not that of an encrypted file."""
         self._file = file
         self._room = room
         self._granted = 0
@@ -71,35 +72,35 @@ class Allocator:
         self._deferred: deque[tuple[int, int, int, array[int]]] = deque()
         """Record, operation, the ticket to thaw with or 0 for freed chunks, the chunks."""
         self._dirty: array[int] = array("I", births.with_birth(BIRTH_FREE)[::-1].tobytes())
-        """Descending, so that ``pop`` hands out ascending numbers; the same for ``_zero``."""
-        self._zero: array[int] = array("I")
+        """Descending, so that ``pop`` hands out ascending numbers; the same for ``_blank``."""
+        self._blank: array[int] = array("I")
         self.cleaning = 0
         """Free chunks that somebody is punching or zeroing: nobody may take them."""
         self.stays_dirty = False
         """The host cannot punch: dirty chunks end only by being used, so that they come before new ones."""
 
     def take(self, *, whole: bool) -> tuple[int, bool]:
-        """A free chunk, and whether it reads zero. ``whole``: the caller overwrites all of it, so that a dirty one
+        """A free chunk, and whether it is blank. ``whole``: the caller overwrites all of it, so that a dirty one
         will do. Raises OutOfSpace when the file may grow no more.
 
         The host holds the space of a dirty chunk; that of the others it must give, and the room is asked.
         """
-        if self._dirty and (whole or not self._zero or not self._is_granted()):
+        if self._dirty and (whole or not self._blank or not self._is_granted()):
             return self._dirty.pop(), False
         if not self._is_granted():
             raise self._room.refusal(self._file.path)
         self._granted -= 1
-        if self._zero:
-            return self._zero.pop(), self._holes_read_zero
-        return self.extend(1), self._holes_read_zero
+        if self._blank:
+            return self._blank.pop(), True
+        return self.extend(1), True
 
-    def take_zero(self) -> int:
-        """One that reads zero, a new one rather than one that will be punched soon; or 0. Raises as ``take``."""
-        if not self._holes_read_zero or (self.stays_dirty and self._dirty) or not self._is_granted():
+    def take_blank(self) -> int:
+        """A blank one, new rather than one that will be punched soon; or 0. Raises as ``take``."""
+        if (self.stays_dirty and self._dirty) or not self._is_granted():
             return 0
         self._granted -= 1
-        if self._zero:
-            return self._zero.pop()
+        if self._blank:
+            return self._blank.pop()
         if self.end >= min(self._file_chunks, MAX_CHUNKS):
             return self.extend(1)
         self.end += 1
@@ -111,7 +112,7 @@ class Allocator:
         taken: list[int] = []
         try:
             while len(taken) < count:
-                if self._dirty or self._zero or not self._is_granted():
+                if self._dirty or self._blank or not self._is_granted():
                     taken.append(self.take(whole=True)[0])
                 else:
                     more = min(count - len(taken), self._granted)
@@ -205,12 +206,12 @@ class Allocator:
     def cleaned(self, chunks: array[int], *, zero: bool) -> None:
         """Chunks of ``next_dirty`` may be taken again. ``zero``: they read zero now."""
         self.cleaning -= len(chunks)
-        (self._zero if zero else self._dirty).frombytes(_descending(chunks))
+        (self._blank if zero else self._dirty).frombytes(_descending(chunks))
 
     @property
     def free_count(self) -> int:
         """Chunks that may be used now."""
-        return len(self._dirty) + len(self._zero)
+        return len(self._dirty) + len(self._blank)
 
     @property
     def has_unused(self) -> bool:

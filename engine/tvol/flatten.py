@@ -196,9 +196,11 @@ class Inherited:
         try:
             for number in range(count):
                 whole = (number + 1) * unit <= length
-                chunk, reads_zero = core.allocator.take(whole=whole)
+                chunk, blank = core.allocator.take(whole=whole)
                 lease.chunks.append(chunk)
-                if not whole and not reads_zero:  # what is behind the device's end reads zero when it grows
+                if not whole and not (
+                    blank and core.allocator.holes_read_zero
+                ):  # what is behind the device's end reads zero when it grows
                     await zero_chunk(core, chunk)
             lease.place_chunks()
         except BaseException:

@@ -8,7 +8,7 @@ A piece of a write is planned chunk by chunk (STORE section 2 and 3):
 * a part of a chunk that a snapshot or a slot shares: into a new partial chunk over it. A part of a partial chunk that
   is shared itself: into a new one that takes over the old one's pages, over the same base;
 * where a page is written in part, the rest of it comes from wherever it is read from;
-* a new chunk that is not known to be zero becomes no partial chunk, since what was freed there would stay in the pages
+* a new chunk that is not known to be blank becomes no partial chunk, since what was freed there would stay in the pages
   that it has not: it is filled at once.
 
 When ``FILL_PAGES`` or fewer pages of a partial chunk would be missing, they are copied too, and the chunk needs no base
@@ -133,7 +133,9 @@ class Planner:
             base, mask = entry & 0xFFFF_FFFF, self._pages(within, length)
             if (within | end) & (self._page_bytes - 1) or PAGES_OF_CHUNK - mask.bit_count() <= FILL_PAGES:
                 return None
-        chunk = self._allocator.take_zero()
+        elif not self._allocator.holes_read_zero:
+            return None
+        chunk = self._allocator.take_blank()
         return ((chunk << self._shift) + within, (index, chunk, base, mask), True) if chunk else None
 
     def _place_adjacent(self, node: Node, index: int, within: int, length: int) -> Place | None:
@@ -192,11 +194,11 @@ class Planner:
     def _plan_new(self, plan: Plan, index: int, within: int, data: memoryview) -> None:
         """A chunk of which nothing is kept: the rest of it reads zero."""
         whole = len(data) == self._mask + 1
-        chunk, reads_zero = self._allocator.take(whole=whole)
+        chunk, blank = self._allocator.take(whole=whole)
         plan.taken.append(chunk)
         plan.published.append((index, chunk, EMPTY, FULL_MASK))
         position = chunk << self._shift
-        if whole or reads_zero:
+        if whole or (blank and self._allocator.holes_read_zero):
             plan.write(position + within, [data])
         else:
             zeroes = memoryview(ZEROES)
@@ -237,7 +239,7 @@ class Planner:
         the position of the pages in a mask, the mask, the position of the other pages. ``fill``: copy all of them.
         """
         position, kept, base_position = source
-        chunk, reads_zero = self._allocator.take(whole=False)
+        chunk, blank = self._allocator.take(whole=False)
         plan.taken.append(chunk)
         touched = self._pages(within, len(data))
         rest = FULL_MASK & ~(kept | touched)
@@ -245,9 +247,9 @@ class Planner:
         if kept:
             pieces += self._copy_pages(plan, position, kept & ~touched)
         if rest and self._is_bad(base_position):
-            if not reads_zero:
+            if not blank:
                 pieces += self._zero_pages(rest)
-        elif fill or not reads_zero or rest.bit_count() <= FILL_PAGES:
+        elif fill or not blank or rest.bit_count() <= FILL_PAGES:
             pieces += self._copy_pages(plan, base_position, rest)
             rest = 0
         self._write_pieces(plan, chunk, pieces)

@@ -252,7 +252,7 @@ def _every_free_chunk_reads_zero(original):
 def _free_chunks_are_zero_at_open(original):
     def init(self, *arguments, **named):
         original(self, *arguments, **named)
-        self._zero, self._dirty = self._dirty, self._zero
+        self._blank, self._dirty = self._dirty, self._blank
 
     return init
 

@@ -133,7 +133,7 @@ def _bases_outlive_queued_partials(original):
     return lambda self, ended: original(self, ended[:0])
 
 
-def _any_chunk_reads_zero(original):
+def _any_chunk_is_blank(original):
     return lambda self: self.take(whole=True)[0]
 
 
@@ -147,7 +147,7 @@ PARTIALS = {
         ((Planner, "place", _short_way_for_parts_of_pages),),
     ),
     "short-way-zero": Mutation(
-        "a chunk that is written in part at once reads zero", ((Allocator, "take_zero", _any_chunk_reads_zero),)
+        "a chunk that is written in part at once is blank", ((Allocator, "take_blank", _any_chunk_is_blank),)
     ),
     "base-is-kept": Mutation(
         "the claim on the base of a partial chunk goes on", ((Family, "set_partial", _base_ends_with_the_first_page),)

@@ -5,23 +5,34 @@ from pathlib import Path
 
 import pytest
 
+from engine.encryption import Encryption
 from engine.files import RealFile, real_env
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.layout import PAGES_OF_CHUNK, SLOT_BIT
+from engine.tvol.layout_encryption import EncryptionRecord
 from engine.tvol.partials import CHUNK_MASK, PARTIAL_SCALAR
 from engine.units import CHUNK_SIZES, KIB
 
 CHUNKS = 12
 
 
-@pytest.fixture(params=CHUNK_SIZES)
+KEYED = Encryption(EncryptionRecord(bytes(16), 10, 1, 1, bytes(72), "file:/key"), bytes(range(64)))
+
+
+@pytest.fixture(params=[*((unit, None) for unit in CHUNK_SIZES), (CHUNK_SIZES[0], KEYED)], ids=["64K", "256K", "64K-encrypted"])
 async def store(request, tmp_path: Path):
     """A volume that is written and shared with a snapshot, whose writes go through the coroutine."""
-    env, unit = real_env(), request.param
+    env, (unit, encryption) = real_env(), request.param
     path = tmp_path / "v.tvol"
     made = await TvolFile.create(
-        env, path, volume_name="v", size_bytes=CHUNKS * unit, chunk_bytes=unit, journal_bytes=4 * unit
+        env,
+        path,
+        volume_name="v",
+        size_bytes=CHUNKS * unit,
+        chunk_bytes=unit,
+        journal_bytes=4 * unit,
+        encryption=encryption,
     )
     head = made.volume("v")
     await head.write(0, memoryview(b"o" * CHUNKS * unit))

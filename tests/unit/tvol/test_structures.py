@@ -122,9 +122,9 @@ def test_chunks_that_read_zero_end_where_the_format_ends(file, monkeypatch):
     """The file has grown beyond that, and still no number is given out that no map can name."""
     monkeypatch.setattr(allocator_module, "MAX_CHUNKS", 6)
     allocator = Allocator(file, Births(np.array([9, 9, 9, 0], np.uint32)), CHUNK)
-    assert [allocator.take_zero() for _ in range(2)] == [4, 5], "not the one of unknown content"
+    assert [allocator.take_blank() for _ in range(2)] == [4, 5], "not the one of unknown content"
     with pytest.raises(OutOfSpace):
-        allocator.take_zero()
+        allocator.take_blank()
     assert allocator.take(whole=True) == (3, False)
 
 
