@@ -20,7 +20,9 @@ CHUNKS = 12
 KEYED = Encryption(EncryptionRecord(bytes(16), 10, 1, 1, bytes(72), "file:/key"), bytes(range(64)))
 
 
-@pytest.fixture(params=[*((unit, None) for unit in CHUNK_SIZES), (CHUNK_SIZES[0], KEYED)], ids=["64K", "256K", "64K-encrypted"])
+@pytest.fixture(
+    params=[*((unit, None) for unit in CHUNK_SIZES), (CHUNK_SIZES[0], KEYED)], ids=["64K", "256K", "64K-encrypted"]
+)
 async def store(request, tmp_path: Path):
     """A volume that is written and shared with a snapshot, whose writes go through the coroutine."""
     env, (unit, encryption) = real_env(), request.param
