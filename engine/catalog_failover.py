@@ -14,14 +14,21 @@ import uuid
 from typing import TYPE_CHECKING
 
 from engine.catalog_identities import DEVICE_OF, lineage_of, put_lineage, put_mirror
+from engine.catalog_mirror_groups import put_group_point, put_mirror_group
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
     from engine.catalog import MirrorRow
     from engine.catalog_groups import Run
+    from engine.catalog_mirror_groups import MirrorGroupRow
     from engine.catalog_peers import PeerTargetRow
+    from engine.failover_facts import SourceFacts
+    from engine.failover_units import NewTarget
     from engine.lineage import LineageEntry
+
+    Taken = tuple[PeerTargetRow, SourceFacts, list[LineageEntry], MirrorRow]
 
 
 class FailoverTables:
@@ -35,75 +42,76 @@ class FailoverTables:
         query = "SELECT volume_id, number, guid FROM releases"
         return await self._run(lambda database: {row[0]: (row[1], row[2]) for row in database.execute(query)})
 
-    async def release(self, volume_id: str, number: int, guid: str, at: float) -> None:
-        """The volume has given its identity to that entry: from now on it is not served."""
-        values = (volume_id, number, guid, at)
+    async def release(self, volume_ids: Sequence[str], number: int, guid: str, at: float) -> None:
+        """The volumes have given their identities to that entry: from now on they are not served."""
+        values = [(volume_id, number, guid, at) for volume_id in volume_ids]
         await self._run(
-            lambda database: database.execute("INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?)", values)
+            lambda database: database.executemany("INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?)", values)
         )
 
-    async def revoke(self, volume_id: str) -> None:
-        """Nobody has taken it: the volume has it again."""
-        await self._run(lambda database: database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,)))
+    async def revoke(self, volume_ids: Sequence[str]) -> None:
+        """Nobody has taken them: the volumes have them again."""
+        values = [(volume_id,) for volume_id in volume_ids]
+        await self._run(lambda database: database.executemany("DELETE FROM releases WHERE volume_id = ?", values))
 
-    async def go_on(self, volume_id: str, entry: LineageEntry) -> None:
-        """The operator has said that this volume is the disk."""
+    async def go_on(self, volume_ids: Sequence[str], entry: LineageEntry) -> None:
+        """The operator has said that these volumes are the disks."""
 
         def work(database: sqlite3.Connection) -> None:
-            lineage = lineage_of(database, volume_id)
-            if lineage[-1].guid != entry.guid:
-                put_lineage(database, volume_id, [*lineage, entry])
-            database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,))
+            for volume_id in volume_ids:
+                lineage = lineage_of(database, volume_id)
+                if lineage[-1].guid != entry.guid:
+                    put_lineage(database, volume_id, [*lineage, entry])
+                database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,))
 
         await self._run(work)
 
-    async def take_over(
-        self, replica: PeerTargetRow, source_id: str, device_id: str, lineage: list[LineageEntry], mirror: MirrorRow
-    ) -> dict[str, str]:
-        """A replica here becomes the disk that its source at a peer was; ``mirror`` is what it has to that from now on.
+    async def take_over(self, sides: Sequence[Taken], *, group: MirrorGroupRow | None = None) -> dict[str, str]:
+        """Replicas here become the disks that their sources at a peer were. Of each: its row, what its source has told,
+        its lineage with the new entry, and what it has to the peer from now on. ``group``: they are one mirrored group.
 
-        Its standby paths become ways to itself. ``lineage``: with the new entry. Returns device ids by volume id.
+        Standby paths become ways to themselves. Returns device ids by volume id.
         """
 
         def work(database: sqlite3.Connection) -> dict[str, str]:
-            volume_id = replica.volume_id
-            _give(database, device_id, volume_id, gone=source_id)
-            put_lineage(database, volume_id, lineage)
-            database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,))
-            database.execute("DELETE FROM access_states WHERE device_id = ?", (device_id,))
-            database.execute(
-                "UPDATE luns SET standby_of = NULL WHERE volume_id = ? AND standby_of IS NOT NULL", (volume_id,)
-            )
-            database.execute("DELETE FROM peer_targets WHERE replica_id = ?", (replica.replica_id,))
-            put_mirror(database, mirror)
-            return {volume_id: device_id}
+            ids: dict[str, str] = {}
+            for replica, facts, lineage, mirror in sides:
+                _take_over(database, replica, facts, lineage)
+                put_mirror(database, mirror)
+                ids[replica.volume_id] = facts.device_id
+            if group is not None:
+                database.execute("DELETE FROM mirror_group_points WHERE group_id = ?", (group.group_id,))
+                put_mirror_group(database, group)
+            return ids
 
         return await self._run(work)
 
     async def follow(
-        self, mirror_name: str, replica: PeerTargetRow, source_id: str, lineage: list[LineageEntry]
+        self,
+        mirrors: Sequence[MirrorRow],
+        target: NewTarget,
+        source_ids: Sequence[str],
+        lineages: dict[str, list[LineageEntry]],
+        *,
+        group: MirrorGroupRow | None = None,
     ) -> dict[str, str]:
-        """A volume here becomes the replica of the one at a peer that has taken its place, ``source_id``.
+        """Volumes here become the replicas of those at a peer that have taken their place, ``source_ids``; ``group``:
+        they were one mirrored group.
 
-        Ways to it become standby paths to that. It gets an identity of its own. Returns device ids by volume id.
+        Ways to them become standby paths to those. They get identities of their own. Returns device ids by volume id.
         """
 
         def work(database: sqlite3.Connection) -> dict[str, str]:
-            volume_id = replica.volume_id
-            (device_id,) = database.execute(f"SELECT {DEVICE_OF}", (volume_id,)).fetchone()
-            own = str(uuid.uuid4())
-            _give(database, device_id, source_id, gone=volume_id)
-            database.execute("INSERT INTO identities VALUES (?, ?)", (volume_id, own))
-            put_lineage(database, volume_id, lineage)
-            database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,))
-            database.execute("DELETE FROM access_states WHERE device_id = ?", (device_id,))
-            database.execute(
-                "UPDATE luns SET standby_of = ? WHERE volume_id = ? AND snapshot_guid IS NULL AND standby_of IS NULL",
-                (source_id, volume_id),
-            )
-            database.execute("DELETE FROM mirrors WHERE name = ?", (mirror_name,))
-            _put_target(database, replica)
-            return {volume_id: own, source_id: device_id}
+            ids: dict[str, str] = {}
+            for mirror, replica, source_id in zip(mirrors, target.rows, source_ids, strict=True):
+                ids |= _follow(database, replica, source_id, lineages[replica.volume_id])
+                database.execute("DELETE FROM mirrors WHERE name = ?", (mirror.name,))
+                _put_target(database, replica)
+            if group is not None:
+                database.execute("DELETE FROM mirror_groups WHERE name = ?", (group.name,))
+            if target.point is not None:
+                put_group_point(database, target.point)
+            return ids
 
         return await self._run(work)
 
@@ -116,6 +124,35 @@ class FailoverTables:
                 database.execute("INSERT OR IGNORE INTO identities VALUES (?, ?)", (volume_id, device_id))
 
         await self._run(work)
+
+
+def _take_over(
+    database: sqlite3.Connection, replica: PeerTargetRow, facts: SourceFacts, lineage: list[LineageEntry]
+) -> None:
+    volume_id = replica.volume_id
+    _give(database, facts.device_id, volume_id, gone=facts.volume_id)
+    put_lineage(database, volume_id, lineage)
+    database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,))
+    database.execute("DELETE FROM access_states WHERE device_id = ?", (facts.device_id,))
+    database.execute("UPDATE luns SET standby_of = NULL WHERE volume_id = ? AND standby_of IS NOT NULL", (volume_id,))
+    database.execute("DELETE FROM peer_targets WHERE replica_id = ?", (replica.replica_id,))
+
+
+def _follow(
+    database: sqlite3.Connection, replica: PeerTargetRow, source_id: str, lineage: list[LineageEntry]
+) -> dict[str, str]:
+    volume_id, own = replica.volume_id, str(uuid.uuid4())
+    (device_id,) = database.execute(f"SELECT {DEVICE_OF}", (volume_id,)).fetchone()
+    _give(database, device_id, source_id, gone=volume_id)
+    database.execute("INSERT INTO identities VALUES (?, ?)", (volume_id, own))
+    put_lineage(database, volume_id, lineage)
+    database.execute("DELETE FROM releases WHERE volume_id = ?", (volume_id,))
+    database.execute("DELETE FROM access_states WHERE device_id = ?", (device_id,))
+    database.execute(
+        "UPDATE luns SET standby_of = ? WHERE volume_id = ? AND snapshot_guid IS NULL AND standby_of IS NULL",
+        (source_id, volume_id),
+    )
+    return {volume_id: own, source_id: device_id}
 
 
 def _give(database: sqlite3.Connection, device_id: str, volume_id: str, *, gone: str) -> None:

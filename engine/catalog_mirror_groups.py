@@ -78,12 +78,7 @@ class MirrorGroupTables:
 
     async def put(self, row: MirrorGroupRow) -> None:
         """Record a mirrored group or its new state."""
-        values = (row.name, row.group, row.group_id, row.mode, row.peer, json.dumps(row.members), json.dumps(row.state))
-        await self._run(
-            lambda database: database.execute(
-                "INSERT OR REPLACE INTO mirror_groups VALUES (?, ?, ?, ?, ?, ?, ?)", values
-            )
-        )
+        await self._run(lambda database: put_mirror_group(database, row))
 
     async def remove(self, row: MirrorGroupRow) -> None:
         """The relation is over, for all members: one transaction."""
@@ -106,14 +101,21 @@ class MirrorGroupTables:
 
     async def put_point(self, row: GroupPointRow) -> None:
         """This is the group's recovery point from now on."""
-        values = (row.group_id, row.peer, row.name, row.guid, row.at, json.dumps(row.members))
-        await self._run(
-            lambda database: database.execute(
-                "INSERT OR REPLACE INTO mirror_group_points VALUES (?, ?, ?, ?, ?, ?)", values
-            )
-        )
+        await self._run(lambda database: put_group_point(database, row))
 
     async def remove_point(self, group_id: str) -> None:
         await self._run(
             lambda database: database.execute("DELETE FROM mirror_group_points WHERE group_id = ?", (group_id,))
         )
+
+
+def put_mirror_group(database: sqlite3.Connection, row: MirrorGroupRow) -> None:
+    """Within a transaction."""
+    values = (row.name, row.group, row.group_id, row.mode, row.peer, json.dumps(row.members), json.dumps(row.state))
+    database.execute("INSERT OR REPLACE INTO mirror_groups VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+
+def put_group_point(database: sqlite3.Connection, row: GroupPointRow) -> None:
+    """Within a transaction."""
+    values = (row.group_id, row.peer, row.name, row.guid, row.at, json.dumps(row.members))
+    database.execute("INSERT OR REPLACE INTO mirror_group_points VALUES (?, ?, ?, ?, ?, ?)", values)

@@ -26,5 +26,17 @@ class FailoverOperations(ApiPart):
     async def replica_failback(self, name: str) -> JobInfo:
         return job_info(await self._failovers.fail_back(name))
 
+    async def group_replica_failover_plan(self, name: str) -> FailoverPlan:
+        return self._failovers.plan(name, group=True)
+
+    async def group_replica_failover(self, name: str, *, accept_loss: bool = False, fenced: bool = False) -> JobInfo:
+        return job_info(await self._failovers.fail_over(name, accept_loss=accept_loss, fenced=fenced, group=True))
+
+    async def group_replica_failback(self, name: str) -> JobInfo:
+        return job_info(await self._failovers.fail_back(name, group=True))
+
+    async def group_replica_resolve(self, name: str, *, serve: bool = False, give_way: bool = False) -> None:
+        await self._failovers.resolve(name, serve=serve, give_way=give_way, group=True)
+
     async def replica_resolve(self, name: str, *, serve: bool = False, give_way: bool = False) -> None:
         await self._failovers.resolve(name, serve=serve, give_way=give_way)

@@ -10,6 +10,7 @@ Operations run one at a time, and to their end even if their caller goes away.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -157,6 +158,16 @@ class Groups:
             return self._info(row)
 
         return await self._run(work())
+
+    async def of_exactly(self, name: str, volumes: Sequence[Volume]) -> str:
+        """The name of a group of these volumes and no others; where there is none one is made, called ``name`` or like
+        it. Raises InvalidArgument: there are too many."""
+        ids = tuple(volume.volume_id for volume in volumes)
+        for row in self._groups.values():
+            if {*row.members} == {*ids}:
+                return row.name
+        free = next(each for n in itertools.count(1) if (each := name if n == 1 else f"{name}-{n}") not in self._groups)
+        return (await self.create(free, [volume.name for volume in volumes])).name
 
     async def change(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> GroupInfo:
         """Raises NotFound, InUse (it is in already), InvalidArgument (too many)."""

@@ -62,12 +62,14 @@ FLIP_TRIES = 100
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One volume of a mirrored group. ``name``: of its own replica, which the target knows it by."""
+    """One volume of a mirrored group. ``name``: of its own replica, which the target knows it by. ``prefix``: of the
+    names of the source's recovery points; by default it follows from the name."""
 
     name: str
     source: Volume
     link: MirrorLink
     ledger_path: Path
+    prefix: str | None = None
 
 
 @dataclass(slots=True)
@@ -479,8 +481,19 @@ class GroupMirror(MirrorOperations[GroupRounds, GroupLink, GroupStream]):
 
         self._share = replace(policy, queue_bytes=policy.queue_bytes // len(members))
         parts = [
-            Rounds(m.name, m.source, m.link, env, m.ledger_path, self._share, record=own, save=saved, in_use=in_use)
-            for m, own in zip(members, record.members, strict=True)
+            Rounds(
+                each.name,
+                each.source,
+                each.link,
+                env,
+                each.ledger_path,
+                self._share,
+                record=own,
+                save=saved,
+                in_use=in_use,
+                prefix=each.prefix,
+            )
+            for each, own in zip(members, record.members, strict=True)
         ]
         rounds = GroupRounds(
             name, parts, env, policy, record=record.group, save=saved, in_use=in_use, completed=completed
@@ -504,6 +517,14 @@ class GroupMirror(MirrorOperations[GroupRounds, GroupLink, GroupStream]):
                 if differing:
                     await self._mismatch(document, differing)
         return documents
+
+    async def agree_on(self, guids: Collection[str]) -> None:
+        for member in self._rounds.members:
+            member.record.round_source = member.record.round_base = None
+        await super().agree_on(guids)
+
+    def _is_replaced(self) -> bool:
+        return any(member.source.fence_reason is not None for member in self.members)
 
     async def _round(self, state: LinkState, *, stream: bool) -> Shipped:
         assert isinstance(state, GroupState)

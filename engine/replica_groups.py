@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.catalog import MirrorRow
 from engine.catalog_mirror_groups import MirrorGroupRow
-from engine.errors import AlreadyExists, EngineError, InUse, NotFound, PeerUnreachable
+from engine.errors import AlreadyExists, EngineError, InUse, InvalidState, NotFound, PeerUnreachable
 from engine.lease import length_s, wait_s
 from engine.links.local import LocalLink
 from engine.mirror_group import GroupMirror, GroupRecord, Member
@@ -27,7 +27,7 @@ from engine.replica_info import info_at_rest, mirror_info, trouble
 from engine.replica_table import GROUP_KEY, POLICY_KEY, policy_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from engine.api import ReplicaInfo
     from engine.links import MirrorLink
@@ -55,17 +55,25 @@ class ReplicaGroups:
 
     # --- from start to end ------------------------------------------------------------------------------------------
 
-    async def restore(self) -> None:
-        """Start those of the catalogue; members that belong to none were being made when the daemon ended."""
+    async def restore(self, released: Collection[str] = ()) -> None:
+        """Start those of the catalogue; members that belong to none were being made when the daemon ended.
+
+        ``released``: ids of volumes that have given their identities away.
+        """
         self._rows = {row.name: row for row in await self._tables.all()}
         known = {name for row in self._rows.values() for name in row.members}
         for member in list(self._replicas.table.rows.values()):
             if GROUP_KEY in member.state and member.name not in known:
                 await self._replicas.forget_row(member.name)
-        remote = [row for row in self._rows.values() if row.peer is not None]
+        remote = []
         for row in list(self._rows.values()):
             if row.peer is not None:
                 self._idle[row.name] = "the peers are not there yet"
+                ids = {member.source_id for member in self._members(row)}
+                if policy_of(row).failover or ids & {*released}:
+                    self._fence(row)
+                else:
+                    remote.append(row)
                 continue
             try:
                 self._begin(row, [self._local_link(member) for member in self._members(row)])
@@ -84,14 +92,17 @@ class ReplicaGroups:
             if row.name in self._mirrors:
                 for link in self._links[row.name]:
                     link.client = peers.client(row.peer)
-                continue
-            try:
-                mirror = self._begin_at_peer(row, peers)
-            except EngineError as error:
-                self._keep_idle(row, error)
-            else:
-                self._idle.pop(row.name, None)
-                await mirror.start()
+            elif not self.is_fenced(row) and (peer is None or self._replicas.failovers is None):
+                await self._start_at_peer(row, peers)  # else begun when the peer has been asked
+
+    async def _start_at_peer(self, row: MirrorGroupRow, peers: Peers) -> None:
+        try:
+            mirror = self._begin_at_peer(row, peers)
+        except EngineError as error:
+            self._keep_idle(row, error)
+        else:
+            self._idle.pop(row.name, None)
+            await mirror.start()
 
     def running(self, *, remote: bool | None = None) -> list[GroupMirror]:
         """Those that run: all, or those to peers, or those here."""
@@ -113,6 +124,67 @@ class ReplicaGroups:
             await asyncio.sleep(wait_s(length_s(policy.budget_s)))
             record.group.synchronized = False
             await self._put(replace(row, state=row.state | record.serialize()))
+
+    # --- groups at peers, whose sides may be exchanged (``engine.failover``) ----------------------------------------
+
+    def remote_rows(self) -> list[MirrorGroupRow]:
+        return [row for row in self._rows.values() if row.peer is not None]
+
+    def running_mirror(self, name: str) -> GroupMirror | None:
+        return self._mirrors.get(name)
+
+    def links_of(self, name: str) -> Sequence[PeerLink]:
+        """Raises NotFound."""
+        if name not in self._links:
+            raise NotFound("running replica group to a peer", name)
+        return self._links[name]
+
+    def set_idle(self, name: str, why: str) -> None:
+        """The mirror does not run, and says why."""
+        self._replicas.outgoing.remove(name)
+        self._mirrors.pop(name, None)
+        self._links.pop(name, None)
+        self._idle[name] = why
+
+    async def begin(self, name: str, peers: Peers) -> None:
+        """Run a mirror whose sources are the disks; nothing to do if it runs. What its targets claim is over on
+        return."""
+        if name not in self._mirrors:
+            await self._start_at_peer(self._rows[name], peers)
+
+    async def demote(self, name: str) -> None:
+        """Record that the targets of a mirror that does not run have not everything; they claim nothing any more."""
+        if name not in self._mirrors:
+            await self._demote(self._rows[name])
+
+    def now_replica(self, name: str) -> None:
+        """The sources are replicas now; the catalogue has recorded it."""
+        self._replicas.outgoing.remove(name)
+        for index in (self._rows, self._mirrors, self._links, self._idle):
+            index.pop(name, None)
+
+    def now_source(self, row: MirrorGroupRow, peers: Peers) -> None:
+        """Replicas are the sources of that mirror now, which rests; the catalogue has recorded it."""
+        self._rows[row.name] = row
+        try:
+            self._begin_at_peer(row, peers)
+        except EngineError as error:
+            self._keep_idle(row, error)
+
+    def is_fenced(self, row: MirrorGroupRow) -> bool:
+        found = [self._pool.find(member.source_id) for member in self._members(row)]
+        return any(volume is not None and volume.fence_reason is not None for volume in found)
+
+    def _fence(self, row: MirrorGroupRow) -> None:
+        """At a start: volumes whose replicas may have taken their places are not served before the peer was asked."""
+        for member in self._members(row):
+            volume = self._pool.find(member.source_id)
+            if volume is not None:
+                volume.fence(
+                    f"peer {row.peer} has not been asked yet whether its replica group {row.name} has taken its place;"
+                    f" if you know that it has not: twinvol group replica resolve {row.name} --serve"
+                )
+        self._idle[row.name] = "its peer has not been asked yet who is the disk"
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -272,6 +344,12 @@ class ReplicaGroups:
     async def detach(self, name: str) -> None:
         """End the relation; the targets stay as they are, volumes of their own."""
         row, mirror = self._row(name), self._mirrors.get(name)
+        if row.peer is not None and self.is_fenced(row) and not self._replicas.is_cleared(row.group_id):
+            raise InvalidState(
+                f"replica group {name}",
+                "in doubt about who is the disk",
+                f"twinvol group replica resolve {name} --serve or --yield",
+            )
         links = self._links.get(name, [])
         for link in links:
             link.given_up = link.given_up or not link.client.is_connected
@@ -292,7 +370,13 @@ class ReplicaGroups:
     def _begin(self, row: MirrorGroupRow, links: Sequence[MirrorLink]) -> GroupMirror:
         row = self._rows[row.name]
         members = [
-            Member(member.name, self._pool.by_id(member.source_id), link, self._replicas.ledger_path(member.name))
+            Member(
+                member.name,
+                self._pool.by_id(member.source_id),
+                link,
+                self._replicas.ledger_path(member.name),
+                None if row.peer is None else point_prefix(member.target_id),  # the same on both sides
+            )
             for member, link in zip(self._members(row), links, strict=True)
         ]
         policy = policy_of(row)
@@ -304,8 +388,8 @@ class ReplicaGroups:
 
         async def save(record: GroupRecord) -> None:
             present = self._rows.get(row.name)
-            if present is not None:
-                await self._put(replace(present, state=record.serialize() | {POLICY_KEY: policy.serialize()}))
+            if present is not None and not self._replicas.is_being_decided(f"group {row.name}"):
+                await self._put(replace(present, state=present.state | record.serialize()))
 
         async def completed(point: RecoveryPoint) -> None:
             peer_links = self._links.get(row.name)
@@ -335,11 +419,19 @@ class ReplicaGroups:
         from engine.links.peer import PeerLink  # late: TLS, which a pool without peers does without
 
         assert row.peer is not None
-        client, clock = peers.client(row.peer), self._pool.env.clock
+        client, clock, policy = peers.client(row.peer), self._pool.env.clock, policy_of(row)
         links = [
-            PeerLink(client, uuid.UUID(member.target_id), f"{row.peer}:{member.name}", clock)
+            PeerLink(
+                client,
+                uuid.UUID(member.target_id),
+                f"{row.peer}:{member.name}",
+                clock,
+                may_fail_over=policy.failover,
+            )
             for member in self._members(row)
         ]
+        for link in links:
+            link.superseded = lambda: self._replicas.superseded(str(row.peer), row.group_id)
         self._links[row.name] = links
         mirror = self._begin(row, links)
         self._replicas.outgoing.add(mirror, links, [member.source for member in mirror.members])

@@ -120,7 +120,7 @@ class ReplicaRuns:
         sources = [self._pool.find(row.source_id) for row in self.table.rows.values()]
         await drop_interrupted(volume for volume in sources if volume is not None)
         # Each may have to wait until its target claims nothing any more.
-        await asyncio.gather(self.groups.restore(), *(mirror.start() for mirror in self._mirrors.values()))
+        await asyncio.gather(self.groups.restore(released), *(mirror.start() for mirror in self._mirrors.values()))
 
     async def begin_remote(self, peers: Peers) -> None:
         """The peers are there: start the mirrors to them."""
@@ -248,7 +248,7 @@ class ReplicaRuns:
             may_fail_over=policy.failover,
         )
         link.bucket.rate_bytes_s = policy.rate_bytes_s
-        link.superseded = lambda: None if self.failovers is None else self.failovers.superseded(row.name)
+        link.superseded = lambda: self.superseded(str(row.peer), row.target_id)
         mirror = self._mirrors[row.name] = self._mirror(row, source, link, point_prefix(row.target_id))
         self.outgoing.add(mirror, [link], [source])
         return mirror
@@ -321,6 +321,10 @@ class ReplicaRuns:
         finally:
             self._deciding.discard(name)
 
+    def is_being_decided(self, name: str) -> bool:
+        """Whether somebody is within ``deciding`` for it."""
+        return name in self._deciding
+
     @contextlib.contextmanager
     def renewing(self, name: str) -> Iterator[None]:
         """Inside, a mirror is put aside for another one of the same name (``renew``): nobody else changes it."""
@@ -369,7 +373,7 @@ class ReplicaRuns:
     @property
     def waits_for_peers(self) -> bool:
         """Whether a volume is not served before its peer was asked."""
-        return any(self._is_fenced(row) for row in self.remote_rows())
+        return any(self._is_fenced(row) for row in self.table.rows.values() if row.peer is not None)
 
     async def peers_asked(self, timeout_s: float) -> None:
         """Return when no volume waits for its peer any more, or the time is up."""
@@ -466,6 +470,16 @@ class ReplicaRuns:
         self.table.rows.pop(name)
         self.incoming.adopt(target)
 
+    def now_member(self, row: MirrorRow, target: PeerTargetRow) -> None:
+        """A replica is a member of a mirrored group here now (``ReplicaGroups.now_source``)."""
+        self.incoming.give_up(target)
+        self.table.rows[row.name] = row
+
+    def superseded(self, peer: str, key: str) -> None:
+        """The peer says, in this step, that a target there has taken the place of its source."""
+        if self.failovers is not None:
+            self.failovers.superseded(peer, key)
+
     def now_source(self, row: MirrorRow, target: PeerTargetRow, peers: Peers) -> None:
         """A replica is the source of that mirror now, which rests; the catalogue has recorded it."""
         self.incoming.give_up(target)
@@ -531,5 +545,6 @@ class ReplicaRuns:
         volume = self._pool.find(row.source_id)
         return volume is not None and volume.fence_reason is not None
 
-    def _is_cleared(self, name: str) -> bool:
-        return self.failovers is not None and self.failovers.is_cleared(name)
+    def is_cleared(self, key: str) -> bool:
+        """Whether it is not because of that relation that its sources are not served."""
+        return self.failovers is not None and self.failovers.is_cleared(key)

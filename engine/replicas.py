@@ -192,7 +192,7 @@ class Replicas(ReplicaRuns):
         row = self.table.row(name)
         require_single(row)
         self._require_undecided(name)
-        if row.peer is not None and self._is_fenced(row) and not self._is_cleared(name):
+        if row.peer is not None and self._is_fenced(row) and not self.is_cleared(row.target_id):
             raise InvalidState(
                 f"replica {name}",
                 "in doubt about who is the disk",

@@ -62,6 +62,24 @@ class FailoverApi(Protocol):
         """
         ...
 
+    async def group_replica_failover_plan(self, name: str) -> FailoverPlan:
+        """As ``replica_failover_plan``, of a mirrored group, which changes places as one."""
+        ...
+
+    async def group_replica_failover(self, name: str, *, accept_loss: bool = False, fenced: bool = False) -> JobInfo:
+        """As ``replica_failover``, of all members of a mirrored group at once: from their content while all hold a
+        lease, else from the group's complete recovery point. The job's result has ``members``, each with ``volume``,
+        ``target``, ``lun``, ``serial``."""
+        ...
+
+    async def group_replica_failback(self, name: str) -> JobInfo:
+        """As ``replica_failback``, of all members at once."""
+        ...
+
+    async def group_replica_resolve(self, name: str, *, serve: bool = False, give_way: bool = False) -> None:
+        """As ``replica_resolve``, of all members at once."""
+        ...
+
     async def replica_resolve(self, name: str, *, serve: bool = False, give_way: bool = False) -> None:
         """Decide for a volume that is not served because its replica has, or may have, taken its place: ``serve``: it
         is the disk, and another that says so has to stop; ``give_way``: it follows the other, and what only it has

@@ -78,6 +78,11 @@ class PeerLink:
     def target_name(self) -> str:
         return self._name
 
+    @property
+    def connection(self) -> int:
+        """The number of the present connection; 0: there is none."""
+        return self._connection
+
     async def connect(self) -> LinkState:
         self._connection = 0
         answer = await self.ask("connect", connection=None)

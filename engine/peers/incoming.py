@@ -250,6 +250,17 @@ class Incoming:
         """Of the group that a replica is a member of, as far as it has had one."""
         return next((row for row in self._group_points.values() if replica_id in row.members), None)
 
+    def group_with(self, group_id: str) -> GroupPointRow | None:
+        return self._group_points.get(group_id)
+
+    def adopt_group(self, row: GroupPointRow) -> None:
+        """Volumes here are the replicas of a group from now on; the catalogue has recorded it."""
+        self._group_points[row.group_id] = row
+
+    def give_up_group(self, group_id: str) -> None:
+        """They are none any more; the catalogue has recorded it."""
+        self._group_points.pop(group_id, None)
+
     def names_of(self, replica_ids: Iterable[str]) -> list[str]:
         return [self._rows[each].name for each in replica_ids if each in self._rows]
 

@@ -460,8 +460,7 @@ class ControlSession:
         return await self._failovers.standing(self.peer, message)
 
     async def _promote(self, message: dict[str, Any]) -> dict[str, Any]:
-        replica = self._replica(text_of(message, "replica"))
-        return await self._failovers.promote(replica, number_of(message, "connection"), message)
+        return await self._failovers.promote(self.peer, message)
 
     async def _hand_over(self, message: dict[str, Any]) -> dict[str, Any]:
         return await self._failovers.hand_over(self.peer, _uuid_of(message, "replica"))

@@ -95,7 +95,7 @@ class FailoverWorld:
             return
         row = site.replicas.incoming.named("r")
         replica = None if row is None else site.replicas.incoming.replica_of(row)
-        if replica is not None and site.failovers.holds_lease(replica):
+        if replica is not None and site.failovers.holds_lease(site.failovers._units.target_named("r", group=False)):
             self.require(site, "holds the lease")
 
     def require(

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine import failover, lineage
+from engine import failover_standing, lineage
 from engine.catalog_failover import FailoverTables
 from engine.copy_state import CopyEvent
 from engine.errors import EngineError
 from engine.failover import Failovers
 from engine.failover_plan import Told as SourceTold
+from engine.failover_units import told
 from engine.mirror import Mirror
 from engine.peers import incoming
 from engine.peers.incoming import Incoming
@@ -65,12 +66,14 @@ def _hand_over_what_is_there(patch) -> None:
 def _take_over_unseen(patch) -> None:
     """Whether the target has the released point is not looked at either."""
 
-    async def promote(self, replica, connection, message):
+    async def promote(self, peer, message):
         (entry,) = lineage.from_json(message.get("entry"))
-        async with self._locks[replica.row.replica_id]:
-            await replica.end()
-            volume = await self._take_over(replica, entry, planned=True)
-        return {"volume_id": volume.volume_id, "name": volume.name}
+        async with self._locks[message["replica"]]:
+            unit = self._asked_for(peer, message["replica"], message)
+            for replica in unit.replicas:
+                await replica.end()
+            new = await self._take_over(unit, entry, planned=True)
+        return {"members": told(self._units.members(new))}
 
     _hand_over_what_is_there(patch)
     patch.setattr(Failovers, "promote", promote)
@@ -91,18 +94,18 @@ def _frozen_heads_count(patch) -> None:
 
 def _refusal_takes_back(patch) -> None:
     """Whatever the peer answers to the release, the source goes on."""
-    real = Failovers.give
+    real = Failovers._give
 
-    async def give(self, name):
+    async def give(self, unit):
         try:
-            await real(self, name)
+            await real(self, unit)
         except EngineError:
-            row = self._replicas.remote_row(name)
-            if row is not None:
-                await self._take_back(row, self._replicas.running(name), self._fences[row.source_id])
+            present = self._units.present(unit)
+            if present is not None:
+                await self._take_back(present, self._units.running(present), self._count(present))
             raise
 
-    patch.setattr(Failovers, "give", give)
+    patch.setattr(Failovers, "_give", give)
 
 
 def _points_off_the_record(patch) -> None:
@@ -110,7 +113,7 @@ def _points_off_the_record(patch) -> None:
 
 
 def _plan_from_now(patch) -> None:
-    patch.setattr(failover, "_told", lambda message, now: SourceTold(now, 0.0, 0))
+    patch.setattr(failover_standing, "_told", lambda message, now: SourceTold(now, 0.0, 0))
 
 
 MUTATIONS: dict[str, tuple[Mutation, type[FailoverWorld]]] = {

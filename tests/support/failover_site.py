@@ -204,6 +204,10 @@ class SimPeerLink:
         self._clock = clock
         self._connection = 0
 
+    @property
+    def connection(self):
+        return self._connection
+
     def _replica(self):
         return self.client.there.replicas.incoming.get(NAMES[self.client.here.number], str(self.replica_id))
 
@@ -445,12 +449,12 @@ class Site:
                 return await self.failovers.standing(peer, fields)
             case "hand_over":
                 return await self.failovers.hand_over(peer, fields["replica"])
+            case "promote":
+                return await self.failovers.promote(peer, fields)
         replica = self.replicas.incoming.get(peer, fields["replica"])
         match op:
             case "facts":
                 return await self.failovers.facts(replica, fields["facts"])
-            case "promote":
-                return await self.failovers.promote(replica, fields["connection"], fields)
             case "report":
                 await self.replicas.incoming.protect(replica, fractured=fields["fractured"])
         return {}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from twinvol.cli.command import Output, with_api
+from twinvol.cli.failover import add_failover
+from twinvol.cli.failover import of_groups as failover_of_groups
 from twinvol.cli.job import finish, job_options
 from twinvol.cli.mirror_verbs import add_verbs, finish_with, mirror_terms, of_groups
 
@@ -20,6 +22,7 @@ def cli() -> None:
 
 
 add_verbs(cli, of_groups)
+add_failover(cli, failover_of_groups, "twinvol group replica")
 
 
 @cli.command()

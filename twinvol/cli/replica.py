@@ -11,7 +11,8 @@ import click
 from engine.errors import InvalidState
 from engine.secret_files import read_secret
 from twinvol.cli.command import Output, size, size_text, with_api
-from twinvol.cli.failover import COMMANDS as FAILOVER_COMMANDS
+from twinvol.cli.failover import add_failover
+from twinvol.cli.failover import of_replicas as failover_of_replicas
 from twinvol.cli.job import finish, job_options, outcome
 from twinvol.cli.mirror_verbs import add_verbs, finish_with, mirror_terms, of_replicas
 from twinvol.cli.replica_change import COMMANDS as CHANGE_COMMANDS
@@ -176,7 +177,8 @@ async def proof(api: EngineApi, output: Output, name: str, out: Path) -> None:
     output.object({"replica": name, "file": str(out), **fields}, f"replica {name}: proof of {fields['root']} in {out}")
 
 
-for _command in (*FAILOVER_COMMANDS, *CHANGE_COMMANDS):
+add_failover(cli, failover_of_replicas, "twinvol replica")
+for _command in CHANGE_COMMANDS:
     cli.add_command(_command)
 
 

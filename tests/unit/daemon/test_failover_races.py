@@ -22,8 +22,8 @@ async def held_answer(failovers, monkeypatch):
     """The next answer to ``standing`` stays on its way until the second event is set; the first one says that it is."""
     real, on_its_way, arrive = failovers._request, asyncio.Event(), asyncio.Event()
 
-    async def request(row, op, **fields):
-        answer = await real(row, op, **fields)
+    async def request(unit, op, **fields):
+        answer = await real(unit, op, **fields)
         if op == "standing" and not on_its_way.is_set():
             on_its_way.set()
             await arrive.wait()
@@ -38,17 +38,17 @@ async def test_an_answer_from_before_the_release_does_not_take_it_back(tmp_path:
         a, b = pools.a, pools.b
         on_its_way, arrive = await held_answer(a.replicas.failovers, monkeypatch)
         await on_its_way.wait()
-        link = a.replicas.link_of("r")
-        ask = link.ask
+        failovers = a.replicas.failovers
+        request = failovers._request
 
-        async def lost(op, **fields):
-            answer = await ask(op, **fields)
+        async def lost(unit, op, **fields):
+            answer = await request(unit, op, **fields)
             if op == "promote":
                 pools.cut()
                 raise PeerUnreachable("the answer was lost")
             return answer
 
-        monkeypatch.setattr(link, "ask", lost)
+        monkeypatch.setattr(failovers, "_request", lost)
         with pytest.raises(PeerUnreachable):
             await a.replicas.failovers.give("r")
         assert serving(b, "r")
@@ -75,11 +75,11 @@ async def test_handing_over_does_not_end_a_fence_that_another_one_is_the_reason_
         mine = await a.replicas.failovers._know(volume.volume_id)
         theirs = [*mine, LineageEntry(mine[-1].number + 1, "11111111-1111-4111-8111-111111111111", 1.0, None, True)]
         mirror = a.replicas.running("r")
-        row = a.replicas.remote_row("r")
-        assert row is not None
+        unit = a.replicas.failovers._units.source("r")
+        assert unit is not None
 
         async def bring_all(reason):
-            a.replicas.failovers._fence(volume, row, theirs)  # as ``standing`` does, in the step in which it is heard
+            a.replicas.failovers._fence(unit, theirs)  # as ``standing`` does, in the step in which it is heard
             raise InvalidState("replica r", "out of reach", "one that is not")
 
         monkeypatch.setattr(mirror, "bring_all", bring_all)
@@ -97,14 +97,14 @@ async def test_what_the_source_tells_while_it_is_replaced_does_not_make_a_replic
         tables, told = b.pool.catalog.failover, []
         take_over = tables.take_over
 
-        async def taking_over(*args):
+        async def taking_over(*args, **kwargs):
             told.append(asyncio.ensure_future(b.replicas.failovers.facts(replica, facts)))
             told.append(asyncio.ensure_future(b.replicas.incoming.protect(replica, fractured=True)))
             with pytest.raises(InvalidState):
                 await replica.connect()
             with pytest.raises(InvalidState), replica.working(None):
                 pass
-            return await take_over(*args)
+            return await take_over(*args, **kwargs)
 
         monkeypatch.setattr(tables, "take_over", taking_over)
         pools.cut()
@@ -158,12 +158,13 @@ async def test_of_two_replicas_one_answers_and_the_other_is_the_disk(tmp_path: P
         volume.unfence = lambda: (served.append(serving(b, "r")), unfence())
         pools.heal()
         await until(lambda: volume.volume_id in a.replicas.failovers._heard)
-        third = a.replicas.failovers._asked["r2"]
+        unit = a.replicas.failovers._units.source("r2")
+        third = a.replicas.failovers._asked[unit.key]
         for _ in range(2):  # it is asked again
             at, third.session = third.at, None
             a.replicas.failovers._wake.set()
             await until(lambda at=at: third.at != at and third.session is not None)
-        await a.replicas.failovers._ask(a.replicas.remote_row("r2"), third)
+        await a.replicas.failovers._ask(unit, third)
         assert not served, "the source serves, and its other replica is the disk"
         assert not serving(a, "v")
         with pytest.raises(InUse):

@@ -13,7 +13,7 @@ from engine.catalog import MirrorRow
 from engine.errors import AlreadyExists, InUse, InvalidState, NotFound, NotSupported, OutOfSpace, PeerUnreachable
 from engine.mirror_terms import USUAL
 from tests.support.engine import opened
-from tests.unit.daemon.test_peers import LISTEN, connected, content, fill, finished, pair, until
+from tests.unit.daemon.test_peers import LISTEN, connected, content, fill, finished, pair, served, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -221,6 +221,7 @@ async def test_a_group_at_a_peer_goes_on_after_restarts_of_either_side(tmp_path:
             await mirrored(source, MirrorTerms("async", rpo_s=1.0), peer="target")
             before = (await target.api.group_replica_points("r"))[0].guid
         async with opened(tmp_path / "source", peer=LISTEN) as source:
+            await served(source, "b")
             await fill(source, "b", 5 * MIB)
 
             async def has_arrived() -> bool:
