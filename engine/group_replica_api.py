@@ -32,6 +32,8 @@ class GroupReplicaOperations(ApiPart):
             raise NotSupported(
                 "the hosts of a group are not stopped when its copy fails; mirror its volumes one by one"
             )
+        if terms.rate_bytes_s:
+            raise NotSupported("copies of a mirrored group are limited by its peer's limit only: twinvol peer limit")
         mirror = await self._mirrored.add(name, group, peer, terms)
         await self._event(f"replica group {name}", f"made of group {group}")
         return job_info(await self._replicas.synchronizing(mirror, "replica"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.copy_state import CopyMode
 from engine.errors import NotSupported
 from engine.mirror_record import MirrorRecord
+from engine.replica_making import require_unlimited
 from engine.replica_table import POLICY_KEY, policy_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ async def keep_otherwise(replicas: Replicas, name: str, terms: MirrorTerms) -> N
     mirror = replicas.running(name)
     if terms.failover != mirror.policy.failover and not terms.failover:
         raise NotSupported(f"whether replica {name} may fail over is decided when it is made")
+    if replicas.table.row(name).peer is None:
+        require_unlimited(name, terms)
     if replicas.disks.link(name) is not None:
         if terms.copy_mode is CopyMode.ADAPTIVE:
             raise NotSupported("a disk without snapshots is not consistent at every moment, as an adaptive mirror is")

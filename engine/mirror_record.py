@@ -75,6 +75,7 @@ class MirrorPolicy:
             "backlog_bytes": chosen.backlog_bytes,
             "hold_down_s": chosen.hold_down_s,
             "stops_host_io": chosen.failed_copy_stops_host_io,
+            "rate_bytes_s": chosen.rate_bytes_s,
         }
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from engine.copy_state import CopyMode
 from engine.errors import InvalidArgument
 from engine.modes import mode_of
+from engine.peers.rate import check_rate
 from engine.units import MIB
 
 
@@ -48,7 +49,7 @@ class MirrorTerms:
     ``failed_copy_stops_host_io``: synchronous; from Synchronized on hosts write nothing that the target does not get:
     without it they are refused (NOT READY, they try again) until it is Synchronized again, or the mirror is paused,
     fractured or detached. ``failover``: a replica at a peer may take the source's place; then that asks it first after
-    each start.
+    each start. ``rate_bytes_s``: what copies send that peer at most, from the first one on; 0: no limit.
 
     Raises InvalidArgument.
     """
@@ -62,6 +63,7 @@ class MirrorTerms:
     hold_down_s: float | None = None
     failed_copy_stops_host_io: bool = False
     failover: bool = True
+    rate_bytes_s: int | None = None
 
     def __post_init__(self) -> None:
         RPO.check(self.rpo_s)
@@ -70,6 +72,7 @@ class MirrorTerms:
         LATENCY_BUDGET.check(self.latency_budget_s)
         BACKLOG.check(self.backlog_bytes)
         HOLD_DOWN.check(self.hold_down_s)
+        check_rate(self.rate_bytes_s or 0)
         if self.copy_mode is CopyMode.SYNCHRONOUS and self.rpo_s is not None:
             raise InvalidArgument(
                 "a synchronous mirror has no RPO: nothing that was acknowledged is missing at its target"

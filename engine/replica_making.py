@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from engine.volume import Volume
 
 
+def require_unlimited(name: str, terms: MirrorTerms) -> None:
+    """Raises NotSupported: only what is sent to a peer can be limited."""
+    if terms.rate_bytes_s:
+        raise NotSupported(f"replica {name} is not at a peer: nothing of it is sent anywhere")
+
+
 class ReplicaMaking:
     """See the module."""
 
@@ -51,6 +57,7 @@ class ReplicaMaking:
             raise InvalidArgument(
                 f"volume {target.name} has {target.size_bytes} bytes, the source {source.size_bytes}: resize it first"
             )
+        require_unlimited(name, terms)
         row = MirrorRow(name, source.volume_id, target.volume_id, terms.mode, _new_state(terms))
         target.content_owner = name
         try:
@@ -108,6 +115,7 @@ class ReplicaMaking:
             raise NotSupported(
                 "an adaptive mirror is consistent at every moment, which a disk without snapshots is not"
             )
+        require_unlimited(name, terms)
         disk = await self._disks.row(url, secrets)
         row = MirrorRow(name, source.volume_id, str(uuid.uuid4()), terms.mode, _new_state(terms), disk=disk)
         link = None

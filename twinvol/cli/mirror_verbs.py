@@ -34,6 +34,9 @@ _OPTIONS = (
     click.option("--backlog", "backlog_bytes", type=size, metavar="SIZE", help="adaptive: synchronous again below."),
     click.option("--failed-copy-stops-host-io", is_flag=True, help="sync: no target, no writes."),
     click.option("--hold-down", "hold_down_s", type=duration, metavar="TIME", help="adaptive: and not before."),
+    click.option(
+        "--rate", "rate_bytes_s", type=size, metavar="SIZE", help="With --peer: copies send no more a second."
+    ),
     click.option("--failover/--no-failover", default=True, help="It may take its source's place (default)."),
 )
 

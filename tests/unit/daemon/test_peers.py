@@ -213,8 +213,20 @@ async def test_a_mirror_has_a_limit_of_its_own(tmp_path: Path):
         with pytest.raises(InvalidArgument):
             await source.api.replica_limit("r", 1000)
         await finished(source, await source.api.replica_create("v", "here"))
-        with pytest.raises(NotSupported):
-            await source.api.replica_limit("here", MIB)
+        limited = MirrorTerms(rate_bytes_s=64 * MIB)
+        await finished(source, await source.api.replica_create("v", "later", limited, peer="target"))
+        assert (await source.api.replica_show("later")).rate_bytes_s == 64 * MIB
+        link = source.replicas.outgoing.link("later")
+        assert link is not None
+        assert link.bucket.rate_bytes_s == 64 * MIB
+        for refused in (
+            source.api.replica_limit("here", MIB),
+            source.api.replica_mode("here", limited),
+            source.api.replica_create("v", "there", limited),
+        ):
+            with pytest.raises(NotSupported):
+                await refused
+        assert {volume.name for volume in await source.api.volume_list()} == {"v", "here"}
 
 
 async def test_small_changes_travel_as_the_blocks_that_they_are(tmp_path: Path):

@@ -20,6 +20,7 @@ ALL = MirrorTerms(
     backlog_bytes=1 << 20,
     hold_down_s=0.0,
     failover=False,
+    rate_bytes_s=1 << 20,
 )
 
 
@@ -41,6 +42,8 @@ ALL = MirrorTerms(
         {"hold_down_s": -0.1},
         {"hold_down_s": 86_401.0},
         {"failed_copy_stops_host_io": True},
+        {"rate_bytes_s": 1},
+        {"rate_bytes_s": -(1 << 20)},
         {"mode": "sync", "rpo_s": 1.0},
     ],
 )
@@ -70,6 +73,8 @@ def test_what_was_not_chosen_is_as_usual():
     kept = MirrorPolicy.of(ALL)
     assert (kept.rpo_s, kept.points_max, kept.points_age_s, kept.budget_s) == (5, 3, 3600.0, 0.25)
     assert (kept.backlog_bytes, kept.hold_down_s, kept.failover, kept.stops_host_io) == (1 << 20, 0.0, False, False)
+    assert kept.rate_bytes_s == 1 << 20
+    assert kept.with_terms(MirrorTerms("async")).rate_bytes_s == 1 << 20
     assert MirrorPolicy.of(MirrorTerms("sync", failed_copy_stops_host_io=True)).stops_host_io
     assert ALL.copy_mode is CopyMode.ADAPTIVE
     assert MirrorPolicy.parse(kept.serialize()) == kept
