@@ -39,6 +39,8 @@ class _Tended:
     not_before: float = 0.0
     brought_bytes: int = 0
     reported: tuple[object, dict[str, Any]] | None = field(default=None)
+    session: object | None = None
+    """The connection over which it was told to try again last."""
 
 
 class Outgoing:
@@ -107,6 +109,10 @@ class Outgoing:
             tended.not_before = now + tended.pause_s
             tended.pause_s = min(tended.pause_s * 2, RETRY_MAX_S)
             await mirror.resync()
+        waits = state is CopyState.BROKEN and mirror.mode is not CopyMode.SYNCHRONOUS and not mirror.is_at_rest
+        if waits and not mirror.differs and tended.session is not session:
+            await mirror.resync()
+        tended.session = session
         report = _report(mirror)
         if tended.reported != (session, report):
             for link in tended.links:

@@ -4,6 +4,8 @@
     start POOL HOST:PORT [OPTION...]  start it again; ends when it is ready, leaves it running
     snapshot POOL VOLUME NUMBER     snapshot VOLUME, exposed; prints SNAP_TARGET= and SNAP_LUN= for the guest
     group POOL GROUP NUMBER         snapshot GROUP, exposed; prints SNAP_TARGET_1=, SNAP_LUN_1= and so on by member
+    state POOL REPLICA              how a mirror is; prints STATE= and LAG= in seconds
+    plan POOL REPLICA               until when it is complete; prints AGE_AT_KILL=, seconds before the last kill
 
 The daemon's pid is in ``POOL.pid``.
 """
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.support.daemon import PROGRAM, ROOT, twinvol
 from tests.support.processes import has_ended
@@ -24,6 +27,11 @@ from tests.support.processes import has_ended
 
 def pid_file(pool: Path) -> Path:
     return pool.with_name(pool.name + ".pid")
+
+
+def killed_file(pool: Path) -> Path:
+    """When a daemon of this folder was killed last: of all pools in it."""
+    return pool.with_name("killed")
 
 
 def start(pool: Path, portal: str, *options: str) -> None:
@@ -53,6 +61,7 @@ def kill(pool: Path) -> None:
         return
     pid = int(pid_file(pool).read_text(encoding="ascii"))
     pid_file(pool).unlink()
+    killed_file(pool).write_text(str(time.time()), encoding="ascii")
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -77,6 +86,24 @@ def group(pool: Path, name: str, number: str) -> None:
         print(f"SNAP_TARGET_{count}={member['target']}\nSNAP_LUN_{count}={member['lun']}")
 
 
+def state(pool: Path, replica: str) -> None:
+    shown = _answer("replica", "show", replica, pool=pool)
+    print(f"STATE={shown['copy_state']}\nLAG={shown['lag_seconds']}")
+
+
+def plan(pool: Path, replica: str) -> None:
+    until = _answer("replica", "failover", replica, "--plan", pool=pool)["complete_until"]
+    print(f"AGE_AT_KILL={float(killed_file(pool).read_text(encoding='ascii')) - until:.3f}")
+
+
+def _answer(*arguments: str, pool: Path) -> dict[str, Any]:
+    done = twinvol(*arguments, "--json", "--pool", str(pool))
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(arguments)}: {done.stderr}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 def run(verb: str, *arguments: str | Path) -> None:
     """One verb in a process of its own, as the guest's scenarios have it run."""
     command = [sys.executable, "-m", "tests.integration.vm_host", verb, *map(str, arguments)]
@@ -86,7 +113,8 @@ def run(verb: str, *arguments: str | Path) -> None:
 
 def main() -> None:
     verb, pool, *rest = sys.argv[1:]
-    {"start": start, "kill": kill, "snapshot": snapshot, "group": group}[verb](Path(pool), *rest)
+    verbs = {"start": start, "kill": kill, "snapshot": snapshot, "group": group, "state": state, "plan": plan}
+    verbs[verb](Path(pool), *rest)
 
 
 if __name__ == "__main__":
