@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from engine.tvol.chunk_map import NOT_THERE
+from engine.tvol.chunk_map import LEAF_MASK, LEAF_SHIFT, NOT_THERE
 from engine.tvol.device import REFUSED_BITS, SECTOR_MASK, NativeDevice
+from engine.tvol.layout import LEAF_ENTRIES
 from engine.tvol.plan import Planner
 from engine.units import KIB
 
@@ -85,12 +86,7 @@ class FastWriter(NativeDevice):
         # 0.4 us over the system call in place (0.05 the map, 0.05 the birth, 0.1 the clock); an idle end_pass 0.05 us.
         length = len(data)
         within = offset & self._mask
-        if (
-            self._admissions
-            or within + length > self._chunk_bytes
-            or offset + length > self._size
-            or (offset | length) & REFUSED_BITS
-        ):
+        if self._admissions or offset + length > self._size or (offset | length) & REFUSED_BITS:
             return self._try_write_new(offset, data)
         shift = self._shift
         index = offset >> shift
@@ -98,7 +94,11 @@ class FastWriter(NativeDevice):
             entry = self._leaves[index >> 12].view[index & 4095]
         except NOT_THERE:
             return False
-        if entry < 2 or self._births.view[entry] <= self._floor:
+        if (
+            entry < 2
+            or self._births.view[entry] <= self._floor
+            or (within + length > self._chunk_bytes and not self._is_own_run(index, entry, within + length))
+        ):
             return self._try_write_new(offset, data)
         started = self._monotonic()
         try:
@@ -108,6 +108,17 @@ class FastWriter(NativeDevice):
         if self._monotonic() - started > SLOW_WRITE_S:
             self._was_slow()
         return True
+
+    def _is_own_run(self, index: int, entry: int, length: int) -> bool:
+        """Whether the chunks of so many bytes from that one on are the head's own, and adjacent in the file too. False
+        also where it takes longer to find out: they are in two leaves of the map."""
+        # 1.0 us instead of the 2.4 that a place costs (``_try_write_new``), for 256 KiB.
+        first, count = index & LEAF_MASK, -(-length >> self._shift)
+        if length > FAST_WRITE_BYTES or first + count > LEAF_ENTRIES:
+            return False
+        entries = self._leaves[index >> LEAF_SHIFT].view[first : first + count]
+        births = self._births.view[entry : entry + count]
+        return entries.tolist() == list(range(entry, entry + count)) and min(births.tolist()) > self._floor
 
     def try_write_each(self, offsets: Sequence[int], data: memoryview, step: int, length: int, /) -> int:
         """See ``engine.stores.BurstTarget``."""
