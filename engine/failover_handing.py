@@ -65,7 +65,7 @@ class HandingOver(Standings):
     def _require_givable(self, unit: SourceUnit) -> None:
         if not unit.policy.failover:
             raise InvalidState(unit.what, "made with --no-failover", "one that may fail over")
-        self._units.require_only(unit)
+        self._units.require_endable(unit)
         for volume in self._units.volumes(unit):
             volume.require_usable()
             if unit.group is None:

@@ -332,7 +332,7 @@ class Standings:
 
     async def _follow(self, unit: SourceUnit, theirs: Sequence[LineageEntry], members: Sequence[Member]) -> None:
         """Become the replica of the volumes that have taken the place of these."""
-        self._units.require_only(unit)
+        self._units.require_endable(unit)
         there = {each.replica_id: each for each in members}
         if {row.target_id for row in unit.rows} != there.keys():
             raise InvalidState(unit.what, "without the other side's names", "an answer that has them")
@@ -344,6 +344,7 @@ class Standings:
         ]
         new = [entry for entry in theirs if entry.number > mine[-1].number]
         lines = {each: [*await self._know(each), *new] for each in unit.volume_ids}
+        await self._end_others(unit)
         await self._units.stop(unit)
         unit = self._units.present(unit) or unit
         for row, volume in zip(unit.rows, volumes, strict=True):
@@ -365,6 +366,16 @@ class Standings:
             volume.unfence()
         name = volumes[0].name if unit.group is None else f"of {unit.what}"
         await self._event(unit, "warning", f"volume {name} follows the one that is the disk at {unit.peer}")
+
+    async def _end_others(self, unit: SourceUnit) -> None:
+        """Other replicas of what follows from now on would be fed from a replica. They end, as volumes of their own."""
+        for name in self._units.others(unit):
+            await self._units.end(name)
+            text = (
+                f"replica {name} is detached: what it was fed from follows {unit.name} at peer {unit.peer}. To have it"
+                " there again, by what differs: twinvol peer offer at its side, twinvol replica attach --peer there"
+            )
+            await self._event(unit, "warning", text)
 
     def _group_point(self, unit: SourceUnit) -> GroupPointRow | None:
         """The group's recovery point that this side has when it follows."""

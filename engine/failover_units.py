@@ -17,7 +17,7 @@ from engine.catalog_mirror_groups import GroupPointRow, MirrorGroupRow
 from engine.errors import InUse, InvalidArgument, InvalidState, NotFound
 from engine.mirror_group import GroupRecord
 from engine.mirror_record import MirrorPolicy, MirrorRecord
-from engine.replica_table import POLICY_KEY
+from engine.replica_table import GROUP_KEY, POLICY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,12 +170,19 @@ class Units:
         rows = self._replicas.table.rows.values()
         return sorted(row.name for row in rows if row.name not in mine and volumes & {row.source_id, row.target_id})
 
-    def require_only(self, unit: SourceUnit) -> None:
-        """Raises InUse."""
+    def require_endable(self, unit: SourceUnit) -> None:
+        """Raises InUse: another relation of its sources cannot end with what they are now: it is a group's."""
         for name in self.others(unit):
-            raise InUse(
-                f"{unit.what} shares its source with replica {name}; detach that first: twinvol replica detach {name}"
-            )
+            group = self._replicas.table.rows[name].state.get(GROUP_KEY)
+            if group is not None:
+                raise InUse(
+                    f"a source of {unit.what} is mirrored by replica group {group}, too; detach that first:"
+                    f" twinvol group replica detach {group}"
+                )
+
+    async def end(self, name: str) -> None:
+        """A replica whose source is one no more: nothing feeds it from now on, and its side is told, if it answers."""
+        await self._replicas.detach(name, superseded=True)
 
     def set_idle(self, unit: SourceUnit, why: str) -> None:
         if unit.group is None:

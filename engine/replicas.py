@@ -183,8 +183,9 @@ class Replicas(ReplicaRuns):
         for group in self.groups.running():
             await group.thin(0 if short else held_back_bytes_max(sum(m.source.size_bytes for m in group.members)))
 
-    async def detach(self, name: str) -> None:
-        """End the relation; the target stays as it is, a volume of its own."""
+    async def detach(self, name: str, *, superseded: bool = False) -> None:
+        """End the relation; the target stays as it is, a volume of its own. ``superseded``: it is decided that the
+        source is the disk no more."""
         arriving = self.incoming.named(name)
         if arriving is not None:
             await self.incoming.detach(arriving)
@@ -192,7 +193,8 @@ class Replicas(ReplicaRuns):
         row = self.table.row(name)
         require_single(row)
         self._require_undecided(name)
-        if row.peer is not None and self._is_fenced(row) and not self.is_cleared(row.target_id):
+        in_doubt = row.peer is not None and self._is_fenced(row) and not self.is_cleared(row.target_id)
+        if in_doubt and not superseded:
             raise InvalidState(
                 f"replica {name}",
                 "in doubt about who is the disk",
@@ -208,6 +210,9 @@ class Replicas(ReplicaRuns):
             self.outgoing.remove(name)
             with contextlib.suppress(EngineError):  # its volume stays protected there until it is detached there, too
                 await link.ask("detach", connection=None)
+        elif row.peer is not None and superseded:
+            with contextlib.suppress(EngineError):
+                await self.peers_of(row.peer).client(row.peer).request("detach", replica=row.target_id)
         await self._pool.catalog.remove_mirror(name)
         self._mirrors.pop(name, None)
         self._idle.pop(name, None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.errors import InUse, InvalidState, PeerUnreachable
+from engine.errors import InvalidState, PeerUnreachable
 from engine.lineage import LineageEntry
 from tests.support.engine import opened
 from tests.unit.daemon.test_failover import cut_and_failed_over, done, serving, two
@@ -167,13 +167,36 @@ async def test_of_two_replicas_one_answers_and_the_other_is_the_disk(tmp_path: P
         await a.replicas.failovers._ask(unit, third)
         assert not served, "the source serves, and its other replica is the disk"
         assert not serving(a, "v")
-        with pytest.raises(InUse):
-            await a.api.replica_resolve("r", give_way=True)
-        await a.api.replica_detach("r2")
-        if a.replicas.remote_row("r") is not None and volume.fence_reason is not None:
-            await a.api.replica_resolve("r", give_way=True)
-        await until(lambda: a.replicas.incoming.named("r") is not None)
+        assert a.replicas.remote_row("r") is not None, "it does not follow by itself with another one to feed"
+        await a.api.replica_resolve("r", give_way=True)
+        assert a.replicas.incoming.named("r") is not None
+        assert a.replicas.remote_row("r2") is None, "nothing is fed from what follows"
+        assert c.replicas.incoming.named("r2") is None
         assert serving(b, "r")
+
+
+async def test_of_two_replicas_one_is_handed_the_disk_and_the_other_attached_there_by_what_differs(tmp_path: Path):
+    async with two(tmp_path) as pools, opened(tmp_path / "c", peer=LISTEN) as c:
+        a, b = pools.a, pools.b
+        for engine, name in ((a, "a"), (b, "b")):
+            invitation = await c.api.peer_invite(name=name, address=c.peer_address)
+            await engine.api.peer_add("c", invitation.code)
+            await connected(engine, "c")
+        await done(a, await a.api.replica_create("v", "r2", peer="c"))
+        expected = await content(a, "v")
+        await done(b, await b.api.replica_failover("r"))
+        assert serving(b, "r")
+        assert not serving(a, "v")
+        assert a.replicas.remote_row("r2") is None, "nothing is fed from what follows"
+        assert c.replicas.incoming.named("r2") is None
+        assert await content(c, "r2") == expected
+        await fill(b, "r", 9 * MIB)
+        await c.api.peer_offer("b", "r2")
+        await done(b, await b.api.replica_attach("r", "r2", peer="c"))
+        assert await content(c, "r2") == await content(b, "r")
+        assert b.replicas.info("r2").written_bytes <= 2 * MIB, "what is equal is not sent"
+        await until(lambda: b.replicas.info("r").copy_state == "Synchronized")
+        assert await content(a, "v") == await content(b, "r")
 
 
 async def test_two_that_wait_for_a_decision_do_not_wait_for_each_other_nor_both_yield(tmp_path: Path, monkeypatch):
