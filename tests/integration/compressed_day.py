@@ -3,8 +3,10 @@
 A daemon is served over HTTPS, by real processes. The day has 24 *hours*, each with its share of the jobs: full clones
 by the engine's API and by CIM, mirrors that rest and go on, verifications, hash trees, snapshots in orders; and what is
 no job: snapshots of groups, volumes, sessions of initiators, enumerations that a client begins and forgets, clients
-that log in with a wrong password. After hours 6 and 18 the daemon is told to stop and started again, after hour 12 it
-is killed. Its clock is not compressed: what ends after a minute of waiting ends after a real one.
+that log in with a wrong password. In each hour 1,000 subscriptions, each of a destination of its own, hear that a
+volume was deleted, in order and without a gap, over the restarts as well. After hours 6 and 18 the daemon is told to
+stop and started again, after hour 12 it is killed. Its clock is not compressed: what ends after a minute of waiting
+ends after a real one.
 
 At the end of each hour, when all jobs have ended, it is looked at both processes: memory, descriptors, threads, tasks
 that are not done, and at the pool: its catalogue, its folder, the jobs it remembers. All of it has to stay within what
@@ -36,8 +38,9 @@ from engine.catalog import JOB_HISTORY_MAX
 from engine.units import KIB, MIB
 from iscsi.initiator import connect
 from tests.support import probing, wbem
+from tests.support.counting_listener import CountingListener
 from tests.support.daemon import Daemon
-from tests.support.wbem import Wbem
+from tests.support.wbem import NAMESPACE, Wbem
 from twinvol.api.client import open_api
 
 if TYPE_CHECKING:
@@ -61,9 +64,18 @@ RSS_MIB = 48.0
 job leaves are more than that in one life of a day of 10,000."""
 CATALOGUE_MIB = 32.0
 
+SUBSCRIPTIONS = 1000
+TELL_S = 300.0
+ANNOUNCED = "announced"
+QUERY = (
+    "SELECT * FROM CIM_InstDeletion WHERE SourceInstance ISA CIM_StorageVolume"
+    f" AND SourceInstance.CIM_StorageVolume::ElementName = '{ANNOUNCED}'"
+)
+
 REPLICATION = "MSISCSITARGET_ReplicationService"
 CONFIGURATION = "MSISCSITARGET_StorageConfigurationService"
 VOLUME = "MSISCSITARGET_StorageVolume"
+INTEROP = "interop"
 
 
 @dataclass
@@ -95,6 +107,8 @@ class Day:
     pool: Path
     probes: Path
     jobs: int
+    listener: CountingListener
+    subscriptions: int = SUBSCRIPTIONS
     hours: int = HOURS
     stopped: tuple[int, ...] = STOPPED
     killed: tuple[int, ...] = KILLED
@@ -103,6 +117,7 @@ class Day:
     done: Counter[str] = field(default_factory=Counter)
     lives: list[list[Hour]] = field(default_factory=list)
     _number: int = 0
+    _announced: int = 0
 
     async def run(self) -> None:
         """Raises AssertionError: something failed, or grew."""
@@ -117,6 +132,8 @@ class Day:
                 if hour == 0:
                     await asyncio.to_thread(wbem.add_user, self.pool, wbem.USER, "admin", wbem.PASSWORD)
                 await asyncio.to_thread(made.wait)
+                if hour == 0:
+                    await asyncio.to_thread(self._subscribe, made)
                 async with open_api(self.pool) as api:
                     if hour == 0:
                         await self._furnish(api, daemon)
@@ -141,7 +158,7 @@ class Day:
         kinds = self._kinds(api, client)
         while True:
             hour += 1
-            began, share = time.monotonic(), self.jobs // self.hours
+            began, share = time.monotonic(), self.jobs * hour // self.hours - self.jobs * (hour - 1) // self.hours
             await self._hour(api, made, kinds, share)
             found = await self._settled(api, hour, share, time.monotonic() - began)
             self.lives[-1].append(found)
@@ -169,6 +186,7 @@ class Day:
             for _ in range(AT_A_TIME):
                 workers.create_task(work())
         await api.volume_delete("passing")
+        await self._announce(api)
         await api.group_snapshot_delete("pair", "instant")
 
     # --- jobs -------------------------------------------------------------------------------------------------------
@@ -260,6 +278,32 @@ class Day:
                 made.connection(password="not-the-password").EnumerateClassNames()
             self.done["wrong password"] += 1
 
+    def _subscribe(self, made: Wbem) -> None:
+        client = made.connection(namespace=INTEROP)
+        wanted = {"Name": "day", "Query": QUERY, "QueryLanguage": "DMTF:CQL", "SourceNamespaces": [NAMESPACE]}
+        filter_path = client.CreateInstance(pywbem.CIMInstance("CIM_IndicationFilter", wanted))
+        for number in range(self.subscriptions):
+            to = {"Name": f"day-{number}", "Destination": f"{self.listener.url}/{number}"}
+            destination = client.CreateInstance(pywbem.CIMInstance("CIM_ListenerDestinationCIMXML", to))
+            ends = {"Filter": filter_path, "Handler": destination}
+            client.CreateInstance(pywbem.CIMInstance("CIM_IndicationSubscription", ends))
+        client.close()
+
+    async def _announce(self, api: EngineApi) -> None:
+        """Something that every subscription hears of. Raises TimeoutError, AssertionError: not, or not in order."""
+        await api.volume_create(ANNOUNCED, VOLUME_BYTES)
+        await api.volume_delete(ANNOUNCED)
+        self._announced += 1
+
+        def is_enough(told: Counter[str]) -> bool:
+            return told.total() >= self._announced * self.subscriptions
+
+        await self.listener.all_told(is_enough, TELL_S)
+        assert self.listener.wrong == []
+        assert set(self.listener.told.values()) == {self._announced}
+        self.done["delivery"] = self.listener.told.total()
+        self.done["delivery again"] = self.listener.again
+
     # --- looking ----------------------------------------------------------------------------------------------------
 
     async def _settled(self, api: EngineApi, hour: int, jobs: int, seconds: float) -> Hour:
@@ -342,12 +386,12 @@ def summary(day: Day) -> list[str]:
     return lines
 
 
-async def _main(jobs: int, traced: bool) -> None:
+async def _main(jobs: int, subscriptions: int, traced: bool) -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    async with folders() as (pool, probes):
-        day = Day(pool, probes, jobs, traced=traced, say=say)
+    async with folders() as (pool, probes), CountingListener() as listener:
+        day = Day(pool, probes, jobs, listener, subscriptions, traced=traced, say=say)
         try:
             await day.run()
         finally:
@@ -358,11 +402,12 @@ async def _main(jobs: int, traced: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--subscriptions", type=int, default=SUBSCRIPTIONS)
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         os.environ.pop(name, None)
-    asyncio.run(_main(options.jobs, options.trace))
+    asyncio.run(_main(options.jobs, options.subscriptions, options.trace))
     return 0
 
 
