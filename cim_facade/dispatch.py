@@ -23,6 +23,7 @@ from pywbem import (
 )
 
 from cim_facade import answers, auditing, cimxml, query
+from cim_facade.aside import Aside
 from cim_facade.context import View
 from cim_facade.invoke import READER_VERBS, Methods
 from cim_facade.operations import Filters, Operations
@@ -55,6 +56,7 @@ class Call:
     def __init__(self, facade: Facade, view: View, host: str, namespace: str, arguments: dict[str, Any]) -> None:
         self.operations = Operations(view, facade.classes, facade.registry)
         self.enumerations = facade.enumerations
+        self.aside = facade.aside
         self.view = view
         self.host = host
         self.namespace = namespace
@@ -112,6 +114,7 @@ class Facade:
         self.classes = classes
         self.registry = registry
         self.enumerations = Enumerations()
+        self.aside = Aside()
         self.indications: Indications | None = None
         """Whoever serves sets it; None: nobody is told of anything."""
 
@@ -136,7 +139,7 @@ class Facade:
         if operation.writes and not user.administrator:
             raise CIMError(CIM_ERR_ACCESS_DENIED, f"{user.name} may read only")
         if request.big:
-            arguments = await asyncio.to_thread(_arguments, operation, request, namespace)
+            arguments = await self.aside.read(_arguments, operation, request, namespace)
         else:
             arguments = _arguments(operation, request, namespace)
         call = Call(self, view, host, namespace, arguments)
@@ -152,7 +155,8 @@ class Facade:
         assert request.target is not None
 
         async def act() -> tuple[Any, str, list[CIMParameter]]:
-            return await methods.invoke(request.target, request.name, request.params, big=request.big)
+            aside = self.aside if request.big else None
+            return await methods.invoke(request.target, request.name, request.params, aside)
 
         if self.audit is None or not user.administrator or request.name.lower().startswith(READER_VERBS_LOWER):
             return await act()
@@ -274,11 +278,13 @@ async def _listed(items: AsyncIterator[Any], write: Callable[[Any], str]) -> Pie
     yield before + "</IRETURNVALUE>"
 
 
-async def _declared(classes: Iterable[CIMClass], write: Callable[[CIMClass], str] = answers.declaration) -> Pieces:
+async def _declared(
+    call: Call, classes: Iterable[CIMClass], write: Callable[[CIMClass], str] = answers.declaration
+) -> Pieces:
     """In a thread: pywbem takes up to 30 ms for a class of many methods."""
     before = "<IRETURNVALUE>"
     for each in classes:
-        yield before + await asyncio.to_thread(write, each)
+        yield before + await call.aside.write(write, each)
         before = ""
     yield before + "</IRETURNVALUE>"
 
@@ -296,7 +302,7 @@ def _get_class(call: Call) -> Pieces:
         property_list=call.arguments.get("PropertyList"),
         **call.class_flags(qualifiers=True),
     )
-    return _declared([found])
+    return _declared(call, [found])
 
 
 def _enumerate_classes(call: Call) -> Pieces:
@@ -307,7 +313,7 @@ def _enumerate_classes(call: Call) -> Pieces:
         local_only=call.get("LocalOnly", True),
         **call.class_flags(qualifiers=True),
     )
-    return _declared(found)
+    return _declared(call, found)
 
 
 def _enumerate_class_names(call: Call) -> Pieces:
@@ -357,7 +363,7 @@ def _from_object(call: Call, name: str) -> Pieces:
         if not names:
             flags = {**call.class_flags(qualifiers=False), "property_list": call.arguments.get("PropertyList")}
             classes = call.operations.classes_with_path(paths, **flags)
-            return _declared(classes, lambda item: answers.object_with_path(item, call.host))
+            return _declared(call, classes, lambda item: answers.object_with_path(item, call.host))
         found = _each(paths)
     return _listed(found, lambda item: write(item, call.host))
 

@@ -8,7 +8,6 @@ right in form and wrong in meaning, a dangling reference among it, is the handle
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pywbem import (
@@ -32,6 +31,7 @@ from cim_facade import cimxml
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cim_facade.aside import Aside
     from cim_facade.context import View
     from cim_facade.operations import Operations
     from cim_facade.registry import Registry
@@ -55,12 +55,11 @@ class Methods:
         target: CIMInstanceName | CIMClassName,
         name: str,
         given: Mapping[str, cimxml.Parameter],
-        *,
-        big: bool = False,
+        aside: Aside | None = None,
     ) -> tuple[Any, str, list[CIMParameter]]:
         """The return value, its type, and the output parameters that have a value.
 
-        ``target`` has its namespace. ``given``: by lower-case name; read in a thread if that is a ``big`` thing.
+        ``target`` has its namespace. ``given``: by lower-case name; read ``aside`` if that is a big thing.
         """
         namespace, class_name = target.namespace, target.classname
         of = self._classes.get(namespace, class_name)
@@ -77,8 +76,8 @@ class Methods:
             path = CIMInstanceName(class_name, namespace=namespace)
         else:
             path = (await self._operations.get_instance(target)).path
-        if big:
-            parameters = await asyncio.to_thread(self._inputs, namespace, method, given)
+        if aside is not None:
+            parameters = await aside.read(self._inputs, namespace, method, given)
         else:
             parameters = self._inputs(namespace, method, given)
         handler = self._registry.method(self._classes, namespace, class_name, method.name)

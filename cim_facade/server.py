@@ -151,6 +151,7 @@ class CimServer:
             protocol.pre_shutdown()  # ends idle connections
             await protocol.shutdown(timeout=STOP_S)
         await self._facade.enumerations.close_all()
+        self._facade.aside.close()
 
     # --- connections
 
@@ -283,7 +284,7 @@ class CimServer:
     ) -> web.StreamResponse:
         try:
             if len(body) > BIG_REQUEST_BYTES:
-                asked = await asyncio.to_thread(cimxml.parse, body)
+                asked = await self._facade.aside.read(cimxml.parse, body)
                 asked.big = True
             else:
                 asked = cimxml.parse(body)

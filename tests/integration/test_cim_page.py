@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cim_facade.providers.interop import PROFILES
 from tests.support.clients import pywbemcli
 from tests.support.daemon import PROGRAM, ROOT, Daemon
 from tests.support.wbem import Wbem, clean_environment
@@ -64,6 +65,8 @@ def test_the_first_steps_work_as_they_are_written(tmp_path: Path):
         )
         assert run.returncode == 0, (run.stdout[-3000:], run.stderr)
         assert "ReturnValue=5" not in run.stdout
+        for each in PROFILES.values():
+            assert run.stdout.count(each.name) >= 2, each.name  # profile list, profile centralinsts
         assert "CopyState 4, Mode 2" in run.stdout
         replicas = {each["name"]: each for each in daemon.run("replica", "list")["replicas"]}
         assert {each["source"] for each in replicas.values()} == {"ledger", "orders"}

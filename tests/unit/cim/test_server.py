@@ -425,7 +425,7 @@ class Failing:
     def __init__(self, error, pieces=()):
         self._error = error
         self._pieces = pieces
-        self.enumerations = cim.facade().enumerations
+        self.enumerations, self.aside = cim.facade().enumerations, cim.facade().aside
 
     async def answer(self, *_):
         for piece in self._pieces:
