@@ -19,6 +19,7 @@
  *   read | write    --block BYTES --depth N --seconds S [--warmup S] [--pattern random|seq|mixed] [--cpu-of PID]...
  *                   [--flush-every N]; mixed: lengths from 4 KiB to BYTES at any multiple of 4 KiB, as a file system
  *                   has them
+ *                   [--rate N: so many a second, one at a time, if the target keeps up]
  *   fill            write every granule of the span once, in order (--block, --depth: 256 KiB, 8)
  *   verify          read the whole span, check every byte (likewise)
  *   idle            log in, say so with a line {"sessions": N}, answer pings until stdin ends; no ledger
@@ -84,7 +85,7 @@ static struct {
     struct figures figures;
     char failure[256];
     bool stop, measuring;
-    uint64_t flushed_at;
+    uint64_t flushed_at, paced_from, paced_ns;
     uint64_t body[WORDS];
 } g;
 
@@ -93,7 +94,7 @@ static struct {
     bool writing, one_pass, sequential, mixed, cdb_10;
     uint32_t block, depth, sessions;
     uint64_t flush_every;
-    double seconds, warmup;
+    double seconds, warmup, rate;
     struct parameters offer;
     struct portal portal;
 } options;
@@ -222,6 +223,11 @@ static void issue_granules(struct slot *slot) { /* a new generation of each, sta
     }
 }
 
+static void keep_pace(void) { /* nothing else is outstanding; who is late sends at once until it is not */
+    uint64_t due = g.paced_ns + (uint64_t)((double)(g.issued - g.paced_from) / options.rate * 1e9), now = now_ns();
+    if (due > now) nanosleep(&(struct timespec){.tv_sec = (due - now) / 1000000000, .tv_nsec = (due - now) % 1000000000}, NULL);
+}
+
 static void send_next(struct slot *slot) {
     if (g.stop) return;
     struct command *command = &slot->command;
@@ -238,6 +244,7 @@ static void send_next(struct slot *slot) {
         if (options.writing) issue_granules(slot);
         g.issued++;
     }
+    if (options.rate > 0) keep_pace();
     slot->sent_ns = now_ns();
     g.outstanding++;
     session_submit(slot->session, command);
@@ -283,6 +290,7 @@ static void done(struct session *session, struct command *command) {
 static void run(double seconds, bool measuring) { /* until the time is over, or the pass, and nothing is outstanding */
     g.stop = g.failure[0] != '\0';
     g.measuring = measuring;
+    g.paced_from = g.issued, g.paced_ns = now_ns();
     g.deadline_ns = options.one_pass ? UINT64_MAX : now_ns() + (uint64_t)(seconds * 1e9);
     for (uint32_t i = 0; i < options.depth; i++) /* depth by depth, so that the sessions share a short pass */
         for (uint32_t k = 0; k < options.sessions; k++) send_next(&g.slots[k * options.depth + i]);
@@ -436,6 +444,7 @@ static void set_option(const char *name, const char *value) {
     else if (!strcmp(name, "--depth")) options.depth = number(name, value, 1, MAX_DEPTH);
     else if (!strcmp(name, "--sessions")) options.sessions = number(name, value, 1, MAX_SESSIONS);
     else if (!strcmp(name, "--seconds")) options.seconds = atof(value);
+    else if (!strcmp(name, "--rate")) options.rate = atof(value);
     else if (!strcmp(name, "--warmup")) options.warmup = atof(value);
     else if (!strcmp(name, "--span")) g.span = strtoull(value, NULL, 10);
     else if (!strcmp(name, "--pattern")) options.sequential = !strcmp(value, "seq"), options.mixed = !strcmp(value, "mixed");
@@ -473,6 +482,7 @@ static void parse_options(int argc, char **argv) {
 static void set_span(void) {
     if (g.span == 0 || g.span > g.size) g.span = g.size;
     g.span -= g.span % options.block;
+    if (options.rate > 0 && options.depth * options.sessions != 1) die("--rate", "one command at a time");
     if (g.span / options.block < 2ull * options.depth * options.sessions) die("--span", "too small for that depth");
     if (options.cdb_10 && g.span / SECTOR > UINT32_MAX) die("--cdb", "10: the volume is too large");
     g.granules = g.size / GRANULE;

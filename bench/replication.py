@@ -2,15 +2,19 @@
 
 ``copy``: the first copy of a volume full of random data to a peer, verified chunk by chunk where it arrives, from the
 job's begin to Synchronized; beside ``rsync --inplace --whole-file`` to a loopback rsync daemon (no encryption, no read
-back), to a new file, as ours is, and over one that is in the page cache already; and beside a plain blocking TLS send
-of the same bytes between two processes, which stores nothing: the floor. Sources are in the page cache. At the end of
-each both sides are compared by hash tree.
+back), to a new file, as ours is, and over one that is in the page cache already; and beside the floors: a plain
+blocking TLS send of the same bytes between two processes, which stores nothing, and one whose receiver writes them to a
+new file. Sources are in the page cache. At the end of each both sides are compared by hash tree.
 
 ``delta``: see ``bench.delta``.
 
 ``write``: 4 KiB writes of one host at depth 1, to a volume without a mirror, with a synchronous one in the same pool,
 and with one at a peer; medians of paired rounds. At the end the host reads back what it wrote, and both sides are
 compared.
+
+``async``: 20 MB/s of 4 KiB random writes offered to a volume without a mirror, and to one with an asynchronous one at a
+peer and an RPO of 5 s, whose lag is looked at ten times a second: its longest 1 %, and that of the writes' latency. And
+as many such writes as there can be, 32 at a time, with an RPO of 60 s: how many a second. Then as above.
 
 The expected order of magnitude: the first copy is bound by TLS (0.3 CPU seconds a GiB on each side) and by reading,
 writing and digesting (0.2 and 0.3); a write at a peer costs a round trip between two event loops, about 100 us.
@@ -19,6 +23,7 @@ writing and digesting (0.2 and 0.3); a write at a peer costs a round trip betwee
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shutil
@@ -34,17 +39,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import delta
-from bench.loadgen import BenchError, Loadgen, build
+from bench.loadgen import BenchError, Loadgen, Outcome, build, finish
 from bench.machine import RESULTS, facts
 from bench.rounds import pooled_latency
 from bench.targets import PROGRAM, free_port, manage, process_tree, stop
 from engine.peers.identity import Identity, enrolment_context, server_context
 from engine.units import GIB, MIB
+from twinvol.api.client import open_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PEER, TLS = "twinvol to a peer, verified", "plain TLS send, stores nothing"
+TLS_STORED = "plain TLS send, to a new file"
 RSYNC, RSYNC_OVER = "rsync --inplace, a new file", "rsync --inplace, over a cached file"
 ALONE, HERE, THERE = "no mirror", "synchronous, same pool", "synchronous, at a peer"
 WANTED = {RSYNC: 2.0, TLS: 0.5}
@@ -148,12 +155,14 @@ def copy_by_rsync(image: Path, url: str, gone: Path | None = None) -> float:
     return time.monotonic() - started
 
 
-def send_by_tls(image: Path, identity: Identity) -> float:
-    """Seconds until the last byte has arrived in another process."""
+def send_by_tls(image: Path, identity: Identity, stored: Path | None = None) -> float:
+    """Seconds until the last byte has arrived in another process. ``stored``: and is in this new file."""
+    if stored is not None:
+        stored.unlink(missing_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         child = os.fork()
         if not child:
-            _receive(listener, identity, image.stat().st_size)
+            _receive(listener, identity, image.stat().st_size, stored)
         sock = socket.create_connection(listener.getsockname())
         with enrolment_context().wrap_socket(sock) as tls, image.open("rb", buffering=0) as file:
             buffer = memoryview(bytearray(_PIECE))
@@ -167,12 +176,15 @@ def send_by_tls(image: Path, identity: Identity) -> float:
     return seconds
 
 
-def _receive(listener: socket.socket, identity: Identity, size: int) -> None:
+def _receive(listener: socket.socket, identity: Identity, size: int, stored: Path | None) -> None:
     """The other process of ``send_by_tls``."""
+    file = None if stored is None else os.open(stored, os.O_WRONLY | os.O_CREAT)
     sock, _ = listener.accept()
     with server_context(identity, "").wrap_socket(sock, server_side=True) as tls:
         buffer, left = memoryview(bytearray(_PIECE)), size
         while left and (got := tls.recv_into(buffer)):
+            if file is not None:
+                os.pwrite(file, buffer[:got], size - left)
             left -= got
         tls.sendall(b"x" if not left else b"-")
     os._exit(0)
@@ -191,7 +203,7 @@ def copies(work: Path, here: Pool, there: Pool, size: int, rounds: int) -> dict[
     image = random_image(work, size)
     here.run("volume", "import", "disk", "--from", str(image))
     identity = Identity.make(work / "tls" / "identity.pem")
-    found: dict[str, list[float]] = {PEER: [], RSYNC: [], RSYNC_OVER: [], TLS: []}
+    found: dict[str, list[float]] = {PEER: [], RSYNC: [], RSYNC_OVER: [], TLS: [], TLS_STORED: []}
     with rsync_daemon(work) as url:
         copy_by_rsync(image, url)  # the target exists, as in every later round
         contenders: dict[str, Callable[[int], float]] = {
@@ -199,6 +211,7 @@ def copies(work: Path, here: Pool, there: Pool, size: int, rounds: int) -> dict[
             RSYNC: lambda _: copy_by_rsync(image, url, work / "rsync" / "image"),
             RSYNC_OVER: lambda _: copy_by_rsync(image, url),
             TLS: lambda _: send_by_tls(image, identity),
+            TLS_STORED: lambda _: send_by_tls(image, identity, work / "stored"),
         }
         for number in range(rounds):
             order = list(contenders.items())
@@ -239,10 +252,92 @@ def writes(work: Path, here: Pool, size: int, rounds: int, seconds: float) -> di
     return found
 
 
+OFFERED, SATURATED = "20 MB/s offered, RPO 5 s", "as many as there can be, RPO 60 s"
+OFFERED_PER_S = 20_000_000 // 4096
+WANTED_LAG_S, WANTED_P99, WANTED_SHARE = 5.0, 2.0, 0.5
+
+
+@dataclass
+class Asynchronous:
+    """Of a volume alone and of a mirrored one, by rounds: p99 in us of offered writes; a second, of saturating ones."""
+
+    p99_us: list[tuple[float, float]]
+    rates: list[tuple[float, float]]
+    lags_s: list[float]
+
+
+def asynchronous(work: Path, here: Pool, size: int, rounds: int, seconds: float) -> Asynchronous:
+    """Both rows of asynchronous mirrors."""
+    program, found = build(), Asynchronous([], [], [])
+    generators = []
+    for volume in ("async-alone", "async-far"):
+        made = here.run("volume", "create", volume, "--size", str(size), "--expose")
+        url = f"iscsi://{here.ready['iscsi'][0]}/{made['target']}/{made['lun']}"
+        generators.append(Loadgen(program, url, work / f"{volume}.ledger"))
+        _loaded(generators[-1], "fill")
+    here.run("replica", "create", "async-far", "async-copy", "--mode", "async", "--rpo", "5s", "--peer", "there")
+    alone, far = generators
+    for number in range(rounds):
+        p99: dict[Loadgen, float] = {}
+        for generator in (alone, far) if number % 2 == 0 else (far, alone):
+            running = generator.start("write", block=4096, depth=1, rate=OFFERED_PER_S, seconds=seconds)
+            if generator is far:
+                found.lags_s += asyncio.run(lags(here, "async-copy", running))
+            p99[generator] = pooled_latency([_figures(finish(running))])["p99"]
+        found.p99_us.append((p99[alone], p99[far]))
+    here.run("replica", "detach", "async-copy")
+    here.run("replica", "create", "async-far", "async-second", "--mode", "async", "--rpo", "60s", "--peer", "there")
+    for number in range(rounds):
+        rates: dict[Loadgen, float] = {}
+        for generator in (alone, far) if number % 2 == 0 else (far, alone):
+            figures = _loaded(generator, "write", block=4096, depth=32, seconds=seconds)
+            rates[generator] = figures["ios"] / figures["seconds"]
+        found.rates.append((rates[alone], rates[far]))
+    for generator in generators:
+        _loaded(generator, "verify")
+    here.run("replica", "resync", "async-second")
+    if not here.run("replica", "verify", "async-second")["identical"]:
+        raise BenchError("the two sides of async-second differ")
+    return found
+
+
+async def lags(here: Pool, name: str, running: subprocess.Popen[str]) -> list[float]:
+    """The lag of a mirror, ten times a second, while something runs."""
+    found = []
+    async with open_api(here.path) as api:
+        while running.poll() is None:
+            lag_s = (await api.replica_show(name)).lag_seconds
+            if lag_s is None:
+                raise BenchError(f"{name} has no lag: nothing is complete")
+            found.append(lag_s)
+            await asyncio.sleep(0.1)
+    return found
+
+
+def report_asynchronous(found: Asynchronous) -> None:
+    print("\nasynchronous mirror at a peer, 4 KiB random writes")
+    lag_s = sorted(found.lags_s)[len(found.lags_s) * 99 // 100]
+    p99 = statistics.median(far / alone for alone, far in found.p99_us)
+    share = statistics.median(far / alone for alone, far in found.rates)
+    far_us = statistics.median(far for _, far in found.p99_us)
+    rate = statistics.median(far for _, far in found.rates)
+    print(f"  {OFFERED:<34} lag p99 {lag_s:.1f} s   wanted {WANTED_LAG_S:g} s: {_verdict(lag_s <= WANTED_LAG_S)}")
+    print(f"  {'':<34} write p99 {far_us:.0f} us   {p99:.2f}x   wanted {WANTED_P99:g}x: {_verdict(p99 <= WANTED_P99)}")
+    verdict = _verdict(share >= WANTED_SHARE)
+    print(f"  {SATURATED:<34} {rate:.0f} a second   {share:.2f}x   wanted {WANTED_SHARE:g}x: {verdict}")
+
+
+def _verdict(reached: bool) -> str:
+    return "yes" if reached else "no"
+
+
 def _loaded(generator: Loadgen, verb: str, **options: object) -> dict[str, Any]:
-    outcome = generator.run(verb, **options)
+    return _figures(generator.run(verb, **options))
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
     if outcome.code != 0:
-        raise BenchError(f"{verb}: {outcome.explain()}")
+        raise BenchError(outcome.explain())
     return outcome.figures
 
 
@@ -280,10 +375,14 @@ def measure(work: Path, options: argparse.Namespace, results: dict[str, dict[str
     if options.only == "delta":
         return
     with peers(work) as (here, there):
-        if options.only != "write":
+        if options.only in (None, "copy"):
             results["copy MiB/s"] = found = copies(work, here, there, options.size, options.rounds)
             report("first copy", "MiB/s", found, PEER, WANTED)
-        if options.only != "copy":
+        if options.only in (None, "async"):
+            rows = asynchronous(work, here, 256 * MIB, options.rounds, max(10.0, options.seconds))
+            results["async"] = asdict(rows)
+            report_asynchronous(rows)
+        if options.only in (None, "write"):
             results["write us"] = found = writes(work, here, 64 * MIB, options.rounds, options.seconds)
             # How much longer a mirrored write takes: the mirrored ones over the one alone.
             print("\n4 KiB writes at depth 1")
@@ -301,7 +400,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="rounds (7)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of writes in a round (2)")
     parser.add_argument("--size", type=int, default=GIB, help="bytes of the first copy (1 GiB)")
-    parser.add_argument("--only", choices=("copy", "delta", "write"), default=None, help="one of the tables")
+    parser.add_argument("--only", choices=("copy", "delta", "write", "async"), default=None, help="one of the tables")
     parser.add_argument("--work", type=Path, default=None, help="folder for the files (a temporary one)")
     parser.add_argument("--out", type=Path, default=None, help="result file (bench/results/...)")
     options = parser.parse_args()
