@@ -65,7 +65,7 @@ class Check:
 
 @dataclass
 class Daemon:
-    """``twinvol serve`` as a child process, which Ctrl-C does not reach. ``ready``: its ready line."""
+    """``twinvol serve`` as a child process. ``ready``: its ready line."""
 
     process: asyncio.subprocess.Process
     ready: dict[str, Any]
@@ -73,8 +73,12 @@ class Daemon:
     started_s: float
 
     @classmethod
-    async def start(cls, pool: Path, log: Path, *arguments: str) -> Daemon:
-        """Start it on a free port, with more ``arguments``, and wait for its ready line. Raises DemoFailed."""
+    async def start(cls, pool: Path, log: Path, *arguments: str, apart: bool = False) -> Daemon:
+        """Start it on a free port, with more ``arguments``, and wait for its ready line.
+
+        ``apart``: what the terminal tells this process, Ctrl-C or its own end, the daemon does not hear.
+        Raises DemoFailed.
+        """
         began = time.monotonic()
         with log.open("ab") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -82,7 +86,7 @@ class Daemon:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                start_new_session=True,
+                start_new_session=apart,
             )
         assert process.stdout is not None
         try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cim_facade.auth import USERS_NAME, UsersFile
 from engine.api import CopyOrder, GroupOrder, MirrorTerms
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFound
 from engine.units import KIB, MIB
 from iscsi.initiator import InitiatorError, connect
 from twinvol.api.client import open_api
@@ -63,7 +63,7 @@ SCSI_BYTES = 512 * KIB
 
 
 async def serve(wbem: str, ready: Callable[[dict[str, Any], str], None]) -> None:
-    """Serve the array until SIGTERM or SIGINT.
+    """Serve the array until SIGTERM, SIGINT or SIGHUP.
 
     Args:
         wbem: HOST:PORT of the CIM facade, port 0 for any.
@@ -81,7 +81,7 @@ async def serve(wbem: str, ready: Callable[[dict[str, Any], str], None]) -> None
             stopping = True
             work.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop)
     await asyncio.wait([work])
     if not (stopping and work.cancelled()):
@@ -114,7 +114,7 @@ def _make_user(pool: Path, file: Path, password: str) -> None:
 
 
 async def _started(ending: contextlib.AsyncExitStack, pool: Path, *arguments: str) -> Daemon:
-    daemon = await Daemon.start(pool, pool.with_suffix(".log"), *arguments)
+    daemon = await Daemon.start(pool, pool.with_suffix(".log"), *arguments, apart=True)
     ending.push_async_callback(_stop, daemon)
     return daemon
 
@@ -169,13 +169,19 @@ async def _fill(api: EngineApi, portal: tuple[str, int]) -> None:
 
 async def _write(api: EngineApi, portal: tuple[str, int], name: str, size_bytes: int, rng: random.Random) -> None:
     """As a host does, anywhere in the volume."""
-    target = (await api.volume_show(name)).target
-    assert target is not None
-    async with await connect(portal, target) as disk:
+    async with await connect(portal, await _target(api, name)) as disk:
         for _ in range(0, size_bytes, SCSI_BYTES):
             offset = rng.randrange(disk.size_bytes // SCSI_BYTES) * SCSI_BYTES
             await disk.write(offset, rng.randbytes(SCSI_BYTES))
         await disk.flush()
+
+
+async def _target(api: EngineApi, name: str) -> str:
+    """Raises NotFound: somebody has hidden it, or it is gone."""
+    target = (await api.volume_show(name)).target
+    if target is None:
+        raise NotFound("target of volume", name)
+    return target
 
 
 async def _ended(api: EngineApi, starting: Awaitable[JobInfo]) -> None:
@@ -213,10 +219,8 @@ async def _host(api: EngineApi, portal: tuple[str, int]) -> None:
     """Small writes to one volume, on a session that stays."""
     rng = random.Random(8)
     while True:
-        with contextlib.suppress(EngineError, InitiatorError, AssertionError):
-            target = (await api.volume_show("orders")).target
-            assert target is not None
-            async with await connect(portal, target) as disk:
+        with contextlib.suppress(EngineError, InitiatorError):
+            async with await connect(portal, await _target(api, "orders")) as disk:
                 while True:
                     await disk.write(rng.randrange(disk.size_bytes // (4 * KIB)) * 4 * KIB, rng.randbytes(4 * KIB))
                     await asyncio.sleep(WRITE_PAUSE_S)
@@ -227,7 +231,7 @@ async def _slow_copies(api: EngineApi, portal: tuple[str, int]) -> None:
     """Jobs to watch: a mirror rests while its source is written, and then takes its time."""
     rng = random.Random(9)
     while True:
-        with contextlib.suppress(EngineError, InitiatorError, AssertionError, DemoFailed):
+        with contextlib.suppress(EngineError, InitiatorError, DemoFailed):
             await api.replica_pause("media-far")
             await _write(api, portal, "media", CHANGED_BYTES, rng)
             await _ended(api, api.replica_resume("media-far"))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.support.wbem import NAMESPACE, clean_environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-UP_S, DOWN_S = 120.0, 60.0
+DOWN_S = 60.0
 
 
 @contextmanager
@@ -101,8 +102,7 @@ def test_told_to_stop_before_it_is_ready_it_leaves_nothing(tmp_path: Path):
     with demo(tmp_path) as process:
         while not list(tmp_path.glob("*/array.log")):  # its daemons are being started
             assert process.poll() is None
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(DOWN_S) == 0
-        assert process.stdout is not None
-        assert process.stdout.read() == ""
     assert list(tmp_path.iterdir()) == []
