@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 VOLUME = "MSISCSITARGET_StorageVolume"
 GUESSERS, SLOW_OF_ADDRESS, HEAVY = 32, 60, 12
 SLOW_ADDRESSES = [f"127.0.1.{number}" for number in range(1, 6)]
-OTHER_ADDRESS = "127.0.2.1"
+GUESSING_ADDRESS, OTHER_ADDRESS = "127.0.2.1", "127.0.3.1"
 LONGEST_ANSWER = 64 << 10
 
 _SPACE = "".join(f'<NAMESPACE NAME="{part}"/>' for part in NAMESPACE.split("/"))
@@ -125,7 +125,7 @@ class Hostile:
         numbers = itertools.count()
 
         async def guess() -> None:
-            reader, writer = await self.connect(OTHER_ADDRESS)
+            reader, writer = await self.connect(GUESSING_ADDRESS)
             with contextlib.closing(writer):
                 while True:
                     writer.write(_request(wbem.USER, f"guess {next(numbers)}", b""))
@@ -283,11 +283,13 @@ class Site:
 
     def _management(self) -> int:
         """The process with the HTTPS listener that is not the data process: its child that has pywbem."""
-        own = self.served.daemon.process.pid
-        children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii").split()
-        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-        (found,) = [pid for pid, command in commands.items() if b"--wbem" in command]
-        return found
+        own = str(self.served.daemon.process.pid)
+        for each in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, IndexError):  # it may have ended
+                parent = (each / "stat").read_text(encoding="ascii").rpartition(")")[2].split()[1]
+                if parent == own and b"--wbem" in (each / "cmdline").read_bytes():
+                    return int(each.name)
+        raise AssertionError("there is no management process")
 
     def rss_mib(self) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
