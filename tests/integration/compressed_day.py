@@ -137,11 +137,12 @@ class Day:
                 async with open_api(self.pool) as api:
                     if hour == 0:
                         await self._furnish(api, daemon)
-                    hour = await self._life(api, made, hour)
+                    with contextlib.closing(made.connection()) as client:
+                        hour = await self._life(api, made, client, hour)
                 if hour in self.killed:
                     daemon.kill()
-                else:
-                    assert daemon.stop() == 0
+                else:  # in a thread: the listener goes on
+                    assert await asyncio.to_thread(daemon.stop) == 0
 
     async def _furnish(self, api: EngineApi, daemon: Daemon) -> None:
         for name in ("small", "other"):
@@ -151,10 +152,9 @@ class Day:
         await _ended(api, await api.replica_create("other", "copy", MirrorTerms("async", rpo_s=3600.0)))
         await api.group_create("pair", ["small", "other"])
 
-    async def _life(self, api: EngineApi, made: Wbem, hour: int) -> int:
+    async def _life(self, api: EngineApi, made: Wbem, client: pywbem.WBEMConnection, hour: int) -> int:
         """Hours until the next restart; the number of the last."""
         self.lives.append([])
-        client = made.connection()
         kinds = self._kinds(api, client)
         while True:
             hour += 1
