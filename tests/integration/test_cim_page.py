@@ -13,6 +13,7 @@ import pytest
 from cim_facade.providers.interop import PROFILES
 from tests.support.clients import pywbemcli
 from tests.support.daemon import PROGRAM, ROOT, Daemon
+from tests.support.ports import free_address
 from tests.support.wbem import Wbem, clean_environment
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def test_the_first_steps_work_as_they_are_written(tmp_path: Path):
         (tmp_path / "examples").symlink_to(ROOT / "examples")
         lines = ["set -eu", f'twinvol() {{ {program} "$@"; }}', f'pywbemcli() {{ {shlex.quote(client)} "$@"; }}']
         lines.append(f'python() {{ {shlex.quote(sys.executable)} "$@"; }}')
-        port = served.address.rpartition(":")[2]
+        port, listener = served.address.rpartition(":")[2], free_address().rpartition(":")[2]
         for number, (where, text) in enumerate(rest):
-            own = text.replace(URL, f"https://localhost:{port}")
+            own = text.replace(URL, f"https://localhost:{port}").replace("5990", listener)
             if where == "python":
                 (tmp_path / f"block{number}.py").write_text(own)
                 own = f"python block{number}.py\n"

@@ -31,6 +31,8 @@ from pywbem import (
 from cim_facade.auth import UsersFile
 from cim_facade.namespaces import INTEROP, STORAGE, STORAGE_MANAGEMENT
 from engine.api import MirrorTerms
+from engine.errors import MediumError
+from engine.links.local import LocalLink
 from tests.support.cim_array import MIB, PASSWORD, Array, array, behind_the_facade
 from tests.support.engine import opened
 from tests.support.listener import Listener
@@ -231,23 +233,44 @@ async def test_synchronizations_of_every_kind(tmp_path: Path):
                 grouped = await received(listener, "CIM_InstCreation")
 
 
-async def test_alerts_of_mirrors(tmp_path: Path):
-    """What the engine says of a promise and of a switch becomes an alert about the association."""
+async def test_an_adaptive_mirror_switches(tmp_path: Path):
+    """That becomes an alert about the association."""
     with Listener() as listener:
         async with managed(tmp_path) as manager:
             made = manager.array
             await made.volume("v")
-            await manager.subscribe_to(
-                listener.url, "TWINVOL:Mirrors:RecoveryPointObjective", "TWINVOL:Mirrors:ModeSwitch"
-            )
+            await manager.subscribe_to(listener.url, "TWINVOL:Mirrors:ModeSwitch")
             job = await made.api.replica_create("v", "m", MirrorTerms(mode="adaptive"))
             await made.api.job_wait(job.job, after_version=1 << 30, timeout_s=60)
             switched = await received(listener, "CIM_AlertIndication")
             assert (switched["MessageID"], switched["OwningEntity"]) == ("TVOL2", "twinvol")
             assert switched["MessageArguments"] == ["m", "synchronous"]
             assert "MSISCSITARGET_StorageSynchronized" in switched["AlertingManagedElement"]
-            [mirror] = [each for each in await made.api.replica_list() if each.name == "m"]
-            assert mirror.copy_state == "Synchronized"
+
+
+async def test_the_alarm_of_a_promise_and_that_it_is_kept_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def cut(_: LocalLink) -> None:
+        raise MediumError("the way to the target is cut")
+
+    with Listener() as listener:
+        async with managed(tmp_path) as manager:
+            made = manager.array
+            await made.volume("v")
+            await manager.subscribe_to(listener.url, "TWINVOL:Mirrors:RecoveryPointObjective")
+            job = await made.api.replica_create("v", "m", MirrorTerms("async", rpo_s=1.0))
+            await made.api.job_wait(job.job, after_version=1 << 30, timeout_s=60)
+
+            def says(promise: str) -> Any:
+                return asyncio.to_thread(listener.next, lambda each: each["MessageArguments"][2] == promise)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(LocalLink, "connect", cut)
+                await made.engine.pool.volume("v").write(0, b"x" * 4096)
+                alarm = await says("broken")
+                assert (alarm["MessageID"], alarm["AlertType"], alarm["PerceivedSeverity"]) == ("TVOL1", 3, 6)
+                assert alarm["MessageArguments"][0] == "m"
+            cleared = await says("kept")
+            assert (cleared["PerceivedSeverity"], cleared["ProbableCause"]) == (2, 59)  # Previous Alert Cleared
 
 
 async def test_the_other_model_tells_of_its_own_objects(tmp_path: Path):
