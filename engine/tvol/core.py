@@ -518,8 +518,12 @@ class Core:
         self.check()
         if self._committed == captured:
             self.became_durable(captured)
-        else:  # there was no room for it
-            await self.checkpointer.run()
+        else:
+            await self._checkpoint_without_commit()
+
+    async def _checkpoint_without_commit(self) -> None:
+        """The journal had no room for the COMMIT: the checkpoint that makes some is the flush."""
+        await self.checkpointer.run()
 
     def sync(self) -> None:
         """In a worker: fdatasync of the file. Raises MediumError, once it has failed always.

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from engine.errors import MediumError, NotFound, StoreCorrupt, StoreFailed
 from engine.files import StoreEnv
-from engine.tvol import checkpoint
+from engine.tvol import checkpoint, layout
 from engine.tvol.file import TvolFile
+from engine.tvol.journal import COMMIT_ROOM
+from engine.tvol.layout import RecordType
 from tests.support.sim_files import Fault, SimFileSystem, eio
 from tests.support.sim_loop import ProcessDied, SimClock, SimLoop, SimWorkers
 from tests.support.volume_oracle import Violation
@@ -225,6 +227,24 @@ async def _look_for_a(env: StoreEnv, workers: HeldWorkers) -> None:
     if buffer != b"a" * CHUNK:
         raise Violation("flushed data is gone")
     await store.close()
+
+
+def a_flush_without_room_for_its_commit() -> None:
+    """Power is lost behind it: what was flushed is there all the same."""
+    files = SimFileSystem(random.Random(1))
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        core, head = store._core, store.volumes()[0]
+        await head.write(0, memoryview(b"a" * CHUNK))
+        record = layout.NODE_ID.pack(head.node_id) + layout.pack_text("vol")
+        while core.journal.used + COMMIT_ROOM <= core.journal.ring_bytes:
+            core.log(RecordType.RENAME, record)
+        await head.flush()
+
+    _process(files, main)
+    files.lose_power("nothing")
+    _process(files, _look_for_a)
 
 
 def a_failed_sync_and_a_reopening_on_the_same_boot() -> None:

@@ -27,6 +27,7 @@ from tests.simulation.directed import (
     a_chunk_reused_while_a_node_is_reclaimed,
     a_chunk_shared_again_while_it_thaws,
     a_failed_sync_and_a_reopening_on_the_same_boot,
+    a_flush_without_room_for_its_commit,
     a_journal_overrun_during_a_checkpoint,
     a_merge_before_the_deletion_is_durable,
     a_share_that_comes_back,
@@ -373,6 +374,10 @@ MUTATIONS: dict[str, Mutation] = {
         "a commit record covers what was captured before the data sync, nothing later",
         ((Core, "_write_commit_record", _commit_covers_everything),),
     ),
+    "flush-without-room-for-a-commit": Mutation(
+        "a flush whose COMMIT finds no room is answered after a checkpoint",
+        ((Core, "_checkpoint_without_commit", at_once),),
+    ),
     "recovery-stops-at-covers": Mutation(
         "replay after power loss stops at what the last commit covers, not at its place",
         ((recovery, "_last_covered", _commit_counts_to_its_own_place),),
@@ -574,6 +579,7 @@ DIRECTED: dict[str, Callable[[], None]] = {
     "no-kill-tears-a-sector": an_acknowledged_write_rots_before_a_restart,
     "late-writes-have-their-chain": two_writes_and_a_flip_before_the_map_is_loaded,
     "captured-tables-do-not-change": a_table_that_changes_while_it_is_written,
+    "flush-without-room-for-a-commit": a_flush_without_room_for_its_commit,
     "no-sync-succeeds-after-a-failed-one": two_syncs_at_once_of_which_one_fails,
 }
 """Where chance needs more than thousands of crashes to meet the race: the scenario that plays it."""
