@@ -103,6 +103,8 @@ class Replicas(ReplicaRuns):
             reason = str(report["reason"])
         target, points = self.table.name_of(row.volume_id), self.points(row.name)
         info = arriving_info(row, target, report, reason, points, self._pool.env.clock.time())
+        group = self.incoming.group_of(row.replica_id)
+        info = info if group is None else replace(info, group=group.name)
         return info if replica is None else replace(info, since=replica.reported_at)
 
     # --- changing -----------------------------------------------------------------------------------------------------

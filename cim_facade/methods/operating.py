@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cim_facade.methods.requests import invalid, unsupported
-from cim_facade.synchronizations import Copy, GroupCopy
+from cim_facade.synchronizations import Copy, GroupCopy, mirrors
 from cim_facade.value_maps import CopyState, Operation, SyncType
 from engine.api import CopyOrder, MirrorTerms
 
@@ -208,6 +208,9 @@ OPERATIONS: dict[SyncType, dict[Operation, Run]] = {
 BETWEEN_POOLS = frozenset({Operation.FAILOVER, Operation.FAILBACK})
 """Operations with mirrors to a peer only."""
 
+CHANGING_PLACES = BETWEEN_POOLS | {Operation.REVERSE_ROLES}
+"""Operations between pools that a mirrored group does as one."""
+
 ONE_BY_ONE = BETWEEN_POOLS | {Operation.REVERSE_ROLES, Operation.RESTORE_FROM_REPLICA}
 """Operations with one mirror at a time: who is the source, and what it holds, is decided of each by itself."""
 
@@ -269,7 +272,9 @@ async def operate(
     run = OPERATIONS[copies[0].sync_type][operation]
     single = [copy for copy in copies if isinstance(copy, Copy)]
     if any(copy.mirrored_group is not None for copy in single):
-        raise unsupported("members of a mirrored group have one state: change that of the groups")
+        job = await _change_places(view, operation, single, force=force)
+        view.forget()
+        return job
     job = None
     for group in (copy for copy in copies if isinstance(copy, GroupCopy)):
         whole = {member.group_snapshot for member in group.members} - {None}
@@ -286,6 +291,24 @@ async def operate(
             await view.api.group_relation_end(group.guid)
     view.forget()
     return job
+
+
+async def _change_places(view: View, operation: Operation, copies: list[Copy], *, force: bool) -> int | None:
+    """All members of one mirrored group, which change places as one. The pool that has the replicas knows them by
+    their mirrors only; so they are said as a list."""
+    names = {copy.mirrored_group for copy in copies}
+    name = names.pop()
+    members = {copy.replica for copy in await mirrors(view) if copy.mirrored_group == name}
+    if names or name is None or {copy.replica for copy in copies} != members or operation not in CHANGING_PLACES:
+        raise unsupported("members of a mirrored group have one state: change that of the groups, or of all members")
+    if operation is Operation.FAILBACK:
+        if any(copy.target_at is None for copy in copies):
+            raise unsupported("this is said to the pool that has the disks now")
+        return (await view.api.group_replica_failback(name)).job
+    if any(copy.source_at is None for copy in copies):
+        raise unsupported("this is said to the pool that has the replicas")
+    gone = force and operation is Operation.FAILOVER
+    return (await view.api.group_replica_failover(name, accept_loss=gone, fenced=gone)).job
 
 
 async def _operate_mirrored_group(view: View, operation: Operation, name: str) -> int | None:
