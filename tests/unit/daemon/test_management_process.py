@@ -1,11 +1,13 @@
 """The management process where its surroundings fail: what it needs to start, its certificate."""
 
 import asyncio
+import contextlib
 import socket
 from pathlib import Path
 
 import pytest
 
+from tests.support.engine import opened
 from twinvol import certificate, management_process, wbem
 from twinvol.management_process import ManagementProcess
 
@@ -31,18 +33,16 @@ async def test_one_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch):
 
 async def test_nobody_waits_where_tls_cannot_be_served(tmp_path):
     """The data process keeps the listening socket; closing the management process's own is not enough."""
-    (tmp_path / certificate.FOLDER).mkdir()
-    for name in (certificate.KEY, certificate.CERTIFICATE):
-        (tmp_path / certificate.FOLDER / name).write_text("no PEM")
-        (tmp_path / certificate.FOLDER / name).chmod(0o600)
-    with socket.create_server(("127.0.0.1", 0)) as kept_by_the_data_process:
-        address = kept_by_the_data_process.getsockname()
-        server = await wbem.start(tmp_path, None, kept_by_the_data_process.dup(), None)
-        try:
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection(*address)
-        finally:
-            await server.close()
+    pool = tmp_path / "pool"
+    async with opened(pool) as engine, contextlib.AsyncExitStack() as ending:
+        (pool / certificate.FOLDER).mkdir()
+        for name in (certificate.KEY, certificate.CERTIFICATE):
+            (pool / certificate.FOLDER / name).write_text("no PEM")
+            (pool / certificate.FOLDER / name).chmod(0o600)
+        kept_by_the_data_process = ending.enter_context(socket.create_server(("127.0.0.1", 0)))
+        await wbem.start(ending, pool, engine.api, kept_by_the_data_process.dup(), None)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*kept_by_the_data_process.getsockname())
 
 
 @pytest.mark.parametrize("steps", range(4))
