@@ -16,6 +16,7 @@ from engine.tvol.allocator import Allocator
 from engine.tvol.checkpoint import Checkpointer
 from engine.tvol.core import Core
 from engine.tvol.epoch import Epoch
+from engine.tvol.fast_write import FAST_WRITE_BYTES
 from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.journal import Journal
@@ -184,6 +185,13 @@ def _bursts_in_place_whatever_snapshots_there_are(original):
             self._floor = floor
 
     return try_write_each
+
+
+def _runs_in_place_whatever_their_later_chunks(original):
+    def is_own_run(self, index, entry, length):
+        return length <= FAST_WRITE_BYTES
+
+    return is_own_run
 
 
 def _in_place_whatever_snapshots_there_are(original):
@@ -434,6 +442,10 @@ MUTATIONS: dict[str, Mutation] = {
     "in-place-rule-of-bursts": Mutation(
         "a burst writes in place only where a write alone would",
         ((NativeHead, "try_write_each", _bursts_in_place_whatever_snapshots_there_are),),
+    ),
+    "in-place-rule-of-runs": Mutation(
+        "a write over several chunks is in place only where they all are the head's own, and adjacent",
+        ((NativeHead, "_is_own_run", _runs_in_place_whatever_their_later_chunks),),
     ),
     "atomic-writes-redirect": Mutation(
         "an atomic write goes to new chunks, whoever may write in place",
