@@ -153,6 +153,16 @@ def instance(found: CIMInstance) -> str:
     return f'<INSTANCE CLASSNAME="{found.classname}">{inner}</INSTANCE>'
 
 
+def written_properties(found: CIMInstance) -> dict[str, str]:
+    """The elements of its properties, by name in lower case: for instances that differ in a few of them."""
+    return {each.name.lower(): _property(each) for each in found.properties.values()}
+
+
+def instance_of(class_name: str, properties: Iterable[str]) -> str:
+    """INSTANCE, of the elements of its properties."""
+    return f'<INSTANCE CLASSNAME="{class_name}">{"".join(properties)}</INSTANCE>'
+
+
 def named_instance(found: CIMInstance) -> str:
     """VALUE.NAMEDINSTANCE."""
     return f"<VALUE.NAMEDINSTANCE>{instance_name(found.path)}{instance(found)}</VALUE.NAMEDINSTANCE>"

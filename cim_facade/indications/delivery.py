@@ -22,10 +22,11 @@ import contextlib
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pywbem import CIMInstance, Sint64
 
+from cim_facade import answers
 from cim_facade.indications.records import (
     DISABLE,
     FATAL_POLICIES,
@@ -215,8 +216,9 @@ class Deliveries:
         attempts = 0
         while True:
             destination = self._book.destinations[lane.key]
-            indication = self._finished(lane, destination, event, subscription)
-            outcome = await self._send(lane, destination, indication)
+            async with self._sending if lane.failing_since is None else self._trying_again:  # made when it can go
+                indication = self._finished(lane, destination, event, subscription)
+                outcome = await self._exporter.send(destination, indication)
             if outcome.delivered:
                 self._well(lane, destination)
                 lane.sequence += 1
@@ -233,10 +235,6 @@ class Deliveries:
             now = self._book.subscriptions.get(subscription.key)
             if now is None or not now.enabled:
                 return
-
-    async def _send(self, lane: Lane, destination: Destination, indication: CIMInstance) -> Outcome:
-        async with self._sending if lane.failing_since is None else self._trying_again:
-            return await self._exporter.send(destination, indication)
 
     def _well(self, lane: Lane, destination: Destination) -> None:
         if lane.failing_since is not None:
@@ -278,25 +276,24 @@ class Deliveries:
         limit = settings.removal_s if subscription.fatal_s is None else subscription.fatal_s
         return action, limit
 
-    def _finished(self, lane: Lane, destination: Destination, event: Event, subscription: Subscription) -> CIMInstance:
-        """The indication as this destination gets it."""
+    def _finished(self, lane: Lane, destination: Destination, event: Event, subscription: Subscription) -> str:
+        """The indication as this destination gets it: the INSTANCE element."""
         context = f"{self.context}{destination.identity}"
-        number = Sint64(lane.sequence)
-        own: dict[str, Any] = {
-            "IndicationIdentifier": f"{context}:{lane.sequence}",
-            "IndicationFilterName": subscription.filter,
-            "SequenceContext": context,
-            "SequenceNumber": number,
-        }
-        made = CIMInstance(event.indication.classname, properties=event.indication.properties)
-        for name, value in own.items():
-            made[name] = value
-        query = self._book.queries[subscription.filter]
-        if query.select is not None:
-            kept = {name.lower() for name in (*query.select, *own)}
-            for name in [name for name in made.properties if name.lower() not in kept]:
-                del made.properties[name]
-        return made
+        own = CIMInstance(
+            event.indication.classname,
+            properties={
+                "IndicationIdentifier": f"{context}:{lane.sequence}",
+                "IndicationFilterName": subscription.filter,
+                "SequenceContext": context,
+                "SequenceNumber": Sint64(lane.sequence),
+            },
+        )
+        properties = event.written()
+        select = self._book.queries[subscription.filter].select
+        if select is not None:
+            wanted = {name.lower() for name in select}
+            properties = {name: text for name, text in properties.items() if name in wanted}
+        return answers.instance_of(own.classname, (properties | answers.written_properties(own)).values())
 
     # --- common -----------------------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ they show the state then. What an indication has of its delivery (sequence, filt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pywbem import CIM_ERR_FAILED, CIMError, CIMInstance
 
-from cim_facade import elements, synchronizations
+from cim_facade import answers, elements, synchronizations
 from cim_facade.context import User, View
 from cim_facade.indications.predefined import MODE_MESSAGE, OWNING_ENTITY, RPO_MESSAGE
 from cim_facade.namespaces import STORAGE, STORAGE_MANAGEMENT
@@ -47,11 +48,19 @@ THRESHOLD_CROSSED, ALERT_CLEARED, OTHER_CAUSE = 52, 59, 1
 """ProbableCause."""
 
 
-class Event(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Event:
     """``indication`` without what is its delivery's; ``namespace``: of the instances in it."""
 
     namespace: str
     indication: CIMInstance
+    _written: dict[str, str] | None = None
+
+    def written(self) -> dict[str, str]:
+        """The properties as CIM-XML, by name in lower case: written once, for however many destinations."""
+        if self._written is None:
+            self._written = answers.written_properties(self.indication)
+        return self._written
 
 
 class Events:

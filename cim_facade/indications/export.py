@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import aiohttp
 from pywbem import CIMError
 
-from cim_facade import answers, cimxml
+from cim_facade import cimxml
 from cim_facade.cimxml import Element, RequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from pywbem import CIMInstance
 
     from cim_facade.indications.records import Destination
 
@@ -56,8 +54,8 @@ class Exporter:
         self._session: aiohttp.ClientSession | None = None
         self._numbers = itertools.count(1)
 
-    async def send(self, destination: Destination, indication: CIMInstance) -> Outcome:
-        """Never raises for what the listener, the network or a certificate is."""
+    async def send(self, destination: Destination, indication: str) -> Outcome:
+        """``indication``: the INSTANCE element. Never raises for what the listener, the network or a certificate is."""
         try:
             tls = await self._tls(destination)
         except (OSError, ValueError) as error:
@@ -124,11 +122,11 @@ def _context(trusted: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _request(message_id: str, indication: CIMInstance) -> bytes:
+def _request(message_id: str, indication: str) -> bytes:
     return (
         '<?xml version="1.0" encoding="utf-8" ?>\n<CIM CIMVERSION="2.0" DTDVERSION="2.0">'
         f'<MESSAGE ID="{message_id}" PROTOCOLVERSION="1.0"><SIMPLEEXPREQ><EXPMETHODCALL NAME="{METHOD}">'
-        f'<EXPPARAMVALUE NAME="NewIndication">{answers.instance(indication)}</EXPPARAMVALUE>'
+        f'<EXPPARAMVALUE NAME="NewIndication">{indication}</EXPPARAMVALUE>'
         "</EXPMETHODCALL></SIMPLEEXPREQ></MESSAGE></CIM>\n"
     ).encode()
 
