@@ -8,6 +8,7 @@ any holder of the copy, since the root depends on size and content only.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from engine.movers import Mover
 
 SCHEMA = "twinvol.proof/1"
+SEAL = "sha256"
 MAX_DOCUMENT_CHARS = 1 << 20
 """A document has some 800."""
 LANES = 4
@@ -133,20 +135,24 @@ class Proof:
     unverified_bytes: int = 0
 
     def serialize(self) -> str:
-        """The document as JSON text, keys in a fixed order."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The document as JSON text, keys in a fixed order, the last one with a digest of all others."""
+        values = asdict(self)
+        return json.dumps(values | {SEAL: _sealed(values)}, indent=2) + "\n"
 
     @classmethod
     def parse(cls, text: str) -> Proof:
-        """Read a document. Raises InvalidArgument when it is none, or of another schema, hash or leaf size."""
+        """Read a document. Raises InvalidArgument when it is none, was changed, or is of another schema, hash or leaf
+        size."""
         try:
             values: dict[str, Any] = json.loads(text)
+            if values.pop(SEAL) != _sealed(values):
+                raise InvalidArgument("the proof document is not as it was written: its digest is another one")
             if values["schema"] != SCHEMA or values["hash"] != HASH_NAME or values["leaf_bytes"] != LEAF_BYTES:
                 raise InvalidArgument(f"a proof of schema {values['schema']} with {values['hash']} is not known here")
             values["source"] = Side(**values["source"])
             values["target"] = Side(**values["target"])
             return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidArgument(f"not a proof document: {error}") from None
 
     def holds_for(self, tree: HashTree) -> bool:
@@ -154,6 +160,12 @@ class Proof:
         if self.unverified_bytes:
             return False
         return tree.size_bytes == self.size_bytes and tree.root().hex() == self.source.root == self.target.root
+
+
+def _sealed(values: dict[str, Any]) -> str:
+    """Against rot and slips of an editor; who forges a document can make this, too."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compare(

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine.secret_files import write_secret
+from tests.integration import vm_host
 from tests.support.daemon import Daemon, twinvol
+from tests.support.vm_peers import Peers
 
 
 @pytest.fixture
@@ -67,3 +69,36 @@ def test_a_holder_behind_chap(daemon, tmp_path):
     assert check("--url", url, "--secret-file", str(right)) == 2, "a secret without a user"
     assert check("--url", alice, "--secret-file", str(readable)) == 7
     assert check("--image", str(right), "--secret-file", str(right)) == 2
+
+
+def test_a_proof_is_checked_on_the_other_side_and_refused_after_one_flipped_bit(tmp_path: Path):
+    """Of the document, wherever it is; of the copy, once nobody watches."""
+    data, proof = b"A leaf of its own. " * 3000, tmp_path / "proof.json"
+    image = tmp_path / "image.raw"
+    image.write_bytes(data + bytes((4 << 20) - len(data)))
+    with Peers.running(tmp_path) as peers:
+        peers.run("source", "volume", "import", "v", "--from", str(image))
+        peers.run("source", "replica", "create", "v", "r", "--mode", "sync", "--peer", "target")
+        peers.run("source", "replica", "proof", "r", "--out", str(proof))
+        target = peers.pool("target")
+
+        def check(document: Path = proof) -> int:
+            done = twinvol("proof", "check", str(document), "--volume", "r", "--pool", str(target))
+            assert "Traceback" not in done.stderr
+            return done.returncode
+
+        assert check() == 0
+        text, flipped = proof.read_bytes(), tmp_path / "flipped.json"
+        for at in (text.index(b'"root"') + 12, len(text) // 2, len(text) - 20):
+            flipped.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+            assert check(flipped) in (2, 9), f"byte {at}"
+
+        vm_host.run("kill", peers.pool("source"))
+        vm_host.run("kill", target)
+        (file,) = (target / "volumes").glob("r.tvol")
+        with file.open("r+b") as copy:
+            at = copy.read().index(data[:64]) + 5
+            copy.seek(at)
+            copy.write(bytes([data[5] ^ 0x10]))
+        vm_host.run("start", target, peers.portals["target"], "--peer", peers.addresses["target"])
+        assert check() == 9

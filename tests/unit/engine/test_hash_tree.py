@@ -2,6 +2,7 @@ import random
 
 import pytest
 
+from engine import proof
 from engine.errors import InvalidArgument, NotFound
 from engine.hash_tree import FAN_OUT, LEAF_BYTES, HashTree, leaf_digests
 from engine.proof_files import read_proof, write_proof
@@ -74,3 +75,14 @@ async def test_a_proof_document_that_is_none_is_refused(tmp_path):
         await read_proof(tmp_path / "nothing")
     with pytest.raises(NotFound):
         await write_proof(tmp_path / "no" / "folder", "{}")
+
+
+def test_a_proof_document_with_any_bit_flipped_is_refused():
+    side = "v", "5f4dcc3b-5aa7-45d6-8d83-27deb882cf99", 1.5, HashTree(1 << 20)
+    text = proof.compare("r", side, side, checked_at=2.25, software="twinvol 1")[0].serialize().encode()
+    assert proof.Proof.parse(text.decode()).identical
+    for at in range(len(text)):
+        for bit in range(8):
+            spoilt = text[:at] + bytes([text[at] ^ 1 << bit]) + text[at + 1 :]
+            with pytest.raises((InvalidArgument, UnicodeDecodeError)):
+                proof.Proof.parse(spoilt.decode())
