@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import resource
 import socket
@@ -72,6 +73,7 @@ async def run(subscriptions: int, changes: int) -> dict[str, float]:
     await web.SockSite(runner, listener).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     classes, registry = repository.load(), whole_registry()
+    gc.freeze()  # as the process that delivers does
     with tempfile.TemporaryDirectory() as folder:
         async with opened(Path(folder)) as engine:
             service = Indications(engine.api, classes, registry)

@@ -55,6 +55,7 @@ BACKOFF_MAX_S = 600.0
 SENDING_MAX, TRYING_AGAIN_MAX = 16, 8
 """At a time: to listeners that are well, and to those that were not when last tried, which may take their time."""
 
+WOKEN_AT_ONCE = 32
 SLICE_S = 0.005
 EVERYBODY = "*"
 """The place up to which every destination has been served."""
@@ -134,6 +135,7 @@ class Deliveries:
 
     async def hear(self, entry: Entry) -> None:
         """Give an entry, which the feed has just given, to the live lanes that it concerns."""
+        woken = 0
         for lane in list(self.lanes.values()):
             if lane.behind is None and entry.number > lane.taken and (entry.lost or self._matches(lane, entry)):
                 if len(lane.queue) >= QUEUE_MAX:
@@ -142,6 +144,9 @@ class Deliveries:
                     lane.queue.append(entry)
                     lane.taken = entry.number
                 lane.wake.set()
+                woken += 1
+                if not woken % WOKEN_AT_ONCE:
+                    await asyncio.sleep(0)  # they go on in the next turn of the loop, all of them
             await self._breathe()
 
     def places(self) -> list[Place]:
