@@ -264,9 +264,12 @@ class TakingOver(Standings):
         clock = self._pool.env.clock
         unit = self._units.target_named(name, group=group)
         row = unit.lead.row
-        points, heard = self._units.points(unit), unit.lead.told
-        point_at = points[-1].created_at if points else None
         lossless, boot, wall = self.holds_lease(unit), clock.boottime(), clock.time()
+        # Without leases a group goes on from its point, whatever its members hold and their source has said of that.
+        points, heard = self._units.points(unit), unit.lead.told if unit.group is None or lossless else None
+        point_at = points[-1].created_at if points else None
+        if unit.group is not None and points:
+            point_at = unit.group.at
         until = complete_until(wall=wall, boot=boot, exact_until=self._exact_until(unit), told=heard, point_at=point_at)
         reachable = self._peers is not None and self._peers.reaches(unit.peer)
         missing_bytes = None if heard is None else heard.missing_bytes

@@ -125,7 +125,7 @@ class HeadFrozen(Scene):
         await b.start()
         self.watch(b)
         for _ in range(1000):  # unless nothing was lost
-            if any(".head." in point.name for point in b.store.snapshots()):
+            if any(".head." in point.name for point in b.volume.head.store.snapshots()):
                 break
             await asyncio.sleep(0.001)
         self.network.cut = True

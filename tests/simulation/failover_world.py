@@ -27,17 +27,19 @@ import warnings
 from typing import TYPE_CHECKING
 
 from engine.catalog import MirrorRow
+from engine.catalog_mirror_groups import MirrorGroupRow
 from engine.catalog_peers import PeerTargetRow
-from engine.errors import EngineError
+from engine.errors import EngineError, InvalidState, NotFound
 from engine.links import peer as peer_links
+from engine.mirror_group import GroupRecord
 from engine.mirror_record import MirrorPolicy, MirrorRecord
-from engine.replica_table import POLICY_KEY
+from engine.replica_table import GROUP_KEY, POLICY_KEY
 from engine.units import KIB
 from tests.simulation.mirror_world import Violation
 from tests.support.failover_site import NAMES, Network, SimPeerLink, Site, SiteLoop
 
 if TYPE_CHECKING:
-    from engine.replicas import Replicas
+    from engine.failover_units import Units
 
 BLOCK = 4096
 BLOCKS = 24
@@ -54,12 +56,14 @@ class FailoverWorld:
 
     ACTIONS = tuple(range(12))
     MODE: str | None = None
+    VOLUMES = 1
+    """More: members of a mirrored group; each block of the disk is on another one than the block before."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.loop = SiteLoop(turns_max=3_000_000)
         self.network = Network(self.rng)
-        self.sites = [Site(number, self.loop, self.network, self.rng, SIZE) for number in range(2)]
+        self.sites = [Site(number, self.loop, self.network, self.rng, SIZE, self.VOLUMES) for number in range(2)]
         for site, other in zip(self.sites, reversed(self.sites), strict=True):
             site.other = other
         self.mode = self.MODE or self.rng.choice(("sync", "sync", "async", "adaptive"))
@@ -79,13 +83,20 @@ class FailoverWorld:
     # --- what the disk holds -----------------------------------------------------------------------------------------
 
     def numbers(self, site: Site) -> list[int]:
-        data = site.content()
-        return [TAG.unpack_from(data, block * BLOCK)[0] for block in range(BLOCKS)]
+        data = [site.content(member) for member in range(self.VOLUMES)]
+        return [
+            TAG.unpack_from(data[block % self.VOLUMES], block // self.VOLUMES * BLOCK)[0] for block in range(BLOCKS)
+        ]
+
+    @property
+    def kind(self) -> dict[str, bool]:
+        """What is said with each command."""
+        return {"group": self.VOLUMES > 1}
 
     def check_one(self) -> None:
         if self.violations:
             raise self.violations[0]
-        if all(site.is_usable() for site in self.sites):
+        if all(site.offers() for site in self.sites):
             raise Violation("both machines offer the disk")
         for site in self.sites:
             self.check_lease(site)
@@ -93,10 +104,9 @@ class FailoverWorld:
     def check_lease(self, site: Site) -> None:
         if not site.is_up or not site.is_ready:
             return
-        row = site.replicas.incoming.named("r")
-        replica = None if row is None else site.replicas.incoming.replica_of(row)
-        if replica is not None and site.failovers.holds_lease(site.failovers._units.target_named("r", group=False)):
-            self.require(site, "holds the lease")
+        with contextlib.suppress(NotFound, InvalidState):
+            if site.failovers.holds_lease(site.failovers._units.target_named("r", **self.kind)):
+                self.require(site, "holds the lease")
 
     def require(
         self,
@@ -126,7 +136,8 @@ class FailoverWorld:
         life = site.life
         data = memoryview(TAG.pack(number) + bytes(BLOCK - TAG.size))
         site.writing += 1
-        task = site.spawn(site.volume.write(block * BLOCK, data))
+        volume = site.members[block % self.VOLUMES]
+        task = site.spawn(volume.write(block // self.VOLUMES * BLOCK, data))
         try:
             await asyncio.wait([task])
         finally:
@@ -194,13 +205,19 @@ class FailoverWorld:
         return task.result()  # raises what is nobody's answer
 
     def is_replica(self, site: Site) -> bool:
-        return site.is_up and site.is_ready and site.replicas.incoming.named("r") is not None
+        if not site.is_up or not site.is_ready:
+            return False
+        incoming = site.replicas.incoming
+        return (incoming.named("r") if self.VOLUMES == 1 else incoming.group_point("r")) is not None
 
     async def fail_over(self, site: Site, *, planned: bool) -> None:
         if not self.is_replica(site):
             return
         if planned:
-            if await self.done(site, site.failovers.fail_over("r", accept_loss=False, fenced=False)) is not None:
+            if (
+                await self.done(site, site.failovers.fail_over("r", accept_loss=False, fenced=False, **self.kind))
+                is not None
+            ):
                 self.counts["planned"] += 1
             return
         site.other.end(power_loss=False)  # fenced
@@ -208,9 +225,9 @@ class FailoverWorld:
         if not self.is_replica(site):
             return
         planned_at = self.loop.time()
-        plan, acked = site.failovers.plan("r"), dict(self.acked)
+        plan, acked = site.failovers.plan("r", **self.kind), dict(self.acked)
         accept_loss = self.rng.random() < 0.6
-        result = await self.done(site, site.failovers.fail_over("r", accept_loss=accept_loss, fenced=True))
+        result = await self.done(site, site.failovers.fail_over("r", accept_loss=accept_loss, fenced=True, **self.kind))
         if result is None or "lossless" not in result:
             return
         if result["lossless"]:
@@ -227,15 +244,14 @@ class FailoverWorld:
         return abs(self.sites[0].clock.ahead_s - self.sites[1].clock.ahead_s) < CLOCK_SLACK_S / 2
 
     async def fail_back(self, site: Site) -> None:
-        if site.is_usable() and await self.done(site, site.failovers.fail_back("r")) is not None:
+        if site.is_usable() and await self.done(site, site.failovers.fail_back("r", **self.kind)) is not None:
             self.counts["failback"] += 1
 
     async def resolve(self, site: Site) -> None:
         """The operator knows which machine is the disk: where one is, or was last, the other one gives way."""
-        if not site.is_up or not site.is_ready or site.volume.fence_reason is None:
+        if not site.is_up or not site.is_ready or site.fenced() is None:
             return
-        row = site.replicas.remote_row("r")
-        if row is None:
+        if site.failovers._units.source("r", **self.kind) is None:
             return
         serve = not site.other.is_usable() and not site.other.is_up and self.last_disk is site
         if not serve and not site.other.is_usable():
@@ -247,7 +263,7 @@ class FailoverWorld:
 
     async def decided(self, site: Site, serve: bool) -> bool:
         try:
-            task = site.spawn(site.failovers.resolve("r", serve=serve, give_way=not serve))
+            task = site.spawn(site.failovers.resolve("r", serve=serve, give_way=not serve, **self.kind))
         except EngineError:
             return False
         self.giving_way = None if serve else site
@@ -261,20 +277,25 @@ class FailoverWorld:
 
     def watch(self, site: Site) -> None:
         """Look at each exchange of roles in the step in which it happens."""
-        replicas: Replicas = site.replicas
-        follow, lead = replicas.now_replica, replicas.now_source
+        units: Units = site.failovers._units
+        follow, lead = units.now_replica, units.now_source
 
-        def now_replica(name, target):
+        def now_replica(unit, target):
             if self.giving_way is not site:
                 self.seen(self.check_followed, site)
             self.counts["followed"] += 1
-            follow(name, target)
+            follow(unit, target)
 
-        def now_source(row, target, peers):
-            lead(row, target, peers)
+        def now_source(new, target, peers):
+            lead(new, target, peers)
             self.seen(self.took_over, site)
 
-        replicas.now_replica, replicas.now_source = now_replica, now_source
+        units.now_replica, units.now_source = now_replica, now_source
+
+    def mirror(self, site: Site):
+        if self.VOLUMES > 1:
+            return site.replicas.groups.running_mirror("r")
+        return site.replicas.mirror_of("r")
 
     def seen(self, check, site: Site) -> None:
         """In a step of the machine's own, which would take what is raised for an answer of its peer's."""
@@ -324,7 +345,7 @@ class FailoverWorld:
             await site.start()
         self.last_disk = a
         b.exposure.standby = True
-        await asyncio.wait_for(a.spawn(make_mirror(a, b, self.mode)), 30)
+        await asyncio.wait_for(a.spawn(self.make_mirror()), 30)
         host = asyncio.ensure_future(self.host())
         for _ in range(self.rng.randrange(6, 18)):
             await asyncio.sleep(self.rng.random() * self.rng.choice((0.02, 0.2, 1.0)))
@@ -340,6 +361,9 @@ class FailoverWorld:
         self.require(disk, "is the disk")
         await self.equal(disk)
 
+    async def make_mirror(self) -> None:
+        await make_mirror(*self.sites, self.mode)
+
     async def settle(self) -> None:
         """All faults end; the operator decides what has to be decided."""
         self.network.cut, self.network.delay_s = False, 0.0002
@@ -350,7 +374,7 @@ class FailoverWorld:
             self.check_one()
             if any(s.is_usable() and self.is_replica(s.other) for s in self.sites):
                 return
-            waiting = [site for site in self.sites if site.volume.fence_reason is not None]
+            waiting = [site for site in self.sites if site.fenced() is not None]
             if any(site.is_usable() for site in self.sites):
                 for site in waiting:
                     await self.decided(site, serve=False)
@@ -361,18 +385,18 @@ class FailoverWorld:
 
     async def equal(self, disk: Site) -> None:
         for _ in range(60):
-            mirror = disk.replicas.mirror_of("r")
+            mirror = self.mirror(disk)
             if mirror is not None:
                 with contextlib.suppress(EngineError):
                     if mirror.is_at_rest:
-                        await self.done(disk, disk.failovers.fail_back("r"))
+                        await self.done(disk, disk.failovers.fail_back("r", **self.kind))
                         disk = next((site for site in self.sites if site.is_usable()), disk)
                     await asyncio.sleep(RPO_S)
                     if self.numbers(disk) == self.numbers(disk.other) and not mirror.is_at_rest:
                         return
             await asyncio.sleep(0.2)
             disk = next((site for site in self.sites if site.is_usable()), disk)
-        mirror = disk.replicas.mirror_of("r")
+        mirror = self.mirror(disk)
         raise Violation(f"the two never become equal: {None if mirror is None else mirror.standing}")
 
     def run(self) -> None:
@@ -387,9 +411,8 @@ class FailoverWorld:
                 raise self.violations[0]
 
 
-async def make_mirror(a: Site, b: Site, mode: str) -> None:
-    """``a`` has the disk, ``b`` its replica ``r``."""
-    policy = MirrorPolicy(
+def policy() -> MirrorPolicy:
+    return MirrorPolicy(
         budget_s=BUDGET_S,
         queue_bytes=256 * KIB,
         rounds_max=20,
@@ -399,12 +422,16 @@ async def make_mirror(a: Site, b: Site, mode: str) -> None:
         retry_s=0.02,
         retry_max_s=0.1,
     )
+
+
+async def make_mirror(a: Site, b: Site, mode: str) -> None:
+    """``a`` has the disk, ``b`` its replica ``r``."""
     replica_id = "11111111-1111-4111-8111-111111111111"
     target = PeerTargetRow(replica_id, NAMES[0], "r", b.volume.volume_id, "a", mode)
     await b.catalog.peers.put_target(target)
     b.replicas.incoming.adopt(target)
     b.exposure.standby = True
-    state = MirrorRecord().serialize() | {POLICY_KEY: policy.serialize()}
+    state = MirrorRecord().serialize() | {POLICY_KEY: policy().serialize()}
     row = MirrorRow("r", a.volume.volume_id, replica_id, mode, state, NAMES[1])
     await a.catalog.put_mirror(row)
     a.replicas.table.rows["r"] = row
@@ -417,6 +444,39 @@ async def make_mirror(a: Site, b: Site, mode: str) -> None:
 def target_facts(b: Site) -> bool:
     row = b.replicas.incoming.named("r")
     return row is not None and row.facts != ""
+
+
+class GroupWorld(FailoverWorld):
+    """The members of a mirrored group: one after the other is written, and they change places as one."""
+
+    VOLUMES = 3
+
+    async def make_mirror(self) -> None:
+        a, b = self.sites
+        ids = [f"{number:08}-1111-4111-8111-111111111111" for number in range(self.VOLUMES)]
+        names, group_id = tuple(f"r.{number}" for number in range(self.VOLUMES)), "99999999-1111-4111-8111-111111111111"
+        for replica_id, name, volume in zip(ids, names, b.members, strict=True):
+            target = PeerTargetRow(replica_id, NAMES[0], name, volume.volume_id, volume.name, self.mode)
+            await b.catalog.peers.put_target(target)
+            b.replicas.incoming.adopt(target)
+        for replica_id, name, volume in zip(ids, names, a.members, strict=True):
+            row = MirrorRow(name, volume.volume_id, replica_id, self.mode, {GROUP_KEY: "r"}, NAMES[1])
+            await a.catalog.put_mirror(row)
+            a.replicas.table.rows[name] = row
+        state = GroupRecord.new(self.VOLUMES).serialize() | {POLICY_KEY: policy().serialize()}
+        group = MirrorGroupRow("r", "g", group_id, self.mode, NAMES[1], names, state)
+        await a.replicas.groups._put(group)
+        await a.replicas.groups.begin("r", a)
+        await a.replicas.groups.get("r").wait_synchronized(20)
+        while not all(b.replicas.incoming.named(name).facts for name in names):  # noqa: ASYNC110 - another machine's
+            await asyncio.sleep(0.05)
+
+
+class GroupForced(GroupWorld):
+    """The members of a synchronous one have to take over, again and again, over a link that fails."""
+
+    ACTIONS = (0, 1, 5, 5, 8, 8, 9, 11)
+    MODE = "sync"
 
 
 class Planned(FailoverWorld):
@@ -454,11 +514,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.failover_world")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--group", action="store_true", help="members of a mirrored group, not one volume")
     options = parser.parse_args()
     failures, totals = 0, {}
     for seed in range(options.seed, options.seed + options.count):
         try:
-            world = run(seed)
+            world = run(seed, GroupWorld if options.group else FailoverWorld)
         except Violation as violation:
             failures += 1
             print(f"seed {seed}: {violation}")

@@ -18,7 +18,7 @@ from engine.peers import incoming
 from engine.peers.incoming import Incoming
 from engine.replicas import Replicas
 from tests.simulation.directed_failover import AnswerLost, HandedOver, HeadFrozen, PowerLost, Told
-from tests.simulation.failover_world import FailoverWorld, run
+from tests.simulation.failover_world import FailoverWorld, GroupForced, GroupWorld, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +116,62 @@ def _plan_from_now(patch) -> None:
     patch.setattr(failover_standing, "_told", lambda message, now: SourceTold(now, 0.0, 0))
 
 
+def _fences_uncounted(patch) -> None:
+    """An answer that is older than a fence lifts it."""
+    patch.setattr(Failovers, "_count", lambda self, unit: 0)
+
+
+def _content_without_leases(patch) -> None:
+    """What the members of a group hold is taken for one instant, without leases."""
+    patch.setattr(
+        Failovers,
+        "_is_whole",
+        lambda self, unit: all(self._replicas.incoming.is_whole(each.row) for each in unit.replicas),
+    )
+    real = Failovers._sealed
+
+    async def sealed(self, unit, *, content):
+        return await real(self, unit, content=True)
+
+    patch.setattr(Failovers, "_sealed", sealed)
+
+
+def _one_lease_is_enough(patch) -> None:
+    """Whichever member holds it, the group has everything."""
+
+    def holds_lease(self, unit):
+        now = self._pool.env.clock.boottime()
+        return any(replica.lease.held(now) for replica in unit.replicas)
+
+    patch.setattr(Failovers, "holds_lease", holds_lease)
+
+
+def _newest_of_each(patch) -> None:
+    """Each member of a group goes on from the newest recovery point that it has itself."""
+
+    async def roll_back(self, replica, guid):
+        point = self._replicas.incoming.points(replica.row)[-1]
+        await real(self, replica, point.guid)
+
+    real = Failovers._roll_back
+    patch.setattr(Failovers, "_roll_back", roll_back)
+
+
+def _the_lead_is_fenced(patch) -> None:
+    """The other members of a group go on being served."""
+    real = Failovers._stop_serving
+
+    def stop_serving(self, unit, why):
+        served = [(volume, volume.fence_reason) for volume in self._units.volumes(unit)[1:]]
+        count = real(self, unit, why)
+        for volume, before in served:
+            if before is None:
+                volume.unfence()
+        return count
+
+    patch.setattr(Failovers, "_stop_serving", stop_serving)
+
+
 MUTATIONS: dict[str, tuple[Mutation, type[FailoverWorld]]] = {
     "serve before the peer was asked": (_serve_without_asking, FailoverWorld),
     "call it without loss, whatever the lease": (_lossless_without_a_lease, FailoverWorld),
@@ -135,6 +191,11 @@ DIRECTED: dict[str, tuple[Mutation, type[FailoverWorld]]] = {
 """Seeds notice them seldom; ``directed_failover.py`` has a scene for each."""
 
 CANDIDATES: dict[str, tuple[Mutation, type[FailoverWorld]]] = {
+    "the lead of a group is fenced, its others are not": (_the_lead_is_fenced, GroupWorld),
+    "a group's content is whole without leases": (_content_without_leases, GroupForced),
+    "one member's lease is enough": (_one_lease_is_enough, GroupForced),
+    "each member goes on from its own newest point": (_newest_of_each, GroupWorld),
+    "an answer older than a fence lifts it": (_fences_uncounted, FailoverWorld),
     "points that are not on record count": (_points_off_the_record, FailoverWorld),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.simulation.directed_failover import AnswerLost, HandedOver, HeadFrozen, PowerLost, Told
-from tests.simulation.failover_world import FailoverWorld, Planned, PowerLoss, run
+from tests.simulation.failover_world import FailoverWorld, GroupWorld, Planned, PowerLoss, run
 from tests.simulation.mutations_of_failover import DIRECTED, MUTATIONS, notices
 
 SEEDS = 120
@@ -15,6 +15,12 @@ def test_one_machine_at_a_time_is_the_disk_and_nothing_is_lost_silently(kind):
     # The runs get where the promises are made.
     assert sum(world.counts["writes"] for world in worlds) > 1000
     assert sum(world.counts["followed"] for world in worlds) > 3
+
+
+def test_a_mirrored_group_changes_places_as_one():
+    worlds = [run(seed, GroupWorld) for seed in range(100, 106)]
+    assert sum(world.counts["writes"] for world in worlds) > 500
+    assert sum(world.counts["followed"] for world in worlds) > 1
 
 
 @pytest.mark.parametrize(("mutation", "kind"), MUTATIONS.values(), ids=MUTATIONS.keys())

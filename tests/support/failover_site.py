@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from engine.catalog import _SCHEMA, Catalog, LunRow, VolumeRow
+from engine.catalog_mirror_groups import GroupPointRow
 from engine.errors import EngineError, PeerUnreachable, Superseded
 from engine.failover import Failovers
 from engine.files import StoreEnv
@@ -359,11 +360,14 @@ class Network:
 class Site:
     """See the module."""
 
-    def __init__(self, number: int, loop: SiteLoop, network: Network, rng: random.Random, size_bytes: int) -> None:
+    def __init__(
+        self, number: int, loop: SiteLoop, network: Network, rng: random.Random, size_bytes: int, volumes: int = 1
+    ) -> None:
         self.number, self.loop, self.network, self.rng = number, loop, network, rng
         self.name = NAMES[number]
-        self.store = MemoryStore()
-        self.store.create_volume(self.name, size_bytes)
+        self.files_of_volumes = [MemoryStore() for _ in range(volumes)]
+        for each, store in enumerate(self.files_of_volumes):
+            store.create_volume(f"{self.name}{each}", size_bytes)
         self.clock = SiteClock(loop, rng)
         self.catalog = SimCatalog(rng)
         self.files = SimFileSystem(rng)
@@ -374,7 +378,7 @@ class Site:
         self.is_ready = False
         """Its process has read what it is."""
         self.writing = 0
-        self.volume: Volume
+        self.members: list[Volume] = []
         self.replicas: Replicas
         self.failovers: Failovers
         self.exposure: SimExposure
@@ -404,16 +408,19 @@ class Site:
         workers = SimWorkers(self.loop, self.rng)
         self.files.boot_id = lambda: f"boot-{self.boots}"
         self.env = StoreEnv(self.files, workers, self.clock, control=SimControlFiles(self.files, workers))
-        self.store.now = self.clock.time
-        self.volume = Volume(self.store.volumes()[0])
+        for store in self.files_of_volumes:
+            store.now = self.clock.time
+        self.members = [Volume(head) for head in self.heads()]
         self.device_ids = await self.catalog.identities.all()
-        self.volume.device_id = self.device_id(self.volume.volume_id)
+        for volume in self.members:
+            volume.device_id = self.device_id(volume.volume_id)
         self.exposure = SimExposure(self)
         self.replicas = Replicas(self, software="simulation")
         self.failovers = Failovers(self, self.exposure, self.replicas)
         await self.replicas.restore()
-        if self.volume.fence_reason is not None:
-            self.exposure.withheld.add(self.volume.device_id)
+        for volume in self.members:
+            if volume.fence_reason is not None:
+                self.exposure.withheld.add(volume.device_id)
         self.exposure.standby = bool(self.replicas.incoming.all())
         self.is_ready = True
         await self.replicas.begin_remote(self)
@@ -424,22 +431,38 @@ class Site:
             return
         self.life.end()
         self.network.drop()
-        self.store = self.store.crash(self.rng, power_loss=power_loss)
+        self.files_of_volumes = [store.crash(self.rng, power_loss=power_loss) for store in self.files_of_volumes]
         if power_loss:
             self.boots += 1
             self.files.lose_power()
         else:
             self.files.restart_process()
 
-    def is_usable(self) -> bool:
-        """Whether an initiator would be served the disk here."""
-        if not self.is_up or not self.is_ready or self.exposure.standby:
-            return False
-        served = self.volume.fence_reason is None and not self.volume.read_only
-        return served and self.volume.device_id not in self.exposure.withheld
+    @property
+    def volume(self) -> Volume:
+        """The first one."""
+        return self.members[0]
 
-    def content(self) -> bytes:
-        head = self.store.volumes()[0]
+    def heads(self):
+        return [store.volumes()[0] for store in self.files_of_volumes]
+
+    def is_usable(self) -> bool:
+        """Whether an initiator would be served all disks here."""
+        return self.is_up and self.is_ready and all(self._is_served(volume) for volume in self.members)
+
+    def offers(self) -> bool:
+        """Whether an initiator would be served any disk here."""
+        return self.is_up and self.is_ready and any(self._is_served(volume) for volume in self.members)
+
+    def fenced(self) -> str | None:
+        return next((volume.fence_reason for volume in self.members if volume.fence_reason), None)
+
+    def _is_served(self, volume: Volume) -> bool:
+        served = volume.fence_reason is None and not volume.read_only and not self.exposure.standby
+        return served and volume.device_id not in self.exposure.withheld
+
+    def content(self, member: int = 0) -> bytes:
+        head = self.heads()[member]
         return head.content(0, head.size_bytes)
 
     async def serve(self, peer: str, op: str, fields):
@@ -451,6 +474,16 @@ class Site:
                 return await self.failovers.hand_over(peer, fields["replica"])
             case "promote":
                 return await self.failovers.promote(peer, fields)
+            case "group_point":
+                point = GroupPointRow(
+                    fields["group"],
+                    peer,
+                    fields["name"],
+                    fields["guid"],
+                    fields["at_us"] / 1e6,
+                    tuple(fields["replicas"]),
+                )
+                return await self.replicas.incoming.complete_group(point) or {}
         replica = self.replicas.incoming.get(peer, fields["replica"])
         match op:
             case "facts":
@@ -467,7 +500,10 @@ class Site:
 
     @property
     def groups(self):
-        return SimpleNamespace(require_free=lambda *_: None)
+        async def of_exactly(name, _volumes):
+            return name
+
+        return SimpleNamespace(require_free=lambda *_: None, of_exactly=of_exactly)
 
     @property
     def jobs(self):
@@ -477,13 +513,13 @@ class Site:
         return SimpleNamespace(require_unread=lambda *_: None, start=start)
 
     def volumes(self):
-        return [self.volume]
+        return self.members
 
     def stores(self):
-        return [self.store]
+        return self.files_of_volumes
 
     def find(self, volume_id):
-        return self.volume if volume_id == self.volume.volume_id else None
+        return next((volume for volume in self.members if volume.volume_id == volume_id), None)
 
     by_id = find
 
@@ -491,18 +527,18 @@ class Site:
         return self.name
 
     def row(self, volume):
-        return VolumeRow(volume.volume_id, self.name, "")
+        return VolumeRow(volume.volume_id, volume.name, "")
 
     def snapshots(self, volume):
-        return [each for each in self.store.snapshots(volume.volume_id) if not each.hidden]
+        return [each for each in volume.head.store.snapshots(volume.volume_id) if not each.hidden]
 
     def device_id(self, volume_id):
         return self.device_ids.get(volume_id, volume_id)
 
     def identified(self, ids):
         self.device_ids.update(ids)
-        if self.volume.volume_id in ids:
-            self.volume.device_id = ids[self.volume.volume_id]
+        for volume in self.members:
+            volume.device_id = ids.get(volume.volume_id, volume.device_id)
 
     def client(self, name):
         return SimClient(self, self.other)
