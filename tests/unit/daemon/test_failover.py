@@ -228,6 +228,7 @@ async def test_the_operator_keeps_the_old_source_and_the_other_stops(tmp_path: P
         pools.heal()
         await until(lambda: "resolve" in a.replicas.info("r").reason)
         await a.api.replica_resolve("r", serve=True)
+        await served(a, "v")  # what the other one said in that very moment is asked about once more
         await fill(a, "v", 6 * MIB)
         alone = await content(a, "v")
         await until(lambda: b.pool.volume("r").fence_reason is not None)

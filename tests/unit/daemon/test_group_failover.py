@@ -161,6 +161,7 @@ async def test_the_operator_keeps_the_old_sources_and_the_others_stop(tmp_path: 
         pools.heal()
         await until(lambda: "resolve" in a.replicas.groups.info("r").reason)
         await a.api.group_replica_resolve("r", serve=True)
+        await until(lambda: all(served(a)))  # what the others said in that very moment is asked about once more
         alone = await contents(a)
         await until(lambda: served(b) == [False, False])
         await until(lambda: "resolve" in b.replicas.groups.info("r").reason)
