@@ -2,6 +2,10 @@
 
 Pure of loops, threads and stores: it runs in worker threads and in the copying process (``engine.copy_worker``) alike.
 Nothing here decides what a difference means or what becomes of zeroes: ``Moved`` tells.
+
+Rule: **a unit of the target is judged, and written, as a whole.** It lies in one part. Where a part ended inside of it,
+one half could be written and the other not (zero, or equal to what is there): of a new chunk of the target that half
+would be what somebody else left there, or the written half be published by nobody.
 """
 
 from __future__ import annotations
@@ -80,14 +84,15 @@ def move_strip(
     """Bring a strip over and verify it.
 
     Args:
-        part_bytes: whole leaves, ``LARGE_PART_BYTES`` at most.
+        strip: begins with a unit of the target.
+        part_bytes: whole leaves, ``LARGE_PART_BYTES`` at most; a part has a unit of the target at least.
         present: what is at the target already, if it is to be compared first and left where it is equal.
 
     Raises:
         IntegrityError: the target returned other bytes. And what the three extents raise.
     """
     moved = Moved()
-    for part in pieces(strip, part_bytes):
+    for part in pieces(strip, _whole_units(part_bytes, to.unit_bytes)):
         at, data = part.offset - strip.offset, buffers.data[: part.length]
         digests = _read(source, at, data)
         there = b"" if present is None else _digests(present, at, part.length, buffers.back)
@@ -106,6 +111,11 @@ def move_strip(
                 compare(piece, part, digests, back)
             moved.written.append(run)
     return moved
+
+
+def _whole_units(part_bytes: int, unit: int) -> int:
+    """Both are powers of two."""
+    return max(part_bytes, unit)
 
 
 def _read(source: Source, at: int, data: memoryview) -> bytes:

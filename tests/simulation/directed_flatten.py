@@ -1,4 +1,4 @@
-"""Clones flattened under their users, played on purpose."""
+"""Clones flattened under their users, and other copies by leases, played on purpose."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from engine.movers import ThreadMover
 from engine.tvol.check import check_file
 from engine.tvol.file import TvolFile
 from engine.tvol.layout import LayoutError
+from engine.units import KIB
 from tests.simulation.directed import CHUNK, CHUNKS, PATH, HeldWorkers, _create, _process
 from tests.support.sim_files import SimFileSystem
 from tests.support.volume_oracle import Violation
@@ -329,6 +330,76 @@ def a_zero_chunk_under_a_partial_one() -> None:
 
     _process(files, main)
     _check(files)
+
+
+LARGE_CHUNK = 256 * KIB
+
+
+def a_large_chunk_that_is_zero_in_its_first_half() -> None:
+    """The copy of it reads zero there, whatever its new chunk held before."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _half_written(env, slice(LARGE_CHUNK // 2, LARGE_CHUNK))
+        await _flatten(env, store, clone)
+        await _expect_half_written(clone, slice(LARGE_CHUNK // 2, LARGE_CHUNK))
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_large_chunk_that_is_zero_in_its_second_half() -> None:
+    """A copy of it onto another volume has the first half."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store, clone = await _half_written(env, slice(0, LARGE_CHUNK // 2))
+        (origin,) = store.snapshots()
+        await clone.discard(0, LARGE_CHUNK)
+        options = CopyOptions(blank_target=True)
+        await copy_extents(origin, clone, options=options, mover=ThreadMover(env.workers))
+        await _expect_half_written(clone, slice(0, LARGE_CHUNK // 2))
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+def a_large_chunk_that_is_equal_in_one_half() -> None:
+    """A copy that leaves what is equal writes all of a chunk that a snapshot of the target shares, or nothing of it."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        half = LARGE_CHUNK // 2
+        store, clone = await _half_written(env, slice(0, LARGE_CHUNK))
+        (origin,) = store.snapshots()
+        await clone.write(half, memoryview(b"c" * half))
+        await store.snapshot(clone, "s")
+        options = CopyOptions(compare_first=True)
+        await copy_extents(origin, clone, options=options, mover=ThreadMover(env.workers))
+        await _expect_half_written(clone, slice(0, LARGE_CHUNK))
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
+async def _half_written(env: StoreEnv, written: slice) -> tuple[TvolFile, NativeHead]:
+    """A volume of one chunk of 256 KiB that has "a" in a part of it, and a clone of it; what is free holds "x"."""
+    store = await TvolFile.create(
+        env, PATH, volume_name="vol", size_bytes=LARGE_CHUNK, chunk_bytes=LARGE_CHUNK, journal_bytes=LARGE_CHUNK
+    )
+    store._core.allocator.stays_dirty = True
+    head = store.volumes()[0]
+    await head.write(0, memoryview(b"x" * LARGE_CHUNK))
+    older = await store.snapshot(head, "older")
+    await head.discard(0, LARGE_CHUNK)
+    await head.write(written.start, memoryview(b"a" * (written.stop - written.start)))
+    clone = await store.clone(await store.snapshot(head, "origin"), "clone")
+    await store.delete_snapshot(older)
+    await head.flush()
+    await store.settled()
+    return store, clone
+
+
+async def _expect_half_written(clone: NativeHead, written: slice) -> None:
+    expected, found = bytearray(LARGE_CHUNK), bytearray(LARGE_CHUNK)
+    expected[written] = b"a" * (written.stop - written.start)
+    await clone.read(0, memoryview(found))
+    if found != expected:
+        raise Violation("a copy of a chunk is not what was copied")
 
 
 def _check(files: SimFileSystem) -> None:

@@ -1,9 +1,10 @@
-"""The rules of flattening (``engine/tvol/flatten.py``), each taken away."""
+"""The rules of flattening (``engine/tvol/flatten.py``), each taken away, and one of all copies by leases."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine import strips
 from engine.tvol import adoption, flatten, layout
 from engine.tvol import store as store_module
 from engine.tvol.head import NativeHead
@@ -13,6 +14,7 @@ from tests.simulation.directed_flatten import (
     a_clone_that_leaves_with_its_snapshots,
     a_clone_that_still_inherits_and_its_origin_goes,
     a_clone_that_was_flattened_in_part_and_its_snapshot_goes,
+    a_large_chunk_that_is_zero_in_its_first_half,
     a_merge_before_the_separation_is_durable,
     a_separated_clone_after_power_loss,
     a_slow_write_under_a_copy_and_a_flip,
@@ -42,6 +44,10 @@ def _logged_only(original):
 
 async def _nothing_is_inherited(core, node):
     return True
+
+
+def _parts_of_any_size(original):
+    return lambda part_bytes, unit: part_bytes
 
 
 def _separated_without_a_flush(original):
@@ -77,6 +83,10 @@ FLATTEN: dict[str, Mutation] = {
         "a chunk of zeroes under a partial one is written",
         ((flatten, "zero_chunk", lambda original: _no_zeroes),),
     ),
+    "units-lie-in-one-part": Mutation(
+        "a unit of a copy's target is judged, and written, as a whole",
+        ((strips, "_whole_units", _parts_of_any_size),),
+    ),
     "separated-before-merged": Mutation(
         "a node that a separation left with one child is merged when the separation is durable",
         ((flatten, "_log_separation", _logged_only),),
@@ -95,6 +105,7 @@ DIRECTED_FLATTEN: dict[str, Callable[[], None]] = {
     "copies-reach-the-deadlists": a_clone_that_was_flattened_in_part_and_its_snapshot_goes,
     "readers-of-snapshots-are-told": a_clone_that_leaves_with_its_snapshots,
     "zero-bases-are-written": a_zero_chunk_under_a_partial_one,
+    "units-lie-in-one-part": a_large_chunk_that_is_zero_in_its_first_half,
     "separated-before-merged": a_merge_before_the_separation_is_durable,
     "separation-is-flushed": a_separated_clone_after_power_loss,
 }
