@@ -62,7 +62,7 @@ async def until_synchronized(mirror: MirrorVerbs, rest: Rest, name: str, tell: C
             await mirror.resume(name)
         elif not going and info.copy_state == "Unsynchronized":
             await mirror.pause(name)
-        elif info.copy_state in ("Aborted", "Fractured", "Failedover") or (
+        elif info.copy_state in ("Aborted", "Fractured", "Failedover", "Restored") or (
             info.copy_state == "Broken" and info.mode == "sync"
         ):
             raise InvalidState(f"replica {name}", f"{info.copy_state} ({info.reason})", "a running copy")

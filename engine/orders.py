@@ -7,8 +7,9 @@ Invariants:
   number: what is there by its name was made by it, and what is not is made; but a mirror that was begun, and a copy
   onto an existing volume that was whole, are recorded, and not begun again: somebody may have taken them over since.
 * An order that stops at an error, or is cancelled, takes back what it has made; what it did to the content of volumes
-  that existed before, it cannot; and a mirror that somebody has fractured, detached or failed over meanwhile is his.
-  One that goes on at errors takes back the copy that failed, and fails if all did.
+  that existed before, it cannot; and a mirror that somebody has fractured, detached, restored from, reversed or failed
+  over meanwhile is his. One that goes on at errors takes back the copy that failed, and fails if all did.
+* A clone of a snapshot is of the one that was there when it was ordered, not of another that is called so by then.
 * A job that rests (``job_suspend``) begins nothing, and its copies rest.
 """
 
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 JOB_KIND = "copies"
 KINDS = ("snapshot", "clone", "token", "mirror")
-TAKEN_OVER = ("Detached", "Fractured", "Failedover")
+TAKEN_OVER = ("Detached", "Fractured", "Failedover", "Restored")
 """States of a mirror that it gets into by nobody's order but a user's."""
 
 
@@ -89,6 +90,7 @@ class Orders:
         named = self._named(orders, group)
         document: dict[str, Any] = {
             "orders": [asdict(order) for order in named],
+            "source_guids": [_snapshot_guid(self._pool, order) for order in named],
             "group": None if group is None else asdict(group) | {"guid": new_guid()},
             "at_once": order_point() if at_once else None,  # by which name
             "on_error": on_error,
@@ -262,6 +264,11 @@ class Orders:
         return name not in self._pool.interrupted()
 
 
+def _snapshot_guid(pool: Pool, order: CopyOrder) -> str | None:
+    """Of the snapshot that is copied, which another one may be called as later. Raises NotFound."""
+    return None if order.snapshot is None else pool.snapshot(pool.volume(order.source), order.snapshot).guid
+
+
 def _size_of(pool: Pool, order: CopyOrder) -> int:
     """Of what is copied. Raises NotFound."""
     source = pool.volume(order.source)
@@ -310,11 +317,10 @@ class _Order:
 
     async def work(self, job: Job) -> dict[str, Any]:
         job.control = self._rest
-        for made, order in zip(self._made, self._orders, strict=True):
-            source = self._pool.volume(order.source)
-            made["source_id"] = source.volume_id
-            if order.snapshot is not None:
-                made["source_guid"] = self._pool.snapshot(source, order.snapshot).guid
+        for made, order, guid in zip(self._made, self._orders, self.document["source_guids"], strict=True):
+            made["source_id"] = self._pool.volume(order.source).volume_id
+            if guid is not None:
+                made["source_guid"] = guid
         job.result = {"copies": [dict(made) for made in self._made], "jobs": []}
         job.progress(0, sum(self._sizes))
         point: str | None = self.document["at_once"] or None
@@ -433,10 +439,12 @@ class _Order:
 
     async def _copy(self, job: Job, number: int, order: CopyOrder, point: str | None) -> None:
         await self._rest.going.wait()
-        source, name = self._pool.volume(order.source), order.name or ""
+        source, name, made_of = self._pool.volume(order.source), order.name or "", self._made[number].get("source_guid")
         if order.kind == "token":
             child = await start_token_clone(self._pool, source, name)
         else:
+            if _snapshot_guid(self._pool, order) != made_of:
+                raise NotFound("snapshot", f"{order.source}@{made_of}")
             point = order.snapshot or point
             child = self._pool.jobs.get((await self._api.clone_copy(order.source, point, name)).job)
         job.result["jobs"].append(child.job_id)
@@ -610,11 +618,16 @@ class _Order:
 
     async def _taken_over(self) -> set[int]:
         """Numbers of the mirrors that were begun, and that somebody has done something else with since."""
-        states = {info.name: info.copy_state for info in await self._api.replica_list()}
+        found = {info.name: info for info in await self._api.replica_list()}
+
+        def is_ours(made: dict[str, Any], order: CopyOrder) -> bool:
+            info = found.get(order.name or "")  # with its roles reversed, what it was made into is the disk
+            return info is not None and info.copy_state not in TAKEN_OVER and info.source == order.source
+
         return {
             number
             for number, (made, order) in enumerate(zip(self._made, self._orders, strict=True))
-            if "replica" in made and states.get(order.name or "", "Detached") in TAKEN_OVER
+            if "replica" in made and not is_ours(made, order)
         }
 
     async def _undo(self, job: Job, number: int) -> None:

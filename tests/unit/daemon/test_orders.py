@@ -201,6 +201,7 @@ async def test_a_job_goes_on_after_the_end_of_the_daemon_under_its_number(tmp_pa
 async def test_an_order_whose_source_is_gone_keeps_no_daemon_from_starting(tmp_path):
     document = {
         "orders": [asdict(CopyOrder("clone", "gone", name="copy"))],
+        "source_guids": [None],
         "group": None,
         "at_once": False,
         "on_error": "stop",
@@ -340,7 +341,14 @@ async def test_a_snapshot_that_an_order_is_about_to_take_is_its_own(tmp_path):
 
 async def test_a_volume_that_the_end_of_the_daemon_left_without_its_mirror_is_made_anew(tmp_path):
     mirror = asdict(CopyOrder("mirror", "a", name="m", terms=MirrorTerms()))
-    document = {"orders": [mirror], "group": None, "at_once": False, "on_error": "stop", "until": "synchronized"}
+    document = {
+        "orders": [mirror],
+        "source_guids": [None],
+        "group": None,
+        "at_once": False,
+        "on_error": "stop",
+        "until": "synchronized",
+    }
     async with opened(tmp_path / "pool") as engine:
         await make(engine, "a")
         job = await ordered(engine, CopyOrder("snapshot", "a"))
@@ -473,3 +481,56 @@ async def test_who_suspends_a_mirror_that_is_waited_for_has_it_suspended(monkeyp
     states += ["Suspended", "Unsynchronized", "Synchronized"]  # as the end of the daemon left it
     await mirror_wait.until_synchronized(verbs, mirror_wait.Rest(), "m", lambda percent: None)
     assert resumed == [2]
+
+
+async def test_a_mirror_whose_roles_were_reversed_is_not_taken_back(tmp_path):
+    held = []
+    async with opened(tmp_path / "pool", holding(held)) as engine:
+        await make(engine, "small")
+        await much(engine, "a")
+        orders = [
+            CopyOrder("mirror", "small", element_name="s", terms=MirrorTerms()),
+            CopyOrder("mirror", "a", element_name="m"),
+        ]
+        job = await engine.api.copies_make(orders)
+        await held[0].holding.wait()
+        await mirror_wait.until_synchronized(
+            mirror_wait.of_replica(engine.api), mirror_wait.Rest(), "s", lambda _percent: None
+        )
+        await engine.api.replica_reverse("s")  # s is the disk from now on
+        await engine.pool.volume("s").write(0, b"n" * 4096)
+        await engine.api.replica_abort("m")
+        assert (await ended(engine, job)).state == "Exception"
+        assert [info.name for info in await engine.api.volume_list()] == ["a", "s", "small"]
+        assert await head_of(engine, "s") == b"n" * 4096
+        assert [(info.source, info.target) for info in await engine.api.replica_list()] == [("s", "small")]
+
+
+async def test_an_order_ends_when_its_mirror_is_restored_from(engine):
+    await make(engine, "a")
+    job = await ordered(engine, CopyOrder("mirror", "a", element_name="m"))
+    assert job.state == "Completed", job.message
+    await ended(engine, await engine.api.replica_restore("m"))
+    assert (await engine.api.replica_show("m")).copy_state == "Restored"
+    verbs = mirror_wait.of_replica(engine.api)
+    with pytest.raises(InvalidState, match="Restored"):
+        async with asyncio.timeout(20):
+            await mirror_wait.until_synchronized(verbs, mirror_wait.Rest(), "m", lambda _percent: None)
+
+
+async def test_a_clone_is_of_the_snapshot_that_was_there_when_it_was_ordered(tmp_path):
+    held = []
+    async with opened(tmp_path / "pool", holding(held)) as engine:
+        await make(engine, "b")
+        await engine.api.snapshot_create("b", "s")
+        await much(engine, "a")
+        orders = [CopyOrder("clone", "a", element_name="first"), CopyOrder("clone", "b", snapshot="s")]
+        job = await engine.api.copies_make(orders)
+        await held[0].holding.wait()
+        await engine.api.snapshot_delete("b", "s")
+        await engine.pool.volume("b").write(0, b"y" * 4096)
+        await engine.api.snapshot_create("b", "s")  # another one
+        held[0].let_go()
+        done = await ended(engine, job)
+        assert (done.state, done.error) == ("Exception", "NotFound")
+        assert [info.name for info in await engine.api.volume_list()] == ["a", "b"]
