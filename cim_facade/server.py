@@ -1,7 +1,7 @@
 """The CIM-XML listener (DSP0200 7): HTTP in front of the ``Facade``.
 
 Everything is refused as early as it can be: a connection beyond the limits at once, before its TLS handshake (when all
-are taken, one on which nobody has proven who he is gives way, of the address that has most of those); one that sends no
+are taken, one on which nobody has proven who he is gives way, of the place that has most of those); one that sends no
 request within ``FIRST_REQUEST_S``, or leaves answers unread for ``SEND_S``; a request whose user is not known before
 its body is read; a body that is too long or too slow; a document that is no request, with status 400 and the header
 CIMError; and what the operation says, with status 200 and an ERROR. Before authentication a client makes this process
@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import ipaddress
 import logging
 import math
@@ -36,6 +37,7 @@ from cim_facade.auth import LockedOut, Login, Overloaded, Users, parse_basic
 from cim_facade.cimxml import RequestError
 from cim_facade.context import User
 from cim_facade.errors import cim_error
+from cim_facade.guesses import place_of
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -120,8 +122,8 @@ class CimServer:
         self._users = users
         self._unavailable = unavailable
         self._connections = 0
-        self._addresses: dict[str, int] = {}
-        self._unproven: dict[str, dict[_Connection, None]] = {}  # by address, oldest first
+        self._places: dict[str, int] = {}
+        self._unproven: dict[str, dict[_Connection, None]] = {}  # by place, oldest first
         self._all = _UnderWay(MAX_REQUESTS, MAX_REQUESTS_OF_USER)
         self._big = _UnderWay(MAX_BIG, MAX_BIG_OF_USER)
         self._listeners: list[socket.socket] = []
@@ -162,9 +164,13 @@ class CimServer:
         return task
 
     async def _accept(self, listener: socket.socket, protocol: web.Server, tls: Tls | None) -> None:
-        """Take connections for ever. They are counted from here on, so that handshakes are no way around the limits."""
+        """Take connections for ever. They are counted from here on, so that handshakes are no way around the limits.
+
+        An address counts as the place that it is in: a host has 2**64 of IPv6.
+        """
         loop = asyncio.get_running_loop()
         while True:
+            await asyncio.sleep(0)  # sock_accept does not wait while connections queue: nothing else would run
             try:
                 taken, peer = await loop.sock_accept(listener)
             except OSError as error:
@@ -172,52 +178,53 @@ class CimServer:
                 await asyncio.sleep(ACCEPT_AGAIN_S)
                 continue
             address = str(peer[0])
-            there = self._addresses.get(address, 0)
+            place = place_of(address)
+            there = self._places.get(place, 0)
             full = self._connections >= MAX_CONNECTIONS
-            if there >= MAX_CONNECTIONS_PER_ADDRESS or (full and not self._make_room(address)):
+            if there >= MAX_CONNECTIONS_PER_ADDRESS or (full and not self._make_room(place)):
                 taken.close()
                 continue
             self._connections += 1
-            self._addresses[address] = there + 1
+            self._places[place] = there + 1
             connection = _Connection(protocol, Login(address), self._ended)
-            self._unproven.setdefault(address, {})[connection] = None
-            context = None if tls is None else await tls()
-            connection.beginning = self._own(self._begin(taken, connection, context))
+            self._unproven.setdefault(place, {})[connection] = None
+            connection.beginning = self._own(self._begin(taken, connection, tls))
+            connection.beginning.add_done_callback(functools.partial(_let_go, taken, connection))
 
     def _make_room(self, newcomer: str) -> bool:
-        """End the oldest connection of the address that has most of those on which nobody has proven who he is."""
+        """End the oldest connection of the place that has most of those on which nobody has proven who he is."""
         greediest = max(self._unproven, key=lambda each: len(self._unproven[each]), default=newcomer)
         if len(self._unproven.get(greediest, ())) <= len(self._unproven.get(newcomer, ())):
             return False
-        next(iter(self._unproven[greediest])).abort()
+        oldest = next(iter(self._unproven[greediest]))
+        self._has_proven(oldest)  # it is over a little later: the next one to come is not told that it makes room
+        oldest.abort()
         return True
 
-    async def _begin(self, taken: socket.socket, connection: _Connection, tls: ssl.SSLContext | None) -> None:
+    async def _begin(self, taken: socket.socket, connection: _Connection, tls: Tls | None) -> None:
         handshake = None if tls is None else TLS_HANDSHAKE_S
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(lambda: connection, taken, ssl=tls, ssl_handshake_timeout=handshake)
+            context = None if tls is None else await tls()
+            await loop.connect_accepted_socket(lambda: connection, taken, ssl=context, ssl_handshake_timeout=handshake)
         except OSError as error:  # of TLS and time, too
             log.info("a connection was not begun: %s", error)
-        finally:
-            if connection.transport is None:  # or it says itself when it ends
-                taken.close()
-                connection.end()
 
     def _ended(self, connection: _Connection) -> None:
-        address = connection.login.address
+        place = place_of(connection.login.address)
         self._connections -= 1
-        self._addresses[address] -= 1
-        if not self._addresses[address]:
-            del self._addresses[address]
+        self._places[place] -= 1
+        if not self._places[place]:
+            del self._places[place]
         self._has_proven(connection)
 
     def _has_proven(self, connection: _Connection) -> None:
         """Whose it is, or that it is over."""
-        of_address = self._unproven.get(connection.login.address, {})
-        of_address.pop(connection, None)
-        if not of_address:
-            self._unproven.pop(connection.login.address, None)
+        place = place_of(connection.login.address)
+        of_place = self._unproven.get(place, {})
+        of_place.pop(connection, None)
+        if not of_place:
+            self._unproven.pop(place, None)
 
     # --- requests
 
@@ -482,6 +489,13 @@ async def _body(request: web.BaseRequest) -> bytes:
     except (web.PayloadAccessError, web.RequestPayloadError):
         raise Refused(400, "the body is not what its headers say", CIMError="request-not-well-formed") from None
     return b"".join(parts)
+
+
+def _let_go(taken: socket.socket, connection: _Connection, _beginning: asyncio.Task[None]) -> None:
+    """Of one that was not begun, also when its task was cancelled before its first step; others say when they end."""
+    if connection.transport is None:
+        taken.close()
+        connection.end()
 
 
 def _abort(request: web.BaseRequest) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import socket
 import ssl
 import threading
 
@@ -328,6 +329,56 @@ async def test_a_full_house_has_room_for_another_address(monkeypatch, users, tls
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def burst(address, *places):
+    """Connections that all queue before the server's loop turns."""
+    host, port = address.split(":")
+    return [socket.create_connection((host, int(port)), source_address=(place, 0)) for place in places]
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # what it watches has no event
+            await asyncio.sleep(0)
+
+
+async def test_a_burst_of_connections_lets_others_work():
+    """``sock_accept`` does not wait while there are any."""
+    seen = set()
+    async with cim.served(cim.facade()) as (address, serving):
+        for each in await burst(address, *["127.0.0.1"] * 40):
+            each.close()
+        await until(lambda: seen.add(serving._connections) or (len(seen) > 1 and not serving._connections))
+    assert len(seen) > 3  # it was 0 and 40
+
+
+async def test_a_burst_into_a_full_house_takes_no_place_for_ever(monkeypatch):
+    """Who gives way may have come in the same moment, and is over only a little later."""
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    most = 0
+    async with cim.served(cim.facade()) as (address, serving):
+        came = await burst(address, "127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.4", "127.0.0.5")
+        for _ in range(100):
+            await asyncio.sleep(0)
+            most = max(most, serving._connections)
+        for each in came:
+            each.close()
+        await until(lambda: not serving._connections)
+        assert (serving._places, serving._unproven) == ({}, {})
+    assert most < 6  # whoever is let in, one ends for it
+
+
+async def test_addresses_of_one_place_are_counted_together(monkeypatch):
+    """A host has 2**64 of IPv6, and would be let in with all of them."""
+    monkeypatch.setattr(server, "place_of", lambda address: address.rpartition(".")[0])
+    monkeypatch.setattr(server, "MAX_CONNECTIONS_PER_ADDRESS", 2)
+    async with cim.served(cim.facade()) as (address, serving):
+        came = await burst(address, "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.1.1")
+        await until(lambda: serving._connections == 3)
+        assert serving._places == {"127.0.0": 2, "127.0.1": 1}
+        for each in came:
+            each.close()
 
 
 # --- who
