@@ -110,14 +110,11 @@ def _current(folder: Path, listening_at: str) -> tuple[ssl.SSLContext, object]:
     folder.mkdir(mode=0o700, exist_ok=True)
     with _locked(folder):
         key, certificate = folder / KEY, folder / CERTIFICATE
-        if _unfinished(certificate).exists() and not _unfinished(key).exists():  # a crash before the last step
-            _unfinished(certificate).replace(certificate)
         if not key.exists() and not certificate.exists():
             _issue(folder, _machine_names(listening_at))
             log.info("made %s; give %s to clients as what they trust", certificate, folder / CA)
         else:
-            with contextlib.suppress(NotFound, InvalidArgument):  # it is said below
-                _keep(folder)
+            _keep(folder)
         return _loaded(certificate, key), _versions(folder)
 
 
@@ -176,13 +173,25 @@ def replace(pool: Path, certificate: Path, key: Path) -> None:
 
 
 def _keep(folder: Path) -> None:
-    """Renew the certificate if it is the pool's own and in its last third; else say when it ends soon."""
-    leaf = _leaf(folder / CERTIFICATE)
+    """Renew the certificate if it is the pool's own and in its last third; else say when it ends soon.
+
+    What keeps it from being renewed (no room, an authority's key that is kept elsewhere) is said, and keeps nobody from
+    being served with what there is.
+    """
+    try:
+        leaf = _leaf(folder / CERTIFICATE)
+    except (NotFound, InvalidArgument):  # whoever loads it says so
+        return
     left = leaf.not_valid_after_utc - _now()
     if _is_own(folder, leaf):
         if left < LIFETIME / 3:
-            _issue(folder, _names_in(leaf))
-            log.info("renewed %s", folder / CERTIFICATE)
+            try:
+                _issue(folder, _names_in(leaf))
+            except (EngineError, OSError) as error:
+                ends = leaf.not_valid_after_utc.isoformat()
+                log.error("%s, which ends at %s, is not renewed: %s", folder / CERTIFICATE, ends, error)
+            else:
+                log.info("renewed %s", folder / CERTIFICATE)
     elif left < WARNED_BEFORE:
         log.warning("the certificate %s ends at %s", folder / CERTIFICATE, leaf.not_valid_after_utc.isoformat())
 
@@ -232,6 +241,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
     _write(_unfinished(folder / CA_KEY), _secret(key), 0o600)
     _write(_unfinished(folder / CA), _pem(certificate), 0o644)
     for name_of in (CA_KEY, CA):
+        _sync(folder)
         _unfinished(folder / name_of).replace(folder / name_of)
     return certificate, key
 
@@ -298,9 +308,13 @@ def _name(text: str) -> x509.GeneralName:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Alone in it, behind the last step of whoever was interrupted."""
     guard = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)
+        if _unfinished(folder / CERTIFICATE).exists() and not _unfinished(folder / KEY).exists():  # a crash
+            _unfinished(folder / CERTIFICATE).replace(folder / CERTIFICATE)
+            os.fsync(guard)
         yield
     finally:
         os.close(guard)
@@ -309,6 +323,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _put(folder: Path, certificate: bytes, key: bytes) -> None:
     """Both, as the module says. Raises InvalidArgument: they cannot be used; then nothing has changed."""
     new_key, new_certificate = _unfinished(folder / KEY), _unfinished(folder / CERTIFICATE)
+    new_certificate.unlink(missing_ok=True)  # of before a crash; it would count without its key
     _write(new_key, key, 0o600)
     _write(new_certificate, certificate, 0o644)
     try:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import datetime
+import errno
+import os
 import ssl
 import stat
 from pathlib import Path
@@ -180,6 +182,58 @@ def test_a_crash_while_replacing_leaves_the_old_pair_or_the_new_one(tmp_path, mo
     monkeypatch.undo()
     certificate.server_context(tmp_path, AT)
     assert (certificate.show(tmp_path).sha256 == before) == (steps == 0)
+
+
+@pytest.mark.parametrize("second", range(8))
+@pytest.mark.parametrize("first", range(8))
+def test_two_crashes_while_replacing_leave_a_pair(tmp_path, monkeypatch, first, second):
+    """Between any two changes of names: the second meets what the first has left."""
+    certificate.server_context(tmp_path, AT)
+    certificates = [foreign(tmp_path / "a"), foreign(tmp_path / "b")]
+    known = {certificate.show(tmp_path).sha256}
+    for (made, key), steps in zip(certificates, (first, second), strict=True):
+        known.add(x509.load_pem_x509_certificate(made.read_bytes()).fingerprint(hashes.SHA256()).hex())
+        with monkeypatch.context() as crashing:
+            left = iter(range(steps))
+            for name in ("replace", "unlink"):
+                crashing.setattr(Path, name, until_crash(left, getattr(Path, name)))
+            crashing.setattr(certificate.os, "open", until_crash(left, os.open, of_files_made=True))
+            with contextlib.suppress(KeyboardInterrupt):
+                certificate.replace(tmp_path, made, key)
+    certificate.server_context(tmp_path, AT)
+    assert certificate.show(tmp_path).sha256 in known
+
+
+def until_crash(left, function, *, of_files_made=False):
+    def step(*arguments, **named):
+        if not of_files_made or arguments[1] & os.O_CREAT:
+            try:
+                next(left)
+            except StopIteration:
+                raise KeyboardInterrupt from None
+        return function(*arguments, **named)
+
+    return step
+
+
+@pytest.mark.parametrize("why", ["no room", "no key"])
+async def test_what_cannot_be_renewed_is_served_and_said(tmp_path, monkeypatch, caplog, why):
+    monkeypatch.setattr(certificate, "LIFETIME", 30 * DAY)
+    certificate.server_context(tmp_path, AT)
+    before = certificate.show(tmp_path).sha256
+    monkeypatch.setattr(certificate, "LIFETIME", 396 * DAY)  # it is in its last third
+    if why == "no key":
+        (tmp_path / FOLDER / CA_KEY).rename(tmp_path / "kept elsewhere")
+    else:
+        monkeypatch.setattr(certificate, "_write", full)
+    context = await ServerCertificate(tmp_path, AT).context()
+    assert shown_by(context, tmp_path / FOLDER / CA)
+    assert certificate.show(tmp_path).sha256 == before
+    assert "is not renewed" in caplog.text
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def test_connections_at_the_same_time_load_it_once(tmp_path):
