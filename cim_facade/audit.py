@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -41,9 +42,15 @@ class AuditLog:
         record = {"at": datetime.datetime.now(datetime.UTC).isoformat(), **record}
         line = json.dumps(record)
         if len(line) > MAX_LINE_BYTES:
-            line = json.dumps(record | {"parameters": f"(of {len(line)} bytes)"})
+            left_out = {each: f"(of {len(line)} bytes)" for each in ("parameters", "outputs") if each in record}
+            line = json.dumps(record | left_out)
         with self._opened() as descriptor:
-            os.write(descriptor, f"{line}\n".encode())
+            size = os.fstat(descriptor).st_size
+            data = f"{line}\n".encode()
+            written = os.write(descriptor, data)
+            if written < len(data):
+                os.ftruncate(descriptor, size)  # or the next one would be on the same line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def done_by_command(self, operation: str, target: str) -> None:
         """A change that a command has made; blocks. Raises OSError."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -164,6 +165,26 @@ def test_a_line_is_bounded_and_so_are_the_files(path, monkeypatch):
     assert all(stat.S_IMODE(each.stat().st_mode) == 0o600 for each in files)
     assert [each["operation"] for each in log.last(5)] == ["95", "96", "97", "98", "99"]
     assert 20 < len(log.last(1000)) < 100
+
+
+def test_an_answer_with_long_outputs_is_bounded(path):
+    log = AuditLog(path)
+    log.append({"id": "1", "event": "asked", "user": "joe", "operation": "Act", "target": "t"})
+    log.append({"id": "1", "event": "answered", "return_value": 0, "outputs": {"a": ["x" * 1000] * 64}})
+    assert all(len(line) <= audit.MAX_LINE_BYTES for line in path.read_text().splitlines())
+    (shown,) = log.last(1)
+    assert shown["result"] == "0"
+
+
+def test_half_a_line_on_a_full_disk_does_not_take_the_next_one_with_it(path, monkeypatch):
+    log, write = AuditLog(path), os.write
+    log.append({"event": "done", "operation": "first"})
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
+    with pytest.raises(OSError, match="No space"):
+        log.append({"event": "done", "operation": "lost"})
+    monkeypatch.undo()
+    log.append({"event": "done", "operation": "last"})
+    assert [each["operation"] for each in log.last(5)] == ["first", "last"]
 
 
 def _append(path, count):
