@@ -48,6 +48,7 @@ MAX_RECOGNISED = 256
 
 _COST = {"n": 1 << 14, "r": 8, "p": 1}
 _KEY_BYTES = 32
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 
 
@@ -233,12 +234,14 @@ class Users:
 def _account(name: str, role: str, password: str) -> Account:
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise InvalidArgument(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters")
+    if _CONTROL.search(password) or any("\ud800" <= each <= "\udfff" for each in password):
+        raise InvalidArgument("a password has no control characters, and is UTF-8: no client could send it")
     salt = secrets.token_bytes(16)
     return Account(name, role, salt.hex(), _derive(password, salt).hex(), **_COST)
 
 
 def parse_basic(header: str) -> tuple[str, str] | None:
-    """Name and password of an Authorization header (RFC 7617); None: it has none."""
+    """Name and password of an Authorization header; None: it has none, or control characters in it (RFC 7617 2)."""
     scheme, _, token = header.partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -247,7 +250,7 @@ def parse_basic(header: str) -> tuple[str, str] | None:
     except (binascii.Error, ValueError):
         return None
     name, colon, password = text.partition(":")
-    return (name, password) if colon else None
+    return (name, password) if colon and not _CONTROL.search(text) else None
 
 
 def _derive(password: str, salt: bytes) -> bytes:

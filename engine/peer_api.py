@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from engine.api import PeerInfo, PeerInvitation
 from engine.api_part import ApiPart
-from engine.errors import InUse, NotFound
+from engine.errors import InUse, NotFound, TimedOut
 from engine.peers.frames import optional_text
 from engine.peers.identity import check_certificate
 from engine.peers.invitation import LIFETIME_S
@@ -14,6 +15,9 @@ from engine.peers.serving import MAX_CREDENTIAL_CHARS
 
 if TYPE_CHECKING:
     from engine.peers.registry import Peers
+
+AUTHENTICATE_S = 30.0
+"""For a peer to look at one password behind those of others; somebody waits for it with a request of his own."""
 
 
 class PeerOperations(ApiPart):
@@ -52,7 +56,11 @@ class PeerOperations(ApiPart):
         client = self._require_peers().client(name)
         if max(len(username), len(password)) > MAX_CREDENTIAL_CHARS:
             return None
-        answer = await client.request("authenticate", username=username, password=password)
+        try:
+            async with asyncio.timeout(AUTHENTICATE_S):
+                answer = await client.request("authenticate", username=username, password=password)
+        except TimeoutError:
+            raise TimedOut(f"peer {name} has not said within {AUTHENTICATE_S:.0f} s who that is") from None
         return optional_text(answer, "role", 16)
 
     async def peer_rotate(self) -> str:

@@ -68,7 +68,7 @@ class PeerApi(Protocol):
     async def peer_authenticate(self, name: str, username: str, password: str) -> str | None:
         """The role, admin or reader, that a peer's own users file gives to who has this password there; None: nobody.
 
-        Raises PeerUnreachable, NotSupported (an older peer), PermissionDenied (too many wrong ones from here).
+        Raises PeerUnreachable, TimedOut, NotSupported (an older peer), PermissionDenied (too many wrong ones from us).
         """
         ...
 

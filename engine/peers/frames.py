@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,10 @@ def encode_json(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character: JSON can say it, and nothing can keep it."""
+
+
 def decode_json(payload: bytes) -> dict[str, Any]:
     """Raises FrameError: not one JSON object."""
     try:
@@ -217,7 +222,7 @@ def decode_json(payload: bytes) -> dict[str, Any]:
 def text_of(message: dict[str, Any], key: str, longest: int = 255) -> str:
     """A text of a message. Raises FrameError."""
     value = message.get(key)
-    if not isinstance(value, str) or len(value) > longest:
+    if not isinstance(value, str) or len(value) > longest or _SURROGATE.search(value):
         raise FrameError(f"a message without a fitting {key}")
     return value
 

@@ -204,7 +204,10 @@ def _pool(pool: Path) -> Path:
 
 def _password(name: str, file: str | None) -> str:
     if file == "-":
-        return sys.stdin.readline(_LONGEST_LINE).rstrip("\r\n")
+        try:
+            return sys.stdin.buffer.readline(_LONGEST_LINE).decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise InvalidArgument("the password is not UTF-8") from None
     if file is not None:
         return read_secret(Path(file))
     if not sys.stdin.isatty():

@@ -87,6 +87,8 @@ def test_the_file_holds_no_password_and_is_its_owners(path):
         ("ann", "root", "long enough"),
         ("ann", "admin", "short"),
         ("ann", "admin", "x" * 257),
+        ("ann", "admin", "long\0enough"),
+        ("ann", "admin", "long enough\udcff"),
     ],
 )
 def test_what_no_user_can_be(path, name, role, password):
@@ -239,6 +241,8 @@ def basic(text):
         (basic("joe"), None),
         ("Basic !!!!", None),
         ("Basic " + base64.b64encode(b"\xff:\xff").decode(), None),
+        (basic("joe\0x:a"), None),  # joe, whose password begins with x and a NUL, would be known by another name
+        (basic("joe:a\nb"), None),
         ("Bearer abc", None),
         ("", None),
         ("Basic", None),
