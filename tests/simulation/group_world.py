@@ -222,6 +222,8 @@ class World:
         self.go = asyncio.Event()
         self.go.set()
         self.idle = [asyncio.Event() for _ in range(self.writers)]
+        for idle in self.idle:
+            idle.set()  # a rollback may come before any of them has begun
         tasks = [asyncio.ensure_future(self._writer(number)) for number in range(self.writers)]
         tasks += [asyncio.ensure_future(self._noise(volume)) for volume in self._volumes() if rng.random() < 0.5]
         try:
@@ -263,7 +265,8 @@ class World:
         member = rng.randrange(len(volumes))
         try:
             while not self.stop and not self.files.dead:
-                await self.go.wait()
+                while not self.go.is_set():  # it may be cleared again before this task runs
+                    await self.go.wait()
                 self.idle[writer].clear()
                 member = rng.choice([other for other in range(len(volumes)) if other != member])
                 await self._one_write(rng, writer, member, volumes[member])
