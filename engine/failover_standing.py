@@ -249,7 +249,7 @@ class Standings:
         known = self._written[unit.key]
         if all(each is not None for each in written):
             known.sample(now, sum(each for each in written if each is not None))
-        lag_s = None if mirror is None else mirror.figures.lag_s
+        lag_s = None if mirror is None else mirror.figures.point_lag_s  # what else is complete the target knows itself
         exact = mirror is not None and mirror.figures.is_exact
         missing = None if lag_s is None else 0 if exact else known.since(now - lag_s)
         return {"lag_s": lag_s, "missing_bytes": missing}

@@ -56,10 +56,23 @@ class MirrorFigures:
         self._clock = clock
         self._queued = queued
         self._percent_floor = 0
+        self._incarnation: int | None = None
+        self._left_at: float | None = None
+        """The mirror was exact until then, and its target is not known to have lost anything of that since."""
 
     def begin(self) -> None:
         """A resync begins: what was reached before says nothing about it."""
         self._percent_floor = 0
+
+    def reached(self, incarnation: int) -> None:
+        """The target answers. Another opening of its store than before may follow a loss of power, after which its
+        recovery points alone are complete."""
+        if incarnation != self._incarnation:
+            self._incarnation, self._left_at = incarnation, None
+
+    def left(self) -> None:
+        """The mirror is exact no more: until now its target has everything, though it has no recovery point of that."""
+        self._left_at = self._clock.boottime()
 
     @property
     def rounds(self) -> int:
@@ -110,9 +123,19 @@ class MirrorFigures:
     @property
     def lag_s(self) -> float | None:
         """Time since the instant that the target has, complete; 0 while it has everything, None when it has none."""
-        if self.is_exact:
-            return 0.0
+        return 0.0 if self.is_exact else self._since(self._complete_at)
+
+    @property
+    def point_lag_s(self) -> float | None:
+        """The same, for a target of which it is not known whether it has lost power: only recovery points count."""
+        return 0.0 if self.is_exact else self._since(self._rounds.instant)
+
+    @property
+    def _complete_at(self) -> float | None:
         instant = self._rounds.instant
+        return instant if instant is None or self._left_at is None else max(instant, self._left_at)
+
+    def _since(self, instant: float | None) -> float | None:
         return None if instant is None else max(0.0, self._clock.boottime() - instant)
 
     @property
@@ -128,7 +151,7 @@ class MirrorFigures:
     @property
     def forecast_s(self) -> float | None:
         """What the lag will be at most before the next recovery point is complete. None: nothing to tell from."""
-        instant = self._rounds.instant
+        instant = self._complete_at
         if self._cadence is None or self.is_exact or instant is None:
             return None
         left = self._rounds.left

@@ -462,6 +462,8 @@ class GroupMirror(MirrorOperations[GroupRounds, GroupLink, GroupStream]):
         completed: see ``GroupRounds``.
     """
 
+    content_counts = False
+
     def __init__(
         self,
         name: str,

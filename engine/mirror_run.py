@@ -76,6 +76,8 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
     """
 
     sync_type = SyncType.MIRROR
+    content_counts = True
+    """Whether a failover may take what the target holds beside its recovery points, unless it has lost power."""
 
     def __init__(
         self,
@@ -203,6 +205,8 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         self._retry = retry and self._stopping is None
         if self._standing.state is CopyState.SYNCHRONIZED:
             self.figures.begin()
+            if was_exact and self.content_counts:
+                self.figures.left()
             if self._stopping is not None:
                 self._standing.turn(self._stopping, reason, "error" if self._stopping is CopyEvent.BREAK else "info")
             elif retry or self.mode is CopyMode.ADAPTIVE:
@@ -316,7 +320,7 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         await self._pause(cadence.next_start(self._rounds.instant))
         self._rounds.go_on()
         state = await self.link.connect()
-        self._reached()
+        self._reached(state)
         if not await self._is_current(state):
             shipped = await self._round(state, stream=False)
             if shipped.interval_s is not None:
@@ -329,8 +333,9 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
         if self.mode is CopyMode.ASYNCHRONOUS and kept and self._standing.state is CopyState.UNSYNCHRONIZED:
             self._standing.turn(CopyEvent.CONVERGED, "")
 
-    def _reached(self) -> None:
+    def _reached(self, state: LinkState) -> None:
         """The target answers."""
+        self.figures.reached(state.ack.incarnation)
         if self._standing.state is CopyState.BROKEN:
             self._standing.turn(CopyEvent.RESYNC, "the target answers again")
 
@@ -370,7 +375,7 @@ class MirrorRun(Generic[RoundsT, LinkT, StreamT]):
             self._rounds.go_on()
             await self._end_stream("the next round begins")
             state = await self.link.connect()
-            self._reached()
+            self._reached(state)
             await self._round(state, stream=True)
             stream = self._stream  # None: an interrupted round went on, whose point is older than any stream
             if stream is not None and await stream.converge():

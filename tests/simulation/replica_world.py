@@ -85,7 +85,7 @@ class ReplicaWorld(World):
         self.stores = {"source": source, "target": target}
         self.captured: dict[str, bytes] = {}
         self.percent = 0
-        self.exact = self.points_seen = self.leased = 0
+        self.exact = self.points_seen = self.leased = self.lags_of_content = 0
 
     # --- lives ------------------------------------------------------------------------------------------------
 
@@ -217,6 +217,15 @@ class ReplicaWorld(World):
         content = self.captured.get(self.mirror.common or "")
         if content is None:
             return
+        self.check_complete(content, self.mirror.figures.point_lag_s)
+        if self.mirror.figures.point_lag_s == lag_s:
+            return
+        if self.machine.store.incarnation == self.mirror.figures._incarnation:  # else the source has yet to hear of it
+            self.lags_of_content += 1
+            self.check_complete(self.content(self.target.head), lag_s)
+
+    def check_complete(self, content: bytes, lag_s: float) -> None:
+        """It has everything that is older than that."""
         before = self.loop.time() - lag_s - 1e-6  # instants in seconds since 1970 are no more exact
         needed = np.zeros(CHECKED, np.int64)
         for write in self.history.writes.values():
@@ -309,7 +318,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100)
     options = parser.parse_args()
-    failures, totals = 0, dict.fromkeys(("exact", "leased", "points_seen", "verified"), 0)
+    failures, totals = 0, dict.fromkeys(("exact", "leased", "points_seen", "verified", "lags_of_content"), 0)
     for seed in range(options.seed, options.seed + options.count):
         try:
             world = run(seed, ReplicaWorld)

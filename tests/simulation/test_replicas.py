@@ -17,6 +17,7 @@ def test_mirrors_of_all_modes_keep_their_promises():
     assert len({world.mode for world in worlds}) == 3
     assert sum(world.exact for world in worlds) > len(worlds) // 2
     assert sum(world.leased for world in worlds) > len(worlds) // 4
+    assert sum(world.lags_of_content for world in worlds) > len(worlds) // 4
     assert sum(world.points_seen for world in worlds) > len(worlds)
 
 

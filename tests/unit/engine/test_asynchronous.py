@@ -286,3 +286,27 @@ async def test_an_adaptive_mirror_leaves_for_a_late_target_and_comes_back(engine
     assert (await engine.api.replica_show("b")).switches >= 3
     texts = [event.text for event in await engine.api.event_list()]
     assert any("asynchronous for 0 s at least" in text for text in texts)
+
+
+async def test_the_lag_of_a_mirror_that_was_synchronous_begins_when_it_left(engine, monkeypatch):
+    """Not at its last recovery point: what the target got after that it has, as long as it does not lose power."""
+    clock, later = engine.pool.env.clock, 0.0
+    real = clock.boottime
+    monkeypatch.setattr(type(clock), "boottime", lambda self: real() + later)
+    await done(engine, await engine.api.replica_create("a", "b", MirrorTerms("adaptive", rpo_s=RPO_S)))
+    later = 10 * RPO_S  # without a recovery point
+
+    async def fails(self, *_):
+        raise MediumError("gone")
+
+    monkeypatch.setattr(LocalLink, "apply_now", lambda self, write: None)
+    monkeypatch.setattr(LocalLink, "apply", fails)
+    monkeypatch.setattr(LocalLink, "connect", fails)
+    await engine.pool.volume("a").write(0, memoryview(b"w" * 4096))
+    figures = engine.replicas.running("b").figures
+    assert not figures.is_exact
+    assert figures.lag_s < RPO_S
+    assert figures.point_lag_s > 9 * RPO_S
+    assert (await engine.api.replica_show("b")).promise == "kept"
+    figures.reached(-1)  # another opening of the target's store
+    assert figures.lag_s > 9 * RPO_S
