@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from engine.lease import SourceLease, TargetLease
 from engine.links.local import LocalLink
 from engine.mirror import Mirror
+from engine.mirror_figures import MirrorFigures
 from engine.mirror_round import Rounds
 from engine.mirror_stream import MirrorStream
 from engine.modes import ModeSwitch
