@@ -117,6 +117,33 @@ def a_slow_reader_of_a_freed_chunk() -> None:
     _process(SimFileSystem(random.Random(1)), main)
 
 
+def a_write_over_an_own_chunk_and_a_shared_one() -> None:
+    """They lie in the file as they do in the volume, the first one taken anew since the snapshot: no write is in place
+    in both."""
+
+    async def main(env: StoreEnv, workers: HeldWorkers) -> None:
+        store = await _create(env)
+        store._core.allocator.stays_dirty = True  # the chunk that is freed is the next one taken
+        head = store.volumes()[0]
+        for index in range(2):
+            await head.write(index * CHUNK, memoryview(b"a" * CHUNK))
+        await head.discard(0, CHUNK)
+        await head.flush()
+        await store.settled()
+        snapshot = await store.snapshot(head, "s")
+        await head.write(0, memoryview(b"b" * CHUNK))
+        first, second = (head.node.map.lookup(index) for index in range(2))
+        assert second == first + 1, "the chunks are not adjacent"
+        if head.try_write(0, memoryview(b"c" * 2 * CHUNK)):
+            head.end_pass()
+        found = bytearray(CHUNK)
+        await snapshot.read(CHUNK, memoryview(found))
+        if found != b"a" * CHUNK:
+            raise Violation("a write over several chunks went into one that a snapshot shares")
+
+    _process(SimFileSystem(random.Random(1)), main)
+
+
 def two_flips_over_a_slow_write() -> None:
     """The second snapshot shares the chunk that a write admitted before the first one is still changing."""
 

@@ -16,7 +16,7 @@ from engine.tvol.allocator import Allocator
 from engine.tvol.checkpoint import Checkpointer
 from engine.tvol.core import Core
 from engine.tvol.epoch import Epoch
-from engine.tvol.fast_write import FAST_WRITE_BYTES
+from engine.tvol.fast_write import FAST_WRITE_BYTES, NEVER
 from engine.tvol.head import NativeHead
 from engine.tvol.housekeeping import Housekeeper
 from engine.tvol.journal import Journal
@@ -37,6 +37,7 @@ from tests.simulation.directed import (
     a_slow_reader_of_a_shared_chunk,
     a_source_deleted_while_it_is_shared,
     a_table_that_changes_while_it_is_written,
+    a_write_over_an_own_chunk_and_a_shared_one,
     an_atomic_write_ended_anywhere,
     two_flips_over_a_slow_write,
     two_syncs_at_once_of_which_one_fails,
@@ -178,18 +179,31 @@ def _fast_tier_keeps_its_first_floor(original):
 
 def _bursts_in_place_whatever_snapshots_there_are(original):
     def try_write_each(self, *burst):
-        floor, self._floor = self._floor, 0
+        if (floor := self._floor) == NEVER:
+            return original(self, *burst)
+        self._floor = 0
         try:
             return original(self, *burst)
         finally:
-            self._floor = floor
+            self._floor = max(floor, self._floor)
 
     return try_write_each
 
 
-def _runs_in_place_whatever_their_later_chunks(original):
+def _runs_in_place_wherever_their_later_chunks_are(original):
     def is_own_run(self, index, entry, length):
-        return length <= FAST_WRITE_BYTES
+        entries = [self.node.map.lookup(at) for at in range(index, index - (-length >> self._shift))]
+        return length <= FAST_WRITE_BYTES and all(
+            each >= FIRST_CHUNK_ENTRY and self._births.view[each] > self._floor for each in entries
+        )
+
+    return is_own_run
+
+
+def _runs_in_place_whoever_shares_their_later_chunks(original):
+    def is_own_run(self, index, entry, length):
+        entries = [self.node.map.lookup(at) for at in range(index, index - (-length >> self._shift))]
+        return length <= FAST_WRITE_BYTES and entries == list(range(entry, entry + len(entries)))
 
     return is_own_run
 
@@ -444,8 +458,12 @@ MUTATIONS: dict[str, Mutation] = {
         ((NativeHead, "try_write_each", _bursts_in_place_whatever_snapshots_there_are),),
     ),
     "in-place-rule-of-runs": Mutation(
-        "a write over several chunks is in place only where they all are the head's own, and adjacent",
-        ((NativeHead, "_is_own_run", _runs_in_place_whatever_their_later_chunks),),
+        "a write over several chunks is in place only where they all are the head's own",
+        ((NativeHead, "_is_own_run", _runs_in_place_whoever_shares_their_later_chunks),),
+    ),
+    "runs-are-adjacent": Mutation(
+        "a write over several chunks is in place only where they are adjacent in the file, too",
+        ((NativeHead, "_is_own_run", _runs_in_place_wherever_their_later_chunks_are),),
     ),
     "atomic-writes-redirect": Mutation(
         "an atomic write goes to new chunks, whoever may write in place",
@@ -553,6 +571,7 @@ MUTATIONS: dict[str, Mutation] = {
 """What is taken away, by name."""
 
 DIRECTED: dict[str, Callable[[], None]] = {
+    "in-place-rule-of-runs": a_write_over_an_own_chunk_and_a_shared_one,
     "masks-in-the-checkpoint": a_mask_that_grows_between_two_checkpoints,
     "queued-partials-stand-alone": a_base_that_is_freed_before_its_partial_chunk,
     "mark-is-journaled": a_bad_chunk_through_kill_and_power_loss,

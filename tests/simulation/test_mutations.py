@@ -14,6 +14,8 @@ QUICK = {
     "publish-after-pwrite": 300,
     "one-writer-per-chunk": 300,
     "in-place-rule-fast-tier": 300,
+    "in-place-rule-of-bursts": 300,
+    "runs-are-adjacent": 300,
     "atomic-writes-redirect": 300,
     "seal-waits-for-old-epoch": 600,
     "seal-is-flushed": 300,
