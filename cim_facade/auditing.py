@@ -104,26 +104,27 @@ def told_value(value: Any) -> Any:
     return value if isinstance(value, bool | int | None) else _text(str(value))
 
 
-def _told(element: Element | None) -> Any:
+def _told(element: Element | None, depth: int = 0) -> Any:
+    """``depth``: in how many instances written as strings it is."""
     if element is None:
         return None
     if element.name == "VALUE":
-        return _embedded(element.text) if element.text.lstrip().startswith("<") else _text(element.text)
+        return _embedded(element.text, depth + 1) if element.text.lstrip().startswith("<") else _text(element.text)
     if element.name in ("VALUE.ARRAY", "VALUE.REFARRAY"):
-        told = [_told(each) for each in element.children[:MAX_ITEMS]]
+        told = [_told(each, depth) for each in element.children[:MAX_ITEMS]]
         return told if len(element.children) <= MAX_ITEMS else [*told, f"({len(element.children)} in all)"]
     if element.name == "INSTANCE":
         named = {each.attributes.get("NAME", ""): each for each in element.children if "NAME" in each.attributes}
         properties = {
-            _text(name): LEFT_OUT if _SECRET.search(name) else _told(each.children[0] if each.children else None)
+            _text(name): LEFT_OUT if _SECRET.search(name) else _told(each.children[0] if each.children else None, depth)
             for name, each in list(named.items())[:MAX_ITEMS]
         }
         return {"class": _text(element.attributes.get("CLASSNAME", "")), **properties}
     if element.name == "VALUE.NAMEDINSTANCE" and len(element.children) == 2:
-        return {"path": _told(element.children[0]), "instance": _told(element.children[1])}
+        return {"path": _told(element.children[0], depth), "instance": _told(element.children[1], depth)}
     if element.name in ("INSTANCENAME", "CLASSNAME"):
         return _path(element)
-    return _told(element.children[-1]) if element.children else _text(element.text)  # a path in its namespace
+    return _told(element.children[-1], depth) if element.children else _text(element.text)  # a path in its namespace
 
 
 def _path(element: Element) -> str:
@@ -136,10 +137,12 @@ def _path(element: Element) -> str:
     return _text(f"{name}.{','.join(keys)}" if keys else name, 4 * MAX_TEXT)
 
 
-def _embedded(text: str) -> Any:
+def _embedded(text: str, depth: int) -> Any:
     """An instance as a string has properties, too, of which some may be secrets."""
+    if depth > cimxml.MAX_EMBEDDED_DEPTH:  # as it will be refused
+        return "(embedded too deep)"
     try:
-        return _told(cimxml.tree(text.encode()))
+        return _told(cimxml.tree(text.encode()), depth)
     except RequestError:
         return "(not understood)"
 

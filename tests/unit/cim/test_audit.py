@@ -152,6 +152,18 @@ def test_references_and_arrays_are_recorded_in_words(path):
     assert told["Flag"] is None
 
 
+def test_instances_within_instances_are_recorded_as_deep_as_they_are_understood():
+    """Each level is read anew: 400 of them in 2 MiB took seconds, and more frames than there are."""
+    text = "<INSTANCE CLASSNAME='T'/>"
+    for _ in range(200):
+        within = text.replace("&", "&amp;").replace("<", "&lt;")
+        text = f"<INSTANCE CLASSNAME='T'><PROPERTY NAME='p' TYPE='string'><VALUE>{within}</VALUE></PROPERTY></INSTANCE>"
+    told = auditing._embedded(text, 1)
+    for _ in range(cimxml.MAX_EMBEDDED_DEPTH):
+        told = told["p"]
+    assert told == "(embedded too deep)"
+
+
 def test_a_line_is_bounded_and_so_are_the_files(path, monkeypatch):
     monkeypatch.setattr(audit, "MAX_FILE_BYTES", 50_000)
     log = AuditLog(path)
