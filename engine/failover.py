@@ -21,6 +21,7 @@ Rules:
   asked: the question ends the connection over which it might still be told to.
 * An answer, or a step that was begun, from before a fence does not lift it: what was asked then has not ended the
   connection over which the target may be told to take over, and knows nothing of who has done so since.
+* Who is fenced hands nothing over, and a refusal to does not lift the fence.
 * A source with several such mirrors is served when each of its peers has said that it has not taken its place.
 * While a replica takes over, its source reaches it no more: no connection, no request, no facts.
 * A mirrored group changes places as one: its members are fenced in one step, released, taken over and turned into

@@ -32,8 +32,8 @@ class HandingOver(Standings):
     async def give(self, name: str, *, group: bool = False) -> None:
         """Hand the disk over to the replica at the peer, without loss, and follow it; all members of a group at once.
 
-        Raises InvalidState, InUse: nothing has changed. What the peer answers, PeerUnreachable: nobody knows; this side
-        stays unavailable until it has been asked.
+        Raises InvalidState (this side is fenced, too), InUse: nothing has changed. What the peer answers,
+        PeerUnreachable: nobody knows; this side stays unavailable until it has been asked.
         """
         unit = self._units.source(name, group=group)
         if unit is None:
@@ -67,6 +67,8 @@ class HandingOver(Standings):
             raise InvalidState(unit.what, "made with --no-failover", "one that may fail over")
         self._units.require_endable(unit)
         for volume in self._units.volumes(unit):
+            if volume.fence_reason is not None:  # the target of another mirror of it may be the disk
+                raise InvalidState(unit.what, f"not served ({volume.fence_reason})", "the disk")
             volume.require_usable()
             if unit.group is None:
                 self._pool.groups.require_free(volume.volume_id, volume.name)

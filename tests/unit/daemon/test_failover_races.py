@@ -175,6 +175,33 @@ async def test_of_two_replicas_one_answers_and_the_other_is_the_disk(tmp_path: P
         assert serving(b, "r")
 
 
+async def test_a_source_in_doubt_does_not_hand_over_what_another_replica_may_be_the_disk_of(tmp_path: Path):
+    """After a restart one peer has answered, so that its mirror runs; the other one may be the disk, unheard."""
+    async with two(tmp_path) as pools, opened(tmp_path / "c", peer=LISTEN) as c:
+        a, b = pools.a, pools.b
+        invitation = await c.api.peer_invite(name="a", address=c.peer_address)
+        await a.api.peer_add("c", invitation.code)
+        await connected(a, "c")
+        await connected(c, "a")
+        await done(a, await a.api.replica_create("v", "r2", peer="c"))
+        await known_facts(c, "r2")
+        pools.cut()
+        await done(b, await b.api.replica_failover("r", fenced=True, accept_loss=True))
+        failovers, volume = a.replicas.failovers, a.pool.volume("v")
+        failovers._stop_serving(failovers._units.source("r"), "its peers have not been asked yet")  # as after a start
+        with pytest.raises(InvalidState):
+            await failovers.give("r2")
+        assert serving(b, "r")
+        assert volume.fence_reason is not None, "a refusal has lifted the fence: two are the disk"
+        await finished(c, await c.api.replica_failover("r2"))
+        assert volume.fence_reason is not None
+        assert c.replicas.incoming.named("r2") is not None, "two are the disk"
+
+
+async def known_facts(engine, name: str) -> None:
+    await until(lambda: bool(engine.replicas.incoming.named(name).facts))
+
+
 async def test_of_two_replicas_one_is_handed_the_disk_and_the_other_attached_there_by_what_differs(tmp_path: Path):
     async with two(tmp_path) as pools, opened(tmp_path / "c", peer=LISTEN) as c:
         a, b = pools.a, pools.b
