@@ -141,7 +141,7 @@ class ReplicaGroups:
 
     def set_idle(self, name: str, why: str) -> None:
         """The mirror does not run, and says why."""
-        self._replicas.outgoing.remove(name)
+        self._replicas.outgoing.remove(f"group {name}")
         self._mirrors.pop(name, None)
         self._links.pop(name, None)
         self._idle[name] = why
@@ -159,7 +159,7 @@ class ReplicaGroups:
 
     def now_replica(self, name: str) -> None:
         """The sources are replicas now; the catalogue has recorded it."""
-        self._replicas.outgoing.remove(name)
+        self._replicas.outgoing.remove(f"group {name}")
         for index in (self._rows, self._mirrors, self._links, self._idle):
             index.pop(name, None)
 
@@ -339,7 +339,7 @@ class ReplicaGroups:
             self._replicas.protect(member, taken_back=not fractured)
         if name in self._links:
             with contextlib.suppress(PeerUnreachable):  # then it is told when it is there again
-                await self._replicas.outgoing.report(name, fractured=fractured)
+                await self._replicas.outgoing.report(f"group {name}", fractured=fractured)
 
     async def detach(self, name: str) -> None:
         """End the relation; the targets stay as they are, volumes of their own."""
@@ -355,7 +355,7 @@ class ReplicaGroups:
             link.given_up = link.given_up or not link.client.is_connected
         if mirror is not None:
             await mirror.detach()
-        self._replicas.outgoing.remove(name)
+        self._replicas.outgoing.remove(f"group {name}")
         for link in links:
             with contextlib.suppress(EngineError):
                 await link.ask("detach", connection=None)
@@ -434,7 +434,7 @@ class ReplicaGroups:
             link.superseded = lambda: self._replicas.superseded(str(row.peer), row.group_id)
         self._links[row.name] = links
         mirror = self._begin(row, links)
-        self._replicas.outgoing.add(mirror, links, [member.source for member in mirror.members])
+        self._replicas.outgoing.add(f"group {row.name}", mirror, links, [member.source for member in mirror.members])
         return mirror
 
     def _local_link(self, member: MirrorRow) -> LocalLink:

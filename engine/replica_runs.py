@@ -250,7 +250,7 @@ class ReplicaRuns:
         link.bucket.rate_bytes_s = policy.rate_bytes_s
         link.superseded = lambda: self.superseded(str(row.peer), row.target_id)
         mirror = self._mirrors[row.name] = self._mirror(row, source, link, point_prefix(row.target_id))
-        self.outgoing.add(mirror, [link], [source])
+        self.outgoing.add(row.name, mirror, [link], [source])
         return mirror
 
     def _mirror(self, row: MirrorRow, source: Volume, link: MirrorLink, prefix: str | None = None) -> Mirror:

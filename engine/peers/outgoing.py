@@ -50,17 +50,18 @@ class Outgoing:
         self._tended: dict[str, _Tended] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, mirror: Mirror | GroupMirror, links: Sequence[PeerLink], sources: Sequence[Volume]) -> None:
-        self._tended[mirror.name] = _Tended(mirror, links, sources)
+    def add(self, key: str, mirror: Mirror | GroupMirror, links: Sequence[PeerLink], sources: Sequence[Volume]) -> None:
+        """``key``: a replica's name, or ``group NAME``: a replica and a replica group may be of one name."""
+        self._tended[key] = _Tended(mirror, links, sources)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._tend(), name="mirrors to peers")
 
-    def remove(self, name: str) -> None:
-        self._tended.pop(name, None)
+    def remove(self, key: str) -> None:
+        self._tended.pop(key, None)
 
-    def link(self, name: str) -> PeerLink | None:
+    def link(self, key: str) -> PeerLink | None:
         """Of a mirror to a peer."""
-        tended = self._tended.get(name)
+        tended = self._tended.get(key)
         return None if tended is None else tended.links[0]
 
     async def close(self) -> None:
@@ -68,9 +69,9 @@ class Outgoing:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def report(self, name: str, *, fractured: bool) -> None:
+    async def report(self, key: str, *, fractured: bool) -> None:
         """Tell the target now how it is, and whether it is its users'. Raises PeerUnreachable, InUse."""
-        tended = self._tended[name]
+        tended = self._tended[key]
         for link in tended.links:
             await link.ask("report", connection=None, **(_report(tended.mirror) | {"fractured": fractured}))
 

@@ -217,3 +217,19 @@ async def test_a_kill_at_any_step_leaves_all_members_at_one_side(tmp_path: Path,
             await done(b, await b.api.group_replica_failover("r"))
             assert (served(a), served(b)) == ([False, False], [True, True])
             assert await contents(b) == expected
+
+
+async def test_a_replica_and_a_replica_group_of_one_name_are_tended_each(tmp_path: Path):
+    async with two(tmp_path) as pools:
+        a = pools.a
+        await a.api.volume_create("z", SIZE)
+        await done(a, await a.api.replica_create("z", "r", peer="b"))
+        assert a.replicas.outgoing.link("r") is not None
+        assert a.replicas.link_of("r") not in a.replicas.groups.links_of("r")
+        await a.api.group_replica_fracture("r")
+        await until(lambda: not any(pools.b.pool.volume(name).read_only for name in THERE))
+        assert pools.b.pool.volume("r").read_only, "another one was fractured"
+        await a.api.group_replica_detach("r")
+        assert a.replicas.outgoing.link("r") is not None, "the replica is tended no more"
+        await a.api.replica_fracture("r")
+        await until(lambda: not pools.b.pool.volume("r").read_only)
