@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tests.simulation.failover_world import BLOCKS, FailoverWorld, make_mirror
+from tests.simulation.failover_world import BLOCKS, FailoverWorld, GroupWorld
+from tests.support.failover_site import NAMES
 
 if TYPE_CHECKING:
     from tests.support.failover_site import Site
@@ -30,7 +31,7 @@ class Scene(FailoverWorld):
             self.watch(site)
         self.last_disk = a
         b.exposure.standby = True
-        await asyncio.wait_for(a.spawn(make_mirror(a, b, self.mode)), 30)
+        await asyncio.wait_for(a.spawn(self.make_mirror()), 30)
         await self.scene()
         self.over = True
 
@@ -132,3 +133,37 @@ class HeadFrozen(Scene):
         a.end(power_loss=False)
         await self.lose(b)
         self.counted += self.counts["lossy"] > 0
+
+
+class GroupReplaced(Scene, GroupWorld):
+    """The sources of a group hear over their mirror that its targets have taken their place."""
+
+    MODE = "sync"
+
+    async def scene(self) -> None:
+        a, _ = self.sites
+        await self.write_some(BLOCKS)
+        unit = a.failovers._units.source("r", group=True)
+        assert unit is not None
+        a.failovers.superseded(NAMES[1], unit.key)
+        self.counted += 1
+        assert not a.offers(), "a member is served, and another one has taken its place"
+
+
+class LeaseLeft(Scene, GroupWorld):
+    """One member's lease is over, as its link goes first; what was acknowledged since may be missing there."""
+
+    MODE = "sync"
+
+    async def scene(self) -> None:
+        _, b = self.sites
+        await self.write_some(BLOCKS)
+        unit = b.failovers._units.target_named("r", group=True)
+        for _ in range(100):
+            if b.failovers.holds_lease(unit):
+                break
+            await asyncio.sleep(0.02)
+        self.counted += b.failovers.holds_lease(unit)
+        unit.replicas[-1].lease.demoted()
+        assert not b.failovers.holds_lease(unit), "a group is said to have everything without one member's lease"
+        assert not b.failovers._is_whole(unit), "members of different instants are taken for one content"

@@ -472,13 +472,6 @@ class GroupWorld(FailoverWorld):
             await asyncio.sleep(0.05)
 
 
-class GroupForced(GroupWorld):
-    """The members of a synchronous one have to take over, again and again, over a link that fails."""
-
-    ACTIONS = (0, 1, 5, 5, 8, 8, 9, 11)
-    MODE = "sync"
-
-
 class Planned(FailoverWorld):
     """The disk goes to and fro under an asynchronous mirror."""
 

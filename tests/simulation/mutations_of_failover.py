@@ -17,8 +17,16 @@ from engine.mirror import Mirror
 from engine.peers import incoming
 from engine.peers.incoming import Incoming
 from engine.replicas import Replicas
-from tests.simulation.directed_failover import AnswerLost, HandedOver, HeadFrozen, PowerLost, Told
-from tests.simulation.failover_world import FailoverWorld, GroupForced, GroupWorld, run
+from tests.simulation.directed_failover import (
+    AnswerLost,
+    GroupReplaced,
+    HandedOver,
+    HeadFrozen,
+    LeaseLeft,
+    PowerLost,
+    Told,
+)
+from tests.simulation.failover_world import FailoverWorld, GroupWorld, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,13 +195,13 @@ DIRECTED: dict[str, tuple[Mutation, type[FailoverWorld]]] = {
     "take over without the rest": (_take_over_unseen, HandedOver),
     "the content after a loss of power is whole": (_content_after_a_power_loss, PowerLost),
     "a frozen head counts as a recovery point": (_frozen_heads_count, HeadFrozen),
+    "the lead of a group is fenced, its others are not": (_the_lead_is_fenced, GroupReplaced),
+    "a group's content is whole without leases": (_content_without_leases, LeaseLeft),
+    "one member's lease is enough": (_one_lease_is_enough, LeaseLeft),
 }
 """Seeds notice them seldom; ``directed_failover.py`` has a scene for each."""
 
 CANDIDATES: dict[str, tuple[Mutation, type[FailoverWorld]]] = {
-    "the lead of a group is fenced, its others are not": (_the_lead_is_fenced, GroupWorld),
-    "a group's content is whole without leases": (_content_without_leases, GroupForced),
-    "one member's lease is enough": (_one_lease_is_enough, GroupForced),
     "each member goes on from its own newest point": (_newest_of_each, GroupWorld),
     "an answer older than a fence lifts it": (_fences_uncounted, FailoverWorld),
     "points that are not on record count": (_points_off_the_record, FailoverWorld),

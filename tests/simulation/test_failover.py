@@ -2,7 +2,15 @@
 
 import pytest
 
-from tests.simulation.directed_failover import AnswerLost, HandedOver, HeadFrozen, PowerLost, Told
+from tests.simulation.directed_failover import (
+    AnswerLost,
+    GroupReplaced,
+    HandedOver,
+    HeadFrozen,
+    LeaseLeft,
+    PowerLost,
+    Told,
+)
 from tests.simulation.failover_world import FailoverWorld, GroupWorld, Planned, PowerLoss, run
 from tests.simulation.mutations_of_failover import DIRECTED, MUTATIONS, notices
 
@@ -29,7 +37,7 @@ def test_without_the_rule_some_seed_fails(mutation, kind, monkeypatch):
     assert any(notices(seed, kind) for seed in range(SEEDS)), "no seed noticed that the rule is missing"
 
 
-@pytest.mark.parametrize("scene", [HandedOver, AnswerLost, Told, PowerLost, HeadFrozen])
+@pytest.mark.parametrize("scene", [HandedOver, AnswerLost, Told, PowerLost, HeadFrozen, GroupReplaced, LeaseLeft])
 def test_scenes_hold_and_come_to_what_they_are_for(scene):
     assert sum(run(seed, scene).counted for seed in range(5)) > 3
 
