@@ -110,8 +110,9 @@ async def copy_at(view: View, path: CIMInstanceName | None) -> Copy | GroupCopy 
     if not isinstance(source, CIMInstanceName) or not isinstance(target, CIMInstanceName):
         return None
     if path.classname.lower() == GROUP_SYNCHRONIZED_CLASS.lower():
+        guid = (await view.paths()).identity(GROUP, target.keybindings)
         for group in await synchronizations.group_copies(view):
-            if same(await copy_path(view, group), path):
+            if group.target_group == guid and same(await copy_path(view, group), path):
                 return group
         return None
     if path.classname.lower() != SYNCHRONIZED_CLASS.lower():
@@ -138,6 +139,11 @@ async def copy_to(view: View, target: CIMInstanceName) -> Copy | None:
 def same(one: CIMInstanceName, other: CIMInstanceName) -> bool:
     """Whether two paths are of one instance: hosts, and the namespaces of references that name none, do not count."""
     return _normal(one) == _normal(other)
+
+
+def has_twice(paths: list[CIMInstanceName]) -> bool:
+    """Whether two of them are the same."""
+    return len({_normal(path) for path in paths}) < len(paths)
 
 
 def _normal(path: CIMInstanceName) -> tuple[Any, ...]:
@@ -170,8 +176,9 @@ async def made_copies(view: View, copies: list[dict[str, Any]]) -> list[Copy]:
         if "guid" in each:
             found.append(Copy(SyncType.SNAPSHOT, each["source_id"], each["guid"]))
         elif "replica" in each:
-            mirrors = [copy for copy in await synchronizations.mirrors(view) if copy.replica == each["replica"]]
-            found += mirrors[:1]
+            mirror = (await synchronizations.mirrors_by_end(view)).get(each["replica"])
+            if mirror is not None and mirror.replica == each["replica"]:
+                found.append(mirror)
         elif "target_id" in each:
             source_guid = each.get("source_guid")
             found.append(Copy(SyncType.CLONE, each["source_id"], each["target_id"], source_guid=source_guid))

@@ -8,7 +8,7 @@ An *element* is known by an id: that of a volume, the GUID of a snapshot, or, at
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cim_facade.value_maps import (
     MODES,
@@ -28,8 +28,12 @@ from cim_facade.value_maps import (
 from engine.api import each_snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cim_facade.context import View
     from engine.api import GroupRelationInfo, PairInfo, RelationInfo, ReplicaInfo, SnapshotInfo, VolumeInfo
+
+Info = TypeVar("Info")
 
 KINDS = {
     "mirror": SyncType.MIRROR,
@@ -170,9 +174,18 @@ async def snapshots_of(view: View, volume: str) -> list[SnapshotInfo]:
 
 async def mirrors(view: View) -> list[Copy]:
     async def ask() -> list[Copy]:
-        return [mirror_of(info) for info in await replicas(view)]
+        return await _each(view, mirror_of, await replicas(view))
 
     return await view.once("mirrors", ask)
+
+
+async def _each(view: View, made: Callable[[Info], Copy], infos: list[Info]) -> list[Copy]:
+    """There may be thousands."""
+    found = []
+    for info in infos:
+        found.append(made(info))
+        await view.breathe()
+    return found
 
 
 def mirror_of(info: ReplicaInfo) -> Copy:
@@ -206,7 +219,7 @@ def mirror_of(info: ReplicaInfo) -> Copy:
 
 async def clones(view: View) -> list[Copy]:
     async def ask() -> list[Copy]:
-        return [clone_of(info) for info in await clone_relations(view)]
+        return await _each(view, clone_of, await clone_relations(view))
 
     return await view.once("clones", ask)
 
@@ -240,8 +253,7 @@ def of_snapshot(volume: VolumeInfo, info: SnapshotInfo) -> Copy:
 
 async def copies_of(view: View, element: str) -> list[Copy]:
     """Those that have the element as their source."""
-    found = [copy for copy in await mirrors(view) if copy.source == element]
-    found += [copy for copy in await clones(view) if copy.source_element == element]
+    found = [*(await _by_source(view)).get(element, ())]
     volume = await view.volume(element)
     if volume is not None:
         found += [of_snapshot(volume, info) for info in await snapshots_of(view, volume.name)]
@@ -254,10 +266,48 @@ async def copy_into(view: View, element: str, *, volume: str | None = None) -> C
         source = (await view.volumes_named([volume])).get(volume)
         found = [info for info in await snapshots_of(view, volume) if info.guid == element]
         return of_snapshot(source, found[0]) if source is not None and found else None
-    for copy in (*await mirrors(view), *await clones(view)):
-        if copy.target == element:
-            return copy
-    return None
+    mirror = (await mirrors_by_end(view)).get(element)
+    return mirror if mirror is not None and mirror.target == element else (await _clones_by_target(view)).get(element)
+
+
+async def _by_source(view: View) -> dict[str, list[Copy]]:
+    """Mirrors and clones."""
+
+    async def index() -> dict[str, list[Copy]]:
+        found: dict[str, list[Copy]] = {}
+        for copy in (*await mirrors(view), *await clones(view)):
+            found.setdefault(copy.source_element, []).append(copy)
+            await view.breathe()
+        return found
+
+    return await view.once("copies by source", index)
+
+
+async def mirrors_by_end(view: View) -> dict[str, Copy]:
+    """By their names, and by the ids of their targets."""
+
+    async def index() -> dict[str, Copy]:
+        found: dict[str, Copy] = {}
+        for copy in await mirrors(view):
+            for key in (copy.target, copy.replica or ""):
+                found.setdefault(key, copy)
+            await view.breathe()
+        return found
+
+    return await view.once("mirrors by end", index)
+
+
+async def _clones_by_target(view: View) -> dict[str, Copy]:
+    """A volume is the clone of one."""
+
+    async def index() -> dict[str, Copy]:
+        found: dict[str, Copy] = {}
+        for copy in await clones(view):
+            found[copy.target] = copy
+            await view.breathe()
+        return found
+
+    return await view.once("clones by target", index)
 
 
 async def all_copies(view: View) -> list[Copy]:
@@ -271,7 +321,10 @@ async def all_copies(view: View) -> list[Copy]:
 
 async def group_copies(view: View) -> list[GroupCopy]:
     async def ask() -> list[GroupCopy]:
-        found = [await group_copy(view, info) for info in await group_relations(view)]
+        found = []
+        for info in await group_relations(view):
+            found.append(await group_copy(view, info))
+            await view.breathe()
         return [group for group in found if group.members]  # else its pairs are related no more, one by one
 
     return await view.once("group copies", ask)
@@ -297,6 +350,6 @@ async def _copy_of_pair(view: View, kind: SyncType, pair: PairInfo) -> Copy | No
         volume, snapshot = await view.volume(pair.source_id), await view.snapshot(pair.source_id, pair.target)
         return None if volume is None or snapshot is None else of_snapshot(volume, snapshot)
     if kind is SyncType.MIRROR:  # its ends change when it fails over
-        return next((copy for copy in await mirrors(view) if pair.target in (copy.target, copy.replica)), None)
-    ends = pair.source_id, pair.target
-    return next((copy for copy in await clones(view) if (copy.source, copy.target) == ends), None)
+        return (await mirrors_by_end(view)).get(pair.target)
+    clone = (await _clones_by_target(view)).get(pair.target)
+    return clone if clone is not None and clone.source == pair.source_id else None

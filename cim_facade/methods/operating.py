@@ -219,6 +219,9 @@ OF_NO_MIRRORED_GROUP = frozenset(
 )
 """Operations with mirrors, also with several, but not where their targets are one instant."""
 
+_OF_A_JOB = frozenset({Operation.ACTIVATE, Operation.RESUME, Operation.RESYNC_REPLICA})
+"""Operations with a mirrored group that take time."""
+
 ENDING = (Operation.DETACH, Operation.DISSOLVE, Operation.RETURN_TO_RESOURCE_POOL)
 """Operations after which there is no relation."""
 
@@ -276,14 +279,16 @@ async def operate(
         view.forget()
         return job
     job = None
+    mirrored = [copy for copy in copies if isinstance(copy, GroupCopy) and any(m.mirrored_group for m in copy.members)]
+    if mirrored and len(copies) > 1 and operation in _OF_A_JOB:
+        raise unsupported(f"{operation.name} of a mirrored group is a job of its own: one at a time")
     for group in (copy for copy in copies if isinstance(copy, GroupCopy)):
         whole = {member.group_snapshot for member in group.members} - {None}
         for label in whole:
             await _operate_group_snapshot(view, operation, str(label), force=force)
-        mirrored = {member.mirrored_group for member in group.members} - {None}
-        for name in mirrored:
+        for name in {member.mirrored_group for member in group.members} - {None}:
             job = await _operate_mirrored_group(view, operation, str(name))
-        if not whole and not mirrored:
+        if not whole and group not in mirrored:
             single += group.members
     job = await run(view, single, force) if single else job
     if operation in ENDING:

@@ -281,6 +281,7 @@ async def create_group_replica_from_elements(view: View, path: CIMInstanceName, 
     except BaseException:
         assert made.group is not None
         await view.api.group_delete(made.group.name)
+        await view.api.element_name_set(made.guid, None)
         raise
     return code, outputs | {"SourceGroupName": made.name}
 

@@ -52,7 +52,7 @@ async def modify_list_synchronization(view: View, path: CIMInstanceName, params:
     copies = [await _copy(view, each) for each in paths]
     if len({(type(copy), copy.sync_type, _kind(copy).mode) for copy in copies}) > 1:
         raise invalid("Synchronization: all are of one class, one SyncType and one Mode")
-    if any(elements.same(one, other) for number, one in enumerate(paths) for other in paths[:number]):
+    if elements.has_twice(paths):
         raise invalid("Synchronization has an association twice")
     if params.get("Operation") in LIST_RESERVED:
         raise invalid("Operation: reserved for lists")
@@ -117,7 +117,7 @@ async def _relationships(view: View, params: Parameters) -> list[CIMInstanceName
     for copy in found:
         if _fits(copy, params):
             paths.append(await elements.copy_path(view, copy))
-            await view.breathe()
+        await view.breathe()
     return paths
 
 
@@ -165,18 +165,19 @@ async def get_available_target_elements(view: View, path: CIMInstanceName, param
     ends = {end for copy in await synchronizations.mirrors(view) for end in (copy.source, copy.target)}
     sessions = {target.name: target.sessions for target in await view.api.target_list()}
     paths = await view.paths()
-    return 0, {
-        "Candidates": [
-            paths.volume(volume.volume_id)
-            for volume in await view.volumes()
-            if volume.volume_id != source.identity
+    candidates = []
+    for volume in await view.volumes():
+        if (
+            volume.volume_id != source.identity
             and volume.volume_id not in ends
             and volume.size_bytes >= source.volume.size_bytes
             and volume.state == "ok"
             and not volume.snapshots
             and not (volume.target is not None and sessions.get(volume.target, 0))
-        ]
-    }
+        ):
+            candidates.append(paths.volume(volume.volume_id))
+        await view.breathe()
+    return 0, {"Candidates": candidates}
 
 
 REACHABLE_ONLY = 2

@@ -591,9 +591,14 @@ async def test_mirrors_whose_targets_are_one_instant(made):
         assert await modify(relation.path, operation, **more) == 0
         assert (await made.get(relation.path))["CopyState"] == state
     assert await modify(relation.path, 10) == 1
-    assert await modify(relation.path, 8) == 0
+    code, out = await make_group(made, **given | {"RelationshipName": "Other"}, WaitForCopyState=4)
+    both = {"Operation": 14, "Synchronization": [relation.path, out["Synchronization"]], "WaitForCopyState": 4}
+    assert (await made.call(REPLICATION, "ModifyListSynchronization", **both))[0] == 1  # one Job is not that of both
+    assert (await made.call(REPLICATION, "ModifyListSynchronization", **both | {"Operation": 8}))[0] == 5
+    del both["WaitForCopyState"]
+    assert (await made.call(REPLICATION, "ModifyListSynchronization", **both | {"Operation": 8}))[0] == 0
     assert await made.all(SYNC) == []
-    assert len(await made.api.volume_list()) == 4
+    assert len(await made.api.volume_list()) == 6
 
 
 async def test_a_group_from_elements(made):
