@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine import mirror_terms as terms
+from engine.copy_state import CopyMode
 from engine.mirror_stream import QUEUE_BYTES_MAX
 from engine.units import MIB
 
@@ -74,7 +75,9 @@ class MirrorPolicy:
             "budget_s": chosen.latency_budget_s,
             "backlog_bytes": chosen.backlog_bytes,
             "hold_down_s": chosen.hold_down_s,
-            "stops_host_io": chosen.failed_copy_stops_host_io,
+            # Kept by whoever stays synchronous and says nothing of it: nobody loses this promise unasked.
+            "stops_host_io": chosen.failed_copy_stops_host_io
+            or (self.stops_host_io and chosen.copy_mode is CopyMode.SYNCHRONOUS),
             "rate_bytes_s": chosen.rate_bytes_s,
         }
         return replace(self, **{name: value for name, value in values.items() if value is not None})

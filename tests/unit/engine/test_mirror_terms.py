@@ -88,3 +88,10 @@ def test_a_policy_of_a_peers_is_held_to_the_same_limits():
 
 def _names(verb: str) -> list[str]:
     return list(methods()[verb]._parameters)
+
+
+def test_other_terms_of_a_synchronous_mirror_leave_it_stopping_its_hosts():
+    policy = MirrorPolicy.of(MirrorTerms(failed_copy_stops_host_io=True))
+    assert policy.with_terms(MirrorTerms(rate_bytes_s=4 << 20)).stops_host_io
+    assert not policy.with_terms(MirrorTerms("async")).stops_host_io
+    assert not MirrorPolicy().with_terms(MirrorTerms()).stops_host_io
