@@ -81,6 +81,8 @@ class NativeStore:
         self._snapshots = SnapshotTable()
         self.on_snapshot: Callable[[NativeSnapshot, str], None] | None = None
         """Told of each sealed snapshot that is "created", or is about to be "deleted"."""
+        self._untold: set[NativeSnapshot] = set()
+        """Sealed, and not durable yet: of one that is deleted meanwhile nobody is told anything."""
         self.notes = NativeNotes(
             core, SteadyClock(core.env.clock), self._sealed_snapshot, self._native, self._snapshots.__getitem__
         )
@@ -374,8 +376,11 @@ class NativeStore:
             self._housekeeper.wake()
             raise
         self._core.log(RecordType.SNAPSHOT_SEAL, layout.NODE_ID.pack(flip.snapshot.node_id))
+        self._untold.add(flip.snapshot)
         await self._core.flush()
-        self._tell(flip.snapshot, "created")
+        if flip.snapshot in self._untold:
+            self._untold.remove(flip.snapshot)
+            self._tell(flip.snapshot, "created")
 
     def _tell(self, snapshot: NativeSnapshot, verb: str) -> None:
         if self.on_snapshot is not None:
@@ -429,7 +434,9 @@ class NativeStore:
         payload = b"".join(layout.NODE_ID.pack(device.node_id) for device in devices)
         self._housekeeper.deleted_seq = self._core.log(RecordType.DELETE, payload)
         for snapshot in complete:
-            self._tell(snapshot, "deleted")
+            if snapshot not in self._untold:
+                self._tell(snapshot, "deleted")
+        self._untold.difference_update(complete)
         for device in devices:
             self._drop_device(device)
 

@@ -190,6 +190,22 @@ async def test_rollback_keeps_what_was_and_later_snapshots(store):
     assert await content(store.snapshot_named(head.volume_id, "before-rollback-1"), 0, CHUNK) == b"3" * CHUNK
 
 
+async def test_of_a_snapshot_that_is_deleted_before_it_is_durable_nobody_is_told(store):
+    """It would be told as deleted first, and then as created."""
+    told = []
+    store.on_snapshot = lambda snapshot, verb: told.append((snapshot.name, verb))
+    making = asyncio.create_task(store.snapshot(store.volume("v"), "s"))
+    while not store.snapshots():  # noqa: ASYNC110 - those that are sealed
+        await asyncio.sleep(0)
+    assert not making.done(), "sealed, and not durable yet"
+    await store.delete_snapshot(store.snapshots()[0])
+    await making
+    assert not told
+    kept = await store.snapshot(store.volume("v"), "s")
+    await store.delete_snapshot(kept)
+    assert told == [("s", "created"), ("s", "deleted")]
+
+
 async def test_deleting_snapshots_gives_their_space_back(store):
     head = store.volume("v")
     for letter in b"abcd":
