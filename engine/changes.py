@@ -76,6 +76,7 @@ class Changes:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing = False
         self._looking = False
+        self._closing = asyncio.Event()
 
     # --- watching ---------------------------------------------------------------------------------------------
 
@@ -154,13 +155,11 @@ class Changes:
         return ChangePage(newest, infos)
 
     async def close(self) -> None:
-        """Record what is noted. Nothing changes any more."""
+        """Record what is noted; what the catalogue does not take now is lost. Nothing changes any more."""
         self._pool.on_volume = self._pool.on_snapshot = None
         self._pool.jobs.watch(None)
         self._relations.on_change = self._pool.catalog.on_event = None
-        for task in list(self._tasks):
-            if self._lost:  # the catalogue takes nothing; it is not waited for
-                task.cancel()
+        self._closing.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -306,12 +305,15 @@ class Changes:
                     self._newest = await self._tables.add(rows, list(told.values()))
                 except EngineError as error:
                     log.error("%d changes cannot be recorded for their watchers: %s", len(rows), error)
+                    if self._closing.is_set():
+                        return
                     room = PENDING_MAX - len(self._pending)
                     kept = [row for row in rows if row.kind != "lost"]
                     self._pending = kept[:room] + self._pending
                     self._pending_told = told | self._pending_told
                     self._lost += lost + max(0, len(kept) - room)
-                    await asyncio.sleep(RETRY_S)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), RETRY_S)
                     continue
                 self._recorded.set()
                 self._recorded = asyncio.Event()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine.api import RECORDS_MAX, MirrorTerms
-from engine.catalog_changes import CHANGE_HISTORY_MAX, ChangeRow
-from engine.errors import InvalidArgument, NotFound
+from engine.catalog_changes import CHANGE_HISTORY_MAX, ChangeRow, ChangeTables
+from engine.errors import InvalidArgument, NotFound, OutOfSpace
 from tests.support.engine import opened
 
 if TYPE_CHECKING:
@@ -183,3 +183,18 @@ async def test_records_are_kept_and_limited(tmp_path: Path):
     async with opened(tmp_path) as engine:
         assert await engine.api.record_list("filter") == {"b": "2", "c": "3"}
         assert await engine.api.record_list("other") == {"a": "x"}
+
+
+async def test_an_end_while_the_catalogue_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What cannot be recorded is lost; nobody waits for it."""
+    refused = asyncio.Event()
+
+    async def full(*_: object) -> int:
+        refused.set()
+        raise OutOfSpace("the pool's catalogue cannot be written")
+
+    async with asyncio.timeout(60), opened(tmp_path) as engine:
+        await engine.api.change_watch("me")
+        monkeypatch.setattr(ChangeTables, "add", full)
+        await engine.api.volume_create("v", MIB)
+        await refused.wait()
