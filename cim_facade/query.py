@@ -38,6 +38,8 @@ MAX_QUERY = 8192
 MAX_TERMS = 256
 MAX_DEPTH = 32
 MAX_CHAIN = 4
+MAX_DIGITS = 64
+"""Of a whole number; the largest that CIM has is of 20."""
 
 CQL, WQL, FQL = "DMTF:CQL", "WQL", "DMTF:FQL"
 
@@ -145,6 +147,8 @@ def _tokens(text: str) -> list[_Token]:
         match = _TOKEN.match(text, at)
         if match is None:
             raise _invalid(f"{text[at : at + 20]!r} is not understood", at)
+        if match.lastgroup in ("integer", "hex") and len(match[0]) > MAX_DIGITS:
+            raise _invalid(f"a number of more than {MAX_DIGITS} digits", at)
         if match.lastgroup is not None:
             found.append(_Token(match.lastgroup, match[0], at))
         at = match.end()

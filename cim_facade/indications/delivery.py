@@ -62,10 +62,11 @@ EVERYBODY = "*"
 
 
 class Lane:
-    """One destination's. ``position``: all changes up to it are dealt with; of a live one without a queue the feed's.
+    """One destination's. ``position``: all changes up to it are dealt with; of a live one without a queue the
+    last that all were given.
 
-    ``behind``: it reads the history from there on; None: it is live. ``sequence``: the next number; ``settled``: what
-    it was at ``position``.
+    ``behind``: it reads the history from there on; None: it is live. ``taken``: up to there it has been given what
+    concerns it. ``sequence``: the next number; ``settled``: what it was at ``position``.
     """
 
     def __init__(self, key: str, place: Place) -> None:
@@ -80,13 +81,14 @@ class Lane:
         self.failing_since: float | None = None
         self.task: asyncio.Task[None] | None = None
 
-    def position(self, newest: int) -> int:
+    def position(self, heard: int) -> int:
+        """``heard``: the last change that all live lanes were given."""
         if self.queue:
             return self.queue[0].number - 1
-        return newest if self.behind is None else self.behind
+        return max(heard, self.taken) if self.behind is None else self.behind
 
-    def place(self, newest: int) -> Place:
-        return Place(self.key, self.position(newest), self.settled, self.lost)
+    def place(self, heard: int) -> Place:
+        return Place(self.key, self.position(heard), self.settled, self.lost)
 
 
 class Deliveries:
@@ -122,7 +124,7 @@ class Deliveries:
             return None
         await _end(lane)
         self._changed.discard(key)
-        return lane.place(self._feed.newest)
+        return lane.place(self._feed.heard)
 
     async def close(self) -> None:
         await asyncio.gather(*map(_end, self.lanes.values()))
@@ -152,10 +154,10 @@ class Deliveries:
     def places(self) -> list[Place]:
         """Of the lanes that have moved since this was asked, and of everybody."""
         changed, self._changed = self._changed, set()
-        newest = self._feed.newest
-        found = [self.lanes[key].place(newest) for key in changed if key in self.lanes]
+        heard = self._feed.heard
+        found = [self.lanes[key].place(heard) for key in changed if key in self.lanes]
         if self.lanes:
-            everybody = min(lane.position(newest) for lane in self.lanes.values())
+            everybody = min(lane.position(heard) for lane in self.lanes.values())
             found.append(Place(EVERYBODY, everybody))
         return found
 
@@ -220,8 +222,11 @@ class Deliveries:
         """One indication, until it is delivered, given up, or its subscription is over."""
         attempts = 0
         while True:
-            destination = self._book.destinations[lane.key]
             async with self._sending if lane.failing_since is None else self._trying_again:  # made when it can go
+                now = self._book.subscriptions.get(subscription.key)
+                if now is None or not now.enabled:  # its filter may be gone, too
+                    return
+                destination = self._book.destinations[lane.key]
                 indication = self._finished(lane, destination, event, subscription)
                 outcome = await self._exporter.send(destination, indication)
             if outcome.delivered:
@@ -237,9 +242,6 @@ class Deliveries:
                 )
                 return
             await self._failed(lane, destination, outcome, attempts)
-            now = self._book.subscriptions.get(subscription.key)
-            if now is None or not now.enabled:
-                return
 
     def _well(self, lane: Lane, destination: Destination) -> None:
         if lane.failing_since is not None:

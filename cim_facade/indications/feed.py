@@ -30,12 +30,13 @@ class Entry(NamedTuple):
 
 
 class Feed:
-    """See the module. ``newest``: the number of the last change that ``entries`` has given."""
+    """See the module. ``newest``: the number of the last change that ``entries`` has given; ``heard``: of the last one
+    that its reader is through with, which takes several turns of the loop."""
 
     def __init__(self, api: EngineApi, events: Events) -> None:
         self._api = api
         self._events = events
-        self.newest = 0
+        self.newest = self.heard = 0
 
     async def now(self) -> int:
         """The number of the last change that there is."""
@@ -49,6 +50,7 @@ class Feed:
                 entry = await self._entry(change, self.newest)
                 self.newest = change.number
                 yield entry
+                self.heard = change.number
 
     async def page(self, position: int) -> list[Entry]:
         """The next ones behind ``position``."""

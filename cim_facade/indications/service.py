@@ -126,7 +126,7 @@ class Indications:
         if self._tasks:
             return
         await self._api.change_watch(WATCHER)
-        self._feed.newest = await self._feed.now()
+        self._feed.newest = self._feed.heard = await self._feed.now()
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._read(), name="changes to indications"),

@@ -167,3 +167,11 @@ def test_conditions_of_enumerations():
     with pytest.raises(CIMError) as refused:
         parse_condition("DMTF:CQL", "JobState = 7", schema)
     assert refused.value.status_code == CIM_ERR_QUERY_LANGUAGE_NOT_SUPPORTED
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "0x" + "F" * 5000])
+def test_a_number_of_thousands_of_digits_is_refused(number: str):
+    """Python refuses to read one of more than 4,300, by a ValueError."""
+    with pytest.raises(CIMError) as caught:
+        parse_filter("WQL", f"{MODIFIED}SourceInstance.JobState = {number}", schema_of)
+    assert caught.value.status_code == CIM_ERR_INVALID_QUERY
