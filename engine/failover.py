@@ -22,6 +22,7 @@ Rules:
 * An answer, or a step that was begun, from before a fence does not lift it: what was asked then has not ended the
   connection over which the target may be told to take over, and knows nothing of who has done so since.
 * Who is fenced hands nothing over, and a refusal to does not lift the fence.
+* Other terms for a mirror are not put on record while its source changes places: the record would bring it back.
 * A source with several such mirrors is served when each of its peers has said that it has not taken its place.
 * While a replica takes over, its source reaches it no more: no connection, no request, no facts.
 * A mirrored group changes places as one: its members are fenced in one step, released, taken over and turned into
@@ -33,6 +34,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,8 @@ from engine.lineage import LineageEntry
 from engine.pool import uncancelled
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from engine.exposure import Exposure
     from engine.failover_units import SourceUnit
     from engine.jobs import Job
@@ -65,6 +69,23 @@ class Failovers(HandingOver, TakingOver):
         replicas.failovers = self
         replicas.incoming.failovers = self
         replicas.incoming.is_promoted = self._is_promoted
+
+    @contextlib.asynccontextmanager
+    async def settled(self, name: str) -> AsyncIterator[None]:
+        """Inside, the source of that replica stays what it is: nobody takes its place, and it follows nobody.
+
+        Raises InvalidState: it is fenced, or is the source no more. A replica here changes places with nobody.
+        """
+        unit = self._units.source(name)
+        if unit is None:
+            yield
+            return
+        async with self._locks[unit.key]:
+            present = self._units.present(unit)
+            reason = "the disk no more" if present is None else self._fenced(present)
+            if reason is not None:
+                raise InvalidState(f"the source of replica {name}", reason, "the disk")
+            yield
 
     async def fail_back(self, name: str, *, group: bool = False) -> Job:
         """Bring what was the source up to date, and hand the disk back to it."""

@@ -10,6 +10,7 @@ from engine.replica_api import ReplicaOperations
 
 if TYPE_CHECKING:
     from engine.api import JobInfo, ReplicaInfo, RestorePlan
+    from engine.failover import Failovers
     from engine.mirror_terms import MirrorTerms
     from engine.restore import Restores
 
@@ -18,6 +19,7 @@ class ReplicaChangeOperations(ReplicaOperations):
     """See the module."""
 
     _restores: Restores
+    _failovers: Failovers
 
     async def replica_restore_plan(self, name: str, guid: str | None = None) -> RestorePlan:
         return await self._restores.plan(name, guid)
@@ -36,7 +38,8 @@ class ReplicaChangeOperations(ReplicaOperations):
         info = self._replicas.info(name)
         if info.peer is None and info.target_id is not None:
             self._require_unshown(self._pool.by_id(info.target_id), terms.copy_mode)
-        await keep_otherwise(self._replicas, name, terms)
+        async with self._failovers.settled(name):
+            await keep_otherwise(self._replicas, name, terms)
         await self._event(f"replica {name}", f"{terms.mode} from now on")
         return self._replicas.info(name)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.errors import InvalidState, PeerUnreachable
+from engine.errors import InvalidState, NotFound, PeerUnreachable
 from engine.lineage import LineageEntry
+from engine.mirror_terms import MirrorTerms
 from tests.support.engine import opened
 from tests.unit.daemon.test_failover import cut_and_failed_over, done, serving, two
 from tests.unit.daemon.test_peers import LISTEN, MIB, connected, content, fill, finished, until
@@ -196,6 +197,40 @@ async def test_a_source_in_doubt_does_not_hand_over_what_another_replica_may_be_
         await finished(c, await c.api.replica_failover("r2"))
         assert volume.fence_reason is not None
         assert c.replicas.incoming.named("r2") is not None, "two are the disk"
+
+
+async def test_other_terms_do_not_bring_back_a_mirror_whose_source_follows_meanwhile(tmp_path: Path, monkeypatch):
+    async with two(tmp_path) as pools:
+        a, b = pools.a, pools.b
+        failovers = a.replicas.failovers
+        follow, at_it, go_on = failovers._follow, asyncio.Event(), asyncio.Event()
+
+        async def follows(*args):
+            at_it.set()
+            await go_on.wait()
+            await follow(*args)
+
+        monkeypatch.setattr(failovers, "_follow", follows)
+        job = await b.api.replica_failover("r")
+        await at_it.wait()
+        change = asyncio.create_task(a.api.replica_mode("r", MirrorTerms("async")))
+        await asyncio.wait([change], timeout=0.05)  # it has got as far as it can
+        go_on.set()
+        with pytest.raises((InvalidState, NotFound)):
+            await change
+        await done(b, job)
+        assert a.replicas.remote_row("r") is None, "a replica is the source of what it follows"
+        assert await a.pool.catalog.mirrors() == []
+        assert serving(b, "r")
+
+
+async def test_a_fenced_source_takes_no_other_terms(tmp_path: Path):
+    async with two(tmp_path) as pools:
+        failovers = pools.a.replicas.failovers
+        failovers._stop_serving(failovers._units.source("r"), "its peers have not been asked yet")
+        with pytest.raises(InvalidState, match="asked"):
+            await pools.a.api.replica_mode("r", MirrorTerms("async"))
+        assert pools.a.replicas.info("r").mode == "sync"
 
 
 async def known_facts(engine, name: str) -> None:
