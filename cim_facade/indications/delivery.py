@@ -34,6 +34,7 @@ from cim_facade.indications.records import (
     REMOVE,
     Place,
 )
+from engine.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,6 +56,7 @@ BACKOFF_MAX_S = 600.0
 SENDING_MAX, TRYING_AGAIN_MAX = 16, 8
 """At a time: to listeners that are well, and to those that were not when last tried, which may take their time."""
 
+READ_AGAIN_S = 1.0
 WOKEN_AT_ONCE = 32
 SLICE_S = 0.005
 EVERYBODY = "*"
@@ -180,7 +182,12 @@ class Deliveries:
                 lane.wake.clear()
                 await lane.wake.wait()
                 continue
-            entries = await self._feed.page(lane.behind)
+            try:
+                entries = await self._feed.page(lane.behind)
+            except EngineError as error:
+                log.error("changes for listener %s cannot be read: %s", self._url(lane), error)
+                await asyncio.sleep(READ_AGAIN_S)
+                continue
             if not entries and self._feed.newest <= lane.behind:
                 lane.taken, lane.behind = lane.behind, None
             for entry in entries:
@@ -262,11 +269,7 @@ class Deliveries:
             if action == IGNORE or not each.enabled:
                 continue
             if since >= limit:
-                log.error("subscription %s to %s ends: its listener is away", each.filter, destination.url)
-                if action == REMOVE:
-                    await self._book.remove_subscription(each.key)
-                elif action == DISABLE:
-                    await self._book.change_subscription(each.key, enabled=False)
+                await self._end_subscription(each, action, destination)
             else:
                 pause = min(pause, limit - since)
         if not any(each.enabled for each in self._book.of_destination(lane.key)):
@@ -275,6 +278,17 @@ class Deliveries:
             async with asyncio.timeout(pause):
                 await lane.again.wait()
         lane.again.clear()
+
+    async def _end_subscription(self, subscription: Subscription, action: int, destination: Destination) -> None:
+        """Its listener is away for too long. What cannot be recorded is tried again with the next attempt."""
+        log.error("subscription %s to %s ends: its listener is away", subscription.filter, destination.url)
+        try:
+            if action == REMOVE:
+                await self._book.remove_subscription(subscription.key)
+            elif action == DISABLE:
+                await self._book.change_subscription(subscription.key, enabled=False)
+        except EngineError as error:
+            log.error("that is not recorded: %s", error)
 
     def _policy(self, subscription: Subscription) -> tuple[int, int]:
         """What is done to it when its listener is away, and after how many seconds."""

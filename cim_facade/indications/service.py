@@ -141,13 +141,19 @@ class Indications:
         self._tasks = []
 
     async def _read(self) -> None:
-        try:
-            async for entry in self._feed.entries():
-                await self.deliveries.hear(entry)
-        except self._unavailable as error:
-            log.info("no indication is sent any more: %s", error)
-        except Exception:
-            log.exception("no indication is sent any more, until this process is started again")
+        while True:
+            try:
+                async for entry in self._feed.entries():
+                    await self.deliveries.hear(entry)
+            except self._unavailable as error:
+                log.info("no indication is sent any more: %s", error)
+                return
+            except EngineError as error:  # a full disk, for example: nothing is lost by asking again
+                log.error("changes cannot be read: %s", error)
+                await asyncio.sleep(KEEP_S)
+            except Exception:
+                log.exception("no indication is sent any more, until this process is started again")
+                return
 
     async def _keep(self) -> None:
         while True:

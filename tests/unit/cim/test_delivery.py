@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cim_facade.indications.delivery import WOKEN_AT_ONCE
 from cim_facade.indications.export import Exporter, Outcome
 from cim_facade.indications.feed import FOR_EVER
-from cim_facade.indications.records import Destination, Filter, Subscription
+from cim_facade.indications.records import FATAL_POLICIES, IGNORE, REMOVE, Destination, Filter, Subscription
 from cim_facade.indications.service import Indications
 from cim_facade.namespaces import STORAGE
+from engine.errors import OutOfSpace
 from tests.support.cim_array import MIB, classes, registry
 from tests.support.engine import opened
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cim_facade.indications.records import Place
     from engine.api import EngineApi
 
+REMOVING = next(policy for policy, action in FATAL_POLICIES.items() if action == REMOVE)
 CREATED = "SELECT * FROM CIM_InstCreation WHERE SourceInstance ISA CIM_StorageVolume"
 
 
@@ -121,3 +124,58 @@ async def test_what_is_kept_while_a_change_is_given_to_many_is_the_change_before
         await listeners.until(listeners.taken, 2 * len(names))
     assert len(listeners.seen) == len(names) + 1
     assert {place.position for place in listeners.seen} == {before}
+
+
+async def test_changes_that_cannot_be_read_once_are_told_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    listeners = Listeners()
+    listeners.open.set()
+    monkeypatch.setattr(Exporter, "send", lambda *args: listeners.send(*args))
+    monkeypatch.setattr("cim_facade.indications.service.KEEP_S", 0.001)
+    async with opened(tmp_path) as engine:
+        read, refusals = engine.api.change_list, [OutOfSpace("full"), OutOfSpace("full")]
+
+        async def full(*args, **kwargs):
+            page = await read(*args, **kwargs)
+            if page.changes and refusals:
+                raise refusals.pop()
+            return page
+
+        monkeypatch.setattr(engine.api, "change_list", full)
+        async with serving(engine.api) as service:
+            await subscribe(service, "f", "d")
+            await engine.api.volume_create("a", MIB)
+            await listeners.until(listeners.taken, 1)
+        assert not refusals
+
+
+async def test_a_subscription_whose_end_cannot_be_recorded_ends_with_a_later_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The others of its destination go on."""
+    taken = asyncio.Event()
+
+    async def send(_: Exporter, destination: Destination, __: str) -> Outcome:
+        if len(service.book.subscriptions) == 2:
+            return Outcome(False, False, "nobody is there")
+        taken.set()
+        return Outcome(True, True)
+
+    monkeypatch.setattr(Exporter, "send", send)
+    async with opened(tmp_path) as engine, serving(engine.api) as service:
+        service.book.settings = replace(service.book.settings, interval_s=0, removal_action=IGNORE)
+        await subscribe(service, "stays", "d")
+        goes = await subscribe(service, "goes", "d")
+        await service.book.change_subscription(goes, fatal_policy=REMOVING, fatal_s=0)
+        remove, refusals = service.book.remove_subscription, [OutOfSpace("full")]
+
+        async def full(key: str) -> None:
+            if refusals:
+                raise refusals.pop()
+            await remove(key)
+
+        monkeypatch.setattr(service.book, "remove_subscription", full)
+        await engine.api.volume_create("a", MIB)
+        async with asyncio.timeout(60):
+            await taken.wait()
+        assert not refusals
+        assert goes not in service.book.subscriptions
