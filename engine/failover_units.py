@@ -47,8 +47,24 @@ class Member:
     name: str
 
 
+class _Unit:
+    """How a unit is spoken of."""
+
+    __slots__ = ()
+    name: str
+    group: object | None
+
+    @property
+    def what(self) -> str:
+        return f"replica {self.name}" if self.group is None else f"replica group {self.name}"
+
+    @property
+    def command(self) -> str:
+        return "twinvol replica" if self.group is None else "twinvol group replica"
+
+
 @dataclass(frozen=True, slots=True)
-class SourceUnit:
+class SourceUnit(_Unit):
     """A relation to a peer whose source is here. ``group``: None of a single replica."""
 
     key: str
@@ -61,14 +77,6 @@ class SourceUnit:
     @property
     def lead(self) -> MirrorRow:
         return self.rows[0]
-
-    @property
-    def what(self) -> str:
-        return f"replica {self.name}" if self.group is None else f"replica group {self.name}"
-
-    @property
-    def command(self) -> str:
-        return "twinvol replica" if self.group is None else "twinvol group replica"
 
     @property
     def volume_ids(self) -> tuple[str, ...]:
@@ -89,7 +97,7 @@ class SourceUnit:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetUnit:
+class TargetUnit(_Unit):
     """A relation whose replicas are all here, and served. ``group``: None of a single replica."""
 
     key: str
@@ -101,14 +109,6 @@ class TargetUnit:
     @property
     def lead(self) -> IncomingReplica:
         return self.replicas[0]
-
-    @property
-    def what(self) -> str:
-        return f"replica {self.name}" if self.group is None else f"replica group {self.name}"
-
-    @property
-    def command(self) -> str:
-        return "twinvol replica" if self.group is None else "twinvol group replica"
 
 
 class Units:
