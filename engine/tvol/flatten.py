@@ -198,9 +198,8 @@ class Inherited:
                 whole = (number + 1) * unit <= length
                 chunk, blank = core.allocator.take(whole=whole)
                 lease.chunks.append(chunk)
-                if not whole and not (
-                    blank and core.allocator.holes_read_zero
-                ):  # what is behind the device's end reads zero when it grows
+                reads_zero = blank and core.allocator.holes_read_zero
+                if not whole and not reads_zero:  # what is behind the device's end reads zero when it grows
                     await zero_chunk(core, chunk)
             lease.place_chunks()
         except BaseException:

@@ -286,27 +286,33 @@ def decided(sides: tuple[tuple[Engine, str], ...]) -> Callable[[], bool]:
     return lambda: sum(serving(*side) for side in sides) == 1
 
 
+def copied_around_transactions(pools: Two, folder: Path, monkeypatch: pytest.MonkeyPatch, copies: list[Path]) -> None:
+    """From now on both pools are copied before and after each transaction of a failover."""
+
+    def copied(run):
+        async def copying(work):
+            for when in ("before", "after"):
+                copies.append(folder / f"crash-{len(copies)}")
+                for name in ("a", "b"):
+                    shutil.copytree(folder / name, copies[-1] / name, ignore=shutil.ignore_patterns("*.sock"))
+                if when == "before":
+                    found = await run(work)
+            return found
+
+        return copying
+
+    for engine in (pools.a, pools.b):
+        tables = engine.pool.catalog.failover
+        monkeypatch.setattr(tables, "_run", copied(tables._run))
+
+
 async def test_a_kill_at_any_step_leaves_one_disk_and_the_command_can_be_said_again(tmp_path: Path, monkeypatch):
     """Both pools as they lie there before and after each transaction of a planned failover, opened by other daemons."""
     copies: list[Path] = []
     async with two(tmp_path) as pools:
         expected = await content(pools.a, "v")
 
-        def copied(run):
-            async def copying(work):
-                for when in ("before", "after"):
-                    copies.append(tmp_path / f"crash-{len(copies)}")
-                    for name in ("a", "b"):
-                        shutil.copytree(tmp_path / name, copies[-1] / name, ignore=shutil.ignore_patterns("*.sock"))
-                    if when == "before":
-                        found = await run(work)
-                return found
-
-            return copying
-
-        for engine in (pools.a, pools.b):
-            tables = engine.pool.catalog.failover
-            monkeypatch.setattr(tables, "_run", copied(tables._run))
+        copied_around_transactions(pools, tmp_path, monkeypatch, copies)
         await done(pools.b, await pools.b.api.replica_failover("r"))
         await until(lambda: pools.b.replicas.info("r").copy_state == "Synchronized")
         monkeypatch.undo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from engine.api import MirrorTerms
 from engine.errors import InvalidState, Superseded
 from tests.support.engine import Engine, opened
 from tests.support.link_proxy import LinkProxy
-from tests.unit.daemon.test_failover import Two, done, serving, through
+from tests.unit.daemon.test_failover import Two, copied_around_transactions, done, serving, through
 from tests.unit.daemon.test_peers import LISTEN, MIB, _address, connected, content, fill, finished, until
 
 if TYPE_CHECKING:
@@ -185,21 +184,7 @@ async def test_a_kill_at_any_step_leaves_all_members_at_one_side(tmp_path: Path,
     async with two(tmp_path) as pools:
         expected = await contents(pools.a)
 
-        def copied(run):
-            async def copying(work):
-                for when in ("before", "after"):
-                    copies.append(tmp_path / f"crash-{len(copies)}")
-                    for name in ("a", "b"):
-                        shutil.copytree(tmp_path / name, copies[-1] / name, ignore=shutil.ignore_patterns("*.sock"))
-                    if when == "before":
-                        found = await run(work)
-                return found
-
-            return copying
-
-        for engine in (pools.a, pools.b):
-            tables = engine.pool.catalog.failover
-            monkeypatch.setattr(tables, "_run", copied(tables._run))
+        copied_around_transactions(pools, tmp_path, monkeypatch, copies)
         await done(pools.b, await pools.b.api.group_replica_failover("r"))
         await synchronized(pools.b)
         monkeypatch.undo()
